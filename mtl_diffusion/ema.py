@@ -1,0 +1,33 @@
+"""An exponential moving average whose half-life is a share of the run."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """A frozen twin of a module that follows its parameters.
+
+    The half-life is `half_life` of the whole run's images and never more than `ramp` of the images
+    seen so far, so that the twin forgets its random start (EDM's ema_rampup_ratio).
+    """
+
+    def __init__(self, module: nn.Module, half_life: float, ramp: float):
+        """half_life: in images. ramp: share in (0, 1] of the images seen so far."""
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.half_life = half_life
+        self.ramp = ramp
+
+    def decay(self, images_seen: int, batch_size: int) -> float:
+        """What an update keeps of the average, in [0, 1)."""
+        half_life = min(self.half_life, self.ramp * images_seen)
+        return 0.5 ** (batch_size / max(half_life, 1e-8))
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, images_seen: int, batch_size: int) -> None:
+        """average <- decay average + (1 - decay) parameters; buffers are copied."""
+        weight = 1 - self.decay(images_seen, batch_size)
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), weight)
+        for average, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
+            average.copy_(buffer)

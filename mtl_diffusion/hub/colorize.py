@@ -1,0 +1,34 @@
+"""Colour from grey: the source's luminance is shown, degraded as far as the strength says."""
+
+import torch
+from torch import Tensor
+
+from .degradation import degrade
+from .task import Choice, Hint, Task, bernoulli
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights of PIL's convert("L")
+
+
+class Colorize(Task):
+    name = "colorize"
+    required = frozenset({"image"})
+    optional = frozenset({"class_label", "strength"})
+    default_strength = 0.0
+
+    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+        device = generator.device
+        # Half the samples show the grey image as it is, which is what most users ask for.
+        strength = torch.rand(n, generator=generator, device=device)
+        return Choice(
+            mask=torch.ones(n, 1, size, size, device=device),
+            strength=torch.where(bernoulli(n, 0.5, generator), strength, 0.0),
+            drop_class=bernoulli(n, class_dropout, generator),
+            drop_image=torch.zeros(n, dtype=torch.bool, device=device),
+        )
+
+    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+        luma = torch.tensor(LUMA, device=image.device, dtype=image.dtype)
+        grey = torch.einsum("c,bchw->bhw", luma, image)[:, None].expand_as(image)
+        return Hint(
+            image=degrade(grey, strength, noise), mask=torch.ones_like(mask), strength=strength
+        )

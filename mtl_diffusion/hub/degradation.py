@@ -1,0 +1,53 @@
+"""The ladder on which a source loses its content: low-pass, then noise."""
+
+import math
+
+import torch
+from torch import Tensor
+
+SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], as in EDM; strength 1 is noise of it
+BLUR = 0.25  # standard deviation of the low-pass at strength 1, as a share of the image's width
+
+
+def dct_matrix(size: int, device: torch.device) -> Tensor:
+    """(size, size) orthonormal DCT-II: row k is the cosine of k half-periods over the image."""
+    k = torch.arange(size, device=device, dtype=torch.float32)
+    basis = torch.cos(math.pi / size * k[:, None] * (k[None, :] + 0.5))
+    basis[0] *= math.sqrt(0.5)
+    return basis * math.sqrt(2 / size)
+
+
+def low_pass(image: Tensor, std: Tensor) -> Tensor:
+    """Gaussian blur with reflecting borders: the heat kernel, diagonal under the DCT.
+
+    Args:
+        image: (B, C, H, W), square.
+        std: (B,) standard deviation of the blur in pixels, >= 0.
+
+    Source: Rissanen et al. 2023, Generative modelling with inverse heat dissipation, eq. 6.
+    """
+    size = image.shape[-1]
+    basis = dct_matrix(size, image.device)
+    frequency = math.pi / size * torch.arange(size, device=image.device)  # radians a pixel
+    decay = torch.exp(-0.5 * (frequency * std[:, None]) ** 2)  # (B, size)
+    kernel = basis.T @ (decay[:, :, None] * basis)  # (B, size, size)
+    return torch.einsum("bij,bcjk,blk->bcil", kernel, image, kernel)
+
+
+def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
+    """cos(pi s / 2) low_pass(image, s BLUR W) + sin(pi s / 2) SIGMA_DATA noise.
+
+    At every frequency the signal-to-noise ratio falls as the strength s grows. Strength 0 gives
+    the image back bit for bit, strength 1 leaves nothing of it, and the variance hardly changes.
+
+    Args:
+        image: (B, 3, H, W) in [-1, 1].
+        strength: (B,) in [0, 1].
+        noise: (B, 3, H, W) standard normal.
+    """
+    s = strength[:, None, None, None]
+    blurred = low_pass(image, strength * BLUR * image.shape[-1])
+    # cos(pi / 2) is 4e-8 in float32: say zero, so that the end of the ladder is exact.
+    signal = torch.where(s < 1, torch.cos(math.pi / 2 * s), 0.0)
+    degraded = signal * blurred + torch.sin(math.pi / 2 * s) * SIGMA_DATA * noise
+    return torch.where(s > 0, degraded, image)

@@ -1,0 +1,150 @@
+"""The denoiser: EDM preconditioning around a stock UNet, what it is told, and guidance.
+
+Notation of Karras et al. 2022, arXiv:2206.00364:
+    D(x; sigma) = c_skip x + c_out F(c_in x, c_noise).
+Everything here returns F. The scheduler holds c_skip, c_out, c_in and c_noise, for training too.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from .task import Hint, Task
+from .tokens import Vocabulary
+
+CHANNELS = 7  # noisy image, condition image, mask
+TASK, CLASS, STRENGTH = range(3)  # places in the sequence of tokens
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is told about B samples.
+
+    Attributes:
+        image: (B, 3, H, W) what is shown, in the range of the images; zero where nothing is.
+        mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
+        tokens: (B, 3, V) task, class, strength: a distribution over the vocabulary each.
+    """
+
+    image: Tensor
+    mask: Tensor
+    tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, rows) -> "Conditioning":
+        return Conditioning(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @staticmethod
+    def cat(parts: list["Conditioning"]) -> "Conditioning":
+        return Conditioning(
+            *(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Conditioning))
+        )
+
+    def without(self, place: int, null: int, rows: Tensor | None = None) -> "Conditioning":
+        """The token at a place becomes null, for all samples or for the rows (B,) bool."""
+        tokens = self.tokens.clone()
+        nothing = torch.zeros_like(tokens[:, place])
+        nothing[:, null] = 1
+        if rows is not None:
+            nothing = torch.where(rows[:, None], nothing, tokens[:, place])
+        tokens[:, place] = nothing
+        return replace(self, tokens=tokens)
+
+    def without_image(self, null: int, rows: Tensor | None = None) -> "Conditioning":
+        """Hides the image inside the mask, and with it the strength."""
+        known = self.image * (1 - self.mask)
+        if rows is not None:
+            known = torch.where(rows[:, None, None, None], known, self.image)
+        return replace(self.without(STRENGTH, null, rows), image=known)
+
+
+def tell(hint: Hint, task: Task, label: Tensor, vocabulary: Vocabulary) -> Conditioning:
+    """What a task shows and the words for it, as the denoiser takes them.
+
+    Args:
+        label: (B,) class labels in 0..K-1, negative for none.
+    """
+    tokens = vocabulary.tokens(
+        vocabulary.tasks[task.name], vocabulary.class_ids(label), hint.strength
+    )
+    return Conditioning(image=hint.image, mask=hint.mask, tokens=tokens)
+
+
+def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+    """The raw output F of the network.
+
+    Args:
+        unet: a UNet2DConditionModel with `CHANNELS` input channels and one-hot tokens.
+        scheduler: an EDM scheduler; it is the home of the preconditioning.
+        noisy: (B, 3, H, W) float32, image + sigma noise.
+        sigma: (B, 1, 1, 1): (B,) would broadcast along the width without a word.
+
+    Returns:
+        (B, 3, H, W) float32.
+    """
+    if sigma.shape != (len(noisy), 1, 1, 1):
+        raise ValueError(
+            f"sigma has shape {tuple(sigma.shape)}; it must be ({len(noisy)}, 1, 1, 1)"
+        )
+    # c_in scales the noisy channels alone; the condition is brought to unit variance by sigma_data.
+    channels = torch.cat(
+        [
+            scheduler.precondition_inputs(noisy, sigma),
+            conditioning.image / scheduler.config.sigma_data,
+            conditioning.mask,
+        ],
+        dim=1,
+    ).to(unet.dtype)
+    tokens = conditioning.tokens.to(unet.dtype)
+    timestep = scheduler.precondition_noise(sigma).flatten().to(unet.dtype)  # (B,)
+    output = unet(
+        channels,
+        timestep,
+        encoder_hidden_states=tokens,
+        class_labels=tokens.flatten(1),
+        return_dict=False,
+    )[0]
+    return output.float()
+
+
+def predict_guided(
+    unet,
+    scheduler,
+    noisy: Tensor,
+    sigma: Tensor,
+    conditioning: Conditioning,
+    null: int,
+    guidance_scale: float = 1.0,
+    image_guidance_scale: float = 1.0,
+) -> Tensor:
+    """F(0,0) + s_I [F(I,0) - F(0,0)] + s_C [F(I,c) - F(I,0)], all evaluations in one batch.
+
+    A scale of 1 is off. The weights sum to 1, so combining F equals combining D. A branch of weight
+    zero is not evaluated: one evaluation without guidance, two where s_I is 1, else up to three.
+
+    Args:
+        null: id of the null token.
+        guidance_scale: s_C, the class's.
+        image_guidance_scale: s_I, the condition image's.
+
+    Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
+    """
+    imageless = conditioning.without_image(null)
+    branches = [
+        (guidance_scale, conditioning),
+        (image_guidance_scale - guidance_scale, conditioning.without(CLASS, null)),
+        (1 - image_guidance_scale, imageless.without(CLASS, null)),
+    ]
+    branches = [(weight, branch) for weight, branch in branches if weight != 0]
+    n = len(branches)
+    F = predict(
+        unet,
+        scheduler,
+        noisy.repeat(n, 1, 1, 1),
+        sigma.repeat(n, 1, 1, 1),
+        Conditioning.cat([branch for _, branch in branches]),
+    )
+    return sum(weight * part for (weight, _), part in zip(branches, F.chunk(n), strict=True))

@@ -1,0 +1,41 @@
+"""Class-guided editing: the source is shown degraded, the class says what to make of it.
+
+There are no edited pairs to learn from. Training shows a degraded image with its own class;
+sampling swaps the class. The strength says how much of the source is hidden.
+"""
+
+import torch
+from torch import Tensor
+
+from .degradation import degrade
+from .masks import draw_masks
+from .task import Choice, Hint, Task, bernoulli
+
+REGION_SHARE = 0.25  # share of the samples that edit only a region; the others edit everything
+
+
+class Edit(Task):
+    name = "edit"
+    required = frozenset({"image", "class_label"})
+    optional = frozenset({"mask_image", "strength", "image_guidance_scale"})
+    default_strength = 0.5
+    default_guidance_scale = 3.0
+
+    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+        device = generator.device
+        region = bernoulli(n, REGION_SHARE, generator)[:, None, None, None]
+        mask = draw_masks(n, size, generator)
+        # Guidance needs F(I, 0) and F(0, 0): the class is dropped alone, and with the image.
+        u = torch.rand(n, generator=generator, device=device) / max(class_dropout, 1e-12)
+        return Choice(
+            mask=torch.where(region, mask, torch.ones_like(mask)),
+            strength=torch.rand(n, generator=generator, device=device),
+            drop_class=u < 1.5,
+            drop_image=(u >= 1) & (u < 2),
+        )
+
+    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+        # Strength 0 hides nothing: there is nothing to paint, and the source comes out exactly.
+        mask = mask * (strength > 0)[:, None, None, None]
+        shown = torch.where(mask > 0, degrade(image, strength, noise), image)
+        return Hint(image=shown, mask=mask, strength=strength)

@@ -1,0 +1,26 @@
+"""Synthesis from nothing, with a class or without."""
+
+import torch
+from torch import Tensor
+
+from .task import Choice, Hint, Task, bernoulli, no_strength
+
+
+class Generate(Task):
+    name = "generate"
+    optional = frozenset({"class_label"})
+    default_guidance_scale = 2.0
+
+    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+        device = generator.device
+        return Choice(
+            mask=torch.ones(n, 1, size, size, device=device),
+            strength=no_strength(n, device),
+            drop_class=bernoulli(n, class_dropout, generator),
+            drop_image=torch.zeros(n, dtype=torch.bool, device=device),
+        )
+
+    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+        return Hint(
+            image=torch.zeros_like(image), mask=torch.ones_like(mask), strength=strength * torch.nan
+        )

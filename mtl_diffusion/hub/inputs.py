@@ -1,0 +1,186 @@
+"""What users hand to the pipeline, as tensors: read strictly, with errors that say what to do."""
+
+import math
+import numbers
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def read_images(value, size: int, name: str = "image") -> Tensor:
+    """Images as (B, 3, size, size) float32 in [0, 1].
+
+    Takes a PIL image, an array (H, W, 3), a tensor (3, H, W), a batch of either with one more
+    axis in front, or a list of them. Arrays and tensors are floats in [0, 1], which is what
+    `output_type="np"` and `"pt"` give.
+    """
+    return torch.cat([_image(item, size, name) for item in _items(value, name, "image")])
+
+
+def read_masks(value, size: int, name: str = "mask_image") -> Tensor:
+    """Masks as (B, 1, size, size) float32 in {0, 1}: white (1) is repainted, black (0) is kept.
+
+    Takes what `read_images` takes, with one channel or none. Grey values are cut at one half.
+    """
+    return torch.cat([_mask(item, size, name) for item in _items(value, name, "mask")])
+
+
+def read_labels(value, classes: Sequence[str], name: str = "class_label") -> Tensor:
+    """Class labels as (B,) int64 in 0..K-1, -1 for none, from names, numbers, None or a list."""
+    items = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
+    items = list(items) if isinstance(items, list | tuple) else [items]
+    if not items:
+        raise ValueError(f"{name} is an empty list; give a class name, a number or None")
+    return torch.tensor([_label(item, classes, name) for item in items])
+
+
+def read_numbers(value, low: float, high: float, name: str) -> Tensor:
+    """One number or a list of them as (B,) float32, each in [low, high]."""
+    items = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
+    items = list(items) if isinstance(items, list | tuple) else [items]
+    if not items:
+        raise ValueError(f"{name} is an empty list; give a number from {low} to {high}")
+    return torch.tensor([read_number(item, low, high, name) for item in items])
+
+
+def read_number(value, low: float, high: float, name: str) -> float:
+    """A finite number in [low, high]. True and False are no numbers."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not low <= value <= high:
+        upper = f"to {high}" if math.isfinite(high) else "upwards"
+        raise ValueError(f"{name} is {value!r}; it must be a number from {low} {upper}")
+    return float(value)
+
+
+def read_count(value, name: str) -> int:
+    """A whole number, at least 1. True and False are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
+    return int(value)
+
+
+def repeat_to_batch(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Repeats what was given once, so that every argument has one entry a sample."""
+    lengths = {name: len(part) for name, part in parts.items()}
+    size = max(lengths.values())
+    if any(length not in (1, size) for length in lengths.values()):
+        raise ValueError(
+            "the arguments have different lengths: "
+            + ", ".join(f"{name} {length}" for name, length in lengths.items())
+            + "; give each of them once, or as often as the longest"
+        )
+    return {name: part.expand(size, *part.shape[1:]) for name, part in parts.items()}
+
+
+def _items(value, name: str, kind: str) -> list:
+    """A batch as a list of single pictures."""
+    if isinstance(value, list | tuple):
+        if not value:
+            raise ValueError(f"{name} is an empty list; give at least one {kind}")
+        return [item for part in value for item in _items(part, name, kind)]
+    if isinstance(value, Image.Image):
+        return [value]
+    if not isinstance(value, np.ndarray | Tensor):
+        raise ValueError(
+            f"{name} is a {type(value).__name__}; it must be a PIL image, a numpy array, a tensor, "
+            "or a list of these"
+        )
+    if value.ndim == 4:
+        return list(value)
+    # Three axes are one picture, except (B, H, W): masks without a channel.
+    if kind == "mask" and value.ndim == 3:
+        channel = 0 if isinstance(value, Tensor) else -1
+        return [value] if value.shape[channel] == 1 else list(value)
+    return [value]
+
+
+def _image(item, size: int, name: str) -> Tensor:
+    if isinstance(item, Image.Image):
+        if item.mode != "RGB":
+            raise ValueError(
+                f"{name} is a PIL image of mode {item.mode}; it must be RGB: "
+                f'give {name}.convert("RGB")'
+            )
+        _check_size(item.height, item.width, size, name)
+        return torch.from_numpy(np.array(item)).permute(2, 0, 1)[None].float() / 255
+    pixels = _floats(item, name)
+    if isinstance(item, np.ndarray):
+        if pixels.ndim != 3 or pixels.shape[-1] != 3:
+            raise ValueError(
+                f"{name} is an array of shape {item.shape}; it must be (H, W, 3), or (B, H, W, 3)"
+            )
+        pixels = pixels.permute(2, 0, 1)
+    elif pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise ValueError(
+            f"{name} is a tensor of shape {tuple(item.shape)}; it must be (3, H, W), or "
+            "(B, 3, H, W): the channels come first"
+        )
+    _check_size(*pixels.shape[1:], size, name)
+    return pixels[None]
+
+
+def _mask(item, size: int, name: str) -> Tensor:
+    if isinstance(item, Image.Image):
+        _check_size(item.height, item.width, size, name)
+        mask = torch.from_numpy(np.array(item.convert("L"))).float() / 255
+    else:
+        mask = torch.as_tensor(item)
+        mask = mask.float() if mask.dtype == torch.bool else _floats(item, name)
+        if mask.ndim == 3:
+            channel = 0 if isinstance(item, Tensor) else -1
+            if mask.shape[channel] != 1:
+                raise ValueError(
+                    f"{name} has shape {tuple(item.shape)}; it must have one channel, or none"
+                )
+            mask = mask.squeeze(channel)
+        if mask.ndim != 2:
+            raise ValueError(
+                f"{name} has shape {tuple(item.shape)}; it must be (H, W), or a batch of that"
+            )
+        _check_size(*mask.shape, size, name)
+    return (mask >= 0.5).float()[None, None]
+
+
+def _floats(item, name: str) -> Tensor:
+    pixels = torch.as_tensor(item)
+    if not pixels.is_floating_point():
+        raise ValueError(
+            f"{name} has the type {item.dtype}; arrays and tensors must be floats in [0, 1]: "
+            "divide by 255, or give PIL images"
+        )
+    pixels = pixels.detach().float().cpu()
+    if not pixels.isfinite().all():
+        raise ValueError(f"{name} has NaN or infinite values; it must lie in [0, 1]")
+    if pixels.numel() and (pixels.min() < 0 or pixels.max() > 1):
+        raise ValueError(
+            f"{name} has values from {pixels.min():.3g} to {pixels.max():.3g}; it must lie in "
+            "[0, 1]: divide 0..255 by 255, map [-1, 1] by x / 2 + 0.5"
+        )
+    return pixels
+
+
+def _check_size(height: int, width: int, size: int, name: str) -> None:
+    if (height, width) != (size, size):
+        raise ValueError(
+            f"{name} is {width}x{height} pixels; this model takes {size}x{size}: resize it, for a "
+            f"PIL image with {name}.resize(({size}, {size}))"
+        )
+
+
+def _label(item, classes: Sequence[str], name: str) -> int:
+    if item is None:
+        return -1
+    if isinstance(item, str):
+        if item not in classes:
+            raise ValueError(f"{name} is {item!r}; this model knows {', '.join(classes)}")
+        return list(classes).index(item)
+    is_index = isinstance(item, numbers.Integral) and not isinstance(item, bool)
+    if not is_index or not 0 <= item < len(classes):
+        raise ValueError(
+            f"{name} is {item!r}; it must be a class name, a number from 0 to {len(classes) - 1}, "
+            "or None"
+        )
+    return int(item)

@@ -1,0 +1,371 @@
+"""The pipeline: one model, several tasks. It ships with every model, with the files it imports.
+
+pipe = DiffusionPipeline.from_pretrained("user/model", trust_remote_code=True)
+pipe(task="generate", class_label="cat").images[0]
+pipe(task="inpaint", image=image, mask_image=mask).images[0]
+pipe(task="edit", image=image, class_label="dog", strength=0.7).images[0]
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+# The loader copies the siblings that this file imports, and no others: so it imports all of them.
+from .colorize import Colorize
+from .degradation import degrade  # noqa: F401
+from .denoiser import Conditioning, predict_guided, tell
+from .edit import Edit
+from .generate import Generate
+from .inpaint import Inpaint
+from .inputs import (
+    read_count,
+    read_images,
+    read_labels,
+    read_masks,
+    read_number,
+    read_numbers,
+    repeat_to_batch,
+)
+from .masks import draw_masks  # noqa: F401
+from .task import Task
+from .tokens import Vocabulary
+
+# Every task there is, by name. A new task is a file of its own and a line here.
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Generate(),
+        Inpaint(),
+        Edit(),
+        Colorize(),
+    )
+}
+
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a user gave, one entry a sample.
+
+    Attributes:
+        image: (B, 3, H, W) in [0, 1]. mask: (B, 1, H, W) in {0, 1}. label: (B,), -1 for none.
+        strength: (B,) in [0, 1], NaN for none.
+    """
+
+    image: Tensor
+    mask: Tensor
+    label: Tensor
+    strength: Tensor
+
+    def repeat(self, times: int) -> "Source":
+        return Source(*(getattr(self, f.name).repeat_interleave(times, 0) for f in fields(self)))
+
+    def to(self, device: torch.device) -> "Source":
+        return Source(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+def _read_sources(pipeline_file: Path) -> dict[str, str]:
+    """This file and the siblings it imports, name -> text."""
+    text = pipeline_file.read_text(encoding="utf-8")
+    names = re.findall(r"^from \.(\w+) import ", text, re.MULTILINE)
+    files = [pipeline_file, *(pipeline_file.with_name(f"{name}.py") for name in names)]
+    return {file.name: file.read_text(encoding="utf-8") for file in files}
+
+
+class MultiTaskPipeline(DiffusionPipeline):
+    """One small UNet that synthesises, inpaints and edits.
+
+    Args:
+        unet: takes `denoiser.CHANNELS` channels and one-hot tokens.
+        tokenizer: its vocabulary says which tasks and classes the model has learned.
+        scheduler: `EDMDPMSolverMultistepScheduler` or `EDMEulerScheduler`.
+    """
+
+    model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012, the name and type are diffusers'
+
+    def __init__(self, unet: UNet2DConditionModel, tokenizer, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, tokenizer=tokenizer, scheduler=scheduler)
+        self.vocabulary = Vocabulary.of(tokenizer.get_vocab())
+        if self.vocabulary.size != unet.config.encoder_hid_dim:
+            raise ValueError(
+                f"the tokenizer has {self.vocabulary.size} words and the unet takes "
+                f"{unet.config.encoder_hid_dim}; they must be from one model"
+            )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that this model has learned."""
+        return tuple(name for name in TASKS if name in self.vocabulary.tasks)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers."""
+        return tuple(self.vocabulary.classes)
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images in pixels."""
+        return self.unet.config.sample_size
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def image_guidance_scale(self) -> float:
+        return self._image_guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        task: str = "generate",
+        class_label: str | int | list | None = None,
+        image=None,
+        mask_image=None,
+        strength: float | list[float] | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        num_inference_steps: int = 18,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006, diffusers' own
+    ) -> ImagePipelineOutput | tuple:
+        """Draws images. Every argument but the task may be a list, one entry a sample.
+
+        Args:
+            task: one of `pipe.tasks`.
+            class_label: a class's name or number, None for no class.
+            image: the source, `pipe.size` pixels square: PIL, or floats in [0, 1] as an array
+                (H, W, 3) or a tensor (3, H, W), or a batch or a list of these.
+            mask_image: white (1) is repainted, black (0) is kept, byte for byte.
+            strength: how much of the source is hidden, from 0 (nothing: the source comes back) to
+                1 (everything). None: the task's default.
+            guidance_scale: how much more the class counts; 1 is off. None: the task's default.
+            image_guidance_scale: how much more the source counts; 1 is off.
+            num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches.
+            num_images_per_prompt: images for each sample.
+            generator: one, or one for each image.
+            latents: (images, 3, size, size) standard normal, instead of drawing them.
+            output_type: "pil"; "np" (B, H, W, 3) or "pt" (B, 3, H, W), floats in [0, 1]; or
+                "latent", (B, 3, H, W) in about [-1, 1], not clipped.
+            callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; it may
+                return a dict with other latents.
+
+        Raises:
+            ValueError: an argument is out of its range, or one that the task doesn't take.
+        """
+        self._check_task(
+            task,
+            image=image,
+            mask_image=mask_image,
+            class_label=class_label,
+            strength=strength,
+            image_guidance_scale=image_guidance_scale,
+        )
+        self._check_output(output_type, callback_on_step_end_tensor_inputs)
+        spec = TASKS[task]
+        strength = spec.default_strength if strength is None else strength
+        guidance = spec.default_guidance_scale if guidance_scale is None else guidance_scale
+        image_guidance = 1.0 if image_guidance_scale is None else image_guidance_scale
+        self._guidance_scale = read_number(guidance, 0, math.inf, "guidance_scale")
+        self._image_guidance_scale = read_number(
+            image_guidance, 0, math.inf, "image_guidance_scale"
+        )
+        steps = read_count(num_inference_steps, "num_inference_steps")
+        device = self._execution_device
+
+        source = self._read_source(spec, class_label, image, mask_image, strength)
+        source = source.repeat(read_count(num_images_per_prompt, "num_images_per_prompt"))
+        source = source.to(device)
+        noise = self._read_latents(latents, generator, len(source.image))
+        # Only a task that degrades its source needs noise of its own: draw it after the latents.
+        own_noise = randn_tensor(noise.shape, generator, device, torch.float32)
+        known = 2 * source.image - 1
+        hint = spec.condition(known, source.mask, source.strength, own_noise)
+        conditioning = tell(hint, spec, source.label, self.vocabulary)
+
+        latents = self._denoise(
+            known,
+            noise,
+            conditioning,
+            steps,
+            generator,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        self.maybe_free_model_hooks()
+        if output_type == "latent":
+            images = latents
+        else:
+            painted = (latents / 2 + 0.5).clamp(0, 1)
+            images = torch.where(conditioning.mask > 0, painted, source.image)
+            if output_type != "pt":
+                images = VaeImageProcessor.pt_to_numpy(images)
+            if output_type == "pil":
+                images = VaeImageProcessor.numpy_to_pil(images)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _denoise(
+        self,
+        known: Tensor,
+        noise: Tensor,
+        conditioning: Conditioning,
+        steps: int,
+        generator,
+        callback: Callable | None,
+        callback_inputs: list[str],
+    ) -> Tensor:
+        """Solves the probability-flow ODE from sigma_max to 0, known pixels exact at every step.
+
+        Args:
+            known: (B, 3, H, W) in [-1, 1], what stands where the mask is 0.
+            noise: (B, 3, H, W) standard normal.
+
+        Returns:
+            (B, 3, H, W) float32.
+        """
+        scheduler = self.scheduler
+        scheduler.set_timesteps(steps, device=known.device)
+        scheduler.set_begin_index(0)
+        sigmas = scheduler.sigmas.tolist()
+        self._num_timesteps = len(scheduler.timesteps)
+        hole = conditioning.mask > 0
+        x = torch.where(hole, 0.0, known) + sigmas[0] * noise
+        with self.progress_bar(total=self._num_timesteps) as progress:
+            for i, timestep in enumerate(scheduler.timesteps):
+                F = predict_guided(
+                    self.unet,
+                    scheduler,
+                    x,
+                    torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device),
+                    conditioning,
+                    self.vocabulary.null,
+                    self.guidance_scale,
+                    self.image_guidance_scale,
+                )
+                x = scheduler.step(F, timestep, x, generator=generator).prev_sample
+                x = torch.where(hole, x, known + sigmas[i + 1] * noise)
+                if callback is not None:
+                    tensors = {name: {"latents": x}[name] for name in callback_inputs}
+                    x = callback(self, i, timestep, tensors).pop("latents", x)
+                progress.update()
+        return x
+
+    def _check_task(self, task: str, **arguments) -> None:
+        """Refuses a task the model has not learned, and arguments that don't fit the task."""
+        if task not in self.tasks:
+            untrained = f"; {task} is a task, but this model has not learned it"
+            raise ValueError(
+                f"task is {task!r}; this model knows {', '.join(self.tasks)}"
+                + (untrained if task in TASKS else "")
+            )
+        spec = TASKS[task]
+        given = {name for name, value in arguments.items() if value is not None}
+        if missing := spec.required - given:
+            raise ValueError(f"task {task!r} needs {', '.join(sorted(missing))}; give it too")
+        if strangers := given - spec.required - spec.optional:
+            takes = ", ".join(sorted(spec.required | spec.optional))
+            raise ValueError(
+                f"task {task!r} takes no {', '.join(sorted(strangers))}; it takes {takes}"
+            )
+
+    def _check_output(self, output_type: str, callback_inputs: list[str]) -> None:
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(
+                f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}"
+            )
+        if strangers := set(callback_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs has {', '.join(sorted(strangers))}; "
+                f"it may have {', '.join(self._callback_tensor_inputs)}"
+            )
+
+    def _read_source(self, spec: Task, class_label, image, mask_image, strength) -> "Source":
+        """The arguments as tensors of one length; without a source it is zeros, all a hole."""
+        parts = {
+            "class_label": read_labels(class_label, self.class_names),
+            "strength": torch.tensor([strength])
+            if strength is spec.default_strength
+            else read_numbers(strength, 0, 1, "strength"),
+        }
+        if "class_label" in spec.required and (parts["class_label"] < 0).any():
+            raise ValueError(f"class_label has None in it; task {spec.name!r} needs a class")
+        if image is not None:
+            parts["image"] = read_images(image, self.size)
+        if mask_image is not None:
+            parts["mask_image"] = read_masks(mask_image, self.size)
+        parts.setdefault("image", torch.zeros(1, 3, self.size, self.size))
+        parts.setdefault("mask_image", torch.ones(1, 1, self.size, self.size))
+        parts = repeat_to_batch(parts)
+        return Source(parts["image"], parts["mask_image"], parts["class_label"], parts["strength"])
+
+    def _read_latents(self, latents: Tensor | None, generator, count: int) -> Tensor:
+        """(count, 3, size, size) standard normal in float32, whatever the precision of the unet."""
+        shape = (count, 3, self.size, self.size)
+        if isinstance(generator, list | tuple) and len(generator) != count:
+            raise ValueError(
+                f"generator has {len(generator)} entries for {count} images; give one, or one each"
+            )
+        if latents is None:
+            return randn_tensor(shape, generator, self._execution_device, torch.float32)
+        if latents.shape != shape or not latents.isfinite().all():
+            raise ValueError(
+                f"latents have the shape {tuple(latents.shape)}; they must be finite, and {shape}"
+            )
+        return latents.to(self._execution_device, torch.float32)
+
+    # What makes `save_pretrained` and `push_to_hub` write a folder that loads without this package.
+    # The sources are read once, at import: every pipeline that is loaded from a folder has the same
+    # module name, and a later one overwrites the files and the globals of an earlier one.
+    _sources = _read_sources(Path(__file__))
+
+    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Writes model_index.json and the source files; `save_pretrained` calls it last."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self._sources.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        # transformers 5 writes a class name that 4.x doesn't know.
+        tokenizer_config = folder / "tokenizer" / "tokenizer_config.json"
+        if tokenizer_config.exists():
+            table = json.loads(tokenizer_config.read_text())
+            table["tokenizer_class"] = TOKENIZER_CLASS
+            tokenizer_config.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def to_json_string(self) -> str:
+        """The text of model_index.json, with the class named as a file of the folder has it."""
+        index = json.loads(super().to_json_string())
+        index["_class_name"] = [Path(__file__).stem, type(self).__name__]
+        index["tokenizer"] = ["transformers", TOKENIZER_CLASS]
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        # The installed class is the class: it needs no file of the folder, and no trust in one.
+        index = super()._dict_from_json_file(json_file)
+        if isinstance(index.get("_class_name"), list):
+            index["_class_name"] = index["_class_name"][-1]
+        return index

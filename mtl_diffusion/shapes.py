@@ -1,0 +1,148 @@
+"""The embedded dataset: five shapes, drawn from a seed, so that everything runs without a network.
+
+Each image is a light disc, square, triangle, cross or ring on a dark background, in its own
+colours, place and size. Nothing is read from disk or downloaded.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from PIL import Image as PILImage
+
+CLASSES = ("disc", "square", "triangle", "cross", "ring")
+
+_UNIT = 16  # lengths below are in sixteenths of the picture's side, whatever its resolution
+_CHUNK = 1024  # images rendered at once; bounds the memory
+
+
+def shapes(
+    resolution: int = 16, num_train: int = 12800, num_test: int = 1000, seed: int = 0
+) -> DatasetDict:
+    """Draw the dataset: splits `train` and `test`, columns `image` (RGB PNG) and `label`.
+
+    Row i is of class `CLASSES[i % 5]`, so every slice of a split is balanced. A row is a function
+    of (seed, split, i) alone: a smaller dataset is the beginning of a larger one, and another
+    resolution shows the same scenes.
+
+    Args:
+        resolution: side in pixels, at least 8; below 16 rings and discs start to look alike.
+        num_train: rows of the train split, at least 1.
+        num_test: rows of the test split, at least 1.
+        seed: a non-negative integer. Train and test are different draws of the same seed.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    lowest = {"resolution": 8, "num_train": 1, "num_test": 1, "seed": 0}
+    given = {
+        "resolution": resolution,
+        "num_train": num_train,
+        "num_test": num_test,
+        "seed": seed,
+    }
+    for name, value in given.items():
+        if value < lowest[name]:
+            raise ValueError(f"{name}: {value} is too low; give {lowest[name]} or more.")
+    return DatasetDict(
+        train=_split(resolution, num_train, key=[seed, 0]),
+        test=_split(resolution, num_test, key=[seed, 1]),
+    )
+
+
+def _split(resolution: int, count: int, key: list[int]) -> Dataset:
+    labels = np.arange(count) % len(CLASSES)
+    draws = np.random.default_rng(key).random((count, 18))
+    encoded = []
+    for start in range(0, count, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        encoded += [_png(image) for image in _render(labels[part], draws[part], resolution)]
+    features = Features(image=Image(), label=ClassLabel(names=list(CLASSES)))
+    return Dataset.from_dict({"image": encoded, "label": labels}, features=features)
+
+
+def _png(image: np.ndarray) -> dict:
+    buffer = io.BytesIO()
+    PILImage.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _render(labels: np.ndarray, draws: np.ndarray, resolution: int) -> np.ndarray:
+    """Labels (B,) and uniform draws (B, 18) -> images (B, H, W, 3) uint8."""
+    u = draws.T[..., None, None]  # (18, B, 1, 1)
+    pixels = (np.arange(resolution) + 0.5) * (_UNIT / resolution)
+    x, y = pixels[None, None, :], pixels[None, :, None]
+
+    radius = 3.8 + 2.0 * u[0]
+    reach = 1.15 * radius + 0.25  # no shape passes this distance from its centre along x or y
+    cx = reach + (_UNIT - 2 * reach) * u[1]
+    cy = reach + (_UNIT - 2 * reach) * u[2]
+    angle = np.deg2rad(24.0 * u[3] - 12.0)
+
+    distance = _signed_distance(labels, x - cx, y - cy, radius, angle)
+    # One pixel wide ramp across the edge: the share of the pixel that the shape covers.
+    coverage = np.clip(0.5 - distance * (resolution / _UNIT), 0.0, 1.0)[..., None]
+
+    light = _rgb(hue=u[4], saturation=0.65 * u[5], value=0.8 + 0.2 * u[6])
+    dark = [_rgb(hue=u[i], saturation=0.8 * u[i + 1], value=0.3 * u[i + 2]) for i in (7, 10)]
+    direction = 2 * np.pi * u[13]
+    along = (np.cos(direction) * (x - _UNIT / 2) + np.sin(direction) * (y - _UNIT / 2)) / _UNIT
+    slope = np.clip(along + 0.5, 0.0, 1.0)[..., None]
+    background = dark[0] + (dark[1] - dark[0]) * slope
+    image = background + (light - background) * coverage
+    return np.rint(255.0 * image).astype(np.uint8)
+
+
+def _signed_distance(labels, x, y, radius, angle) -> np.ndarray:
+    """Distance (B, H, W) to the outline of each row's shape: negative inside, positive outside."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    x, y = cos * x + sin * y, cos * y - sin * x
+    distance = np.empty(x.shape)
+    for label, name in enumerate(CLASSES):
+        rows = labels == label
+        distance[rows] = _OUTLINES[name](x[rows], y[rows], radius[rows])
+    return distance
+
+
+def _disc(x, y, r):
+    return np.hypot(x, y) - r
+
+
+def _square(x, y, r):
+    return _box(x, y, 0.88 * r, 0.88 * r)
+
+
+def _triangle(x, y, r):
+    # Equilateral, point up (y runs down), of circumradius 1.15 r around its centroid.
+    sides = np.maximum(y, 0.5 * (np.sqrt(3.0) * np.abs(x) - y))
+    return sides - 0.575 * r
+
+
+def _cross(x, y, r):
+    return np.minimum(_box(x, y, r, 0.32 * r), _box(x, y, 0.32 * r, r))
+
+
+def _ring(x, y, r):
+    return np.abs(np.hypot(x, y) - 0.74 * r) - 0.26 * r
+
+
+def _box(x, y, half_width, half_height):
+    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+
+
+_OUTLINES = {
+    "disc": _disc,
+    "square": _square,
+    "triangle": _triangle,
+    "cross": _cross,
+    "ring": _ring,
+}
+
+
+def _rgb(hue, saturation, value) -> np.ndarray:
+    """HSV in [0, 1], each (B, 1, 1) -> RGB (B, 1, 1, 3) in [0, 1]."""
+    k = (np.array([5.0, 3.0, 1.0]) + 6.0 * hue[..., None]) % 6.0
+    value, saturation = value[..., None], saturation[..., None]
+    return value - value * saturation * np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0)

@@ -1,0 +1,56 @@
+"""Draw generate.png, inpaint.png and edit.png: python scripts/gallery.py --pipeline FOLDER_OR_REPO
+
+Sources are held-out images of a dataset, or else samples of the model itself. The first seeds are
+taken, and nothing is picked by hand.
+"""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pipeline", required=True, help="exported folder or name on the Hub")
+    parser.add_argument("--output_dir", required=True, help="folder for the pictures")
+    parser.add_argument("--dataset_name", help="take sources from this dataset's held-out split")
+    parser.add_argument("--validation_split", default="test", help="held-out split")
+    parser.add_argument("--num_inference_steps", type=int, default=18, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    args = parser.parse_args()
+
+    # After parsing: torch takes seconds to import, and --help needs none of it.
+    import torch
+    from tqdm.auto import tqdm
+
+    from mtl_diffusion import gallery
+    from mtl_diffusion.data import load_images
+    from mtl_diffusion.hub.pipeline import MultiTaskPipeline
+
+    pipe = MultiTaskPipeline.from_pretrained(args.pipeline)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    if args.dataset_name:
+        data = load_images(
+            args.dataset_name,
+            split=args.validation_split,
+            resolution=pipe.size,
+            split_field="validation_split",
+        )
+        sources = gallery.to_pictures(data.images[:12])
+    else:
+        sources = gallery.own_samples(pipe, 12, args.seed)
+    options = {"seed": args.seed, "num_inference_steps": args.num_inference_steps}
+    pictures = {
+        "generate": lambda: gallery.generate_picture(pipe, **options),
+        "inpaint": lambda: gallery.inpaint_picture(pipe, sources, **options),
+        "edit": lambda: gallery.edit_picture(pipe, sources[: len(pipe.class_names)], **options),
+    }
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in tqdm([name for name in pictures if name in pipe.tasks], desc="Drawing"):
+        pictures[name]().save(folder / f"{name}.png")
+        tqdm.write(str(folder / f"{name}.png"))
+
+
+if __name__ == "__main__":
+    main()
