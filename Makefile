@@ -29,7 +29,7 @@ lint: setup
 
 quickstart: setup
 	$(LAUNCH) scripts/train.py --config configs/quickstart.yaml
-	$(BIN)/python scripts/gallery.py --pipeline $(QUICKSTART)/pipeline \
+	$(BIN)/python scripts/gallery.py --pipeline $(QUICKSTART)/pipeline --dataset_name shapes \
 		--output_dir $(QUICKSTART)/gallery
 
 clean:

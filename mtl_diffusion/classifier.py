@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from transformers import RegNetConfig, RegNetForImageClassification
 
 from .data import ImageDataset, to_unit_range
-from .loader import Loader
 from .keyed import generator
+from .loader import Loader
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,18 @@ def grid(
     return sheet
 
 
+def side_by_side(pictures: Sequence[Picture]) -> Picture:
+    """Pictures of any sizes in one row, their tops aligned."""
+    gap = 4 * _MARGIN
+    width = sum(picture.width + gap for picture in pictures) - gap
+    sheet = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width + gap
+    return sheet
+
+
 def to_pictures(images: torch.Tensor) -> list[Picture]:
     """(B, 3, H, W) uint8 -> PIL images."""
     return [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]

@@ -56,7 +56,8 @@ class Loader:
                 " of the dataset; give a smaller batch or a larger split."
             )
         self.device = torch.device(device)
-        self.dataset = dataset.to(self.device) if _fits(dataset, self.device) else dataset
+        self.resident = _fits(dataset, self.device)
+        self.dataset = dataset.to(self.device) if self.resident else dataset
         self.total_batch_size = total_batch_size
         self.seed = seed
         self.random_flip = random_flip
@@ -74,7 +75,7 @@ class Loader:
         home = self.dataset.images.device
         images = self.dataset.images[index.to(home)]
         labels = self.dataset.labels[index.to(home)]
-        if home != self.device:  # from pinned memory the copy overlaps with the GPU's work
+        if not self.resident:  # from pinned memory the copy overlaps with the GPU's work
             images = images.pin_memory().to(self.device, non_blocking=True)
             labels = labels.pin_memory().to(self.device, non_blocking=True)
         if self.random_flip:

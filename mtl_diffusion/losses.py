@@ -91,8 +91,10 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The loss of each sample, plain and weighted: (B,), (B,)."""
         output = predict(self.unet, self.scheduler, image + sigma * noise, sigma, conditioning)
-        loss = denoising_loss(output, image, noise, sigma, conditioning.mask, self.scheduler)
-        return loss.detach(), self.weighting(loss, sigma, task)
+        # Only the network runs in mixed precision: u in bfloat16 would move in steps of a percent.
+        with torch.autocast(image.device.type, enabled=False):
+            loss = denoising_loss(output, image, noise, sigma, conditioning.mask, self.scheduler)
+            return loss.detach(), self.weighting(loss, sigma, task)
 
 
 def sum_of_task_means(loss: Tensor, task: Tensor, counts: Tensor) -> Tensor:

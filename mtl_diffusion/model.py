@@ -37,7 +37,12 @@ def build_unet(config: TrainConfig, vocabulary_size: int) -> UNet2DConditionMode
         projection_class_embeddings_input_dim=3 * vocabulary_size,
         resnet_time_scale_shift="scale_shift",
         time_embedding_type="fourier",
+        time_embedding_dim=4 * config.block_out_channels[0],
     )
+    # A one-hot picks a column, and torch's default is scaled for a sum over all of V: tokens would
+    # start at a third of the time embedding's spread, and short runs hardly learn to look at them.
+    nn.init.normal_(unet.encoder_hid_proj.weight)
+    nn.init.normal_(unet.class_embedding.linear_1.weight, std=3**-0.5)
     # F starts at zero, where the preconditioned loss of every noise level is about one.
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)

@@ -1,14 +1,19 @@
 """A run's state as a checkpoint, and a checkpoint back as the run's state."""
 
+import json
 import logging
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from .checkpoint import Checkpoint, load, load_latest
+import torch
+
+from .checkpoint import Checkpoint, CheckpointError, load, load_latest
 from .checkpoint import save as write
 from .config import ConfigError, differences, to_dict
-from .run import Run
+from .run import Run, learning_rate
+from .survival import any_process, from_all_processes
 
 logger = logging.getLogger(__name__)
 
@@ -17,9 +22,11 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE = frozenset(
     (
         *("output_dir", "dataset_name", "resume_from_checkpoint", "dry_run", "num_threads"),
+        "num_processes",
         *("max_train_steps", "max_train_minutes", "checkpointing_steps", "checkpoints_total_limit"),
         *("validation_steps", "validation_images", "logging_steps", "report_to"),
-        *("tracker_project_name", "push_to_hub", "hub_model_id", "hub_private_repo"),
+        *("tracker_project_name", "push_to_hub", "hub_strategy", "hub_model_id"),
+        "hub_private_repo",
     )
 )
 
@@ -29,11 +36,34 @@ def folder_of(run: Run) -> Path:
     return Path(run.config.output_dir) / "checkpoints"
 
 
-def save(run: Run, step: int) -> None:
-    """Writes a checkpoint of the state after `step` steps; the other processes wait for it."""
+def save(run: Run, step: int, *, needed: bool) -> None:
+    """Writes a checkpoint of the state after `step` steps; the other processes wait for it.
+
+    Args:
+        needed: nothing follows that could be saved instead. If False, a full disk or an I/O error
+            is logged, and the next checkpoint is the next attempt.
+
+    Raises:
+        FloatingPointError: a weight is not finite. Nothing has been written.
+        OSError: the checkpoint could not be written, and it is needed.
+    """
+    finite = torch.stack([weight.isfinite().all() for weight in run.unet.parameters()])
+    if any_process(~finite.all()):
+        raise FloatingPointError(f"step {step}: weights are not finite; no checkpoint is written")
+    failure = None
     if run.accelerator.is_main_process:
-        write(folder_of(run), snapshot(run, step), run.config.checkpoints_total_limit)
-    run.accelerator.wait_for_everyone()
+        try:
+            write(folder_of(run), snapshot(run, step), run.config.checkpoints_total_limit)
+        except OSError as error:
+            failure = error
+            logger.error(
+                "the checkpoint of step %d could not be written: %s. Older ones are untouched%s",
+                step,
+                error,
+                "" if needed else "; training goes on, and the next one is tried",
+            )
+    if any_process(failure is not None) and needed:  # so all of them wait here
+        raise failure or OSError(f"step {step}: the main process could not write the checkpoint")
 
 
 def snapshot(run: Run, step: int) -> Checkpoint:
@@ -51,14 +81,17 @@ def snapshot(run: Run, step: int) -> Checkpoint:
     }
     if run.ema is not None:
         tensors["ema"] = run.ema.module.state_dict()
-    libraries = ("torch", "diffusers", "transformers", "accelerate", "datasets", "safetensors")
     facts = {
         "config": to_dict(run.config),
         "words": run.tokenizer.get_vocab(),
+        # What a pipeline is built of, so that a checkpoint alone can be published.
+        "unet": _plain(run.unet),
+        "scheduler": _plain(run.scheduler),
         "data": {"train": run.train_data.fingerprint, "held_out": run.held_out.fingerprint},
         "num_processes": run.accelerator.num_processes,
         "images_seen": step * run.config.total_batch_size,
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in libraries}},
+        "learning_rate": learning_rate(run.config, step),
+        "versions": _versions(),
     }
     return Checkpoint(step, tensors, facts)
 
@@ -72,62 +105,141 @@ def restore(run: Run) -> int:
         CheckpointError: the checkpoint asked for is missing or damaged.
     """
     checkpoint = _find(run)
+    step = 0 if checkpoint is None else checkpoint.step
+    if len(found := from_all_processes([str(step)])) > 1:
+        raise ConfigError(
+            [
+                f"output_dir: found {run.config.output_dir}, where the processes see the steps "
+                f"{', '.join(found)}; it must be one folder for all machines"
+            ]
+        )
     if checkpoint is None:
         return 0
+    if faults := _mismatches(run, checkpoint):
+        raise ConfigError([*faults, "to start anew, choose another output_dir"])
+    try:
+        _load_state(run, checkpoint)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"step-{step} does not fit this model: {error}") from error
+    if run.accelerator.is_main_process:
+        logger.warning("resuming after step %d", step)
+        _note_changes(run, checkpoint)
+    return step
+
+
+def _find(run: Run) -> Checkpoint | None:
+    """What `resume_from_checkpoint` asks for."""
+    wish = run.config.resume_from_checkpoint
+    newest, skipped = load_latest(folder_of(run))
+    if run.accelerator.is_main_process and newest:
+        for reason in skipped:
+            logger.warning("passed over a checkpoint: %s", reason)
+    if wish == "latest":
+        if newest is None and skipped:
+            raise CheckpointError(
+                f"{folder_of(run)} has no complete checkpoint; to start anew, choose another "
+                "output_dir:" + "".join(f"\n  {reason}" for reason in skipped)
+            )
+        return newest
+    if wish is None:
+        if newest or skipped:
+            raise ConfigError(
+                [
+                    f"resume_from_checkpoint: found none; {folder_of(run)} already holds a run: "
+                    "resume it with latest, or choose another output_dir"
+                ]
+            )
+        return None
+    asked = load(Path(wish))
+    if newest is None or newest.step <= asked.step:
+        return asked
+    if newest.facts["config"]["resume_from_checkpoint"] == wish:  # the same command, run again
+        return newest
+    raise ConfigError(
+        [
+            f"resume_from_checkpoint: found {wish}, of step {asked.step}; {folder_of(run)} "
+            f"already holds step {newest.step}: resume it with latest, or choose another output_dir"
+        ]
+    )
+
+
+def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
+    """A line for each thing that forbids to continue the checkpoint with this run."""
     facts = checkpoint.facts
     faults = differences(facts["config"], to_dict(run.config), MAY_CHANGE)
-    for split, data in (("train_split", run.train_data), ("validation_split", run.held_out)):
-        before = facts["data"]["train" if split == "train_split" else "held_out"]
+    for field, split, data in (
+        ("train_split", "train", run.train_data),
+        ("validation_split", "held_out", run.held_out),
+    ):
+        before = facts["data"][split]
         if before != data.fingerprint:
             faults.append(
-                f"{split}: the checkpoint has data of the fingerprint {before}, this run has "
+                f"{field}: the checkpoint has data of the fingerprint {before}, this run has "
                 f"{data.fingerprint}"
             )
+    words = run.tokenizer.get_vocab()
+    if facts["words"] != words:
+        moved = sorted(
+            w for w in {*facts["words"], *words} if facts["words"].get(w) != words.get(w)
+        )
+        faults.append(f"tasks: these tokens have another id in the checkpoint: {', '.join(moved)}")
     if checkpoint.step > run.config.max_train_steps:
         faults.append(
             f"max_train_steps: found {run.config.max_train_steps}; the checkpoint has done "
             f"{checkpoint.step} steps"
         )
-    if faults:
-        raise ConfigError([*faults, "to start anew, choose another output_dir"])
+    return faults
+
+
+def _load_state(run: Run, checkpoint: Checkpoint) -> None:
     run.unet.load_state_dict(checkpoint.tensors["unet"])
     run.weighting.load_state_dict(checkpoint.tensors["weighting"])
     if run.ema is not None:
         run.ema.module.load_state_dict(checkpoint.tensors["ema"])
-    state = {index: {} for index in range(len(_trained_names(run)))}
-    index_of = {name: index for index, name in enumerate(_trained_names(run))}
+    names, parameters = _trained_names(run), run.optimizer.param_groups[0]["params"]
+    state = {index: {} for index in range(len(names))}
     for name, value in checkpoint.tensors["optimizer"].items():
-        key, _, parameter = name.partition(" of ")
-        state[index_of[parameter]][key] = value
+        key, _, owner = name.partition(" of ")
+        index = names.index(owner)
+        if value.ndim:
+            # Files are row-major. The fused AdamW walks a weight and its moments side by side in
+            # memory, so they must lie in the same order, which channels_last has changed.
+            value = torch.empty_like(parameters[index]).copy_(value)
+        state[index][key] = value
     groups = run.optimizer.state_dict()["param_groups"]
     run.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    processes = run.accelerator.num_processes
-    if facts["num_processes"] != processes:
+
+
+def _note_changes(run: Run, checkpoint: Checkpoint) -> None:
+    """Logs what differs, is allowed to, and may change the rounding."""
+    before, now = checkpoint.facts["num_processes"], run.accelerator.num_processes
+    if before != now:
         logger.warning(
             "the checkpoint is of %d processes and this run has %d: the data and the noise are "
             "the same, the rounding is not",
-            facts["num_processes"],
-            processes,
+            before,
+            now,
         )
-    logger.warning("resuming after step %d", checkpoint.step)
-    return checkpoint.step
+    versions = _versions()
+    for name, old in checkpoint.facts["versions"].items():
+        if old != versions.get(name):
+            logger.warning(
+                "the checkpoint is of %s %s and this is %s: the rounding may differ",
+                name,
+                old,
+                versions.get(name),
+            )
 
 
-def _find(run: Run) -> Checkpoint | None:
-    wish = run.config.resume_from_checkpoint
-    if wish is not None and wish != "latest":
-        return load(Path(wish))
-    checkpoint, skipped = load_latest(folder_of(run))
-    for reason in skipped:
-        logger.warning("passed over a checkpoint: %s", reason)
-    if wish is None and (checkpoint or skipped):
-        raise ConfigError(
-            [
-                f"resume_from_checkpoint: found none; {folder_of(run)} already holds a run: "
-                "resume it with latest, or choose another output_dir"
-            ]
-        )
-    return checkpoint
+def _plain(component) -> dict[str, Any]:
+    """The configuration of a stock component, without the notes of where it came from."""
+    table = json.loads(component.to_json_string())
+    return {name: value for name, value in table.items() if not name.startswith("_")}
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("torch", "diffusers", "transformers", "accelerate", "datasets", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
 def _trained_names(run: Run) -> list[str]:

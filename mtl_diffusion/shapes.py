@@ -15,11 +15,17 @@ from PIL import Image as PILImage
 CLASSES = ("disc", "square", "triangle", "cross", "ring")
 
 _UNIT = 16  # lengths below are in sixteenths of the picture's side, whatever its resolution
+_HUE, _SATURATION = 4, 5  # columns of a row's random numbers: the colour of its shape
 _CHUNK = 1024  # images rendered at once; bounds the memory
 
 
 def shapes(
-    resolution: int = 16, num_train: int = 12800, num_test: int = 1000, seed: int = 0
+    resolution: int = 16,
+    num_train: int = 12800,
+    num_test: int = 1000,
+    seed: int = 0,
+    grey_share: float = 0.0,
+    class_hues: bool = False,
 ) -> DatasetDict:
     """Draw the dataset: splits `train` and `test`, columns `image` (RGB PNG) and `label`.
 
@@ -32,6 +38,10 @@ def shapes(
         num_train: rows of the train split, at least 1.
         num_test: rows of the test split, at least 1.
         seed: a non-negative integer. Train and test are different draws of the same seed.
+        grey_share: share of the rows, 0 to 1, that are made grey (R = G = B), of every class alike.
+            The others are what they are without it.
+        class_hues: every class has a hue of its own, so that its colour can be known where it isn't
+            seen. Else the hue of a shape says nothing of it.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -46,26 +56,40 @@ def shapes(
     for name, value in given.items():
         if value < lowest[name]:
             raise ValueError(f"{name}: {value} is too low; give {lowest[name]} or more.")
+    if not 0 <= grey_share <= 1:
+        raise ValueError(f"grey_share: {grey_share} is not a share; give 0 to 1.")
     return DatasetDict(
-        train=_split(resolution, num_train, key=[seed, 0]),
-        test=_split(resolution, num_test, key=[seed, 1]),
+        train=_split(resolution, num_train, [seed, 0], grey_share, class_hues),
+        test=_split(resolution, num_test, [seed, 1], grey_share, class_hues),
     )
 
 
-def _split(resolution: int, count: int, key: list[int]) -> Dataset:
+def _split(
+    resolution: int, count: int, key: list[int], grey_share: float, class_hues: bool
+) -> Dataset:
     labels = np.arange(count) % len(CLASSES)
     draws = np.random.default_rng(key).random((count, 18))
+    if class_hues:  # a fifth of the circle apart, and strong
+        draws[:, _HUE] = labels / len(CLASSES)
+        draws[:, _SATURATION] = 1.0
+    # Whole rounds of the classes are grey, spread evenly: every second one at a share of one half.
+    turn = np.arange(count) // len(CLASSES)
+    grey = np.floor((turn + 1) * grey_share) > np.floor(turn * grey_share)
     encoded = []
     for start in range(0, count, _CHUNK):
         part = slice(start, start + _CHUNK)
-        encoded += [_png(image) for image in _render(labels[part], draws[part], resolution)]
+        images = _render(labels[part], draws[part], resolution)
+        encoded += [_png(*pair) for pair in zip(images, grey[part], strict=True)]
     features = Features(image=Image(), label=ClassLabel(names=list(CLASSES)))
     return Dataset.from_dict({"image": encoded, "label": labels}, features=features)
 
 
-def _png(image: np.ndarray) -> dict:
+def _png(pixels: np.ndarray, grey: bool) -> dict:
     buffer = io.BytesIO()
-    PILImage.fromarray(image).save(buffer, "PNG", compress_level=1)
+    image = PILImage.fromarray(pixels)
+    if grey:
+        image = image.convert("L").convert("RGB")
+    image.save(buffer, "PNG", compress_level=1)
     return {"bytes": buffer.getvalue(), "path": None}
 
 
@@ -85,7 +109,7 @@ def _render(labels: np.ndarray, draws: np.ndarray, resolution: int) -> np.ndarra
     # One pixel wide ramp across the edge: the share of the pixel that the shape covers.
     coverage = np.clip(0.5 - distance * (resolution / _UNIT), 0.0, 1.0)[..., None]
 
-    light = _rgb(hue=u[4], saturation=0.65 * u[5], value=0.8 + 0.2 * u[6])
+    light = _rgb(hue=u[_HUE], saturation=0.65 * u[_SATURATION], value=0.8 + 0.2 * u[6])
     dark = [_rgb(hue=u[i], saturation=0.8 * u[i + 1], value=0.3 * u[i + 2]) for i in (7, 10)]
     direction = 2 * np.pi * u[13]
     along = (np.cos(direction) * (x - _UNIT / 2) + np.sin(direction) * (y - _UNIT / 2)) / _UNIT

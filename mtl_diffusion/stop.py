@@ -1,13 +1,21 @@
-"""Stopping cleanly: on SIGTERM, on Ctrl-C, or when the time is up."""
+"""Stopping cleanly: on SIGTERM, Ctrl-C or SIGHUP, when the launcher dies, or when time is up.
 
+Nothing here imports torch, so that `scripts/train.py` can import it before everything else.
+"""
+
+import os
 import signal
 import time
 
-import torch
-from accelerate import Accelerator
+# What a process exits with. 0 is a finished run, and 1 a run that failed.
+REFUSED = 2  # nothing was trained: the configuration, the data or the checkpoint is at fault
+STOPPED = 75  # a checkpoint was saved: sysexits.h's EX_TEMPFAIL, "try again later"
 
-# What a run that stopped early exits with: sysexits.h's EX_TEMPFAIL, "try again later".
-STOPPED = 75
+# SIGTERM to `accelerate launch` with one process kills the launcher and leaves the trainer. So the
+# launcher is noted at import, seconds before it is first looked for. A parent that is no launcher
+# may go: `nohup python scripts/train.py &` outlives its shell.
+_LAUNCHED = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+LAUNCHER = os.getppid() if _LAUNCHED else None
 
 
 class StopRequest:
@@ -24,13 +32,16 @@ class StopRequest:
         self._previous = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # `nohup` and `&` have a process ignore signals; it goes on ignoring them.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *exception) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # After a stop the process is on its way out, and its exit code must not be a signal's.
+            signal.signal(number, handler if self.reason is None else signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame) -> None:
         self.reason = self.reason or signal.Signals(number).name
@@ -39,12 +50,6 @@ class StopRequest:
         """Whether this process wants to stop."""
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = self.reason or "max_train_minutes"
+        if LAUNCHER is not None and os.getppid() != LAUNCHER:
+            self.reason = self.reason or "the end of its launcher"
         return self.reason is not None
-
-
-def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is set on any process: the same answer on all of them."""
-    if accelerator.num_processes == 1:
-        return flag
-    total = torch.tensor(float(flag), device=accelerator.device)
-    return accelerator.reduce(total, reduction="sum").item() > 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .data import ImageDataset, to_unit_range
 from .hub.denoiser import TASK, Conditioning, predict, tell
-from .hub.task import Task
+from .hub.task import Choice, Task
 from .hub.tokens import Vocabulary
 from .keyed import generator
 from .losses import denoising_loss
@@ -20,30 +20,46 @@ SIGMA_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Mean losses of T tasks in K noise levels over the same images, noise and corruption.
+    """Losses of T tasks in K noise levels, each over the same N images, noise and corruption.
 
     Attributes:
         tasks: (T,) names.
         edges: (K + 1,) borders of the noise levels.
-        model: (T, K). zero: (T, K), what a network that always answers zero has.
-        num_images: images behind each entry.
+        by_image: (T, K, N) of the model.
+        zero_by_image: (T, K, N), what a network that always answers zero has.
     """
 
     tasks: tuple[str, ...]
     edges: tuple[float, ...]
-    model: Tensor
-    zero: Tensor
-    num_images: int
+    by_image: Tensor
+    zero_by_image: Tensor
+
+    @property
+    def model(self) -> Tensor:
+        """(T, K) means over the images."""
+        return self.by_image.mean(-1)
+
+    @property
+    def zero(self) -> Tensor:
+        """(T, K) means over the images."""
+        return self.zero_by_image.mean(-1)
+
+    @property
+    def num_images(self) -> int:
+        return self.by_image.shape[-1]
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """(K,) "low-high"."""
+        return tuple(f"{low:g}-{high:g}" for low, high in pairwise(self.edges))
 
     def table(self) -> dict[str, dict[str, dict[str, float]]]:
         """task -> "low-high" -> {"loss", "zero"}, as JSON has it."""
+        model, zero = self.model, self.zero
         return {
             task: {
-                f"{low:g}-{high:g}": {
-                    "loss": round(self.model[i, k].item(), 5),
-                    "zero": round(self.zero[i, k].item(), 5),
-                }
-                for k, (low, high) in enumerate(pairwise(self.edges))
+                level: {"loss": round(model[i, k].item(), 5), "zero": round(zero[i, k].item(), 5)}
+                for k, level in enumerate(self.levels)
             }
             for i, task in enumerate(self.tasks)
         }
@@ -60,6 +76,7 @@ def held_out_loss(
     seed: int = 0,
     batch_size: int = 128,
     task_token: str | None = "right",
+    alike: bool = False,
     device: torch.device | str = "cpu",
 ) -> HeldOutLoss:
     """The loss of each task by noise level, on the first images of a dataset.
@@ -71,6 +88,9 @@ def held_out_loss(
         unet: a UNet2DConditionModel; its mode is left as it is found, its dropout off.
         num_images: at most the dataset's length is used.
         task_token: "right"; None for the null token; or the name of another task.
+        alike: nothing but its name and its `condition` tells a task from another one: all of them
+            paint the whole image and get the same noise, and those that take a strength the same
+            strengths, drawn from (0, 1). Else each task draws as it does in training.
     """
     training = unet.training
     unet.eval()
@@ -79,10 +99,10 @@ def held_out_loss(
     images = to_unit_range(dataset.images[:n].to(device))
     labels = dataset.labels[:n].to(device)
     bins = list(pairwise(SIGMA_EDGES))
-    model, zero = torch.zeros(len(tasks), len(bins)), torch.zeros(len(tasks), len(bins))
+    model, zero = torch.zeros(2, len(tasks), len(bins), n)
     for i, task in enumerate(tasks):
-        random = generator(seed, task.name, "held out", device=device)
-        choice = task.draw(n, size, 0.0, random)
+        random = generator(seed, "alike" if alike else task.name, "held out", device=device)
+        choice = _choose_alike(task, n, size, random) if alike else task.draw(n, size, 0.0, random)
         own_noise, noise = torch.randn(2, n, 3, size, size, generator=random, device=device)
         place = torch.rand(n, 1, 1, 1, generator=random, device=device)  # inside a noise level
         hint = task.condition(images, choice.mask, choice.strength, own_noise)
@@ -94,9 +114,22 @@ def held_out_loss(
                 F = predict(unet, scheduler, x + s * eps, s, c)
                 for table, output in ((model, F), (zero, torch.zeros_like(F))):
                     loss = denoising_loss(output, x, eps, s, c.mask, scheduler)
-                    table[i, k] += loss.sum().cpu() / n
+                    table[i, k, rows.cpu()] = loss.cpu()
     unet.train(training)
-    return HeldOutLoss(tuple(t.name for t in tasks), SIGMA_EDGES, model, zero, n)
+    return HeldOutLoss(tuple(t.name for t in tasks), SIGMA_EDGES, model, zero)
+
+
+def _choose_alike(task: Task, n: int, size: int, random: torch.Generator) -> Choice:
+    device = random.device
+    strength = torch.rand(n, generator=random, device=device)
+    takes_strength = "strength" in task.required | task.optional
+    nothing = torch.zeros(n, dtype=torch.bool, device=device)
+    return Choice(
+        mask=torch.ones(n, 1, size, size, device=device),
+        strength=strength if takes_strength else strength * torch.nan,
+        drop_class=nothing,
+        drop_image=nothing,
+    )
 
 
 def _with_task_token(

@@ -15,7 +15,7 @@ def build_tokenizer(
     """A word-level tokenizer with a word for everything a model can be told.
 
     Args:
-        tasks: task names; every task of the project gets a word, trained or not.
+        tasks: names of the tasks that are trained; a task to come takes a reserved id.
         classes: class names in the order of the labels.
         strength_levels: words for the strengths from 0 to 1, at least 2.
         reserved: ids kept for tasks and classes to come.
@@ -27,7 +27,7 @@ def build_tokenizer(
         *(f"<class:{name}>" for name in classes),
         *(f"<reserved:{i}>" for i in range(reserved)),
     ]
-    return _tokenizer({word: i for i, word in enumerate(words)})
+    return tokenizer_of({word: i for i, word in enumerate(words)})
 
 
 def extend_tokenizer(
@@ -51,10 +51,10 @@ def extend_tokenizer(
     word_of = {index: word for word, index in words.items()}
     for word, index in zip(new, vocabulary.reserved, strict=False):
         word_of[index] = word
-    return _tokenizer({word_of[index]: index for index in range(len(word_of))})
+    return tokenizer_of({word_of[index]: index for index in range(len(word_of))})
 
 
-def _tokenizer(words: dict[str, int]) -> PreTrainedTokenizerFast:
+def tokenizer_of(words: dict[str, int]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token=NULL)),
         unk_token=NULL,

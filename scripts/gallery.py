@@ -1,7 +1,7 @@
-"""Draw generate.png, inpaint.png and edit.png: python scripts/gallery.py --pipeline FOLDER_OR_REPO
+"""Draw generate.png, inpaint.png, edit.png, and gallery.png with all three side by side.
 
-Sources are held-out images of a dataset, or else samples of the model itself. The first seeds are
-taken, and nothing is picked by hand.
+Sources are held-out images of a dataset, or else samples of the model itself. The first seeds
+are taken, and nothing is picked by hand.
 """
 
 from argparse import ArgumentParser
@@ -40,16 +40,19 @@ def main() -> None:
     else:
         sources = gallery.own_samples(pipe, 12, args.seed)
     options = {"seed": args.seed, "num_inference_steps": args.num_inference_steps}
-    pictures = {
+    draw = {
         "generate": lambda: gallery.generate_picture(pipe, **options),
         "inpaint": lambda: gallery.inpaint_picture(pipe, sources, **options),
         "edit": lambda: gallery.edit_picture(pipe, sources[: len(pipe.class_names)], **options),
     }
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in tqdm([name for name in pictures if name in pipe.tasks], desc="Drawing"):
-        pictures[name]().save(folder / f"{name}.png")
-        tqdm.write(str(folder / f"{name}.png"))
+    names = [name for name in draw if name in pipe.tasks]
+    pictures = {name: draw[name]() for name in tqdm(names, desc="Drawing")}
+    pictures["gallery"] = gallery.side_by_side([pictures[name] for name in names])
+    for name, picture in pictures.items():
+        picture.save(folder / f"{name}.png")
+        print(folder / f"{name}.png")
 
 
 if __name__ == "__main__":

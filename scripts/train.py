@@ -1,21 +1,47 @@
-"""Train: python scripts/train.py --config configs/quickstart.yaml [--field value ...]"""
+"""Train: python scripts/train.py --config configs/quickstart.yaml [--field value ...]
 
+Exit codes: 0 finished; 2 refused before anything was trained; 75 stopped after a checkpoint, run it
+again to go on; 1 failed.
+"""
+
+import signal
 import sys
 
-from mtl_diffusion.config import ConfigError, parse
+from mtl_diffusion.stop import REFUSED, STOPPED  # first: it notes which process launched this one
+
+# isort: split
+from mtl_diffusion.command_line import parse
+from mtl_diffusion.config import ConfigError
 
 
 def main() -> None:
     try:
         config = parse()
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        refuse(error)
 
     # After parsing: torch takes seconds to import, and --help and mistakes need none of it.
+    from mtl_diffusion.checkpoint import CheckpointError
     from mtl_diffusion.train import train
+    from mtl_diffusion.upload import UploadError
 
-    train(config)
+    try:
+        train(config)
+    except (ConfigError, CheckpointError) as error:
+        refuse(error)
+    except UploadError as error:
+        sys.exit(str(error))
+    except SystemExit as stop:
+        if stop.code == STOPPED:
+            # All is saved. What launchers send after the first signal mustn't change the code.
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+        raise
+
+
+def refuse(error: ValueError) -> None:
+    print(error, file=sys.stderr)
+    sys.exit(REFUSED)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 # The Hugging Face libraries read these when they are imported, so they are set before any test is.
 _cache = tempfile.TemporaryDirectory(prefix="mtl_diffusion-tests-")
 os.environ |= {
@@ -11,3 +13,46 @@ os.environ |= {
     "HF_HOME": _cache.name,
     "HF_DATASETS_CACHE": os.path.join(_cache.name, "datasets"),
 }
+
+# Models of 8 channels lose more by waiting for other threads than they gain.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+CLASSES = ("cat", "dog", "ship")
+
+
+@pytest.fixture(scope="session")
+def build_pipe():
+    """Builds a pipeline of 8x8 pixels and 8 channels that is not trained, but does not say zero."""
+    import torch
+
+    from mtl_diffusion.config import TrainConfig
+    from mtl_diffusion.hub.pipeline import TASKS, MultiTaskPipeline
+    from mtl_diffusion.model import build_scheduler, build_unet
+    from mtl_diffusion.vocabulary import build_tokenizer
+
+    def build(seed=0, tasks=tuple(TASKS), classes=CLASSES):
+        config = TrainConfig(
+            resolution=8,
+            block_out_channels=[8, 8],
+            attention_resolutions=[4],
+            norm_num_groups=4,
+            token_dim=8,
+            strength_levels=5,
+            reserved_tokens=3,
+        )
+        tokenizer = build_tokenizer(tasks, classes, config.strength_levels, config.reserved_tokens)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            unet = build_unet(config, len(tokenizer.get_vocab()))
+            torch.nn.init.normal_(unet.conv_out.weight, std=0.3)
+        pipe = MultiTaskPipeline(unet.eval(), tokenizer, build_scheduler(config))
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def pipe(build_pipe):
+    """One for all tests: leave it as it is, and copy what you change."""
+    return build_pipe()

@@ -12,16 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtl_diffusion import config as config_module
-from mtl_diffusion.config import (
-    ConfigError,
-    TrainConfig,
-    differences,
-    from_dict,
-    parse,
-    resolved,
-    to_dict,
-)
+from mtl_diffusion import command_line, limits
+from mtl_diffusion.command_line import from_dict, parse
+from mtl_diffusion.config import TYPES, ConfigError, TrainConfig, differences, resolved, to_dict
 
 ROOT = Path(__file__).parents[1]
 TASKS = ["generate", "inpaint", "edit", "colorize"]
@@ -30,7 +23,7 @@ TASKS = ["generate", "inpaint", "edit", "colorize"]
 @pytest.fixture(autouse=True)
 def tasks(monkeypatch):
     """The tasks there are, without importing torch for their names."""
-    monkeypatch.setattr(config_module, "known_tasks", lambda: TASKS)
+    monkeypatch.setattr(command_line, "known_tasks", lambda: TASKS)
 
 
 @pytest.fixture
@@ -59,7 +52,7 @@ def flags(words: str) -> list[str]:
 
 def test_nothing_given_is_the_defaults():
     assert parse([]) == TrainConfig()
-    assert TrainConfig().faults(TASKS) == []
+    assert limits.faults(TrainConfig(), TASKS) == []
 
 
 def test_a_config_is_frozen():
@@ -216,10 +209,10 @@ NUMBERS = [
 
 
 def test_every_number_has_a_range():
-    assert set(NUMBERS) == set(config_module._ALLOWED)
+    assert set(NUMBERS) == set(limits.ALLOWED)
 
 
-@pytest.mark.parametrize("name", [n for n in NUMBERS if "float" in str(config_module._TYPES[n])])
+@pytest.mark.parametrize("name", [n for n in NUMBERS if "float" in str(TYPES[n])])
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
 def test_numbers_are_finite(name, value):
     value = f"{{generate: {value}}}" if name in ("tasks", "task_weights") else value
@@ -446,7 +439,7 @@ def test_help_has_the_text_of_every_field():
 def test_help_is_quick_and_needs_no_torch():
     code = (
         "import sys\n"
-        "from mtl_diffusion.config import parse\n"
+        "from mtl_diffusion.command_line import parse\n"
         "try: parse(['--help'])\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         "slow = {'torch', 'numpy', 'diffusers', 'transformers', 'accelerate', 'datasets'}\n"

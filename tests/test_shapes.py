@@ -72,8 +72,32 @@ def test_images_are_stored_as_png(small):
     assert Image.open(io.BytesIO(row["image"]["bytes"])).format == "PNG"
 
 
+@pytest.mark.parametrize(("share", "count"), [(0.5, 100), (0.25, 50), (1.0, 200)])
+def test_a_share_of_the_rows_is_grey(share, count):
+    colour = pixels(shapes(num_train=200, num_test=1)["train"])
+    split = shapes(num_train=200, num_test=1, grey_share=share)["train"]
+    images, labels = pixels(split), np.array(split["label"][:])
+    grey = (images == images[..., :1]).all((1, 2, 3))
+    assert grey.sum() == count and np.bincount(labels[grey]).tolist() == [count / 5] * 5
+    assert np.array_equal(images[~grey], colour[~grey])
+    luma = colour[grey] @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(images[grey][..., 0] - luma).max() <= 1
+
+
+def test_every_class_can_have_a_hue_of_its_own():
+    split = shapes(num_train=200, num_test=1, class_hues=True)["train"]
+    images, labels = pixels(split).astype(float), np.array(split["label"][:])
+    light = images.max(-1, keepdims=True) > 180
+    colours = (images * light).sum((1, 2)) / light.sum((1, 2))
+    means = np.stack([colours[labels == k].mean(0) for k in range(5)])
+    apart = np.linalg.norm(means[:, None] - means, axis=-1)[~np.eye(5, dtype=bool)]
+    within = max(np.linalg.norm(colours[labels == k] - means[k], axis=1).mean() for k in range(5))
+    assert apart.min() > 3 * within
+
+
 @pytest.mark.parametrize(
-    "argument", [{"resolution": 4}, {"num_train": 0}, {"num_test": 0}, {"seed": -1}]
+    "argument",
+    [{"grey_share": 1.5}, {"resolution": 4}, {"num_train": 0}, {"num_test": 0}, {"seed": -1}],
 )
 def test_bad_arguments_are_named(argument):
     with pytest.raises(ValueError, match=next(iter(argument))):

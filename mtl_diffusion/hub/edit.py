@@ -25,13 +25,14 @@ class Edit(Task):
         device = generator.device
         region = bernoulli(n, REGION_SHARE, generator)[:, None, None, None]
         mask = draw_masks(n, size, generator)
-        # Guidance needs F(I, 0) and F(0, 0): the class is dropped alone, and with the image.
-        u = torch.rand(n, generator=generator, device=device) / max(class_dropout, 1e-12)
+        # Guidance needs F(I, 0) and F(0, 0). The class is dropped as often as asked, and the image
+        # too: half the time each alone, half the time together.
+        u = torch.rand(n, generator=generator, device=device)
         return Choice(
             mask=torch.where(region, mask, torch.ones_like(mask)),
             strength=torch.rand(n, generator=generator, device=device),
-            drop_class=u < 1.5,
-            drop_image=(u >= 1) & (u < 2),
+            drop_class=u < class_dropout,
+            drop_image=(u >= 0.5 * class_dropout) & (u < 1.5 * class_dropout),
         )
 
     def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:

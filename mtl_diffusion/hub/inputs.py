@@ -88,6 +88,8 @@ def _items(value, name: str, kind: str) -> list:
             f"{name} is a {type(value).__name__}; it must be a PIL image, a numpy array, a tensor, "
             "or a list of these"
         )
+    if value.ndim > 2 and len(value) == 0:
+        raise ValueError(f"{name} is an empty batch; give at least one {kind}")
     if value.ndim == 4:
         return list(value)
     # Three axes are one picture, except (B, H, W): masks without a channel.
@@ -127,7 +129,7 @@ def _mask(item, size: int, name: str) -> Tensor:
         _check_size(item.height, item.width, size, name)
         mask = torch.from_numpy(np.array(item.convert("L"))).float() / 255
     else:
-        mask = torch.as_tensor(item)
+        mask = _tensor(item)
         mask = mask.float() if mask.dtype == torch.bool else _floats(item, name)
         if mask.ndim == 3:
             channel = 0 if isinstance(item, Tensor) else -1
@@ -144,14 +146,19 @@ def _mask(item, size: int, name: str) -> Tensor:
     return (mask >= 0.5).float()[None, None]
 
 
-def _floats(item, name: str) -> Tensor:
-    pixels = torch.as_tensor(item)
+def _tensor(item: np.ndarray | Tensor) -> Tensor:
+    """On the CPU. Arrays are copied: torch takes none that is mirrored, as in `array[:, ::-1]`."""
+    return torch.from_numpy(item.copy()) if isinstance(item, np.ndarray) else item.detach().cpu()
+
+
+def _floats(item: np.ndarray | Tensor, name: str) -> Tensor:
+    pixels = _tensor(item)
     if not pixels.is_floating_point():
         raise ValueError(
             f"{name} has the type {item.dtype}; arrays and tensors must be floats in [0, 1]: "
             "divide by 255, or give PIL images"
         )
-    pixels = pixels.detach().float().cpu()
+    pixels = pixels.float()
     if not pixels.isfinite().all():
         raise ValueError(f"{name} has NaN or infinite values; it must lie in [0, 1]")
     if pixels.numel() and (pixels.min() < 0 or pixels.max() > 1):

@@ -92,18 +92,17 @@ MASKS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
 
 
 def draw_masks(n: int, size: int, generator: torch.Generator, kind: str | None = None) -> Tensor:
-    """(n, 1, size, size) float in {0, 1}, 1 = to be painted.
+    """(n, 1, size, size) float in {0, 1}, 1 = to be painted; never empty, never everything.
 
     Args:
         kind: a key of `MASKS`, or None for a random kind a sample.
     """
-    if kind is not None:
-        if kind not in MASKS:
-            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(MASKS)}")
-        return MASKS[kind](n, size, generator).float()
-    drawn = torch.stack([draw(n, size, generator) for draw in MASKS.values()])
-    which = torch.randint(len(MASKS), (n,), generator=generator, device=generator.device)
+    if kind is not None and kind not in MASKS:
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(MASKS)}")
+    kinds = list(MASKS) if kind is None else [kind]
+    drawn = torch.stack([MASKS[name](n, size, generator) for name in kinds])
+    which = torch.randint(len(kinds), (n,), generator=generator, device=generator.device)
     mask = drawn[which, torch.arange(n, device=generator.device)].float()
-    # A hole never is empty: a sample without a hole would teach nothing.
-    empty = mask.sum(dim=(1, 2, 3), keepdim=True) == 0
-    return torch.where(empty, drawn[0].float(), mask)
+    # Without a hole there is nothing to learn, without a known pixel it is another task.
+    share = mask.mean(dim=(1, 2, 3), keepdim=True)
+    return torch.where((share > 0) & (share < 1), mask, center(n, size, generator).float())

@@ -6,15 +6,13 @@ pipe(task="inpaint", image=image, mask_image=mask).images[0]
 pipe(task="edit", image=image, class_label="dog", strength=0.7).images[0]
 """
 
-import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
+from diffusers import ImagePipelineOutput, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -35,6 +33,7 @@ from .inputs import (
     read_numbers,
     repeat_to_batch,
 )
+from .loading import SelfContained, read_sources
 from .masks import draw_masks  # noqa: F401
 from .task import Task
 from .tokens import Vocabulary
@@ -52,7 +51,6 @@ TASKS: dict[str, Task] = {
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 
 
 @dataclass(frozen=True)
@@ -76,15 +74,7 @@ class Source:
         return Source(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
-def _read_sources(pipeline_file: Path) -> dict[str, str]:
-    """This file and the siblings it imports, name -> text."""
-    text = pipeline_file.read_text(encoding="utf-8")
-    names = re.findall(r"^from \.(\w+) import ", text, re.MULTILINE)
-    files = [pipeline_file, *(pipeline_file.with_name(f"{name}.py") for name in names)]
-    return {file.name: file.read_text(encoding="utf-8") for file in files}
-
-
-class MultiTaskPipeline(DiffusionPipeline):
+class MultiTaskPipeline(SelfContained):
     """One small UNet that synthesises, inpaints and edits.
 
     Args:
@@ -103,7 +93,8 @@ class MultiTaskPipeline(DiffusionPipeline):
         if self.vocabulary.size != unet.config.encoder_hid_dim:
             raise ValueError(
                 f"the tokenizer has {self.vocabulary.size} words and the unet takes "
-                f"{unet.config.encoder_hid_dim}; they must be from one model"
+                f"{unet.config.encoder_hid_dim}; they must be from one model: compare "
+                "tokenizer/tokenizer.json with encoder_hid_dim in unet/config.json"
             )
 
     @property
@@ -152,7 +143,7 @@ class MultiTaskPipeline(DiffusionPipeline):
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006, diffusers' own
     ) -> ImagePipelineOutput | tuple:
-        """Draws images. Every argument but the task may be a list, one entry a sample.
+        """Draws images. A class, image, mask or strength may be a list, one entry a sample.
 
         Args:
             task: one of `pipe.tasks`.
@@ -249,6 +240,7 @@ class MultiTaskPipeline(DiffusionPipeline):
         scheduler = self.scheduler
         scheduler.set_timesteps(steps, device=known.device)
         scheduler.set_begin_index(0)
+        scheduler.is_scale_input_called = True  # `predict` does it; EDMEulerScheduler would warn
         sigmas = scheduler.sigmas.tolist()
         self._num_timesteps = len(scheduler.timesteps)
         hole = conditioning.mask > 0
@@ -269,7 +261,7 @@ class MultiTaskPipeline(DiffusionPipeline):
                 x = torch.where(hole, x, known + sigmas[i + 1] * noise)
                 if callback is not None:
                     tensors = {name: {"latents": x}[name] for name in callback_inputs}
-                    x = callback(self, i, timestep, tensors).pop("latents", x)
+                    x = (callback(self, i, timestep, tensors) or {}).get("latents", x)
                 progress.update()
         return x
 
@@ -279,7 +271,7 @@ class MultiTaskPipeline(DiffusionPipeline):
             untrained = f"; {task} is a task, but this model has not learned it"
             raise ValueError(
                 f"task is {task!r}; this model knows {', '.join(self.tasks)}"
-                + (untrained if task in TASKS else "")
+                + (untrained if task in list(TASKS) else "")
             )
         spec = TASKS[task]
         given = {name for name, value in arguments.items() if value is not None}
@@ -324,48 +316,23 @@ class MultiTaskPipeline(DiffusionPipeline):
     def _read_latents(self, latents: Tensor | None, generator, count: int) -> Tensor:
         """(count, 3, size, size) standard normal in float32, whatever the precision of the unet."""
         shape = (count, 3, self.size, self.size)
-        if isinstance(generator, list | tuple) and len(generator) != count:
+        each = generator if isinstance(generator, list) else [generator] * count
+        if len(each) != count:
             raise ValueError(
-                f"generator has {len(generator)} entries for {count} images; give one, or one each"
+                f"generator has {len(each)} entries for {count} images; give one, or one each"
             )
+        if generator is not None and not all(isinstance(item, torch.Generator) for item in each):
+            raise ValueError(
+                f"generator is {generator!r}; it must be a torch.Generator or a list of them, "
+                "such as torch.Generator().manual_seed(0)"
+            )
+        # Drawn even where they are given: the task's own noise comes next, and must stay the same.
+        drawn = randn_tensor(shape, generator, self._execution_device, torch.float32)
         if latents is None:
-            return randn_tensor(shape, generator, self._execution_device, torch.float32)
-        if latents.shape != shape or not latents.isfinite().all():
-            raise ValueError(
-                f"latents have the shape {tuple(latents.shape)}; they must be finite, and {shape}"
-            )
+            return drawn
+        found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        if found != shape or not latents.isfinite().all():
+            raise ValueError(f"latents are {found}; they must be a finite tensor of shape {shape}")
         return latents.to(self._execution_device, torch.float32)
 
-    # What makes `save_pretrained` and `push_to_hub` write a folder that loads without this package.
-    # The sources are read once, at import: every pipeline that is loaded from a folder has the same
-    # module name, and a later one overwrites the files and the globals of an earlier one.
-    _sources = _read_sources(Path(__file__))
-
-    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Writes model_index.json and the source files; `save_pretrained` calls it last."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in self._sources.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        # transformers 5 writes a class name that 4.x doesn't know.
-        tokenizer_config = folder / "tokenizer" / "tokenizer_config.json"
-        if tokenizer_config.exists():
-            table = json.loads(tokenizer_config.read_text())
-            table["tokenizer_class"] = TOKENIZER_CLASS
-            tokenizer_config.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
-        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-    def to_json_string(self) -> str:
-        """The text of model_index.json, with the class named as a file of the folder has it."""
-        index = json.loads(super().to_json_string())
-        index["_class_name"] = [Path(__file__).stem, type(self).__name__]
-        index["tokenizer"] = ["transformers", TOKENIZER_CLASS]
-        return json.dumps(index, indent=2, sort_keys=True) + "\n"
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file):
-        # The installed class is the class: it needs no file of the folder, and no trust in one.
-        index = super()._dict_from_json_file(json_file)
-        if isinstance(index.get("_class_name"), list):
-            index["_class_name"] = index["_class_name"][-1]
-        return index
+    _sources = read_sources(Path(__file__))

@@ -80,6 +80,8 @@ class Task(ABC):
         takes_strength = "strength" in cls.required | cls.optional
         if takes_strength and not 0 <= cls.default_strength <= 1:
             raise TypeError(f"{cls.__name__} takes a strength: give a default_strength in [0, 1]")
+        if not cls.default_guidance_scale >= 0:
+            raise TypeError(f"{cls.__name__}.default_guidance_scale must be 0 or more; 1 is off")
 
     @abstractmethod
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:

@@ -58,7 +58,7 @@ class Vocabulary:
                 raise ValueError(f"the tokenizer's vocabulary has the word {word!r}, of no kind")
             kinds[match[1]][match[2]] = index
         levels = kinds["strength"]
-        if len(levels) < 2 or {int(level) for level in levels} != set(range(len(levels))):
+        if len(levels) < 2 or set(levels) != {str(i) for i in range(len(levels))}:
             raise ValueError(
                 f"the tokenizer's vocabulary has the strength levels {sorted(levels)}; it needs "
                 "two or more, numbered from 0"

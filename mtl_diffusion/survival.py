@@ -1,0 +1,66 @@
+"""What keeps a run alive: processes that agree, and outputs whose loss costs a line of the log."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def any_process(flag: bool | Tensor) -> bool:
+    """Whether the flag is set on any process: the same answer on all of them."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return bool(flag)
+    total = torch.as_tensor(flag, dtype=torch.float32, device=state.device)
+    torch.distributed.all_reduce(total)
+    return total.item() > 0
+
+
+def from_all_processes(lines: list[str]) -> list[str]:
+    """The lines of every process, in the order of the processes, each of them once."""
+    state = PartialState()
+    gathered = [lines]
+    if state.num_processes > 1:
+        gathered = [None] * state.num_processes
+        torch.distributed.all_gather_object(gathered, lines)
+    return list(dict.fromkeys(line for part in gathered for line in part))
+
+
+@contextmanager
+def io_errors_logged(what: str) -> Iterator[None]:
+    """A full disk loses the curves and the pictures, not the run."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("%s: %s; training goes on", what, error)
+
+
+class Terminal:
+    """A text stream that may go away: the window is closed, or the other end of a pipe dies."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return self._stream.encoding

@@ -1,0 +1,157 @@
+"""Files to a repository on the Hub: one commit, bounded retries, and no secret told to anyone."""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+logger = logging.getLogger(__name__)
+
+DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt
+LONGEST_DELAY = 60.0  # seconds; a Hub that asks for a longer wait gets this one
+# The base classes of lost connections and timeouts, in every HTTP library the client has used.
+_LOST_CONNECTION = {"TransportError", "RequestException", "ConnectionError", "TimeoutError"}
+_TOKEN = re.compile(r"\bhf_\w{8,}")
+
+T = TypeVar("T")
+
+
+class UploadError(RuntimeError):
+    """Why nothing was uploaded: which repository, what the Hub said, what to do. Never a token."""
+
+
+def upload(
+    files: Mapping[str, Path],
+    repository: str,
+    *,
+    message: str,
+    private: bool = False,
+    revision: str | None = None,
+) -> str:
+    """Makes the repository, unless it is there, and adds the files in one commit.
+
+    Files that the repository has and `files` hasn't stay. If the Hub already has all of them, byte
+    for byte, there is no commit.
+
+    Args:
+        files: path in the repository -> path here.
+        repository: user/name, or a name under the own account.
+        private: of a repository that is made now.
+        revision: branch, made where it isn't there. None: main.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        UploadError: the Hub refuses, at once; or it can't be reached, after the last attempt.
+    """
+    _refuse_secrets(files)
+    api = HfApi()
+    asked = {"private": True} if private else {}
+    created = _insist(lambda: api.create_repo(repository, exist_ok=True, **asked), repository)
+    name = created.repo_id
+    if revision is not None:
+        _insist(lambda: api.create_branch(name, branch=revision, exist_ok=True), name)
+    mark = f"upload {uuid.uuid4().hex}"
+    attempts = 0
+
+    def commit() -> str:
+        nonlocal attempts
+        attempts += 1
+        # An answer that got lost doesn't say whether the commit was made: look before trying again.
+        # One that arrives still later is refused, because its parent is no longer the newest.
+        if attempts > 1:
+            for entry in api.list_repo_commits(name, revision=revision):
+                if mark in entry.message:
+                    return f"{api.endpoint}/{name}/commit/{entry.commit_id}"
+        return api.create_commit(
+            name,
+            [CommitOperationAdd(path, str(file)) for path, file in files.items()],
+            commit_message=message,
+            commit_description=mark,
+            revision=revision,
+            parent_commit=api.repo_info(name, revision=revision).sha,
+        ).commit_url
+
+    return _insist(commit, name)
+
+
+def _insist(request: Callable[[], T], repository: str) -> T:
+    """Repeats a request while its failure may pass."""
+    for delay in (*DELAYS, None):
+        try:
+            return request()
+        except Exception as error:
+            if delay is None or not _may_pass(error):
+                # The cause is left out: its traceback could show what the Hub echoed.
+                raise UploadError(_explanation(error, repository)) from None
+            delay = min(max(delay, _asked_delay(error)), LONGEST_DELAY)
+            logger.warning("%s; next attempt in %g s", _explanation(error, repository), delay)
+        time.sleep(delay)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _root(error: BaseException) -> BaseException:
+    """The client wraps what went wrong with a single file."""
+    while type(error) is RuntimeError and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    error = _root(error)
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        return error.response.status_code
+    return None
+
+
+def _may_pass(error: Exception) -> bool:
+    status = _status(error)
+    if status is not None:
+        # 412: somebody else's commit came first, and this one has to follow that.
+        return status in (408, 412, 429) or status >= 500
+    return bool(_LOST_CONNECTION & {base.__name__ for base in type(_root(error)).__mro__})
+
+
+def _asked_delay(error: Exception) -> float:
+    """Seconds that the Hub asks to wait, 0 if it doesn't."""
+    if _status(error) is None:
+        return 0.0
+    asked = _root(error).response.headers.get("Retry-After", "")
+    return float(asked) if asked.isdigit() else 0.0
+
+
+def _explanation(error: Exception, repository: str) -> str:
+    status = _status(error)
+    if status == 401 or isinstance(error, LocalTokenNotFoundError):
+        return (
+            f"the Hub refuses {repository} (HTTP 401): nobody is logged in, or the token is "
+            f"not valid. Run `hf auth login`, with a token that has the right to write {repository}"
+        )
+    if status == 403:
+        return (
+            f"the Hub refuses {repository} (HTTP 403): the token lacks the right to write "
+            f"{repository}. Give it that right (write access to the repository or to all of its "
+            "owner's) at https://huggingface.co/settings/tokens"
+        )
+    said = without_secrets(" ".join(str(_root(error)).split()))[:400]
+    what = f"HTTP {status}" if status else type(_root(error)).__name__
+    return f"{repository} could not be uploaded ({what}): {said}"
+
+
+def without_secrets(text: str) -> str:
+    token = get_token()
+    return _TOKEN.sub("<token>", text.replace(token, "<token>") if token else text)
+
+
+def _refuse_secrets(files: Mapping[str, Path]) -> None:
+    token = get_token()
+    for path, file in files.items():
+        if token and token.encode() in file.read_bytes():
+            raise UploadError(f"{path} holds your token, so nothing is uploaded: {file}")

@@ -1,0 +1,56 @@
+"""What a checkpoint costs: its size, how long the loop waits for it, how long reading it takes.
+
+python scripts/checkpoint_cost.py --config configs/cifar10.yaml --dataset_name shapes \
+    --image_column image --mixed_precision no --compile false --output_dir DIR
+
+Takes the flags of train.py, builds that run, and saves it nine times without training it.
+"""
+
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from mtl_diffusion.command_line import parse
+from mtl_diffusion.resume import folder_of, restore, save
+from mtl_diffusion.run import build
+from mtl_diffusion.startup import begin
+
+REPEATS = 9
+
+
+def main() -> None:
+    config = parse()
+    if (Path(config.output_dir) / "checkpoints").exists():
+        raise SystemExit(f"{config.output_dir} holds a run; choose another output_dir")
+    with begin(config) as accelerator:
+        run = build(config, accelerator)
+        for parameter in run.optimizer.param_groups[0]["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+        run.optimizer.step()  # AdamW has its moments from its first step on
+        written = [seconds(save, run, step, needed=True) for step in range(1, REPEATS + 1)]
+        newest = folder_of(run) / f"step-{REPEATS}"
+        size = sum(file.stat().st_size for file in newest.iterdir())
+        read = [seconds(restore, run) for _ in range(3)]
+        shutil.rmtree(folder_of(run))
+    millions = sum(p.numel() for p in run.unet.parameters()) / 1e6
+    print(f"{millions:.1f}M parameters, {size / 1e6:.0f} MB a checkpoint")
+    print(f"the loop waits, n = {REPEATS}: {spread(written)}")
+    print(f"reading it back, n = 3: {spread(read)}")
+
+
+def seconds(work, *arguments, **options) -> float:
+    started = time.perf_counter()
+    work(*arguments, **options)
+    return time.perf_counter() - started
+
+
+def spread(values: list[float]) -> str:
+    middle = statistics.median(values)
+    return f"median {middle:.2f} s, from {min(values):.2f} to {max(values):.2f} s"
+
+
+if __name__ == "__main__":
+    main()

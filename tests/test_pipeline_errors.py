@@ -1,0 +1,160 @@
+"""Every bad call ends in a ValueError that names the argument and says what is wrong with it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+GENERATE = {"task": "generate"}
+INPAINT = {
+    "task": "inpaint",
+    "image": torch.rand(3, 8, 8),
+    "mask_image": torch.ones(8, 8),
+}
+EDIT = {"task": "edit", "image": torch.rand(3, 8, 8), "class_label": "cat"}
+NAN = float("nan")
+
+pil = Image.new("RGB", (8, 8))
+nan_image = torch.full((3, 8, 8), NAN)
+
+BAD = [
+    # the task, and what goes with it
+    (GENERATE, {"task": "draw"}, r"task is 'draw'; this model knows generate, .*edit$"),
+    (GENERATE, {"task": "colorize"}, "task is 'colorize'.*this model has not learned it"),
+    (GENERATE, {"task": ["generate"]}, r"task is \['generate'\]"),
+    (GENERATE, {"task": None}, "task is None"),
+    (INPAINT, {"image": None}, "task 'inpaint' needs image;"),
+    (INPAINT, {"image": None, "mask_image": None}, "needs image, mask_image"),
+    (EDIT, {"class_label": None}, "task 'edit' needs class_label"),
+    (EDIT, {"class_label": [None]}, "class_label has None in it"),
+    (EDIT, {"class_label": ["cat", None]}, "class_label has None in it"),
+    (GENERATE, {"image": pil}, "task 'generate' takes no image; it takes class_label"),
+    (GENERATE, {"image_guidance_scale": 1.0}, "takes no image_guidance_scale"),
+    (GENERATE, {"strength": 0.5, "mask_image": pil}, "takes no mask_image, strength"),
+    (INPAINT, {"strength": 0.5}, "takes no strength"),
+    # class_label
+    (GENERATE, {"class_label": "bird"}, "class_label is 'bird'; this model knows cat, dog, ship"),
+    (GENERATE, {"class_label": 3}, "class_label is 3; .*from 0 to 2"),
+    (GENERATE, {"class_label": -1}, "class_label is -1"),
+    (GENERATE, {"class_label": True}, "class_label is True"),
+    (GENERATE, {"class_label": 1.0}, r"class_label is 1\.0"),
+    (GENERATE, {"class_label": torch.tensor([0, 5])}, "class_label is 5"),
+    (GENERATE, {"class_label": torch.tensor([True])}, "class_label is True"),
+    (GENERATE, {"class_label": [["cat"]]}, r"class_label is \['cat'\]"),
+    (GENERATE, {"class_label": []}, "class_label is an empty list"),
+    (GENERATE, {"class_label": {"cat"}}, "class_label is {'cat'}"),
+    # image
+    (EDIT, {"image": pil.resize((9, 8))}, "image is 9x8 pixels; this model takes 8x8"),
+    (EDIT, {"image": torch.rand(3, 8, 16)}, "image is 16x8 pixels"),
+    (EDIT, {"image": np.random.rand(4, 8, 3)}, "image is 8x4 pixels"),
+    (EDIT, {"image": pil.convert("L")}, "image is a PIL image of mode L; it must be RGB"),
+    (EDIT, {"image": pil.convert("RGBA")}, "image is a PIL image of mode RGBA"),
+    (EDIT, {"image": np.zeros((8, 8, 3), np.uint8)}, "image has the type uint8.*divide by 255"),
+    (EDIT, {"image": torch.zeros(3, 8, 8, dtype=torch.uint8)}, "image has the type torch.uint8"),
+    (EDIT, {"image": torch.ones(3, 8, 8).bool()}, "image has the type torch.bool"),
+    (EDIT, {"image": 255 * torch.rand(3, 8, 8)}, r"image has values from .* \[0, 1\]"),
+    (EDIT, {"image": torch.linspace(-1, 1, 192).view(3, 8, 8)}, "image has values from -1 to 1"),
+    (EDIT, {"image": nan_image}, "image has NaN"),
+    (EDIT, {"image": nan_image.numpy().transpose(1, 2, 0) + np.inf}, "image has NaN"),
+    (EDIT, {"image": torch.rand(8, 8, 3)}, r"image is a tensor of shape \(8, 8, 3\)"),
+    (EDIT, {"image": torch.rand(1, 8, 8, 3)}, r"image is a tensor of shape \(8, 8, 3\)"),
+    (EDIT, {"image": np.random.rand(3, 8, 8)}, r"image is an array of shape \(3, 8, 8\)"),
+    (EDIT, {"image": np.random.rand(8, 8)}, r"image is an array of shape \(8, 8\)"),
+    (EDIT, {"image": np.random.rand(1, 1, 8, 8, 3)}, "image is an array of shape"),
+    (EDIT, {"image": torch.rand(8, 8)}, r"image is a tensor of shape \(8, 8\)"),
+    (EDIT, {"image": []}, "image is an empty list"),
+    (EDIT, {"image": [pil, []]}, "image is an empty list"),
+    (EDIT, {"image": torch.rand(0, 3, 8, 8)}, "image is an empty batch"),
+    (EDIT, {"image": "cat.png"}, "image is a str; it must be a PIL image"),
+    (EDIT, {"image": [pil, None]}, "image is a NoneType"),
+    # mask_image
+    (INPAINT, {"mask_image": Image.new("L", (8, 9))}, "mask_image is 8x9 pixels"),
+    (INPAINT, {"mask_image": torch.ones(7, 7)}, "mask_image is 7x7 pixels"),
+    (INPAINT, {"mask_image": torch.ones(1, 3, 8, 8)}, r"mask_image has shape \(3, 8, 8\); .*one"),
+    (INPAINT, {"mask_image": np.ones((1, 8, 8, 3))}, r"mask_image has shape \(8, 8, 3\); .*one"),
+    (INPAINT, {"mask_image": np.ones((8, 8, 3))}, "mask_image is 3x8 pixels"),
+    (INPAINT, {"mask_image": torch.ones(8)}, r"mask_image has shape \(8,\); it must be \(H, W\)"),
+    (INPAINT, {"mask_image": np.ones((8, 8), np.uint8)}, "mask_image has the type uint8"),
+    (INPAINT, {"mask_image": 255 * torch.ones(8, 8)}, "mask_image has values from 255 to 255"),
+    (INPAINT, {"mask_image": torch.full((8, 8), NAN)}, "mask_image has NaN"),
+    (INPAINT, {"mask_image": []}, "mask_image is an empty list"),
+    (INPAINT, {"mask_image": np.ones((0, 8, 8))}, "mask_image is an empty batch"),
+    (INPAINT, {"mask_image": True}, "mask_image is a bool"),
+    # strength
+    (EDIT, {"strength": 1.5}, r"strength is 1\.5; it must be a number from 0 to 1"),
+    (EDIT, {"strength": -0.1}, r"strength is -0\.1"),
+    (EDIT, {"strength": True}, "strength is True"),
+    (EDIT, {"strength": NAN}, "strength is nan"),
+    (EDIT, {"strength": "0.5"}, "strength is '0.5'"),
+    (EDIT, {"strength": [0.5, 2]}, "strength is 2"),
+    (EDIT, {"strength": torch.tensor([[0.5]])}, r"strength is \[0\.5\]"),
+    (EDIT, {"strength": []}, "strength is an empty list"),
+    # lengths
+    (EDIT, {"class_label": ["cat"] * 2, "strength": [0.1] * 3}, "class_label 2, strength 3"),
+    (EDIT, {"image": [pil] * 3, "class_label": ["cat"] * 2}, "class_label 2, .*image 3"),
+    (INPAINT, {"image": [pil] * 2, "mask_image": torch.ones(3, 8, 8)}, "image 2, mask_image 3"),
+    # numbers
+    (GENERATE, {"num_inference_steps": 0}, "num_inference_steps is 0"),
+    (GENERATE, {"num_inference_steps": True}, "num_inference_steps is True"),
+    (GENERATE, {"num_inference_steps": 1.5}, r"num_inference_steps is 1\.5"),
+    (GENERATE, {"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+    (GENERATE, {"num_images_per_prompt": None}, "num_images_per_prompt is None"),
+    (GENERATE, {"guidance_scale": -1}, "guidance_scale is -1; it must be a number from 0 upwards"),
+    (GENERATE, {"guidance_scale": NAN}, "guidance_scale is nan"),
+    (GENERATE, {"guidance_scale": float("inf")}, "guidance_scale is inf"),
+    (GENERATE, {"guidance_scale": True}, "guidance_scale is True"),
+    (GENERATE, {"guidance_scale": [1, 2]}, r"guidance_scale is \[1, 2\]"),
+    (EDIT, {"image_guidance_scale": -1}, "^image_guidance_scale is -1"),
+    (EDIT, {"image_guidance_scale": "1"}, "^image_guidance_scale is '1'"),
+    # randomness
+    (
+        GENERATE,
+        {"generator": [torch.Generator()], "class_label": [0, 1]},
+        "generator has 1 entries for 2 images",
+    ),
+    (
+        GENERATE,
+        {"generator": [torch.Generator()] * 2, "num_images_per_prompt": 3},
+        "generator has 2 entries for 3 images",
+    ),
+    (GENERATE, {"generator": []}, "generator has 0 entries"),
+    (GENERATE, {"generator": 42}, "generator is 42; it must be a torch.Generator or a list"),
+    (GENERATE, {"generator": [None]}, r"generator is \[None\]"),
+    (GENERATE, {"generator": (torch.Generator(),)}, r"generator is \(<"),
+    (GENERATE, {"latents": torch.randn(2, 3, 8, 8)}, r"latents are \(2, 3, 8, 8\).*\(1, 3, 8, 8\)"),
+    (GENERATE, {"latents": torch.randn(3, 8, 8)}, "latents are"),
+    (GENERATE, {"latents": nan_image[None]}, "latents are .* finite"),
+    (GENERATE, {"latents": np.zeros((1, 3, 8, 8))}, "latents are ndarray; .* tensor"),
+    # output
+    (GENERATE, {"output_type": "jpg"}, "output_type is 'jpg'; it must be one of pil, np, pt"),
+    (GENERATE, {"output_type": None}, "output_type is None"),
+    (
+        GENERATE,
+        {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]},
+        "callback_on_step_end_tensor_inputs has prompt_embeds; it may have latents",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def three_tasks(build_pipe):
+    return build_pipe(tasks=("generate", "inpaint", "edit"))
+
+
+@pytest.mark.parametrize(
+    "call, changes, message", BAD, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_bad_call(three_tasks, call, changes, message):
+    good = {"num_inference_steps": 1} | call
+    with pytest.raises(ValueError, match=message):
+        three_tasks(**(good | changes))
+
+
+@pytest.mark.parametrize("call", [GENERATE, INPAINT, EDIT], ids=lambda call: call["task"])
+def test_the_calls_are_good_without_their_changes(three_tasks, call):
+    assert three_tasks(num_inference_steps=1, **call).images
+
+
+def test_components_of_two_models_are_refused(pipe, three_tasks):
+    with pytest.raises(ValueError, match=r"the tokenizer has 15 words and the unet takes 16"):
+        type(pipe)(pipe.unet, three_tasks.tokenizer, pipe.scheduler)
