@@ -1,27 +1,24 @@
 """The training loop: `train` is the run, `train_step` is one step of it, top to bottom."""
 
-import json
 import logging
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from .config import ConfigError, TrainConfig
-from .gallery import task_picture, to_pictures
 from .keyed import generator
 from .losses import sum_of_task_means
+from .meter import Meter
 from .noise import draw_sigma
 from .publish import BackgroundPublisher, export, push
+from .reports import validate, validation_due
 from .resume import folder_of, restore, save
 from .run import Run, build, learning_rate, microbatches, process_rows
 from .startup import begin, check_room, describe
 from .stop import STOPPED, StopRequest
-from .survival import Terminal, any_process, from_all_processes, io_errors_logged
-from .validation import held_out_loss
+from .survival import Terminal, any_process, io_errors_logged
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +75,8 @@ def loop(run: Run, first: int, stop: StopRequest, publisher: BackgroundPublisher
         unit_scale=True,
         disable=not accelerator.is_main_process,
         file=Terminal(sys.stderr),
+        # A line in a log file stays: there, ten seconds apart are often enough.
+        mininterval=0.1 if sys.stderr.isatty() else 10,
     )
     meter = Meter(run)
     if first and validation_due(config, first):
@@ -105,7 +104,7 @@ def loop(run: Run, first: int, stop: StopRequest, publisher: BackgroundPublisher
     return last
 
 
-def train_step(run: Run, step: int, meter: "Meter") -> None:
+def train_step(run: Run, step: int, meter: Meter) -> None:
     """One optimiser step. Everything random in it is a function of (seed, step).
 
     Raises:
@@ -147,115 +146,3 @@ def train_step(run: Run, step: int, meter: "Meter") -> None:
     run.optimizer.zero_grad()
     if run.ema is not None:
         run.ema.update(run.unet, (step + 1) * batch_size, batch_size)
-
-
-class Meter:
-    """Running means of the tasks' losses, kept on the device until they are read."""
-
-    def __init__(self, run: Run):
-        self.run = run
-        self.names = [task.name for task in run.mixture.tasks]
-        self.latest: list[tuple[Tensor, Tensor, Tensor]] = []  # the microbatches of this step
-        self._reset()
-
-    def _reset(self) -> None:
-        self.sums = torch.zeros(2, len(self.names), device=self.run.accelerator.device)
-
-    def add(self, loss: Tensor, sigma: Tensor, task: Tensor) -> None:
-        """loss: (b,) as measured. sigma: (b, 1, 1, 1). task: (b,) indices."""
-        self.latest.append((loss, sigma.flatten(), task))
-        self.sums[0].index_add_(0, task, loss)
-        self.sums[1].index_add_(0, task, torch.ones_like(loss))
-
-    def read(self) -> dict[str, float]:
-        """Task name -> mean loss since the last reading, over all processes."""
-        sums, counts = self.run.accelerator.reduce(self.sums, reduction="sum").tolist()
-        self._reset()
-        return {
-            name: total / count
-            for name, total, count in zip(self.names, sums, counts, strict=True)
-            if count
-        }
-
-    def require_finite(self, step: int, norm: Tensor) -> None:
-        """Ends the step's account. All processes raise, if one has a loss that is not finite.
-
-        Args:
-            norm: of the averaged gradient, and so the same on all processes.
-        """
-        loss, sigma, task = (torch.cat(parts) for parts in zip(*self.latest, strict=True))
-        self.latest.clear()
-        if not any_process(~(loss.isfinite().all() & norm.isfinite())):
-            return
-        bad = (~loss.isfinite()).nonzero()[:, 0].tolist() or [int(loss.argmax())]
-        places = [f"{self.names[task[i]]} at sigma {sigma[i]:.4g}: {loss[i]:.4g}" for i in bad[:8]]
-        rank = self.run.accelerator.process_index
-        lines = from_all_processes([f"process {rank}: {'; '.join(places)}"])
-        raise FloatingPointError(
-            f"step {step}: a loss or a gradient is not finite, and the optimiser has not stepped. "
-            f"Norm of the gradient: {norm:.4g}. Worst losses: {'. '.join(lines)}"
-        )
-
-
-def validation_due(config: TrainConfig, done: int) -> bool:
-    return done == config.max_train_steps or done % config.validation_steps == 0
-
-
-def validate(run: Run, step: int, only_if_missing: bool = False) -> None:
-    """Held-out loss by task and noise level, and a grid a task: logged, and written to files."""
-    path = Path(run.config.output_dir) / "validation" / f"step-{step}.json"
-    if run.accelerator.is_main_process and not (only_if_missing and path.exists()):
-        with io_errors_logged("the validation could not be written"):
-            write_validation(run, step, path)
-    run.accelerator.wait_for_everyone()
-
-
-def write_validation(run: Run, step: int, path: Path) -> None:
-    """The JSON file comes last: a validation that has it is complete."""
-    config, accelerator = run.config, run.accelerator
-    folder = path.parent
-    folder.mkdir(exist_ok=True)
-    held_out = held_out_loss(
-        run.best_unet,
-        run.scheduler,
-        run.mixture.tasks,
-        run.vocabulary,
-        run.held_out,
-        config.validation_images,
-        device=accelerator.device,
-    )
-    accelerator.log(
-        {
-            f"held_out/{task}/sigma_{level}": entry["loss"]
-            for task, levels in held_out.table().items()
-            for level, entry in levels.items()
-        },
-        step=step,
-    )
-    pipe = run.pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    count = min(8, len(run.held_out))
-    sources = to_pictures(run.held_out.images[:count])
-    labels = run.held_out.labels[:count].tolist()
-    pictures = {name: task_picture(pipe, name, sources, labels, config.seed) for name in pipe.tasks}
-    for name, picture in pictures.items():
-        picture.save(folder / f"step-{step}-{name}.png")
-    log_pictures(run, pictures, step)
-    table = {"step": step, "num_images": held_out.num_images, "loss": held_out.table()}
-    path.write_text(json.dumps(table, indent=2) + "\n")
-
-
-def log_pictures(run: Run, pictures: dict, step: int) -> None:
-    """Hands the grids to the trackers, each in its own way."""
-    for tracker in run.accelerator.trackers:
-        if tracker.name == "tensorboard":
-            for name, picture in pictures.items():
-                pixels = torch.tensor(list(picture.getdata()), dtype=torch.uint8)
-                pixels = pixels.view(1, picture.height, picture.width, 3)
-                tracker.log_images({f"samples/{name}": pixels}, step=step, dataformats="NHWC")
-        elif tracker.name == "wandb":
-            tracker.log_images({f"samples/{n}": [p] for n, p in pictures.items()}, step=step)
-        elif tracker.name == "trackio":
-            import trackio
-
-            tracker.log({f"samples/{n}": trackio.Image(p) for n, p in pictures.items()}, step=step)

@@ -242,9 +242,9 @@ def test_none_refuses_a_folder_that_holds_a_run(halfway, tmp_path):
 def die_in_validation():
     from forked import kill_myself
 
-    import mtl_diffusion.train
+    import mtl_diffusion.reports
 
-    mtl_diffusion.train.held_out_loss = lambda *args, **kwargs: kill_myself()
+    mtl_diffusion.reports.held_out_loss = lambda *args, **kwargs: kill_myself()
 
 
 def test_a_validation_that_a_kill_cut_off_is_caught_up(tmp_path):
