@@ -491,6 +491,11 @@ def pictures(tmp_path_factory):
     return folder
 
 
+def heed_interrupts():
+    """In the background of a shell the tests ignore SIGINT, and what they start would, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Launch:
     """A real `accelerate launch`, in a session of its own."""
 
@@ -513,6 +518,7 @@ class Launch:
                 stderr=log,
                 env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
                 start_new_session=True,
+                preexec_fn=heed_interrupts,
             )
 
     @property
