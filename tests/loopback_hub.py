@@ -73,7 +73,7 @@ class LoopbackHub:
         self.blobs: dict[str, bytes] = {}  # sha256 -> content of LFS files
         self.faults: list[Fault] = []
         self.requests: list[str] = []  # "METHOD /path"
-        self.delay = 0.0  # seconds before each answer
+        self.gate = None  # called with "METHOD /path" before a request is answered; it may wait
         self.lock = threading.RLock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {}))
         self.server.RequestHandlerClass.hub = self
@@ -152,7 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.route, self.query = unquote(url.path), parse_qs(url.query)
         self.body = self.read_body()
         name = f"{self.command} {self.route}"
-        time.sleep(self.hub.delay)
+        if self.hub.gate is not None:
+            self.hub.gate(name)
         with self.hub.lock:
             self.hub.requests.append(name)
             fault = next(

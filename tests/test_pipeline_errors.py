@@ -131,8 +131,30 @@ BAD = [
     (
         GENERATE,
         {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]},
-        "callback_on_step_end_tensor_inputs has prompt_embeds; it may have latents",
+        r"callback_on_step_end_tensor_inputs is \['latents', 'prompt_embeds'\]; .* have latents",
     ),
+    (GENERATE, {"output_type": ["pil"]}, r"output_type is \['pil'\]"),
+    (GENERATE, {"output_type": np.array(["pil", "np"])}, r"output_type is array"),
+    (GENERATE, {"callback_on_step_end": 3}, "callback_on_step_end is 3; it must be a function"),
+    (GENERATE, {"callback_on_step_end_tensor_inputs": None}, "_tensor_inputs is None"),
+    (GENERATE, {"callback_on_step_end_tensor_inputs": "latents"}, "_tensor_inputs is 'latents'"),
+    (GENERATE, {"callback_on_step_end_tensor_inputs": [["latents"]]}, "_tensor_inputs is "),
+    (GENERATE, {"callback_on_step_end": lambda *_: 3}, "callback_on_step_end returned neither"),
+    (
+        GENERATE,
+        {"callback_on_step_end": lambda *_: {"latents": torch.zeros(2)}},
+        r"callback_on_step_end returned .* latents have the shape \(1, 3, 8, 8\)",
+    ),
+    # arrays of what is no number
+    (GENERATE, {"task": np.array(["generate"])}, "task is array"),
+    (EDIT, {"class_label": np.array(["bird"])}, "class_label is 'bird'"),
+    (EDIT, {"strength": np.array(["0.5"])}, "strength is '0.5'"),
+    (EDIT, {"image": np.full((8, 8, 3), "x")}, "image is a ndarray of <U1"),
+    (EDIT, {"image": np.full((8, 8, 3), None)}, "image is a ndarray of object"),
+    (EDIT, {"image": np.zeros((8, 8, 3), complex)}, "image has the type complex128"),
+    (INPAINT, {"mask_image": np.full((8, 8), "x")}, "mask_image is a ndarray of <U1"),
+    (GENERATE, {"guidance_scale": np.array(["1"])}, "guidance_scale is array"),
+    (GENERATE, {"latents": torch.zeros(1, 3, 8, 8).long()}, "latents are .* finite floats"),
 ]
 
 

@@ -51,7 +51,6 @@ CASES = {
     "without-a-user": {"repository": "short"},
     "private": {"private": True},
     "branch": {"revision": "v1"},
-    "create-429": {},
     "preupload-500": {},
     "lfs-503": {},
     "lfs-reset": {},
@@ -60,7 +59,6 @@ CASES = {
     "commit-500": {},
     "commit-reset": {},
     "commit-lost": {},
-    "commit-lost-and-changed": {},
     "head-reset": {},
     "race": {},
     "commit-500-always": {},
@@ -79,7 +77,6 @@ FAULTS = [
     ("me/commit-500/commit/", 500, 3),
     ("me/commit-reset/commit/", "reset", 2),
     ("me/commit-lost/commit/", "lost", 1),
-    ("me/commit-lost-and-changed/commit/", "lost", 1),
     (r"GET .*me/head-reset\b", "reset", 1),
     ("me/race/commit/", 412, 1),
     ("me/commit-500-always/commit/", 500, 99),
@@ -123,9 +120,7 @@ def client(hub, tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1]), done.stderr, files
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in CASES if not n.endswith(("always", "400", "403"))][:17]
-)
+@pytest.mark.parametrize("name", list(CASES)[: list(CASES).index("race") + 1])
 def test_each_fault_that_passes_ends_in_one_commit(hub, client, name):
     answers, _, files = client
     repository = {"without-a-user": "me/short"}.get(name, f"me/{name}")

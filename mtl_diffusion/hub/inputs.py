@@ -83,10 +83,13 @@ def _items(value, name: str, kind: str) -> list:
         return [item for part in value for item in _items(part, name, kind)]
     if isinstance(value, Image.Image):
         return [value]
-    if not isinstance(value, np.ndarray | Tensor):
+    if not isinstance(value, np.ndarray | Tensor) or (
+        isinstance(value, np.ndarray) and value.dtype.kind not in "biufc"  # numbers and booleans
+    ):
         raise ValueError(
-            f"{name} is a {type(value).__name__}; it must be a PIL image, a numpy array, a tensor, "
-            "or a list of these"
+            f"{name} is a {type(value).__name__}"
+            f"{f' of {value.dtype}' if isinstance(value, np.ndarray) else ''}; it must be a PIL "
+            "image, a numpy array of floats, a tensor, or a list of these"
         )
     if value.ndim > 2 and len(value) == 0:
         raise ValueError(f"{name} is an empty batch; give at least one {kind}")

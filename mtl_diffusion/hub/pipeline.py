@@ -175,7 +175,11 @@ class MultiTaskPipeline(SelfContained):
             strength=strength,
             image_guidance_scale=image_guidance_scale,
         )
-        self._check_output(output_type, callback_on_step_end_tensor_inputs)
+        if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
+            raise ValueError(
+                f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}"
+            )
+        self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         spec = TASKS[task]
         strength = spec.default_strength if strength is None else strength
         guidance = spec.default_guidance_scale if guidance_scale is None else guidance_scale
@@ -261,17 +265,17 @@ class MultiTaskPipeline(SelfContained):
                 x = torch.where(hole, x, known + sigmas[i + 1] * noise)
                 if callback is not None:
                     tensors = {name: {"latents": x}[name] for name in callback_inputs}
-                    x = (callback(self, i, timestep, tensors) or {}).get("latents", x)
+                    x = _replaced(x, callback(self, i, timestep, tensors))
                 progress.update()
         return x
 
     def _check_task(self, task: str, **arguments) -> None:
         """Refuses a task the model has not learned, and arguments that don't fit the task."""
-        if task not in self.tasks:
+        if not isinstance(task, str) or task not in self.tasks:
             untrained = f"; {task} is a task, but this model has not learned it"
             raise ValueError(
                 f"task is {task!r}; this model knows {', '.join(self.tasks)}"
-                + (untrained if task in list(TASKS) else "")
+                + (untrained if isinstance(task, str) and task in TASKS else "")
             )
         spec = TASKS[task]
         given = {name for name, value in arguments.items() if value is not None}
@@ -283,15 +287,14 @@ class MultiTaskPipeline(SelfContained):
                 f"task {task!r} takes no {', '.join(sorted(strangers))}; it takes {takes}"
             )
 
-    def _check_output(self, output_type: str, callback_inputs: list[str]) -> None:
-        if output_type not in OUTPUT_TYPES:
+    def _check_callback(self, callback: Callable | None, inputs: list[str]) -> None:
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback_on_step_end is {callback!r}; it must be a function or None")
+        known = self._callback_tensor_inputs
+        if not isinstance(inputs, list | tuple) or any(name not in known for name in inputs):
             raise ValueError(
-                f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}"
-            )
-        if strangers := set(callback_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs has {', '.join(sorted(strangers))}; "
-                f"it may have {', '.join(self._callback_tensor_inputs)}"
+                f"callback_on_step_end_tensor_inputs is {inputs!r}; it must be a list, and may "
+                f"have {', '.join(known)}"
             )
 
     def _read_source(self, spec: Task, class_label, image, mask_image, strength) -> "Source":
@@ -331,8 +334,23 @@ class MultiTaskPipeline(SelfContained):
         if latents is None:
             return drawn
         found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-        if found != shape or not latents.isfinite().all():
-            raise ValueError(f"latents are {found}; they must be a finite tensor of shape {shape}")
+        if found != shape or not (latents.is_floating_point() and latents.isfinite().all()):
+            raise ValueError(
+                f"latents are {found}; they must be a tensor of shape {shape}, of finite floats"
+            )
         return latents.to(self._execution_device, torch.float32)
 
     _sources = read_sources(Path(__file__))
+
+
+def _replaced(latents: Tensor, answer: dict | None) -> Tensor:
+    """The latents, or those that a callback returned in place of them."""
+    if answer is None:
+        return latents
+    new = answer.get("latents", latents) if isinstance(answer, dict) else None
+    if not isinstance(new, Tensor) or new.shape != latents.shape:
+        raise ValueError(
+            "callback_on_step_end returned neither None nor a dict whose latents have the shape "
+            f"{tuple(latents.shape)}"
+        )
+    return new.to(latents)
