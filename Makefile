@@ -14,7 +14,7 @@ setup: .venv/.installed
 .venv/.installed: export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,torchjd]'
 	touch $@
 
 test: setup

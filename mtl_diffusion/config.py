@@ -100,6 +100,9 @@ class TaskConfig:
     task_weights: dict[str, float] | None = None
     """Weight of each task's loss; needed with task_weighting fixed, and only then. None: no
     weights of your own."""
+    gradient_aggregation: Literal["sum", "upgrad", "mgda", "imtlg", "alignedmtl"] = "sum"
+    """How the tasks' gradients become one: by adding them up, or by a method of torchjd, which
+    is an extra of this package."""
     class_dropout: float = 0.1
     """Share of the samples, 0 to 1, whose class token is hidden, for guidance."""
     task_dropout: float = 0.1

@@ -127,6 +127,7 @@ def _task_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[s
         yield "total_batch_size", what
 
     weights, needed = config.task_weights, listed(config.shares)
+    aggregates = "gradient_aggregation" not in wrong and config.gradient_aggregation != "sum"
     if not wrong.isdisjoint({"task_weights", "task_weighting"}):
         return
     if config.task_weighting != "fixed":
@@ -138,6 +139,9 @@ def _task_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[s
         yield "task_weights", f"must have a weight for each of {needed}, and no other"
     elif not any(weights[name] for name in config.shares):
         yield "task_weights", "must have at least one weight above 0"
+    elif aggregates and not all(weights[name] for name in config.shares):
+        what = f"must be above 0 for each of {needed}, or set gradient_aggregation to sum"
+        yield "task_weights", what
 
 
 def _run_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[str]) -> Faults:

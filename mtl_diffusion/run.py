@@ -10,6 +10,7 @@ from diffusers import EDMDPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from .aggregation import Jacobian, build_aggregator
 from .config import TrainConfig
 from .data import ImageDataset, load_images
 from .ema import EMA
@@ -30,6 +31,7 @@ class Run:
     Attributes:
         objective: the trained module as it is called: wrapped for several processes.
         unet: the denoiser inside it. weighting: the weighting inside it.
+        jacobian: where the tasks' gradients are aggregated, or None if they are summed.
         ema: the averaged denoiser, or None.
         train_data, held_out: the two splits, labelled in the vocabulary's order.
     """
@@ -42,6 +44,7 @@ class Run:
     unet: UNet2DConditionModel
     weighting: nn.Module
     objective: nn.Module
+    jacobian: Jacobian | None
     optimizer: torch.optim.Optimizer
     ema: EMA | None
     mixture: Mixture
@@ -103,6 +106,10 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     names = list(config.shares)
     weighting = build_weighting(config.task_weighting, names, config.task_weights).to(device)
     objective = Objective(unet, scheduler, weighting)
+    jacobian = None
+    if config.gradient_aggregation != "sum":
+        aggregate = build_aggregator(config.gradient_aggregation)
+        jacobian = Jacobian(objective, len(names), aggregate)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in objective.parameters() if parameter.requires_grad],
         lr=config.learning_rate,
@@ -128,6 +135,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         unet=unet,
         weighting=weighting,
         objective=accelerator.prepare(objective),
+        jacobian=jacobian,
         optimizer=optimizer,
         ema=ema,
         mixture=mixture,

@@ -17,6 +17,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from torch.utils.flop_counter import FlopCounterMode
 
+from .aggregation import REQUIRED
 from .config import ConfigError, TrainConfig, resolved, to_dict
 from .resume import folder_of
 from .run import Run, use_all_cores
@@ -47,6 +48,7 @@ def begin(config: TrainConfig) -> Iterator[Accelerator]:
             *_process_faults(config, state.num_processes),
             *_precision_faults(config, state.device),
             *_tracker_faults(config),
+            *_aggregation_faults(config),
         ]
         if state.is_main_process:
             folder_faults = list(_folder_faults(output_dir))
@@ -171,6 +173,16 @@ def _tracker_faults(config: TrainConfig) -> Iterator[str]:
         yield (
             f"report_to: found {config.report_to!r}, which is not installed; "
             f"pip install {config.report_to}, or choose another one, or none"
+        )
+
+
+def _aggregation_faults(config: TrainConfig) -> Iterator[str]:
+    if config.gradient_aggregation == "sum":
+        return
+    if missing := [name for name in REQUIRED if importlib.util.find_spec(name) is None]:
+        yield (
+            f"gradient_aggregation: found {config.gradient_aggregation!r}, which needs "
+            f"{', '.join(missing)}; pip install 'mtl_diffusion[torchjd]', or choose sum"
         )
 
 

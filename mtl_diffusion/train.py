@@ -129,16 +129,20 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
         conditioning = run.mixture.condition(batch.images, batch.labels, draw[rows])
         # The UNet draws its dropout from the global generators.
         torch.manual_seed(generator(config.seed, step, i, rank, "dropout").initial_seed())
+        inputs = (batch.images, noise[rows], sigma[rows], conditioning, task)
         is_last = i == len(pieces) - 1
-        with nullcontext() if is_last else accelerator.no_sync(run.objective):
-            plain, weighted = run.objective(
-                batch.images, noise[rows], sigma[rows], conditioning, task
-            )
-            # Processes average their gradients, and the parts of a sum must be added.
-            loss = world * sum_of_task_means(weighted, task, draw.counts)
-            accelerator.backward(loss)
+        if run.jacobian is not None:
+            plain = run.jacobian.add(inputs, draw.counts)
+        else:
+            with nullcontext() if is_last else accelerator.no_sync(run.objective):
+                plain, weighted = run.objective(*inputs)
+                # Processes average their gradients, and the parts of a sum must be added.
+                loss = world * sum_of_task_means(weighted, task, draw.counts)
+                accelerator.backward(loss)
         meter.add(plain, sigma[rows], task)
 
+    if run.jacobian is not None:
+        run.jacobian.write_gradients(draw.counts, accelerator)
     parameters = run.optimizer.param_groups[0]["params"]
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     meter.require_finite(step, norm)

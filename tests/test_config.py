@@ -292,6 +292,11 @@ def test_ranges(name, value):
         ),
         ("tasks={edit:1} task_weighting=fixed task_weights={edit:-1}", "must be finite, and 0, or"),
         (
+            "gradient_aggregation=mgda task_weighting=fixed"
+            " task_weights={generate:1,inpaint:1,edit:0}",
+            "must be above 0 for each of generate, inpaint, edit, or set gradient_aggregation to",
+        ),
+        (
             "tasks={edit:1} task_weighting=fixed task_weights={edit:0}",
             "at least one weight above 0",
         ),

@@ -16,7 +16,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 
+from mtl_diffusion import run as run_module
 from mtl_diffusion import train as train_module
+from mtl_diffusion.aggregation import AGGREGATORS
 from mtl_diffusion.config import ConfigError, TrainConfig, to_dict
 from mtl_diffusion.hub.pipeline import MultiTaskPipeline
 from mtl_diffusion.hub.tokens import Vocabulary
@@ -220,6 +222,62 @@ def test_two_processes_train_as_one_does(config, tmp_path):
     assert largest_difference(weights(tmp_path / "1"), weights(tmp_path / "2")) < 2e-6
     train(replace(config, seed=1, output_dir=str(tmp_path / "other")))
     assert largest_difference(weights(tmp_path / "1"), weights(tmp_path / "other")) > 1e-2
+
+
+# --- gradients that are aggregated --------------------------------------------------------------
+
+
+def test_the_mean_through_the_jacobian_trains_as_the_plain_sum(
+    config, tmp_path, monkeypatch, unwatched
+):
+    monkeypatch.setattr(run_module, "build_aggregator", lambda name: lambda rows: rows.mean(0))
+    runs = {}
+    for name in ("sum", "upgrad"):
+        changed = replace(config, **CALM, gradient_aggregation=name)
+        train(replace(changed, output_dir=str(tmp_path / name)))
+        reset_state()
+        runs[name] = weights(tmp_path / name)
+    assert largest_difference(runs["sum"], runs["upgrad"]) < 2e-6
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_every_aggregator_trains_in_pieces_as_in_one(config, tmp_path, name, unwatched):
+    runs = {}
+    for key, size in (("whole", None), ("pieces", 3)):
+        changed = replace(config, **CALM, gradient_aggregation=name, per_device_batch_size=size)
+        train(replace(changed, output_dir=str(tmp_path / key)))
+        reset_state()
+        runs[key] = weights(tmp_path / key)
+    assert largest_difference(runs["whole"], runs["pieces"]) < 2e-5
+    train(replace(config, **CALM, output_dir=str(tmp_path / "plain")))
+    assert largest_difference(runs["whole"], weights(tmp_path / "plain")) > 1e-4
+
+
+@pytest.mark.slow
+def test_two_processes_aggregate_as_one_does(config, tmp_path):
+    # Seven samples: the processes' shares differ, and so do the tasks' counts in them.
+    config = replace(
+        config, **CALM, total_batch_size=7, per_device_batch_size=3, gradient_aggregation="upgrad"
+    )
+    for processes in (1, 2):
+        launch(replace(config, output_dir=str(tmp_path / str(processes))), processes)
+        facts = tmp_path / str(processes) / "checkpoints/step-6/facts.json"
+        assert json.loads(facts.read_text())["num_processes"] == processes
+    assert largest_difference(weights(tmp_path / "1"), weights(tmp_path / "2")) < 2e-5
+
+
+def test_without_torchjd_a_run_is_refused_by_name(config, monkeypatch):
+    import importlib.util
+
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name == "torchjd" else find_spec(name, *rest),
+    )
+    with pytest.raises(
+        ValueError, match=r"gradient_aggregation: found 'upgrad', which needs torch"
+    ):
+        train(replace(config, gradient_aggregation="upgrad"))
 
 
 # --- precision and compilation ------------------------------------------------------------------

@@ -1,0 +1,87 @@
+"""Many gradients, one for each task, made one: Jacobian descent, through torchjd.
+
+Quinton and Rey 2024, arXiv:2406.16232. The plain sum needs none of this.
+"""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from .losses import Objective
+
+# What `gradient_aggregation` names, as torchjd's classes.
+AGGREGATORS = {"upgrad": "UPGrad", "mgda": "MGDA", "imtlg": "IMTLG", "alignedmtl": "AlignedMTL"}
+# Modules that torchjd needs for them and does not require by itself.
+REQUIRED = ("torchjd", "quadprog", "qpsolvers")
+
+
+def build_aggregator(name: str) -> Callable[[Tensor], Tensor]:
+    """torchjd's aggregator of that name: (T, P) gradients -> (P,), on the scale of their mean."""
+    import torchjd.aggregation  # here, because it is an extra
+
+    return getattr(torchjd.aggregation, AGGREGATORS[name])()
+
+
+class Jacobian:
+    """The gradient of every task's loss by every trained weight, gathered over one step.
+
+    Row i is the gradient of L_i, the mean loss of task i over the whole global batch: the rows of
+    microbatches and processes are added, and only then aggregated, so that the result does not
+    depend on how a batch is cut.
+
+    Args:
+        objective: not wrapped, since the processes' gradients must not be averaged here.
+        num_tasks: T.
+        aggregate: (T, P) -> (P,), on the scale of a mean of the rows.
+    """
+
+    def __init__(self, objective: Objective, num_tasks: int, aggregate: Callable[[Tensor], Tensor]):
+        self.objective = objective
+        self.aggregate = aggregate
+        self.shared = [p for p in objective.unet.parameters() if p.requires_grad]
+        self.parameters = [*self.shared, *objective.weighting.parameters()]
+        size = sum(p.numel() for p in self.parameters)
+        self.rows = torch.zeros(num_tasks, size, device=self.parameters[0].device)
+
+    def add(self, inputs: tuple, counts: Tensor) -> Tensor:
+        """Adds the gradients of some of the batch's samples; returns their plain losses (b,).
+
+        A sample is of one task. So each task has a forward and a backward pass of its own samples,
+        which costs what one pass of all of them does.
+
+        Args:
+            inputs: arguments of the objective, each with b rows; the last is the task indices (b,).
+            counts: (T,) samples of each task in the global batch.
+        """
+        task = inputs[-1]
+        plain = torch.zeros(len(task), device=task.device)
+        for i, row in enumerate(self.rows):
+            mine = (task == i).nonzero()[:, 0]
+            if not len(mine):
+                continue
+            plain[mine], weighted = self.objective(*(part[mine] for part in inputs))
+            gradients = torch.autograd.grad(
+                weighted.sum() / counts[i], self.parameters, materialize_grads=True
+            )
+            row += torch.cat([g.flatten() for g in gradients])
+        return plain
+
+    def write_gradients(self, counts: Tensor, accelerator: Accelerator) -> None:
+        """Aggregates the rows into the parameters' `.grad`, and starts the next step.
+
+        An aggregated gradient is T times what torchjd gives: like the sum, not like the mean. The
+        weighting's own parameters serve no task, and get the plain sum.
+        """
+        rows = accelerator.reduce(self.rows, reduction="sum")[counts > 0]
+        P = sum(p.numel() for p in self.shared)
+        total = rows.sum(0)
+        # A loss that is not finite ends the run after this, with a message of its own.
+        if rows.isfinite().all():
+            total[:P] = len(rows) * self.aggregate(rows[:, :P])
+        sizes = [p.numel() for p in self.parameters]
+        for parameter, part in zip(self.parameters, total.split(sizes), strict=True):
+            # In the memory order of the weight, which the fused AdamW walks beside it.
+            parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
+        self.rows.zero_()
