@@ -51,6 +51,13 @@ class DataConfig:
     2 ** (number of block_out_channels - 1)."""
     random_flip: bool = True
     """Mirror half of the training images left to right."""
+    streaming: bool = False
+    """Read train_split as it is needed, from disk or from the Hub, instead of keeping all of it in
+    memory. Then both splits are whole ones, without slices, and the classes have names; of
+    validation_split only validation_images are kept."""
+    shuffle_buffer_size: int = 10000
+    """Rows that streaming shuffles among, in each process; they wait in memory as they are stored,
+    undecoded."""
 
 
 @dataclass(frozen=True)

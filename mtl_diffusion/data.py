@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +59,11 @@ class ImageDataset:
     def resolution(self) -> int:
         """Side of the images in pixels."""
         return self.images.shape[-1]
+
+    @property
+    def extent(self) -> str:
+        """How many images there are, for a message."""
+        return f"{len(self):,}"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -123,8 +130,8 @@ def load_images(
         raise ValueError(f"resolution: {resolution} is not a size in pixels; give 1 or more.")
     source = _load(dataset_name, dataset_config_name, resolution)
     rows = _select(source, dataset_name, split, split_field)
-    image_column = _find_image_column(rows.features, image_column)
-    label_column = _find_label_column(rows.features, label_column)
+    image_column = find_image_column(rows.features, image_column)
+    label_column = find_label_column(rows.features, label_column)
     labels, class_names = _labels(source, rows, label_column, split)
     return ImageDataset.of(_pixels(rows, image_column, resolution, split), labels, class_names)
 
@@ -137,18 +144,8 @@ def _load(name: str, config: str | None, resolution: int) -> datasets.DatasetDic
                 f" {config!r}; leave it out, or give ./{name} for a folder of that name."
             )
         return shapes(resolution)
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
-        raise ValueError(f"dataset_name: there is no {name!r} here; check the path.")
-    try:
-        builder = datasets.load_dataset_builder(str(Path(name).expanduser()), config)
+    with opened(name, config) as builder:
         builder.download_and_prepare()
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        cause = str(error).strip() or type(error).__name__
-        raise ValueError(
-            f"dataset_name: {name!r} (dataset_config_name: {config!r}) could not be loaded: {cause}"
-            f'\nGive the name of a dataset on the Hub, a local folder, or "{EMBEDDED}", which needs'
-            " no network."
-        ) from error
     # `load_dataset` does the same, but for an empty split, where it refuses the whole dataset.
     features = builder.info.features
     empty = datasets.Dataset.from_dict({column: [] for column in features}, features=features)
@@ -158,6 +155,26 @@ def _load(name: str, config: str | None, resolution: int) -> datasets.DatasetDic
             for split, info in builder.info.splits.items()
         }
     )
+
+
+@contextmanager
+def opened(name: str, config: str | None) -> Iterator[datasets.DatasetBuilder]:
+    """The builder of a dataset on disk or on the Hub; nothing is read of its rows yet.
+
+    Raises:
+        ValueError: the dataset can't be loaded, neither here nor in what is done inside.
+    """
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
+        raise ValueError(f"dataset_name: there is no {name!r} here; check the path.")
+    try:
+        yield datasets.load_dataset_builder(str(Path(name).expanduser()), config)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        cause = str(error).strip() or type(error).__name__
+        raise ValueError(
+            f"dataset_name: {name!r} (dataset_config_name: {config!r}) could not be loaded: {cause}"
+            f'\nGive the name of a dataset on the Hub, a local folder, or "{EMBEDDED}", which needs'
+            " no network."
+        ) from error
 
 
 def _select(
@@ -186,12 +203,14 @@ def _select(
     return datasets.concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
 
 
-def _find_image_column(features: datasets.Features, given: str | None) -> str:
+def find_image_column(features: datasets.Features, given: str | None) -> str:
+    """The column named, or else the only one of type Image."""
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     return _choose("image_column", given, images, features, "of type Image")
 
 
-def _find_label_column(features: datasets.Features, given: str | None) -> str:
+def find_label_column(features: datasets.Features, given: str | None) -> str:
+    """The column named, or else the one of classes, or the one with a label's name."""
     classes = [key for key, feature in features.items() if _is_class_label(feature)]
     usable = [key for key, feature in features.items() if _is_usable_label(feature)]
     if given is not None:
@@ -254,12 +273,17 @@ def _labels(
         else:
             names = tuple(str(number) for number in range(max(seen, default=-1) + 1))
     for row, value in enumerate(values):
-        if value is None or not 0 <= value < len(names):
-            raise ValueError(
-                f"label_column: row {row} of {split!r} has the label {value} in column {column!r},"
-                f" which is none of its {len(names)} classes; remove the row or correct its label."
-            )
+        check_label(value, len(names), column, f"row {row} of {split!r}")
     return torch.tensor(values, dtype=torch.int64), names
+
+
+def check_label(value: int | None, num_classes: int, column: str, row: str) -> None:
+    """Raises a ValueError that names the row, unless its label is one of the classes."""
+    if value is None or not 0 <= value < num_classes:
+        raise ValueError(
+            f"label_column: {row} has the label {value} in column {column!r},"
+            f" which is none of its {num_classes} classes; remove the row or correct its label."
+        )
 
 
 def _pixels(rows: datasets.Dataset, column: str, resolution: int, split: str) -> torch.Tensor:
@@ -294,25 +318,34 @@ def _pixels(rows: datasets.Dataset, column: str, resolution: int, split: str) ->
 def _decode_rows(
     batch: dict, indices: list[int], column: str, resolution: int, split: str, decoding: int
 ) -> dict:
-    pixels = []
-    for row, encoded in zip(indices, batch[column], strict=True):
-        try:
-            image = _decode(encoded)
-        except (
-            Exception
-        ) as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
-            path = encoded and encoded["path"]
-            file = f" ({path})" if path else ""
-            raise ValueError(
-                f"image_column: row {row} of {split!r}{file} does not decode as an image: {error};"
-                " remove the row or replace the file."
-            ) from error
-        pixels.append(_fit(image, resolution).tobytes())
-    return {"pixels": pixels}
+    rows = zip(indices, batch[column], strict=True)
+    return {
+        "pixels": [
+            decode_image(encoded, resolution, f"row {row} of {split!r}").tobytes()
+            for row, encoded in rows
+        ]
+    }
+
+
+def decode_image(encoded: dict | None, resolution: int, row: str) -> Image.Image:
+    """`{"bytes", "path"}` as `datasets` stores an image -> a square RGB image of `resolution`.
+
+    Raises:
+        ValueError: it does not decode; the message names the row.
+    """
+    try:
+        return _fit(_decode(encoded), resolution)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
+        path = encoded and encoded["path"]
+        file = f" ({path})" if path else ""
+        raise ValueError(
+            f"image_column: {row}{file} does not decode as an image: {error};"
+            " remove the row or replace the file."
+        ) from error
 
 
 def _decode(encoded: dict | None) -> Image.Image:
-    """`{"bytes", "path"}` as `datasets` stores an image -> an upright RGB image."""
+    """An upright RGB image."""
     if encoded is None:
         raise ValueError("the row is empty")
     data = encoded["bytes"]

@@ -16,7 +16,7 @@ _RANGES = (
         "block_out_channels attention_resolutions layers_per_block num_attention_heads"
         " norm_num_groups token_dim max_train_steps total_batch_size per_device_batch_size"
         " num_threads num_processes checkpointing_steps checkpoints_total_limit validation_steps"
-        " validation_images logging_steps",
+        " validation_images logging_steps shuffle_buffer_size",
         lambda v: v >= 1,
         "1 or more",
     ),
@@ -53,7 +53,7 @@ def faults(
     that is wrong by itself is not compared with others: one mistake, one line.
     """
     lines, wrong = [], set(unreadable)
-    for check in (_value_faults, _model_faults, _task_faults, _run_faults):
+    for check in (_value_faults, _data_faults, _model_faults, _task_faults, _run_faults):
         found = [fault for fault in check(config, known_tasks, wrong) if fault[0] not in wrong]
         lines += [f"{name}: found {show(getattr(config, name))}; {what}" for name, what in found]
         wrong |= {name for name, _ in found}
@@ -77,6 +77,17 @@ def _value_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[
             numbers = [value]
         if not all(abs(number) < math.inf and allowed(number) for number in numbers):
             yield name, f"must be finite, and {words}"
+
+
+def _data_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[str]) -> Faults:
+    """What can't be streamed."""
+    if "streaming" in wrong or not config.streaming:
+        return
+    if config.dataset_name == "shapes":
+        yield "streaming", 'must be false: "shapes" is drawn in memory'
+    for name in ("train_split", "validation_split"):
+        if set("[+") & set(getattr(config, name)):
+            yield name, "must be one whole split, or set streaming to false: a stream has no slices"
 
 
 def _model_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[str]) -> Faults:

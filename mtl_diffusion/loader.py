@@ -79,10 +79,7 @@ class Loader:
             images = images.pin_memory().to(self.device, non_blocking=True)
             labels = labels.pin_memory().to(self.device, non_blocking=True)
         if self.random_flip:
-            # Drawn for the whole global batch and sliced, so that it may be cut anywhere.
-            draws = torch.rand(self.total_batch_size, generator=generator(self.seed, step, "flip"))
-            flip = (draws < 0.5)[picked.start : picked.stop : picked.step].to(self.device)
-            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+            images = flipped(images, self.seed, step, self.total_batch_size, picked)
         return Batch(to_unit_range(images), labels)
 
     def _rows(self, step: int) -> torch.Tensor:
@@ -97,6 +94,16 @@ class Loader:
         if epoch in self._orders:
             return self._orders[epoch]
         return torch.randperm(len(self.dataset), generator=generator(self.seed, epoch, "order"))
+
+
+def flipped(
+    images: torch.Tensor, seed: int, step: int, total_batch_size: int, picked: range
+) -> torch.Tensor:
+    """Mirrors half of the samples `picked` of a global batch left-right, at random by its key."""
+    # Drawn for the whole global batch and sliced, so that it may be cut anywhere.
+    draws = torch.rand(total_batch_size, generator=generator(seed, step, "flip"))
+    flip = (draws < 0.5)[picked.start : picked.stop : picked.step].to(images.device)
+    return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 
 def _fits(dataset: ImageDataset, device: torch.device) -> bool:

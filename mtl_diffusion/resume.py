@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
 from .checkpoint import Checkpoint, CheckpointError, load, load_latest
 from .checkpoint import save as write
 from .config import ConfigError, differences, to_dict
 from .run import Run, learning_rate
+from .streaming_loader import Position
 from .survival import any_process, from_all_processes
 
 logger = logging.getLogger(__name__)
@@ -51,9 +53,12 @@ def save(run: Run, step: int, *, needed: bool) -> None:
     if any_process(~finite.all()):
         raise FloatingPointError(f"step {step}: weights are not finite; no checkpoint is written")
     failure = None
+    positions = gather_object([run.loader.position]) if run.config.streaming else None
     if run.accelerator.is_main_process:
         try:
-            write(folder_of(run), snapshot(run, step), run.config.checkpoints_total_limit)
+            write(
+                folder_of(run), snapshot(run, step, positions), run.config.checkpoints_total_limit
+            )
         except OSError as error:
             failure = error
             logger.error(
@@ -66,8 +71,12 @@ def save(run: Run, step: int, *, needed: bool) -> None:
         raise failure or OSError(f"step {step}: the main process could not write the checkpoint")
 
 
-def snapshot(run: Run, step: int) -> Checkpoint:
-    """Everything that a run needs to go on."""
+def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Checkpoint:
+    """Everything that a run needs to go on.
+
+    Args:
+        positions: how far each process has read, if the data is streamed.
+    """
     names = _trained_names(run)
     moments = run.optimizer.state_dict()["state"]
     tensors = {
@@ -88,6 +97,7 @@ def snapshot(run: Run, step: int) -> Checkpoint:
         "unet": _plain(run.unet),
         "scheduler": _plain(run.scheduler),
         "data": {"train": run.train_data.fingerprint, "held_out": run.held_out.fingerprint},
+        "stream": positions,
         "num_processes": run.accelerator.num_processes,
         "images_seen": step * run.config.total_batch_size,
         "learning_rate": learning_rate(run.config, step),
@@ -121,6 +131,8 @@ def restore(run: Run) -> int:
         _load_state(run, checkpoint)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"step-{step} does not fit this model: {error}") from error
+    if run.config.streaming:
+        _go_on_reading(run, checkpoint)
     if run.accelerator.is_main_process:
         logger.warning("resuming after step %d", step)
         _note_changes(run, checkpoint)
@@ -210,15 +222,27 @@ def _load_state(run: Run, checkpoint: Checkpoint) -> None:
     run.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
+def _go_on_reading(run: Run, checkpoint: Checkpoint) -> None:
+    """Each process goes on where it was; another number of them divides the next epoch anew."""
+    positions = [Position(*numbers) for numbers in checkpoint.facts["stream"]]
+    if len(positions) == run.accelerator.num_processes:
+        position = positions[run.accelerator.process_index]
+    else:
+        position = Position(max(position.epoch for position in positions) + 1, 0)
+    run.loader.go_to(checkpoint.step, position)
+
+
 def _note_changes(run: Run, checkpoint: Checkpoint) -> None:
     """Logs what differs, is allowed to, and may change the rounding."""
     before, now = checkpoint.facts["num_processes"], run.accelerator.num_processes
     if before != now:
+        what = (
+            "the data and the noise are the same, the rounding is not"
+            if not run.config.streaming
+            else "the stream is divided anew, and the rest of the epoch is left out"
+        )
         logger.warning(
-            "the checkpoint is of %d processes and this run has %d: the data and the noise are "
-            "the same, the rounding is not",
-            before,
-            now,
+            "the checkpoint is of %d processes and this run has %d: %s", before, now, what
         )
     versions = _versions()
     for name, old in checkpoint.facts["versions"].items():

@@ -21,6 +21,8 @@ from .loader import Loader
 from .losses import Objective, build_weighting
 from .mixture import Mixture
 from .model import build_scheduler, build_unet, freeze
+from .stream import ImageStream, open_stream
+from .streaming_loader import StreamingLoader
 from .vocabulary import build_tokenizer, extend_tokenizer
 
 
@@ -48,8 +50,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     ema: EMA | None
     mixture: Mixture
-    loader: Loader
-    train_data: ImageDataset
+    loader: Loader | StreamingLoader
+    train_data: ImageDataset | ImageStream
     held_out: ImageDataset
 
     @property
@@ -79,6 +81,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     with accelerator.main_process_first():  # the first one decodes, the others read its cache
         train_data = _load_split(config, "train_split")
         held_out = _load_split(config, "validation_split")
+        if config.streaming:
+            held_out = held_out.head(config.validation_images, config.shuffle_buffer_size)
     if set(held_out.class_names) - set(train_data.class_names):
         raise ValueError(
             f"validation_split has the classes {held_out.class_names}, train_split has "
@@ -139,7 +143,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         optimizer=optimizer,
         ema=ema,
         mixture=mixture,
-        loader=Loader(train_data, batch_size, config.seed, config.random_flip, device),
+        loader=_loader(config, train_data, accelerator),
         train_data=train_data,
         held_out=held_out,
     )
@@ -170,8 +174,32 @@ def microbatches(rows: range, limit: int | None) -> list[slice]:
     return [slice(i, min(i + size, rows.stop)) for i in range(rows.start, rows.stop, size)]
 
 
-def _load_split(config: TrainConfig, field: str) -> ImageDataset:
-    return load_images(
+def _loader(
+    config: TrainConfig, data: ImageDataset | ImageStream, accelerator: Accelerator
+) -> Loader | StreamingLoader:
+    common = {
+        "total_batch_size": config.total_batch_size,
+        "seed": config.seed,
+        "random_flip": config.random_flip,
+        "device": accelerator.device,
+    }
+    if not config.streaming:
+        return Loader(data, **common)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    return StreamingLoader(
+        data,
+        mine=process_rows(config.total_batch_size, rank, world),
+        rank=rank,
+        world=world,
+        buffer_size=config.shuffle_buffer_size,
+        threads=torch.get_num_threads(),
+        **common,
+    )
+
+
+def _load_split(config: TrainConfig, field: str) -> ImageDataset | ImageStream:
+    load = open_stream if config.streaming else load_images
+    return load(
         config.dataset_name,
         config.dataset_config_name,
         split=getattr(config, field),

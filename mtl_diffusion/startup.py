@@ -122,7 +122,7 @@ def describe(run: Run) -> str:
             f"on {run.accelerator.num_processes} process(es)",
             f"run: {step * config.max_train_steps / 1e15:.3f} PFLOP over "
             f"{config.total_batch_size * config.max_train_steps:,} images; "
-            f"{len(run.train_data):,} training and {len(run.held_out):,} held-out images, "
+            f"{run.train_data.extent} training and {run.held_out.extent} held-out images, "
             f"{len(run.vocabulary.classes)} classes",
         ]
     )
