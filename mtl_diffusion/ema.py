@@ -16,6 +16,10 @@ class EMA:
     def __init__(self, module: nn.Module, half_life: float, ramp: float):
         """half_life: in images. ramp: share in (0, 1] of the images seen so far."""
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        # Listed once: walking a large module takes longer than the update of its weights.
+        self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
+        self._averages = list(self.module.parameters())
+        self._parameters = list(module.parameters())
         self.half_life = half_life
         self.ramp = ramp
 
@@ -25,9 +29,9 @@ class EMA:
         return 0.5 ** (batch_size / max(half_life, 1e-8))
 
     @torch.no_grad()
-    def update(self, module: nn.Module, images_seen: int, batch_size: int) -> None:
+    def update(self, images_seen: int, batch_size: int) -> None:
         """average <- decay average + (1 - decay) parameters; buffers are copied."""
         weight = 1 - self.decay(images_seen, batch_size)
-        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), weight)
-        for average, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
+        torch._foreach_lerp_(self._averages, self._parameters, weight)
+        for average, buffer in self._buffers:
             average.copy_(buffer)

@@ -6,6 +6,7 @@ import torch
 
 from .data import ImageDataset, to_unit_range
 from .keyed import generator
+from .transfer import upload
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,21 @@ class Loader:
         """
         picked = range(self.total_batch_size)[rows]
         index = self._rows(step)[picked.start : picked.stop : picked.step]
-        home = self.dataset.images.device
-        images = self.dataset.images[index.to(home)]
-        labels = self.dataset.labels[index.to(home)]
-        if not self.resident:  # from pinned memory the copy overlaps with the GPU's work
-            images = images.pin_memory().to(self.device, non_blocking=True)
-            labels = labels.pin_memory().to(self.device, non_blocking=True)
+        index = upload(index, self.dataset.images.device)
+        images, labels = self.dataset.images[index], self.dataset.labels[index]
+        if not self.resident:
+            images, labels = upload(images, self.device), upload(labels, self.device)
         if self.random_flip:
             images = flipped(images, self.seed, step, self.total_batch_size, picked)
         return Batch(to_unit_range(images), labels)
 
     def _rows(self, step: int) -> torch.Tensor:
         """Row numbers (total_batch_size,) of the global batch of `step`."""
-        k = torch.arange(self.total_batch_size) + step * self.total_batch_size
+        start = step * self.total_batch_size
+        k = torch.arange(start, start + self.total_batch_size)
         epochs, places = k // len(self.dataset), k % len(self.dataset)
-        first, last = int(epochs[0]), int(epochs[-1])  # a batch is no larger than an epoch
+        # A batch is no larger than an epoch.
+        first, last = (i // len(self.dataset) for i in (start, start + self.total_batch_size - 1))
         self._orders = {epoch: self._order(epoch) for epoch in {first, last}}
         return torch.where(epochs == first, self._orders[first][places], self._orders[last][places])
 
@@ -102,7 +103,7 @@ def flipped(
     """Mirrors half of the samples `picked` of a global batch left-right, at random by its key."""
     # Drawn for the whole global batch and sliced, so that it may be cut anywhere.
     draws = torch.rand(total_batch_size, generator=generator(seed, step, "flip"))
-    flip = (draws < 0.5)[picked.start : picked.stop : picked.step].to(images.device)
+    flip = upload((draws < 0.5)[picked.start : picked.stop : picked.step], images.device)
     return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 

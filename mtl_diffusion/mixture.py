@@ -10,6 +10,7 @@ from .hub.denoiser import CLASS, TASK, Conditioning, tell
 from .hub.task import Choice, Task
 from .hub.tokens import Vocabulary
 from .keyed import generator
+from .transfer import upload
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -77,11 +78,11 @@ class Mixture:
         task = assign_tasks(self.proportions, step * batch_size, batch_size)
         counts = torch.bincount(task, minlength=len(self.tasks))
         choices = [
-            t.draw(int(n), self.size, self.class_dropout, random)
-            for t, n in zip(self.tasks, counts, strict=True)
+            t.draw(n, self.size, self.class_dropout, random)
+            for t, n in zip(self.tasks, counts.tolist(), strict=True)
         ]
         # The choices lie task after task: bring them into the order of the samples.
-        order = task.argsort(stable=True).argsort().to(device)
+        order = upload(task.argsort(stable=True).argsort(), device)
         choice = Choice(
             *(torch.cat([getattr(c, f.name) for c in choices])[order] for f in fields(Choice))
         )
@@ -91,7 +92,7 @@ class Mixture:
             choice=choice,
             drop_task=torch.rand(batch_size, generator=random, device=device) < self.task_dropout,
             noise=torch.randn(shape, generator=random, device=device),
-            counts=counts.to(device),
+            counts=upload(counts, device),
         )
 
     def condition(self, images: Tensor, labels: Tensor, draw: Draw) -> Conditioning:
@@ -100,17 +101,16 @@ class Mixture:
         Args:
             images: (b, 3, H, W) in [-1, 1]. labels: (b,). draw: b rows, of the same samples.
         """
-        rows_of, parts = [], []
-        for index, task in enumerate(self.tasks):
-            rows = (draw.task == index).nonzero()[:, 0].to(images.device)
-            choice = draw.choice
+        choice, parts = draw.choice, []
+        order = draw.task.argsort(stable=True)  # the samples, task after task
+        sizes = torch.bincount(draw.task, minlength=len(self.tasks)).tolist()
+        for task, rows in zip(self.tasks, order.split(sizes), strict=True):
+            rows = upload(rows, images.device)
             hint = task.condition(
                 images[rows], choice.mask[rows], choice.strength[rows], draw.noise[rows]
             )
-            rows_of.append(rows)
             parts.append(tell(hint, task, labels[rows], self.vocabulary))
-        order = torch.cat(rows_of).argsort()
-        conditioning = Conditioning.cat(parts)[order]
+        conditioning = Conditioning.cat(parts)[upload(order.argsort(), images.device)]
         null = self.vocabulary.null
         return (
             conditioning.without_image(null, draw.choice.drop_image)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import TextIO
 
 import torch
@@ -14,12 +15,22 @@ logger = logging.getLogger(__name__)
 
 def any_process(flag: bool | Tensor) -> bool:
     """Whether the flag is set on any process: the same answer on all of them."""
-    state = PartialState()
-    if state.num_processes == 1:
+    if PartialState().num_processes == 1:
         return bool(flag)
-    total = torch.as_tensor(flag, dtype=torch.float32, device=state.device)
-    torch.distributed.all_reduce(total)
+    total = torch.tensor(float(flag))
+    torch.distributed.all_reduce(total, group=_host_group())
     return total.item() > 0
+
+
+@cache
+def _host_group() -> torch.distributed.ProcessGroup | None:
+    """Where processes agree on what their hosts know, without waiting for their GPUs; None: all.
+
+    Made at the first call, which all of them make together. It lives to the end, see `startup`.
+    """
+    if torch.distributed.get_backend() == "gloo":
+        return None
+    return torch.distributed.new_group(backend="gloo")
 
 
 def from_all_processes(lines: list[str]) -> list[str]:

@@ -19,6 +19,7 @@ from .run import Run, build, learning_rate, microbatches, process_rows
 from .startup import begin, check_room, describe
 from .stop import STOPPED, StopRequest
 from .survival import Terminal, any_process, io_errors_logged
+from .transfer import upload
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def loop(run: Run, first: int, stop: StopRequest, publisher: BackgroundPublisher
             with io_errors_logged("the curves could not be logged"):
                 accelerator.log({**curves, "learning_rate": learning_rate(config, step)}, step=done)
         if stopping or done == last or done % config.checkpointing_steps == 0:
+            meter.check()  # after a step that failed nothing is saved
             save(run, done, needed=stopping or done == last)
             if accelerator.is_main_process and done < last:
                 publisher.submit(folder_of(run) / f"step-{done}")
@@ -108,9 +110,8 @@ def loop(run: Run, first: int, stop: StopRequest, publisher: BackgroundPublisher
 def train_step(run: Run, step: int, meter: Meter) -> None:
     """One optimiser step. Everything random in it is a function of (seed, step).
 
-    Raises:
-        FloatingPointError: a loss or a gradient is not finite, on any process. On none of them has
-            the optimiser stepped.
+    The host waits for nothing here, so that a GPU always has the next kernels queued. If a loss or
+    a gradient is not finite the weights stay as they are, and `meter.check` raises.
     """
     config, accelerator, device = run.config, run.accelerator, run.accelerator.device
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -125,7 +126,7 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     pieces = microbatches(process_rows(batch_size, rank, world), config.per_device_batch_size)
     for i, rows in enumerate(pieces):
         batch = run.loader.batch(step, rows)
-        task = draw.task[rows].to(device)
+        task = upload(draw.task[rows], device)
         conditioning = run.mixture.condition(batch.images, batch.labels, draw[rows])
         # The UNet draws its dropout from the global generators.
         torch.manual_seed(generator(config.seed, step, i, rank, "dropout").initial_seed())
@@ -139,15 +140,17 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
                 # Processes average their gradients, and the parts of a sum must be added.
                 loss = world * sum_of_task_means(weighted, task, draw.counts)
                 accelerator.backward(loss)
-        meter.add(plain, sigma[rows], task)
+        meter.add(plain, sigma[rows], draw.task[rows])
 
     if run.jacobian is not None:
         run.jacobian.write_gradients(draw.counts, accelerator)
     parameters = run.optimizer.param_groups[0]["params"]
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-    meter.require_finite(step, norm)
+    # A fused optimiser leaves all as it is if this says 1, on the device, as it does for a
+    # GradScaler. Nobody waits for it: `loop` learns of it when it next looks at the meter.
+    run.optimizer.found_inf = meter.end_step(step, norm)
     run.optimizer.param_groups[0]["lr"] = learning_rate(config, step)
     run.optimizer.step()
     run.optimizer.zero_grad()
     if run.ema is not None:
-        run.ema.update(run.unet, (step + 1) * batch_size, batch_size)
+        run.ema.update((step + 1) * batch_size, batch_size)

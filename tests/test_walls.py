@@ -16,8 +16,8 @@ EVERYWHERE = sorted([*OURS, *(ROOT / "scripts").glob("*.py")])
 SHIPPED = sorted(path for path in HUB.glob("*.py") if path.name != "__init__.py")
 
 MAY_SHIP = {"torch", "diffusers", "transformers", "PIL", "numpy"}
-STANDARD_LIBRARY_TO_SHIP = {"abc", "collections", "dataclasses", "json", "math", "numbers"}
-STANDARD_LIBRARY_TO_SHIP |= {"pathlib", "re", "typing"}  # no network, no processes, no pickle
+STANDARD_LIBRARY_TO_SHIP = {"abc", "collections", "dataclasses", "functools", "json", "math"}
+STANDARD_LIBRARY_TO_SHIP |= {"numbers", "pathlib", "re", "typing"}  # no network, process, pickle
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "open", "input", "breakpoint"}
 
 

@@ -27,8 +27,10 @@ class Colorize(Task):
         )
 
     def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        luma = torch.tensor(LUMA, device=image.device, dtype=image.dtype)
-        grey = torch.einsum("c,bchw->bhw", luma, image)[:, None].expand_as(image)
+        # Plain numbers: a tensor of them would be copied to the device, which training waits for.
+        grey = sum(weight * part for weight, part in zip(LUMA, image.split(1, dim=1), strict=True))
         return Hint(
-            image=degrade(grey, strength, noise), mask=torch.ones_like(mask), strength=strength
+            image=degrade(grey.expand_as(image), strength, noise),
+            mask=torch.ones_like(mask),
+            strength=strength,
         )

@@ -29,8 +29,8 @@ def _box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, size: int) ->
 
 def center(n: int, size: int, generator: torch.Generator) -> Tensor:
     """A square in the middle, half as wide as the image: the benchmark of the literature."""
-    low, high = torch.full((n,), 0.25), torch.full((n,), 0.75)
-    low, high = low.to(generator.device), high.to(generator.device)
+    low = torch.full((n,), 0.25, device=generator.device)
+    high = torch.full((n,), 0.75, device=generator.device)
     return _box(low, high, low, high, size)[:, None]
 
 

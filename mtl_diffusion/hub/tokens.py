@@ -8,10 +8,10 @@ new task or a new class can take without changing a shape.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 NULL = "<null>"
 WORD = re.compile(r"<(task|class|strength|reserved):(.+)>", re.DOTALL)
@@ -74,7 +74,7 @@ class Vocabulary:
 
     def class_ids(self, labels: Tensor) -> Tensor:
         """Class labels (B,) -> ids (B,). A negative label means no class."""
-        table = torch.tensor([*self.classes.values(), self.null], device=labels.device)
+        table = _table((*self.classes.values(), self.null), labels.device)
         return table[torch.where(labels < 0, len(self.classes), labels)]
 
     def tokens(self, task: Tensor | int, label: Tensor, strength: Tensor) -> Tensor:
@@ -88,16 +88,25 @@ class Vocabulary:
         Returns:
             (B, 3, V) float32: task, class, strength; each row sums to 1.
         """
-        ids = torch.stack([torch.as_tensor(task, device=label.device).expand_as(label), label], 1)
+        task = torch.full_like(label, task) if isinstance(task, int) else task
+        ids = torch.stack([task, label], 1)
         known = ~strength.isnan()
         position = strength.nan_to_num().clamp(0, 1) * (len(self.strengths) - 1)
         low = position.floor().clamp(max=len(self.strengths) - 2)
         share = (position - low)[:, None]
-        levels = torch.tensor(self.strengths, device=label.device)
+        levels = _table(self.strengths, label.device)
         low = low.long()
-        level = (1 - share) * one_hot(levels[low], self.size) + share * one_hot(
-            levels[low + 1], self.size
-        )
-        null = one_hot(torch.full_like(label, self.null), self.size)
-        third = torch.where(known[:, None], level, null.to(level.dtype))
-        return torch.cat([one_hot(ids, self.size).float(), third[:, None].float()], dim=1)
+        level = (1 - share) * self._one_hot(levels[low]) + share * self._one_hot(levels[low + 1])
+        third = torch.where(known[:, None], level, self._one_hot(torch.full_like(label, self.null)))
+        return torch.cat([self._one_hot(ids), third[:, None]], dim=1)
+
+    def _one_hot(self, ids: Tensor) -> Tensor:
+        """(...) ids -> (..., V) float32. torch's own is of integers, and looks at the ids first."""
+        zeros = torch.zeros(*ids.shape, self.size, device=ids.device)
+        return zeros.scatter_(-1, ids[..., None], 1.0)
+
+
+@lru_cache(maxsize=32)
+def _table(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """The ids on a device, copied there once: a copy is waited for, and training has no time."""
+    return torch.tensor(ids, device=device)
