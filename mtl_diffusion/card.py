@@ -35,7 +35,8 @@ def model_card(
         metrics: of scripts/evaluate.py. Every measured figure of the card is from here.
         picture: file name of the gallery beside the card.
     """
-    rows = list(figures(metrics or {}))
+    metrics = metrics or {}
+    rows = list(figures(metrics.get("summary", metrics)))
     name = repository.rpartition("/")[2]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         header=_header(name, config, rows),
@@ -73,6 +74,7 @@ def figures(metrics: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[
                 error = metrics.get("standard_error")
             yield {
                 "path": " ".join((*path, name)).replace("_", " "),
+                "type": "accuracy" if name.endswith("accuracy") else name,
                 "task": next((part for part in path if part in TASKS), None),
                 "value": value,
                 "error": error if _is_number(error) else None,
@@ -109,7 +111,7 @@ def _header(name: str, config: TrainConfig, rows: list[dict[str, Any]]) -> str:
                 "type": config.dataset_name if _on_hub(config) else "other",
                 "split": config.validation_split,
             },
-            "metrics": [{"type": "accuracy", "name": row["path"], "value": row["value"]}],
+            "metrics": [{"type": row["type"], "name": row["path"], "value": row["value"]}],
         }
         for row in rows
         if row["task"]
@@ -158,12 +160,22 @@ def _snippet(pipe: MultiTaskPipeline, repository: str) -> str:
     return "\n".join(lines).replace("'", '"')
 
 
-def _results(rows: list[dict[str, Any]], metrics: Mapping[str, Any] | None) -> str:
+def _results(rows: list[dict[str, Any]], metrics: Mapping[str, Any]) -> str:
     if not rows:
         return "Nothing was measured of this model."
     lines = ["| what | value | standard error | n |", "|---|---|---|---|"]
     for row in rows:
         error = "" if row["error"] is None else f"{row['error']:.4g}"
         lines.append(f"| {row['path']} | {row['value']:.4g} | {error} | {row['n']} |")
-    command = (metrics or {}).get("command")
-    return "\n".join(lines) + (f"\n\nMeasured by `{command}`." if command else "")
+    text = "\n".join(lines)
+    if "feature_space" in metrics:  # of a scorecard, which says how it measured
+        space, judge = metrics["feature_space"], metrics["judge"]
+        text += (
+            f"\n\nSampler: {metrics['sampler']}. Frechet distances are taken in the feature space "
+            f"`{space['name']}` ({space['kind']}), and can't be held beside those of another one. "
+            f"The judge, a classifier, is right in {judge['accuracy']:.2%} of {judge['n']:,} "
+            "held-out images. The rest of the scorecard is in metrics.json."
+        )
+    if "command" in metrics:
+        text += f"\n\nMeasured by `{metrics['command']}`."
+    return text

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +31,13 @@ class Classifier:
         model: the network, in eval mode.
         class_names: the names of the K classes, in the order of the logits.
         resolution: side of the images it was trained on, in pixels.
+        metrics: what metrics.json says of it: its accuracy, on which data.
     """
 
     model: RegNetForImageClassification
     class_names: tuple[str, ...]
     resolution: int
+    metrics: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Classifier:
@@ -51,7 +54,8 @@ class Classifier:
             )
         model = RegNetForImageClassification.from_pretrained(folder).eval().to(device)
         names = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
-        return cls(model, names, json.loads(metrics.read_text())["resolution"])
+        facts = json.loads(metrics.read_text())
+        return cls(model, names, facts.pop("resolution"), facts)
 
     def save(self, folder: str | Path, metrics: dict) -> None:
         """Write config.json, model.safetensors and metrics.json, with the resolution added."""

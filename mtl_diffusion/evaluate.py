@@ -1,81 +1,154 @@
-"""What an exported pipeline does, as figures: it sees the pipeline, a judge and held-out images."""
+"""The scorecard: what an exported pipeline does, as figures, plots and pictures.
 
-import math
-from collections.abc import Sequence
+It sees the pipeline, a judge and a dataset, and nothing of the training.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from .classifier import Classifier
-from .data import ImageDataset, to_unit_range
+from .data import ImageDataset
 from .hub.pipeline import TASKS, MultiTaskPipeline
-from .keyed import generator
+from .scorecard.bulk import Bulk, Drawn
+from .scorecard.density import Likelihood
+from .scorecard.edit import Edit, nearest_strength
+from .scorecard.features import FeatureSpace
+from .scorecard.generate import Generate
+from .scorecard.inpaint import Inpaint
+from .scorecard.parts import Context, Part
+from .scorecard.settings import Settings
+
+PARTS: dict[str, type[Part]] = {part.name: part for part in (Generate, Likelihood, Inpaint, Edit)}
+_NEEDS = {"generate": "generate", "likelihood": "generate", "inpaint": "inpaint", "edit": "edit"}
 
 
-def class_accuracy(
+def parts_for(pipe: MultiTaskPipeline) -> list[str]:
+    """The parts of the scorecard that a model can have, by its tasks and classes."""
+    possible = [name for name in PARTS if _NEEDS[name] in pipe.tasks]
+    return [name for name in possible if name != "edit" or len(pipe.class_names) > 1]
+
+
+def context(
     pipe: MultiTaskPipeline,
     judge: Classifier,
-    dataset: ImageDataset,
-    num_images: int,
-    seed: int = 0,
-    batch_size: int = 100,
-    **options,
-) -> dict[str, dict]:
-    """How often the judge finds the class that was asked for, in the tasks that take a class.
+    space: FeatureSpace,
+    train: ImageDataset,
+    test: ImageDataset,
+    settings: Settings,
+    cache: Path,
+) -> Context:
+    """What the parts look at, with the splits labelled in the pipeline's order.
 
-    `generate` asks for the classes in turn. `edit` starts from the first held-out images and asks
-    for another class than the image's own, every ordered pair of classes in turn.
+    Raises:
+        ValueError: the pipeline, the judge and the dataset don't know the same classes.
+    """
+    expected = set(pipe.class_names)
+    for name, classes in (("classifier", judge.class_names), ("dataset_name", test.class_names)):
+        if set(classes) != expected:
+            raise ValueError(
+                f"{name} has the classes {', '.join(classes)}; the pipeline knows "
+                f"{', '.join(pipe.class_names)}; give what belongs to the pipeline's dataset"
+            )
+    splits = (split.relabelled(pipe.class_names) for split in (train, test))
+    return Context(pipe, judge, space, *splits, settings, cache)
 
-    Args:
-        judge: a classifier that no training or filtering has seen.
-        dataset: held-out images, for the edits' sources.
-        num_images: images a task, at most the dataset's length for `edit`.
-        options: further arguments of the pipeline, such as num_inference_steps.
+
+def evaluate(context: Context, parts: Sequence[str], folder: Path) -> dict[str, Any] | None:
+    """Draws what the parts need, over all processes, and scores it on the main one.
+
+    Run again, it goes on where it was interrupted: what was drawn lies in `folder`/drawn.
 
     Returns:
-        task -> {"accuracy", "standard_error", "n", and for edit "kept": how often the judge still
-        finds the source's class}.
+        part -> its figures, each with its n; "speed"; and "summary", the few of them for a card.
+        None on the other processes.
     """
-    if set(judge.class_names) != set(pipe.class_names):
-        raise ValueError(
-            f"classifier knows {', '.join(judge.class_names)}; the pipeline knows "
-            f"{', '.join(pipe.class_names)}; train one on the pipeline's dataset"
-        )
-    dataset = dataset.relabelled(pipe.class_names)
-    count = len(pipe.class_names)
-    results = {}
-    for task in ("generate", "edit"):
-        if task not in pipe.tasks:
-            continue
-        own = dataset.labels[:num_images] if task == "edit" else torch.arange(num_images)
-        turns = torch.arange(len(own)) // count % (count - 1)
-        asked = (own + 1 + turns) % count if task == "edit" else own % count
-        found = []
-        for rows in tqdm(torch.arange(len(own)).split(batch_size), desc=task, unit="batch"):
-            sources = to_unit_range(dataset.images[rows]) / 2 + 0.5
-            images = pipe(
-                task=task,
-                image=sources if "image" in TASKS[task].required else None,
-                class_label=asked[rows].tolist(),
-                generator=[generator(seed, task, int(i), device=pipe.device) for i in rows],
-                output_type="pt",
-                **options,
-            ).images
-            found.append(judge(2 * images - 1).argmax(1).cpu())
-        names = [pipe.class_names.index(name) for name in judge.class_names]
-        found = torch.tensor(names)[torch.cat(found)]
-        results[task] = _share(found == asked)
-        if task == "edit":
-            results[task]["kept"] = _share(found == own)["accuracy"]
+    folder.mkdir(parents=True, exist_ok=True)
+    bulk = Bulk(folder / "drawn", context.pipe.unet, context.settings.batch_size)
+    chosen = [PARTS[name](context) for name in parts]
+    bulk.draw([job for part in chosen for job in part.jobs()])
+    if not bulk.state.is_main_process:
+        return None
+    results: dict[str, Any] = {}
+    speed: dict[str, Any] = {}
+    for part in chosen:
+        drawn = {job.name: bulk.read(job) for job in part.jobs()}
+        results[part.name] = part.score(drawn, folder)
+        speed |= {name: _cost(entry) for name, entry in drawn.items()}
+    results["speed"] = speed | {"peak_memory_mb": _peak_memory(context.pipe.device)}
+    results["summary"] = summary(results, context)
     return results
 
 
-def _share(right: torch.Tensor) -> dict:
-    """A share of n trials with its standard error."""
-    p, n = right.float().mean().item(), len(right)
-    return {"accuracy": p, "standard_error": math.sqrt(p * (1 - p) / n), "n": n}
+def _cost(entry: Drawn) -> dict[str, float]:
+    return {
+        "n": len(entry.values),
+        "images_per_second": entry.images_per_second,
+        "evaluations": entry.evaluations,
+    }
 
 
-def below(results: dict[str, dict], limit: float) -> Sequence[str]:
-    """The tasks whose accuracy is under a limit."""
-    return [task for task, entry in results.items() if entry["accuracy"] < limit]
+def _peak_memory(device: torch.device) -> float:
+    """Of the accelerator, or of this process where there is none; in MB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """The figures that stand for the whole, each with its n: the card's table is made of them."""
+    steps = context.settings.num_inference_steps
+    guided = f"by_class_guidance_{TASKS['generate'].default_guidance_scale:g}_steps_{steps}"
+    strength = nearest_strength(context.settings.strengths)
+    chosen = {
+        "generate": {
+            f"unconditional_steps_{steps}": ("frechet_distance_to_train", "precision", "recall"),
+            f"by_class_steps_{steps}": ("frechet_distance_to_train",),
+            guided: ("class_accuracy", "frechet_distance_to_train"),
+            "floor": ("frechet_distance_to_train",),
+        },
+        "likelihood": {"": ("bits_per_dim",)},
+        "inpaint": {
+            kind: ("psnr_in_hole", "ssim_in_hole", "judge_agrees")
+            for kind in results.get("inpaint", {})
+            if kind != "floor"
+        },
+        "edit": {
+            f"edit/strength_{strength:g}": ("class_accuracy", "source_class_kept", "ssim_to_source")
+        },
+    }
+    found: dict[str, Any] = {}
+    for part, entries in chosen.items():
+        if part not in results:
+            continue
+        for place, names in entries.items():
+            entry = results[part]
+            for step in filter(None, place.split("/")):
+                entry = entry.get(step, {})
+            kept = {
+                key: entry[key]
+                for name in names
+                for key in (name, f"{name}_standard_error")
+                if key in entry
+            }
+            if kept:
+                found.setdefault(part, {})[place.rpartition("/")[2] or part] = {
+                    **kept,
+                    "n": entry["n"],
+                }
+    return found
+
+
+def below(results: Mapping[str, Any], limit: float) -> list[str]:
+    """The tasks whose class accuracy, at the default settings, is under a limit."""
+    return [
+        task
+        for task, entries in results["summary"].items()
+        for entry in entries.values()
+        if entry.get("class_accuracy", 1.0) < limit
+    ]

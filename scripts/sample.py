@@ -1,9 +1,14 @@
 """Sample any task from the command line.
 
-python scripts/sample.py --pipeline runs/quickstart/pipeline --task generate --class_label ring \\
-    --num_images 16 --output_dir samples
+    python scripts/sample.py --pipeline runs/quickstart/pipeline --task generate \\
+        --class_label ring --num_images 16 --output_dir samples
+
+Under `accelerate launch` the processes share the work: image i is drawn from (seed, i), so they
+are the same images whatever the number of processes. Run again, it draws what is missing.
 """
 
+import json
+import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
@@ -34,16 +39,20 @@ def main() -> None:
     args = parse()
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
-    import torch
+    from accelerate import Accelerator
     from PIL import Image
     from tqdm.auto import tqdm
 
     from mtl_diffusion.gallery import grid
     from mtl_diffusion.hub.pipeline import MultiTaskPipeline
     from mtl_diffusion.keyed import generator
+    from mtl_diffusion.scorecard.bulk import weights_digest
 
+    accelerator = Accelerator(cpu=args.device == "cpu")
+    if args.grid and accelerator.num_processes > 1:
+        sys.exit("sample.py: --grid is drawn by one process; leave it out, or launch one")
     pipe = MultiTaskPipeline.from_pretrained(args.pipeline, revision=args.revision)
-    pipe.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipe.to(args.device or accelerator.device)
     pipe.set_progress_bar_config(disable=True)
 
     def opened(paths: list[str] | None, mode: str) -> list | None:
@@ -67,29 +76,62 @@ def main() -> None:
     count = args.num_images or max((len(values) for values in in_turn.values()), default=1)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if not args.grid:
+        with accelerator.main_process_first():
+            claim(folder, args, weights_digest(pipe.unet))
 
     images = []
-    with tqdm(total=count, unit="img") as progress:
-        for first in range(0, count, args.batch_size):
-            numbers = range(first, min(first + args.batch_size, count))
-            drawn = pipe(
-                task=args.task,
-                generator=[generator(args.seed, i, device=pipe.device) for i in numbers],
-                **{name: [v[i % len(v)] for i in numbers] for name, v in in_turn.items()},
-                **({} if in_turn else {"num_images_per_prompt": len(numbers)}),
-                **same,
-            ).images
-            if args.grid:
-                images += drawn
-            else:
-                for i, image in zip(numbers, drawn, strict=True):
-                    image.save(folder / f"{i:05d}.png")
-            progress.update(len(numbers))
+    batches = [
+        range(first, min(first + args.batch_size, count))
+        for first in range(0, count, args.batch_size)
+    ]
+    # Whole batches, dealt in turn: a batch holds the same images whoever draws it.
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    if not args.grid:
+        mine = [rows for rows in mine if not all(file_of(folder, i).exists() for i in rows)]
+    progress = tqdm(total=sum(map(len, mine)), unit="img", disable=not accelerator.is_main_process)
+    for numbers in mine:
+        drawn = pipe(
+            task=args.task,
+            generator=[generator(args.seed, i, device=pipe.device) for i in numbers],
+            **{name: [v[i % len(v)] for i in numbers] for name, v in in_turn.items()},
+            **({} if in_turn else {"num_images_per_prompt": len(numbers)}),
+            **same,
+        ).images
+        if args.grid:
+            images += drawn
+        else:
+            for i, image in zip(numbers, drawn, strict=True):
+                part = folder / f".{i}.part"
+                image.save(part, format="PNG")
+                part.replace(file_of(folder, i))
+        progress.update(len(numbers))
+    progress.close()
+    accelerator.wait_for_everyone()
     if args.grid:
         width = max(1, round(count**0.5))
         rows = [images[i : i + width] for i in range(0, count, width)]
         grid(rows).save(folder / "grid.png")
-    print(folder / "grid.png" if args.grid else folder)
+    if accelerator.is_main_process:
+        print(folder / "grid.png" if args.grid else folder)
+
+
+def file_of(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.png"
+
+
+def claim(folder: Path, args: Namespace, weights: str) -> None:
+    """Notes how the folder's images are drawn, and refuses one whose images are others."""
+    free = ("num_images", "output_dir", "device", "grid", "pipeline", "revision")
+    settings = {"weights": weights} | {k: v for k, v in vars(args).items() if k not in free}
+    path = folder / "settings.json"
+    if path.exists() and (found := json.loads(path.read_text())) != settings:
+        names = [name for name in settings if found.get(name) != settings[name]]
+        sys.exit(
+            f"sample.py: output_dir {folder} holds images of other settings "
+            f"({', '.join(names)}); give another folder, or remove this one"
+        )
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 if __name__ == "__main__":

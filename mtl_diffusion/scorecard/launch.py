@@ -1,0 +1,62 @@
+"""Training runs as parts of a larger work: started, continued, or found finished and reused."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..checkpoint import load_latest
+from ..config import TrainConfig, differences, resolved, to_dict
+from ..publish import PIPELINE
+from ..resume import MAY_CHANGE
+from ..stop import STOPPED
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and has: what is done is saved, and the same command goes on."""
+
+
+def finished(config: TrainConfig) -> bool:
+    """Whether the run of this configuration is in its folder, trained to the end and exported.
+
+    Raises:
+        ValueError: the folder has a run of another configuration.
+    """
+    folder = Path(config.output_dir)
+    newest, _ = load_latest(folder / "checkpoints")
+    if newest is None:
+        return False
+    # A run may go on for longer than it was meant to, but its learning rate then differs.
+    allowed = MAY_CHANGE - {"max_train_steps"}
+    if lines := differences(newest.facts["config"], to_dict(config), allowed):
+        raise ValueError(
+            f"{folder} has a run of another configuration; move it away, or choose another "
+            "output_dir:" + "".join(f"\n  {line}" for line in lines)
+        )
+    exported = (folder / PIPELINE / "model_index.json").exists()
+    return exported and newest.step == config.max_train_steps
+
+
+def ensure_trained(config: TrainConfig, command: Sequence[str]) -> Path:
+    """Trains in a process of its own what is not trained yet; returns the exported pipeline.
+
+    Args:
+        command: what starts scripts/train.py, up to its flags.
+
+    Raises:
+        ValueError: the folder has a run of another configuration.
+        Stopped: the run was stopped after a checkpoint.
+        RuntimeError: the run failed; it has said why.
+    """
+    folder = Path(config.output_dir)
+    if not finished(config):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "config.yaml"
+        path.write_text(resolved(config))
+        code = subprocess.run([*command, "--config", str(path)]).returncode
+        if code == STOPPED:
+            raise Stopped(f"{folder} was stopped; run the same command again to go on")
+        if code:
+            raise RuntimeError(f"{folder}: training exited with {code}")
+    return folder / PIPELINE

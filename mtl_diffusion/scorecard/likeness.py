@@ -1,0 +1,44 @@
+"""How alike two images are, pixel by pixel, over a region or whole."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+_ROUNDING = (0.5 / 255) ** 2  # the error of 8 bits: no image can be told to be nearer
+
+
+def psnr(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+    """(N,) decibels inside each image's mask, for pixels in [0, 1]; 54 dB where they are the same.
+
+    Args:
+        a, b: (N, 3, H, W) in [0, 1]. mask: (N, 1, H, W) in {0, 1}, nowhere empty.
+    """
+    error = ((a - b).square().mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
+    return -10 * error.clamp_min(_ROUNDING).log10()
+
+
+def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(N,) structural similarity, at most 1, averaged over each image's mask. Wang et al. 2004.
+
+    The windows (Gaussian, sigma 1.5) are centred in the mask and look beyond it.
+    """
+    _, local = structural_similarity_index_measure(
+        a, b, data_range=1.0, reduction="none", return_full_image=True
+    )  # (N, 3, H, W)
+    local = local.mean(1, keepdim=True)
+    mask = torch.ones_like(local) if mask is None else mask
+    return (local * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
+
+
+def low_frequency_error(a: Tensor, b: Tensor, factor: int = 4) -> Tensor:
+    """(N,) root mean square difference of the images averaged over factor x factor pixels."""
+    difference = F.avg_pool2d(a, factor) - F.avg_pool2d(b, factor)
+    return difference.square().mean((1, 2, 3)).sqrt()
+
+
+def feature_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) cosine distance in [0, 2] between features (N, D)."""
+    return 1 - F.cosine_similarity(a, b)

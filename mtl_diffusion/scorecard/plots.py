@@ -1,0 +1,51 @@
+"""The scorecard's plots, each a PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+Points = Sequence[tuple[float, float]]
+
+
+def curves(
+    lines: Mapping[str, Points],
+    x: str,
+    y: str,
+    path: Path,
+    levels: Mapping[str, float] | None = None,
+) -> None:
+    """A line through the points of each name; `levels` are drawn as dashed horizontals."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")  # no pyplot: no global state
+    axes = figure.subplots()
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    for i, (name, level) in enumerate((levels or {}).items()):
+        axes.axhline(level, linestyle="--", linewidth=1, color=f"C{i}", label=name)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def matrix(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, path: Path
+) -> None:
+    """A table of shares in [0, 1] as colours, with the figures written in; NaN is left blank."""
+    figure = Figure(
+        figsize=(1.6 + 0.62 * len(columns), 1.6 + 0.5 * len(rows)), layout="constrained"
+    )
+    axes = figure.subplots()
+    axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_title(title, fontsize=10)
+    for (i, j), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            ink = "white" if value < 0.6 else "black"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
+    figure.savefig(path, dpi=110)

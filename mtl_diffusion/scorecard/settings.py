@@ -1,0 +1,80 @@
+"""How much is measured, and at which settings of the sampler. Nothing here imports torch.
+
+A field is documented once, under it; that text is its `--help`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured"""
+
+    num_images: int = 10_000
+    """Samples of generate at each of its settings."""
+    reference_images: int | None = None
+    """Images of each split that distances are taken to. None: all."""
+    num_inference_steps: int = 18
+    """Steps of every task, but where steps are what is varied."""
+    step_counts: list[int] = field(default_factory=lambda: [5, 7, 9, 12, 18, 35])
+    """Step counts of the curve of quality against evaluations."""
+    inpaint_images: int = 1_000
+    """Held-out images that are completed, for each kind of mask; 2 or more."""
+    inpaint_seeds: int = 3
+    """Completions of each of them, for their diversity."""
+    edit_images: int = 20
+    """Held-out images of each class that are edited into each class."""
+    strengths: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.35, 0.5, 0.65, 0.8])
+    """Strengths of edits and of their baselines, 0 to 1."""
+    image_guidance_scales: list[float] = field(default_factory=lambda: [1.0, 1.5])
+    """Image guidance of edits; 1 is off."""
+    likelihood_images: int = 512
+    """Held-out images whose bits per dimension are measured."""
+    likelihood_steps: int = 48
+    """Steps of the solver that measures them."""
+    baselines: bool = True
+    """Also inpaint and edit by methods that need the generate task alone."""
+    batch_size: int = 250
+    """Images at a time; part of the key of what is drawn."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    def __post_init__(self):
+        least = {f.name: 1 for f in fields(self)}
+        least |= {"num_images": 10, "inpaint_images": 2, "seed": 0, "strengths": 0}
+        least |= {"image_guidance_scales": 0, "baselines": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            given = value if isinstance(value, list) else [value]
+            if not given or any(v is not None and v < low for v in given):
+                raise ValueError(f"{name} is {value}; it must be {low} or more, and not empty")
+        if max(self.strengths) > 1:
+            raise ValueError(f"strengths are {self.strengths}; they must be 0 to 1")
+
+
+PRESETS = {
+    # Two cores do it in minutes.
+    "smoke": Settings(
+        num_images=100,
+        reference_images=1_000,
+        step_counts=[6, 18],
+        inpaint_images=20,
+        inpaint_seeds=2,
+        edit_images=1,
+        strengths=[0.2, 0.35, 0.5, 0.7],
+        image_guidance_scales=[1.0],
+        likelihood_images=20,
+        likelihood_steps=16,
+        batch_size=50,
+    ),
+    "standard": Settings(),
+    "full": Settings(
+        num_images=50_000,
+        inpaint_images=5_000,
+        edit_images=100,
+        likelihood_images=5_000,
+        batch_size=500,
+    ),
+}
