@@ -47,6 +47,7 @@ BAD = [
     (EDIT, {"image": pil.resize((9, 8))}, "image is 9x8 pixels; this model takes 8x8"),
     (EDIT, {"image": torch.rand(3, 8, 16)}, "image is 16x8 pixels"),
     (EDIT, {"image": np.random.rand(4, 8, 3)}, "image is 8x4 pixels"),
+    (EDIT, {"image": [pil, pil.resize((9, 9))]}, "image is 9x9 pixels"),
     (EDIT, {"image": pil.convert("L")}, "image is a PIL image of mode L; it must be RGB"),
     (EDIT, {"image": pil.convert("RGBA")}, "image is a PIL image of mode RGBA"),
     (EDIT, {"image": np.zeros((8, 8, 3), np.uint8)}, "image has the type uint8.*divide by 255"),
@@ -71,8 +72,10 @@ BAD = [
     (INPAINT, {"mask_image": Image.new("L", (8, 9))}, "mask_image is 8x9 pixels"),
     (INPAINT, {"mask_image": torch.ones(7, 7)}, "mask_image is 7x7 pixels"),
     (INPAINT, {"mask_image": torch.ones(1, 3, 8, 8)}, r"mask_image has shape \(3, 8, 8\); .*one"),
+    (INPAINT, {"mask_image": torch.ones(3, 8, 8)}, r"mask_image has shape \(3, 8, 8\); .*several"),
+    (INPAINT, {"mask_image": torch.ones(8, 8, 8)}, r"mask_image has shape \(8, 8, 8\); .*list"),
     (INPAINT, {"mask_image": np.ones((1, 8, 8, 3))}, r"mask_image has shape \(8, 8, 3\); .*one"),
-    (INPAINT, {"mask_image": np.ones((8, 8, 3))}, "mask_image is 3x8 pixels"),
+    (INPAINT, {"mask_image": np.ones((8, 8, 3))}, r"mask_image has shape \(8, 8, 3\); .*colour"),
     (INPAINT, {"mask_image": torch.ones(8)}, r"mask_image has shape \(8,\); it must be \(H, W\)"),
     (INPAINT, {"mask_image": np.ones((8, 8), np.uint8)}, "mask_image has the type uint8"),
     (INPAINT, {"mask_image": 255 * torch.ones(8, 8)}, "mask_image has values from 255 to 255"),
@@ -92,7 +95,7 @@ BAD = [
     # lengths
     (EDIT, {"class_label": ["cat"] * 2, "strength": [0.1] * 3}, "class_label 2, strength 3"),
     (EDIT, {"image": [pil] * 3, "class_label": ["cat"] * 2}, "class_label 2, .*image 3"),
-    (INPAINT, {"image": [pil] * 2, "mask_image": torch.ones(3, 8, 8)}, "image 2, mask_image 3"),
+    (INPAINT, {"image": [pil] * 2, "mask_image": torch.ones(3, 1, 8, 8)}, "image 2, mask_image 3"),
     # numbers
     (GENERATE, {"num_inference_steps": 0}, "num_inference_steps is 0"),
     (GENERATE, {"num_inference_steps": True}, "num_inference_steps is True"),

@@ -23,7 +23,9 @@ def read_images(value, size: int, name: str = "image") -> Tensor:
 def read_masks(value, size: int, name: str = "mask_image") -> Tensor:
     """Masks as (B, 1, size, size) float32 in {0, 1}: white (1) is repainted, black (0) is kept.
 
-    Takes what `read_images` takes, with one channel or none. Grey values are cut at one half.
+    Takes PIL images and arrays or tensors of floats in [0, 1] or booleans: one mask as (H, W), or
+    with its one channel; several as (B, 1, H, W), (B, H, W, 1) or a list. Grey values are cut at
+    one half.
     """
     return torch.cat([_mask(item, size, name) for item in _items(value, name, "mask")])
 
@@ -93,13 +95,7 @@ def _items(value, name: str, kind: str) -> list:
         )
     if value.ndim > 2 and len(value) == 0:
         raise ValueError(f"{name} is an empty batch; give at least one {kind}")
-    if value.ndim == 4:
-        return list(value)
-    # Three axes are one picture, except (B, H, W): masks without a channel.
-    if kind == "mask" and value.ndim == 3:
-        channel = 0 if isinstance(value, Tensor) else -1
-        return [value] if value.shape[channel] == 1 else list(value)
-    return [value]
+    return list(value) if value.ndim == 4 else [value]
 
 
 def _image(item, size: int, name: str) -> Tensor:
@@ -135,15 +131,18 @@ def _mask(item, size: int, name: str) -> Tensor:
         mask = _tensor(item)
         mask = mask.float() if mask.dtype == torch.bool else _floats(item, name)
         if mask.ndim == 3:
-            channel = 0 if isinstance(item, Tensor) else -1
+            # (3, H, W) could be one mask in colour or three masks: neither is guessed.
+            channel = 0 if len(mask) == 1 else -1
             if mask.shape[channel] != 1:
                 raise ValueError(
-                    f"{name} has shape {tuple(item.shape)}; it must have one channel, or none"
+                    f"{name} has shape {tuple(item.shape)}; a mask has one channel, or none: give "
+                    "several as a list or as (B, 1, H, W), and one in colour as its mean over the "
+                    "channels"
                 )
             mask = mask.squeeze(channel)
         if mask.ndim != 2:
             raise ValueError(
-                f"{name} has shape {tuple(item.shape)}; it must be (H, W), or a batch of that"
+                f"{name} has shape {tuple(item.shape)}; it must be (H, W), or a list of that"
             )
         _check_size(*mask.shape, size, name)
     return (mask >= 0.5).float()[None, None]
