@@ -8,47 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from packaging.version import Version
+from stranger import NOT_INSTALLED, files, sample_every_task
 
 import mtl_diffusion.hub
 from mtl_diffusion import MultiTaskPipeline
 
 HUB = Path(mtl_diffusion.hub.__file__).parent
 SOURCES = {path.name for path in HUB.glob("*.py")} - {"__init__.py"}
-
-
-def sample_every_task(pipe) -> dict:
-    """An image of each task, as an array; its source stands in the subprocess too."""
-    import numpy as np
-    import torch
-
-    pipe.set_progress_bar_config(disable=True)
-    random = np.random.default_rng(0)
-    image = random.random((8, 8, 3), dtype=np.float32)
-    mask = random.random((8, 8)) > 0.5
-    label = pipe.class_names[-1]
-    calls = {
-        "generate": {"class_label": label},
-        "inpaint": {"image": image, "mask_image": mask},
-        "edit": {"image": image, "class_label": label, "image_guidance_scale": 1.5},
-        "colorize": {"image": image, "strength": 0.2},
-    }
-    assert set(calls) == set(pipe.tasks)
-    common = {"num_inference_steps": 3, "output_type": "np"}
-    return {
-        task: pipe(
-            task=task, generator=torch.Generator().manual_seed(7), **common, **arguments
-        ).images
-        for task, arguments in calls.items()
-    }
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +72,10 @@ def test_the_installed_class_runs_no_code_of_the_folder(pipe, folder, tmp_path):
         assert np.allclose(images[task], expected, atol=1e-4)
 
 
+@pytest.mark.skipif(
+    Version(diffusers.__version__) < Version("0.38"),
+    reason="before 0.38 diffusers runs the code of a local folder unasked",
+)
 def test_the_folder_is_not_trusted_unasked(folder):
     with pytest.raises(ValueError, match="trust_remote_code"):
         DiffusionPipeline.from_pretrained(folder)
@@ -129,21 +105,6 @@ def test_a_tokenizer_of_another_model_is_refused(folder, other_pipe, tmp_path):
 
 
 ELSEWHERE = """
-import sys
-
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "mtl_diffusion":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, NotInstalled())
-try:
-    import mtl_diffusion
-except ModuleNotFoundError:
-    pass
-else:
-    raise SystemExit("mtl_diffusion is installed here")
-
 from diffusers import DiffusionPipeline
 import numpy as np
 
@@ -160,6 +121,14 @@ keep("first")
 pipes["second"] = DiffusionPipeline.from_pretrained(second, trust_remote_code=True)
 keep("second")
 keep("first")
+third = f"{out}/third"
+pipes["third"] = DiffusionPipeline.from_pretrained(third, trust_remote_code=True)
+keep("third")
+keep("second")
+for name, scale in (("first", 2.0), ("second", 2.0), ("third", 1.25)):
+    pipes[name](num_inference_steps=1)
+    assert pipes[name].guidance_scale == scale, name  # the file's own default
+    assert hasattr(pipes[name], "of_another_version") == (name == "third")
 assert pipes["first"].class_names == ("cat", "dog", "ship")
 assert pipes["second"].class_names == ("rose", "tulip")
 np.savez(f"{out}/images.npz", **images)
@@ -169,11 +138,19 @@ for name, pipe in pipes.items():
 
 
 @pytest.mark.slow
-def test_two_folders_load_where_this_package_is_not_installed(pipe, other_pipe, folder, tmp_path):
+def test_three_folders_load_where_this_package_is_not_installed(pipe, other_pipe, folder, tmp_path):
     second = tmp_path / "second"
     other_pipe.save_pretrained(second)
     (second / "edit.py").write_text((second / "edit.py").read_text() + "# of another version\n")
-    script = inspect.getsource(sample_every_task) + ELSEWHERE
+    third = Path(shutil.copytree(folder, tmp_path / "third"))
+    (third / "generate.py").write_text(
+        (third / "generate.py").read_text().replace("guidance_scale = 2.0", "guidance_scale = 1.25")
+    )
+    (third / "pipeline.py").write_text(
+        (third / "pipeline.py").read_text() + "MultiTaskPipeline.of_another_version = True\n"
+    )
+    saved = files(third)
+    script = NOT_INSTALLED + inspect.getsource(sample_every_task) + ELSEWHERE
     env = os.environ | {
         "HF_HOME": str(tmp_path / "home"),
         "HF_MODULES_CACHE": str(tmp_path / "modules"),
@@ -187,11 +164,23 @@ def test_two_folders_load_where_this_package_is_not_installed(pipe, other_pipe, 
         name: sample_every_task(MultiTaskPipeline.from_pretrained(path))
         for name, path in {"first": folder, "second": second}.items()
     }
+    guided = MultiTaskPipeline.from_pretrained(folder)
+    guided.set_progress_bar_config(disable=True)
+    here["third"] = here["first"] | {
+        "generate": guided(
+            class_label=guided.class_names[-1],
+            guidance_scale=1.25,
+            generator=torch.Generator().manual_seed(7),
+            num_inference_steps=3,
+            output_type="np",
+        ).images
+    }
     with np.load(tmp_path / "images.npz", allow_pickle=False) as images:
-        assert len(images) == 3 * len(pipe.tasks)
+        assert len(images) == 5 * len(pipe.tasks)
         for key, image in images.items():
             name, _, task = key.split("/")
             assert np.array_equal(image, here[name][task]), key
     # Each writes the files it was loaded from, though both have the same module's name.
     assert files(tmp_path / "first") == files(folder)
     assert files(tmp_path / "second") == files(second)
+    assert files(tmp_path / "third") == saved

@@ -28,9 +28,9 @@ class SelfContained(DiffusionPipeline):
     """A pipeline whose folders and repositories load where its package is not installed.
 
     Class attributes:
-        _sources: the files that ship, name -> text, read once, at import: every pipeline that is
-            loaded from a folder has the same module name, and a later one overwrites the files and
-            the globals of an earlier one. Its first is the pipeline's own.
+        _sources: the files that ship, name -> text, read once, at import: diffusers copies every
+            folder's to one place, where a later one overwrites those of an earlier one. The first
+            is the pipeline's own.
     """
 
     _sources: ClassVar[dict[str, str]]
@@ -64,6 +64,8 @@ class SelfContained(DiffusionPipeline):
             for file in (folder / name).glob("*config.json"):
                 text = tidy(file.read_text(encoding="utf-8"), changes.get(name, {}))
                 file.write_text(text, encoding="utf-8")
+        # transformers 4 repeats here what the file above says, in other words after a loading.
+        (folder / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
         # diffusers writes another card over this one before it uploads.
         card = folder / CARD
         self._card = card.read_text(encoding="utf-8") if card.is_file() else None
@@ -83,9 +85,9 @@ class SelfContained(DiffusionPipeline):
         return tidy(super().to_json_string(), changes)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file):
+    def _dict_from_json_file(cls, json_file, **kwargs):
         # The installed class is the class: it needs no file of the folder, and no trust in one.
-        index = super()._dict_from_json_file(json_file)
+        index = super()._dict_from_json_file(json_file, **kwargs)
         if isinstance(index.get("_class_name"), list):
             index["_class_name"] = index["_class_name"][-1]
         return index

@@ -7,6 +7,7 @@ pipe(task="edit", image=image, class_label="dog", strength=0.7).images[0]
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -354,3 +355,10 @@ def _replaced(latents: Tensor, answer: dict | None) -> Tensor:
             f"{tuple(latents.shape)}"
         )
     return new.to(latents)
+
+
+# diffusers gives the files of every folder the same names, and would take these, once loaded, for
+# those of the next folder. This class keeps its own; the next one has to find none.
+if __package__.startswith("diffusers_modules."):
+    for file in MultiTaskPipeline._sources:
+        sys.modules.pop(f"{__package__}.{Path(file).stem}", None)
