@@ -111,8 +111,10 @@ def percent(spread: Spread) -> str:
 
 def table(rows: Sequence[tuple[Arm, str, dict]], tasks: Sequence[str]) -> str:
     """Markdown: an arm and a budget a row, the change of each task's metrics and Delta_m."""
-    names = {task: list(dict.fromkeys(m for _, _, c in rows for m in c["tasks"].get(task, {})))
-             for task in tasks}
+    names = {
+        task: list(dict.fromkeys(m for _, _, c in rows for m in c["tasks"].get(task, {})))
+        for task in tasks
+    }
     columns = [(task, metric) for task in tasks for metric in names[task]]
     head = [f"{task}: {metric}" for task, metric in columns]
     lines = [

@@ -1,4 +1,4 @@
-"""Do the tasks pull the shared weights the same way? The cosine of their gradients, by noise level."""
+"""Do the tasks pull the shared weights one way? The cosine of their gradients, by noise level."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ def gradient_cosines(
             f"more, and the {len(dataset)} images must suffice"
         )
     bins = list(pairwise(SIGMA_EDGES))
-    parameters = [p.requires_grad_() for n, p in pipe.unet.named_parameters() if "time_proj" not in n]
+    parameters = [
+        p.requires_grad_() for n, p in pipe.unet.named_parameters() if "time_proj" not in n
+    ]
     pipe.unet.eval()
     between = torch.zeros(num_batches, len(bins), len(tasks), len(tasks))
     repeated = torch.zeros(num_batches - 1, len(bins), len(tasks))
@@ -81,7 +83,9 @@ def gradient_cosines(
     for r in tqdm(range(num_batches), desc="Gradients", unit="batch"):
         rows = slice(r * batch_size, (r + 1) * batch_size)
         jacobians = [
-            torch.stack([_gradient(pipe, parameters, task, dataset, rows, bin, seed) for task in tasks])
+            torch.stack(
+                [_gradient(pipe, parameters, task, dataset, rows, bin, seed) for task in tasks]
+            )
             for bin in tqdm(bins, desc=f"Batch {r}", leave=False)
         ]
         for k, rows_now in enumerate(jacobians):
