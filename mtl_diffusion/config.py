@@ -136,8 +136,9 @@ class NoiseConfig:
 class OptimisationConfig:
     """Optimisation"""
 
-    max_train_steps: int = 1200
-    """Length of the run, in optimiser steps."""
+    max_train_steps: int | None = 1200
+    """Length of the run, in optimiser steps. None: as many as fit into max_train_minutes, at the
+    rate that is measured when the run starts; validation and checkpoints come on top."""
     total_batch_size: int = 32
     """Samples that one optimiser step sees, over all processes."""
     per_device_batch_size: int | None = None
@@ -189,7 +190,8 @@ class RunConfig:
     """Processes that the run is meant to have; another number is refused. None: as many as the
     launcher starts."""
     max_train_minutes: float | None = None
-    """Stop cleanly, with a checkpoint, after this wall-clock time in minutes. None: no limit."""
+    """Stop cleanly, with a checkpoint, after this wall-clock time in minutes; or, where
+    max_train_steps is null, the length of the run, with all schedules. None: no limit."""
     checkpointing_steps: int = 500
     """Optimiser steps between checkpoints."""
     checkpoints_total_limit: int | None = 2
@@ -238,6 +240,7 @@ class TrainConfig(RunConfig, OptimisationConfig, NoiseConfig, TaskConfig, ModelC
     @property
     def warmup_steps(self) -> int:
         """The learning rate's warm-up, in optimiser steps."""
+        assert self.max_train_steps is not None, "length.with_length gives it one"
         share = self.lr_warmup_steps < 1
         return round(self.lr_warmup_steps * (self.max_train_steps if share else 1))
 

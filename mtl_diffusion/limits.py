@@ -167,8 +167,16 @@ def _run_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[st
     if "lr_warmup_steps" not in wrong and config.lr_warmup_steps >= 1:
         if config.lr_warmup_steps % 1:
             yield "lr_warmup_steps", "must be whole steps, or a share of the run below 1"
-        elif "max_train_steps" not in wrong and config.lr_warmup_steps > config.max_train_steps:
+        elif (
+            "max_train_steps" not in wrong
+            and config.max_train_steps is not None
+            and config.lr_warmup_steps > config.max_train_steps
+        ):
             yield "lr_warmup_steps", f"must be at most max_train_steps, {config.max_train_steps}"
+    if wrong.isdisjoint({"max_train_steps", "max_train_minutes"}) and (
+        config.max_train_steps is None and config.max_train_minutes is None
+    ):
+        yield "max_train_steps", "must be a number of steps, or set max_train_minutes"
     if config.hub_model_id is not None:
         user, _, name = config.hub_model_id.partition("/")
         if not (_REPO_NAME.fullmatch(user) and _REPO_NAME.fullmatch(name)):

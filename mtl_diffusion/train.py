@@ -2,13 +2,17 @@
 
 import logging
 import sys
+import time
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
+from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from .config import ConfigError, TrainConfig
 from .keyed import generator
+from .length import with_length
 from .losses import sum_of_task_means
 from .meter import Meter
 from .noise import draw_sigma
@@ -23,6 +27,8 @@ from .transfer import upload
 
 logger = logging.getLogger(__name__)
 
+REHEARSAL = (10, 30)  # steps that are run, and then steps that are timed, to learn the rate
+
 
 def train(config: TrainConfig) -> None:
     """Trains, validates, checkpoints and exports. Run again, it goes on where it stopped.
@@ -35,9 +41,11 @@ def train(config: TrainConfig) -> None:
         SystemExit: with `STOPPED`, after a checkpoint, when a stop was asked for.
         UploadError: all is trained and exported, and it could not be published.
     """
-    stop = StopRequest(config.max_train_minutes)
+    # The minutes are the run's length, or else where a longer one is cut.
+    stop = StopRequest(config.max_train_minutes if config.max_train_steps else None)
     with begin(config) as accelerator:
         try:
+            config = with_length(config, accelerator, seconds_per_step)
             run = build(config, accelerator)
         except ValueError as error:  # of the data, or of the pretrained model
             raise ConfigError([str(error)]) from error
@@ -63,6 +71,21 @@ def train(config: TrainConfig) -> None:
         accelerator.end_training()
         if accelerator.is_main_process and config.push_to_hub:
             print(f"Published as {push(folder, config)}")
+
+
+def seconds_per_step(config: TrainConfig, accelerator: Accelerator) -> float:
+    """How long a step takes here, on a run that is thrown away."""
+    run = build(replace(config, max_train_steps=sum(REHEARSAL)), accelerator)
+    meter = Meter(run)
+    warm_up, timed = REHEARSAL
+    for step in range(warm_up):
+        train_step(run, step, meter)
+    meter.read()  # waits for the device
+    started = time.perf_counter()
+    for step in range(warm_up, warm_up + timed):
+        train_step(run, step, meter)
+    meter.read()
+    return (time.perf_counter() - started) / timed
 
 
 def loop(run: Run, first: int, stop: StopRequest, publisher: BackgroundPublisher) -> int:

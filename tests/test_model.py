@@ -13,7 +13,12 @@ from mtl_diffusion.model import build_scheduler, build_unet, freeze
 
 ROOT = Path(__file__).parents[1]
 # Millions of parameters, with 64 words.
-PARAMETERS = {"quickstart": (1.0, 1.2), "cifar10_cpu": (1.5, 1.8), "cifar10": (20, 25)}
+PARAMETERS = {
+    "quickstart": (1.0, 1.2),
+    "cifar10_cpu": (1.5, 1.8),
+    "cifar10": (20, 25),
+    "cifar10_multi_gpu": (20, 25),
+}
 
 TINY = TrainConfig(
     resolution=8,

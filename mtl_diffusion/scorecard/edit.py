@@ -79,7 +79,7 @@ class Edit(Part):
         return edit
 
     def _baseline(self, solve: Callable):
-        """`solve`: (source's D, target's D, images in [-1, 1], sigmas, strength, noise) -> images."""
+        """`solve`: (D of the source, D of the target, image, sigmas, strength, noise) -> image."""
 
         def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
             pipe = self.context.pipe
