@@ -22,6 +22,7 @@ from .config import ConfigError, TrainConfig, resolved, to_dict
 from .resume import folder_of
 from .run import Run, use_all_cores
 from .survival import from_all_processes
+from .upload import check_right_to_write
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ def _hub_faults(config: TrainConfig) -> Iterator[str]:
         api.whoami()
         created = api.create_repo(repository, private=config.hub_private_repo, exist_ok=True)
         try:
-            api.auth_check(created.repo_id, write=True)
+            check_right_to_write(created.repo_id)
         except HfHubHTTPError as error:
             if error.response.status_code != 404:  # a Hub that can't be asked, since it is there
                 raise

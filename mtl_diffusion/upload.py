@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,17 @@ def upload(
         ).commit_url
 
     return _insist(commit, name)
+
+
+def check_right_to_write(repository: str) -> None:
+    """Asks the Hub whether this account may write to a repository.
+
+    Raises:
+        HfHubHTTPError: it may not; 404, the Hub can't be asked this.
+    """
+    # `HfApi.auth_check` asks only whether it may read, before huggingface_hub 1.5.
+    address = f"{HfApi().endpoint}/api/models/{repository}/auth-check/write"
+    hf_raise_for_status(get_session().get(address, headers=build_hf_headers()))
 
 
 def _insist(request: Callable[[], T], repository: str) -> T:

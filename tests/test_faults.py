@@ -325,7 +325,7 @@ def test_bf16_needs_a_device_that_has_it(monkeypatch):
 
 
 class Hub:
-    """Answers of a Hub: HTTP codes of whoami, create_repo and auth_check."""
+    """Answers of a Hub: HTTP codes of whoami, create_repo and check_right_to_write."""
 
     endpoint = "https://hub"
 
@@ -352,8 +352,7 @@ class Hub:
         self._answer("create")
         return type("Url", (), {"repo_id": repository})
 
-    def auth_check(self, repository, write):
-        assert write
+    def check_right_to_write(self, repository):
         self._answer("write")
 
 
@@ -372,7 +371,9 @@ class Hub:
 def test_the_hub_is_asked_before_training(codes, words, monkeypatch):
     import mtl_diffusion.startup as startup
 
-    monkeypatch.setattr(startup, "HfApi", lambda: Hub(**codes))
+    hub = Hub(**codes)
+    monkeypatch.setattr(startup, "HfApi", lambda: hub)
+    monkeypatch.setattr(startup, "check_right_to_write", hub.check_right_to_write)
     faults = list(startup._hub_faults(TrainConfig(push_to_hub=True, hub_model_id="me/model")))
     assert len(faults) == (words is not None)
     if words:
