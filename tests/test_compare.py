@@ -141,10 +141,15 @@ def test_the_loss_of_a_task_is_the_mean_of_its_levels():
 
 def test_figures_are_found_by_their_path_and_carry_their_n():
     entry = {"accuracy": 0.5, "n": 20}
-    metrics = {"summary": {"generate": {"x": entry, "y": {"other": 1}}, "edit": {"z": entry}}}
+    metrics = {
+        "summary": {
+            "generate": {"x": entry, "floor": entry, "xy": {"other": 1}},
+            "edit": {"z": entry},
+        }
+    }
     metrics["likelihood"] = {"bits_per_dim": 3.5}  # of no n: not taken
     wanted = (
-        Metric("generate", "summary.generate.*.accuracy", True),
+        Metric("generate", "summary.generate.x*.accuracy", True),
         Metric("generate", "likelihood.bits_per_dim", False),
         Metric("edit", "summary.edit.*.accuracy", True),
         Metric("inpaint", "summary.inpaint.*.psnr", True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,9 @@ class Metric:
 
 # Of scripts/evaluate.py; where a run has no such figure, the metric is left out.
 METRICS = (
-    Metric("generate", "summary.generate.*.frechet_distance_to_train", False),
-    Metric("generate", "summary.generate.*.class_accuracy", True),
+    # Not "floor", which is of the data alone.
+    Metric("generate", "summary.generate.*steps*.frechet_distance_to_train", False),
+    Metric("generate", "summary.generate.*steps*.class_accuracy", True),
     Metric("generate", "likelihood.bits_per_dim", False),
     Metric("inpaint", "summary.inpaint.*.psnr_in_hole", True),
     Metric("inpaint", "summary.inpaint.*.judge_agrees", True),
@@ -94,9 +96,8 @@ def loss_scores(table: Losses, num_images: int) -> dict[str, dict[str, Score]]:
 def metric_scores(
     metrics: Mapping[str, Any], wanted: Sequence[Metric], tasks: Sequence[str]
 ) -> dict[str, dict[str, Score]]:
-    """Task -> path -> figure, of the wanted ones that a metrics.json has. `*` stands for any name.
-
-    The n of a figure is the one that stands beside it.
+    """Task -> path -> figure, of the wanted ones that a metrics.json has. Names in a path may
+    have the wildcards of file names. The n of a figure is the one that stands beside it.
     """
     scores: dict[str, dict[str, Score]] = {task: {} for task in tasks}
     for metric in wanted:
@@ -113,5 +114,5 @@ def _find(node: Any, path: list[str], walked: tuple[str, ...]) -> list[tuple[str
     if not places:
         there = last in node and "n" in node
         return [(".".join([*walked, last]), float(node[last]), int(node["n"]))] if there else []
-    names = list(node) if places[0] == "*" else [name for name in places[:1] if name in node]
+    names = fnmatch.filter(node, places[0])
     return [hit for name in names for hit in _find(node[name], path[1:], (*walked, name))]
