@@ -1,5 +1,6 @@
 """From a run or a checkpoint to a folder that anybody can load, and from the folder to the Hub."""
 
+import copy
 import json
 import logging
 import os
@@ -98,6 +99,8 @@ def write(
     repository: str | None = None,
     metrics: Mapping[str, Any] | None = None,
     pictures: bool = True,
+    half: bool = False,
+    max_shard_size: str | None = None,
 ) -> Path:
     """Writes a folder for `from_pretrained`; it is whole, or it is the one before.
 
@@ -105,6 +108,8 @@ def write(
         repository: where it will be found, for the card. None: what the configuration says.
         metrics: of scripts/evaluate.py; the card's figures, and metrics.json beside it.
         pictures: draw the card's gallery.
+        half: write the weights as float16, in half the bytes; they load as float32 all the same.
+        max_shard_size: cut the weights into files of this size or less, such as "15MB".
 
     Raises:
         ValueError: the target is a folder of something else.
@@ -116,7 +121,11 @@ def write(
         )
     temporary = target.with_name(f".writing-{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    trained.pipeline.save_pretrained(temporary)
+    pipeline = trained.pipeline
+    if half:
+        unet = copy.deepcopy(pipeline.unet).half()
+        pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler)
+    pipeline.save_pretrained(temporary, max_shard_size=max_shard_size)
     drawn = _draw(trained.pipeline, temporary) if pictures else None
     if metrics is not None:
         (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

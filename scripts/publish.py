@@ -27,6 +27,8 @@ def parse() -> argparse.Namespace:
     add("--output_dir", required=True, type=Path, help="where to write; an earlier export goes")
     add("--metrics", type=Path, help="metrics.json of scripts/evaluate.py, for the model card")
     add("--no_pictures", action="store_true", help="draw no gallery for the model card")
+    add("--half", action="store_true", help="write float16: half the bytes, and loads as float32")
+    add("--max_shard_size", help="cut the weights into files of this size, such as 15MB")
     add("--push_to_hub", action="store_true", help="upload the folder")
     add("--hub_model_id", help="user/name; default: what the run was configured with")
     add("--private", action="store_true", help="make the repository private when it is created")
@@ -51,6 +53,8 @@ def main() -> None:
             repository=repository,
             metrics=metrics,
             pictures=not args.no_pictures,
+            half=args.half,
+            max_shard_size=args.max_shard_size,
         )
     except (ValueError, OSError) as error:
         print(f"publish.py: {error}", file=sys.stderr)

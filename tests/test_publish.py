@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import ModelCard
 from loopback_hub import TOKEN, LoopbackHub
 from safetensors.torch import load_file
+from stranger import NOT_INSTALLED
 
 from mtl_diffusion import publish
 from mtl_diffusion.card import figures, model_card
@@ -158,6 +159,21 @@ def test_without_an_average_the_weights_are(run, tmp_path):
     path = save(tmp_path, checkpoint)
     unet = publish.of_checkpoint(path).pipeline.unet.state_dict()
     assert all(torch.equal(unet[name], value) for name, value in checkpoint.tensors["unet"].items())
+
+
+def test_half_the_bytes_in_small_files(run, tmp_path):
+    """What is kept in git: it loads as any other export does, in float32."""
+    trained = publish.of_checkpoint(run)
+    whole = publish.write(trained, tmp_path / "whole", pictures=False)
+    cut = publish.write(trained, tmp_path / "cut", pictures=False, half=True, max_shard_size="20KB")
+    files = sorted((cut / "unet").glob("*.safetensors"))
+    assert len(files) > 2 and all(file.stat().st_size < 30_000 for file in files)
+    assert sum(file.stat().st_size for file in files) < 0.7 * (whole / UNET).stat().st_size
+    expected = {name: tensor.half().float() for name, tensor in load_file(whole / UNET).items()}
+    loaded = MultiTaskPipeline.from_pretrained(cut).unet.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert next(trained.pipeline.unet.parameters()).dtype == torch.float32  # the model itself
 
 
 def test_a_run_means_its_newest_complete_checkpoint(run, caplog):
@@ -304,6 +320,7 @@ for argv in json.loads(os.environ["CALLS"]):
     answers.append([code, said.getvalue()])
 from mtl_diffusion import MultiTaskPipeline
 pipe = MultiTaskPipeline.from_pretrained("me/cli", revision="v1")
+pipe.push_to_hub("me/installed")
 answers.append([0, type(pipe).__module__])
 print(json.dumps(answers))
 """
@@ -341,6 +358,8 @@ def test_publishing_a_checkpoint(hub, calls):
     assert json.loads(hub.tree("me/cli", "v1")["metrics.json"]) == METRICS
     assert b"0.875" in hub.tree("me/cli", "v1")["README.md"]
     assert calls[0][-1] == [0, "mtl_diffusion.hub.pipeline"]  # loaded without trust
+    extras = {"metrics.json", "gallery.png"}
+    assert set(hub.tree("me/installed")) == set(hub.tree("me/cli", "v1")) - extras
 
 
 def test_a_failed_push_leaves_the_export_and_the_command(hub, calls, run):
@@ -377,14 +396,7 @@ def test_the_command_works(hub, calls, work):
 # --- a stranger's machine -----------------------------------------------------------------------
 
 STRANGER = """
-import io, json, os, re, sys
-
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "mtl_diffusion":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, NotInstalled())
+import json, os, re, sys
 import torch
 from pathlib import Path
 from diffusers import DiffusionPipeline
@@ -424,6 +436,11 @@ assert torch.equal(draw(load("me/pushed")), draw(last))
 assert torch.equal(draw(load("me/saved")), draw(last))
 half = load("me/pushed", torch_dtype=torch.float16)
 assert half.unet.dtype == torch.float16
+last.save_pretrained(work / "both", push_to_hub=True, repo_id="me/variants")
+half.save_pretrained(work / "both", variant="fp16", push_to_hub=True, repo_id="me/variants")
+assert torch.equal(draw(load("me/variants")), draw(last))
+again = load("me/variants", variant="fp16", torch_dtype=torch.float16)
+assert all(map(torch.equal, again.unet.state_dict().values(), half.unet.state_dict().values()))
 print(json.dumps({"first": weights(first), "last": weights(last), "module": type(last).__module__}))
 """
 
@@ -431,7 +448,7 @@ print(json.dumps({"first": weights(first), "last": weights(last), "module": type
 @pytest.fixture(scope="module")
 def stranger(hub, run, work):
     first = hub.commits("me/trained")[0].oid
-    command = [sys.executable, "-c", STRANGER, str(work), first]
+    command = [sys.executable, "-c", NOT_INSTALLED + STRANGER, str(work), first]
     done = run_in(hub, work / "elsewhere", command)
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
@@ -456,6 +473,12 @@ def test_what_the_pipeline_pushes_itself_is_complete(hub, stranger):
         for path in pushed - {"README.md"}:
             assert files[path] == published[path], (name, path)
     assert hub.repositories["model", "me/saved"].private
+
+
+def test_both_precisions_in_one_repository(hub, stranger):
+    half = UNET.replace(".safetensors", ".fp16.safetensors")
+    assert set(hub.tree("me/variants")) == set(hub.tree("me/pushed")) | {half}
+    assert hub.tree("me/variants")[UNET] == hub.tree("me/trained")[UNET]
 
 
 def test_a_card_that_is_there_is_kept(hub, stranger):
