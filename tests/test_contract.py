@@ -2,9 +2,11 @@
 
 import copy
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from packaging.version import Version
 
 from mtl_diffusion import MultiTaskPipeline
 
@@ -134,7 +136,32 @@ def test_helpers_are_those_of_diffusers(mine, enable, disable):
         torch.testing.assert_close(draw(mine), before, atol=1e-4, rtol=1e-3)
 
 
-def test_layerwise_casting_and_group_offloading(mine):
+@pytest.mark.parametrize(
+    "offload",
+    [
+        lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
+        pytest.param(
+            lambda pipe: pipe.unet.enable_group_offload(
+                onload_device=torch.device("cpu"), offload_type="leaf_level"
+            ),
+            marks=pytest.mark.skipif(
+                Version(diffusers.__version__) < Version("0.42"), reason="needs a GPU there"
+            ),
+        ),
+    ],
+    ids=["model", "group"],
+)
+@every_task
+def test_offloading(mine, offload, task):
+    """Without a GPU there is nowhere to load to: the hooks run, and change nothing."""
+    before = draw(mine, task)
+    offload(mine)
+    assert mine._execution_device.type == "cpu"
+    for _ in range(2):
+        assert torch.equal(draw(mine, task), before)
+
+
+def test_layerwise_casting(mine):
     mine.unet.enable_layerwise_casting(
         storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
     )

@@ -1,17 +1,21 @@
 """A folder that is damaged, or of other parts, is refused by name: it never gives a wrong image."""
 
+import copy
 import json
 import os
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from packaging.version import Version
 from safetensors.torch import load as read
 from safetensors.torch import save_file
 
 from mtl_diffusion import MultiTaskPipeline
+from mtl_diffusion.hub.loading import check_loaded
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 HALF = "unet/diffusion_pytorch_model.fp16.safetensors"
@@ -131,6 +135,13 @@ def test_a_damage_is_refused_by_name(damaged, damage, load):
         load(damaged)
 
 
+def test_a_tensor_without_a_value(pipe):
+    unet = copy.deepcopy(pipe.unet)
+    unet.conv_out.to("meta")
+    with pytest.raises(ValueError, match=r"conv_out\.weight has no value after loading"):
+        check_loaded(unet, pipe.tokenizer)
+
+
 @pytest.mark.parametrize("shape", [(1,), (3, 1), (4,)])
 def test_a_tensor_of_another_shape(damaged, shape):
     change_weights(lambda tensors: tensors.update({GUARD: torch.ones(shape)}))(damaged)
@@ -191,10 +202,23 @@ def test_a_damaged_variant_is_refused(variants, tmp_path):
         installed(damaged, variant="fp16")
 
 
-@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch_dtype",
+        pytest.param(
+            "dtype",
+            marks=pytest.mark.skipif(
+                Version(diffusers.__version__) < Version("0.40"),
+                reason="before 0.40 diffusers knows torch_dtype only",
+            ),
+        ),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_precision_is_asked_for(folder, name, dtype):
-    assert installed(folder, **{name: dtype}).unet.dtype == dtype
+@both_ways
+def test_a_precision_is_asked_for(folder, load, name, dtype):
+    assert load(folder, **{name: dtype}).unet.dtype == dtype
 
 
 def test_weights_in_parts(pipe, tmp_path):

@@ -72,6 +72,7 @@ CASES = {
 }
 FAULTS = [
     ("/repos/create", 429, 1),  # the first case that creates anything: "plain"
+    ("PUT /lfs/", "reset", 1),  # likewise: all cases send the same file
     ("me/preupload-500/preupload", 500, 1),
     ("me/commit-429/commit/", 429, 2),
     ("me/commit-500/commit/", 500, 3),
