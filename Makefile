@@ -1,11 +1,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
+OLDEST := .venv-oldest/bin
 # One process, spelt out: without a saved configuration `accelerate launch` warns of each default.
 LAUNCH := $(BIN)/accelerate launch \
 	--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 QUICKSTART := runs/quickstart
+# Of what is published; `make test-oldest OLDEST_TESTS=` runs all that are fast.
+OLDEST_TESTS := $(patsubst %,tests/test_%.py,\
+	contract data loading pipeline pipeline_errors shipping tokens upload)
 
-.PHONY: setup test test-fast lint quickstart clean
+.PHONY: setup test test-fast test-oldest lint quickstart clean
 
 setup: .venv/.installed
 
@@ -23,6 +27,18 @@ test: setup
 test-fast: setup
 	$(BIN)/python -m pytest -q -m 'not slow'
 
+# The lower bounds of pyproject.toml: what is saved there loads here, and the other way round.
+test-oldest: setup .venv-oldest/.installed
+	OTHER_PYTHON=$(OLDEST)/python $(BIN)/python -m pytest -q tests/test_versions.py
+	$(OLDEST)/python -m pytest -q -m 'not slow' $(OLDEST_TESTS)
+
+.venv-oldest/.installed: export PIP_CONSTRAINT := $(CURDIR)/oldest.txt
+.venv-oldest/.installed: export PIP_BUILD_CONSTRAINT := $(CURDIR)/oldest.txt
+.venv-oldest/.installed: pyproject.toml oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python -m pip install --quiet -c oldest.txt -e '.[test]'
+	touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,5 +49,5 @@ quickstart: setup
 		--output_dir $(QUICKSTART)/gallery
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest runs build *.egg-info .pytest_cache .ruff_cache
 	find mtl_diffusion scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
