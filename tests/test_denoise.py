@@ -107,6 +107,9 @@ def test_noise_levels_are_the_schedulers_and_leave_it_alone(pipe):
     assert sigmas == pytest.approx([*karras, 0], rel=1e-4)
     ends_at_sigma_min = EDMEulerScheduler(final_sigmas_type="sigma_min")
     assert noise_levels(ends_at_sigma_min, 7) == pytest.approx(sigmas, rel=1e-4)
+    even = [80 * (0.002 / 80) ** (i / 6) for i in range(7)]
+    found = noise_levels(pipe.scheduler, 7, "exponential")
+    assert found == pytest.approx([*even, 0], rel=1e-4)
 
 
 @pytest.mark.parametrize("up", [False, True])

@@ -1,0 +1,1 @@
+"""How good an exported pipeline is at each of its tasks: figures, plots and pictures."""

@@ -103,13 +103,20 @@ def generate_denoiser(
     return Denoiser(pipe.unet, pipe.scheduler, told, pipe.vocabulary.null, guidance_scale)
 
 
-def noise_levels(scheduler, steps: int) -> tuple[float, ...]:
+def noise_levels(scheduler, steps: int, schedule: str | None = None) -> tuple[float, ...]:
     """The steps + 1 noise levels that a scheduler visits, from sigma_max over sigma_min to 0.
 
     The scheduler itself is left as it is.
+
+    Args:
+        schedule: "karras" or "exponential", which is even in ln sigma. None: the scheduler's own.
     """
     steps = read_count(steps, "steps")
-    own = type(scheduler).from_config(scheduler.config, final_sigmas_type="zero")
+    own = type(scheduler).from_config(
+        scheduler.config,
+        sigma_schedule=schedule or scheduler.config.sigma_schedule,
+        final_sigmas_type="zero",
+    )
     own.set_timesteps(steps)
     return tuple(own.sigmas.tolist())
 

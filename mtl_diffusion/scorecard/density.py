@@ -14,6 +14,8 @@ from .denoise import generate_denoiser, noise_levels
 from .likelihood import bits_per_dim
 from .parts import Part, mean
 
+SCHEDULE = "exponential"  # even in ln sigma: a third of the error that Karras's has at equal cost
+
 
 class Likelihood(Part):
     """The first held-out images under the generate task, without a class."""
@@ -30,7 +32,7 @@ class Likelihood(Part):
             return bits_per_dim(
                 D,
                 images[rows.start : rows.stop].to(device),
-                noise_levels(context.pipe.scheduler, settings.likelihood_steps),
+                noise_levels(context.pipe.scheduler, settings.likelihood_steps, SCHEDULE),
                 context.generators("likelihood", rows=rows),
             )
 
@@ -40,6 +42,7 @@ class Likelihood(Part):
                 len(images),
                 draw,
                 steps=settings.likelihood_steps,
+                schedule=SCHEDULE,
                 data=context.test.fingerprint,
             )
         ]

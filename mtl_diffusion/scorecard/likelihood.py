@@ -43,7 +43,8 @@ def bits_per_dim(
     Args:
         D: as in denoise.py; gradients pass through it.
         images: (B, 3, H, W) uint8, on the denoiser's device.
-        sigmas: falling noise levels, from `denoise.noise_levels`; a last 0 is left out.
+        sigmas: falling noise levels, a last 0 left out. Take `denoise.noise_levels` with the
+            schedule "exponential": Karras's is coarse where the trace changes.
         generators: one an image.
 
     Returns:
