@@ -52,6 +52,8 @@ def parse() -> tuple[argparse.Namespace, TrainConfig]:
     )
     args, rest = parser.parse_known_args()
     base = parse_run([*(SMOKE if args.preset == "smoke" else ()), *rest])
+    if base.max_train_steps is None:
+        parser.error("max_train_steps: found null; runs that are compared need so many steps")
     every = max(1, base.max_train_steps // args.points)
     return args, parse_run(
         [*(SMOKE if args.preset else ()), *rest, f"--checkpointing_steps={every}"]

@@ -75,6 +75,8 @@ def parse() -> tuple[argparse.Namespace, TrainConfig]:
     base = parse_run([*(SMOKE if args.preset == "smoke" else ()), *rest])
     if len(base.shares) < 2:
         raise ValueError(f"tasks: found {', '.join(base.shares)}; a comparison needs two or more")
+    if base.max_train_steps is None:
+        raise ValueError("max_train_steps: found null; runs that are compared need so many steps")
     if base.push_to_hub or base.pretrained_model_name_or_path is not None:
         raise ValueError("the runs of a comparison start from nothing and are not published")
     own = base.gradient_aggregation if base.gradient_aggregation != "sum" else base.task_weighting
