@@ -93,6 +93,7 @@ def memory(name: str, arguments: argparse.Namespace) -> dict:
     start = time.perf_counter()
     data = load_images(name, resolution=arguments.resolution)
     first = time.perf_counter() - start
+    del data
     again = time.perf_counter()
     data = load_images(name, resolution=arguments.resolution)
     again = time.perf_counter() - again
