@@ -1,6 +1,7 @@
 """The stock components that a configuration describes."""
 
 from diffusers import EDMDPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from .config import TrainConfig
@@ -54,6 +55,19 @@ def build_scheduler(config: TrainConfig) -> EDMDPMSolverMultistepScheduler:
     return EDMDPMSolverMultistepScheduler(
         sigma_min=config.sigma_min, sigma_max=config.sigma_max, sigma_data=config.sigma_data
     )
+
+
+def train_mode(unet: UNet2DConditionModel) -> None:
+    """`unet.train()`, without the copies that diffusers' residual blocks then make.
+
+    In training they bring the input of their shortcut into row-major order, from which the next
+    convolution brings it back: a tenth of a step in channels_last. Nothing else in a block depends
+    on its own mode; that of its dropout is apart.
+    """
+    unet.train()
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.training = False
 
 
 def freeze(unet: UNet2DConditionModel, train_only: str) -> None:

@@ -20,7 +20,7 @@ from .keyed import generator
 from .loader import Loader
 from .losses import Objective, build_weighting
 from .mixture import Mixture
-from .model import build_scheduler, build_unet, freeze
+from .model import build_scheduler, build_unet, freeze, train_mode
 from .stream import ImageStream, open_stream
 from .streaming_loader import StreamingLoader
 from .vocabulary import build_tokenizer, extend_tokenizer
@@ -104,7 +104,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     # Copied before the original is compiled, frozen or wrapped.
     ema = EMA(unet, config.ema_half_life * run_images, config.ema_ramp) if config.use_ema else None
     freeze(unet, config.train_only)
-    unet.train()
+    train_mode(unet)
     if config.compile:
         unet.compile()
     names = list(config.shares)

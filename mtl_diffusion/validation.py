@@ -85,14 +85,14 @@ def held_out_loss(
     level, sees the same ones, so that differences are the model's.
 
     Args:
-        unet: a UNet2DConditionModel; its mode is left as it is found, its dropout off.
+        unet: a UNet2DConditionModel; each module's mode is left as it is found, its dropout off.
         num_images: at most the dataset's length is used.
         task_token: "right"; None for the null token; or the name of another task.
         alike: nothing but its name and its `condition` tells a task from another one: all of them
             paint the whole image and get the same noise, and those that take a strength the same
             strengths, drawn from (0, 1). Else each task draws as it does in training.
     """
-    training = unet.training
+    modes = {module: module.training for module in unet.modules()}
     unet.eval()
     n = min(num_images, len(dataset))
     size = dataset.resolution
@@ -115,7 +115,8 @@ def held_out_loss(
                 for table, output in ((model, F), (zero, torch.zeros_like(F))):
                     loss = denoising_loss(output, x, eps, s, c.mask, scheduler)
                     table[i, k, rows.cpu()] = loss.cpu()
-    unet.train(training)
+    for module, training in modes.items():
+        module.training = training
     return HeldOutLoss(tuple(t.name for t in tasks), SIGMA_EDGES, model, zero)
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 
 from mtl_diffusion.command_line import parse
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.hub.denoiser import Conditioning, predict
-from mtl_diffusion.model import build_scheduler, build_unet, freeze
+from mtl_diffusion.model import build_scheduler, build_unet, freeze, train_mode
 
 ROOT = Path(__file__).parents[1]
 # Millions of parameters, with 64 words.
@@ -150,3 +151,41 @@ def test_the_scheduler_has_the_configured_noise():
     assert scheduler.sigmas[0].item() == pytest.approx(20)
     assert scheduler.sigmas[-2].item() == pytest.approx(0.01)
     assert scheduler.config.sigma_data == 0.4
+
+
+def test_training_mode_keeps_the_dropout_and_saves_the_copies():
+    config = TrainConfig(
+        resolution=8, block_out_channels=[8, 16], attention_resolutions=[4], norm_num_groups=4
+    )
+    unet = build_unet(replace(config, dropout=0.5), 40).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.nn.init.normal_(unet.conv_out.weight)
+    tokens = torch.rand(2, 3, 40)
+    inputs = {
+        "sample": torch.randn(2, 7, 8, 8).to(memory_format=torch.channels_last),
+        "timestep": torch.zeros(2),
+        "encoder_hidden_states": tokens,
+        "class_labels": tokens.flatten(1),
+    }
+    blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
+    row_major = []
+    for block in blocks:
+        if block.conv_shortcut is not None:
+            block.conv_shortcut.register_forward_pre_hook(
+                lambda _, given: row_major.append(given[0].is_contiguous())
+            )
+    gradients, copies = {}, {}
+    for name, mode in (("plain", unet.train), ("ours", lambda: train_mode(unet))):
+        mode()
+        assert unet.training and all(block.dropout.training for block in blocks)
+        row_major.clear()
+        torch.manual_seed(0)
+        unet(**inputs).sample.square().mean().backward()
+        gradients[name] = torch.cat(
+            [p.grad.flatten() for p in unet.parameters() if p.grad is not None]
+        )
+        copies[name] = sum(row_major)
+        unet.zero_grad()
+    assert copies["plain"] > 0 and copies["ours"] == 0
+    assert gradients["plain"].abs().max() > 1e-2
+    torch.testing.assert_close(gradients["ours"], gradients["plain"], rtol=1e-4, atol=1e-5)

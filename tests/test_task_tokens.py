@@ -51,6 +51,16 @@ def test_it_is_the_same_each_time_and_a_function_of_the_seed(pipe):
     torch.testing.assert_close(alone.by_image[0], one.by_image[edit])
 
 
+def test_each_module_is_left_in_its_mode(build_pipe):
+    unet = build_pipe().unet.train()
+    unet.mid_block.resnets[0].training = False
+    before = [module.training for module in unet.modules()]
+    pipe = build_pipe()
+    pipe.unet = unet
+    measure(pipe, names=["generate"])
+    assert [module.training for module in unet.modules()] == before and unet.training
+
+
 def test_a_network_that_says_zero_has_the_loss_of_zero(build_pipe):
     zero = build_pipe()
     torch.nn.init.zeros_(zero.unet.conv_out.weight)
