@@ -13,6 +13,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from mtl_diffusion.command_line import parse as parse_run
@@ -55,9 +56,7 @@ def parse() -> tuple[argparse.Namespace, TrainConfig]:
     if base.max_train_steps is None:
         parser.error("max_train_steps: found null; runs that are compared need so many steps")
     every = max(1, base.max_train_steps // args.points)
-    return args, parse_run(
-        [*(SMOKE if args.preset else ()), *rest, f"--checkpointing_steps={every}"]
-    )
+    return args, replace(base, checkpointing_steps=every)
 
 
 def main() -> None:
