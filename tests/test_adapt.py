@@ -6,8 +6,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 
 from mtl_diffusion import limits
 from mtl_diffusion.config import TrainConfig
@@ -22,6 +24,7 @@ from mtl_diffusion.scorecard.adaptation import (
     novelty,
     with_words_for,
 )
+from mtl_diffusion.scorecard.task_plots import spread_curves
 from mtl_diffusion.shapes import shapes
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +132,26 @@ def test_the_table_by_hand():
     assert lines[1].endswith("| never | +0.0 % |")
     assert lines[2].endswith("| 20 | -50.0 % |") and lines[2].startswith("| nothing | all, joint |")
     assert lines[3].endswith("| never |  |")
+
+
+def test_a_way_has_one_colour_in_all_panels(tmp_path, monkeypatch):
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(
+        Axes,
+        "plot",
+        lambda self, *a, **k: (drawn.append((k["label"], k["color"], *a)), plot(self, *a, **k))[1],
+    )
+    values = np.array([[1.0, 0.5], [2.0, 0.0]])
+    panels = {
+        "new": {"alone": ([1, 2], values), "joint": ([1, 2], values)},
+        "old": {"joint": ([1, 2], values)},
+    }
+    spread_curves(panels, "step", "loss", tmp_path / "x.png", {"old": ("before", 1.0)})
+    colours = {}
+    for name, colour, places, mean in drawn:
+        assert colours.setdefault(name, colour) == colour
+        assert places == [1, 2] and mean.tolist() == [1.5, 0.25]
+    assert len(drawn) == 3 and len(set(colours.values())) == 2 and (tmp_path / "x.png").exists()
 
 
 @pytest.mark.slow

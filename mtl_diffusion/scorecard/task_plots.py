@@ -60,13 +60,15 @@ def spread_curves(
         levels: title -> (name, value) of a dashed horizontal.
     """
     figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
+    names = dict.fromkeys(name for curves in panels.values() for name in curves)
+    color = {name: f"C{i}" for i, name in enumerate(names)}  # the same in every panel
     for axes, (title, curves) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         for name, (places, values) in curves.items():
-            (line,) = axes.plot(places, values.mean(0), marker="o", markersize=3, label=name)
-            low, high = values.min(0), values.max(0)
-            axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2)
+            low, mean, high = values.min(0), values.mean(0), values.max(0)
+            axes.plot(places, mean, marker="o", markersize=3, color=color[name], label=name)
+            axes.fill_between(places, low, high, color=color[name], alpha=0.2)
         if levels and title in levels:
             axes.axhline(levels[title][1], color="black", linestyle="--", label=levels[title][0])
         axes.set(title=title, xlabel=x, ylabel=y)
