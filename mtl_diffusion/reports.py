@@ -9,7 +9,7 @@ from .config import TrainConfig
 from .gallery import task_picture, to_pictures
 from .run import Run
 from .survival import io_errors_logged
-from .validation import held_out_loss
+from .validation import evaluating, held_out_loss
 
 
 def validation_due(config: TrainConfig, done: int) -> bool:
@@ -52,7 +52,10 @@ def write_validation(run: Run, step: int, path: Path) -> None:
     count = min(8, len(run.held_out))
     sources = to_pictures(run.held_out.images[:count])
     labels = run.held_out.labels[:count].tolist()
-    pictures = {name: task_picture(pipe, name, sources, labels, config.seed) for name in pipe.tasks}
+    with evaluating(pipe.unet):
+        pictures = {
+            name: task_picture(pipe, name, sources, labels, config.seed) for name in pipe.tasks
+        }
     for name, picture in pictures.items():
         picture.save(folder / f"step-{step}-{name}.png")
     log_pictures(run, pictures, step)

@@ -1,11 +1,12 @@
 """How well each task does on held-out images: its loss by noise level, and whether tokens count."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import ImageDataset, to_unit_range
 from .hub.denoiser import TASK, Conditioning, predict, tell
@@ -65,6 +66,18 @@ class HeldOutLoss:
         }
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In eval mode inside; then every part is in the mode that it was in, which needn't be one."""
+    modes = [part.training for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in zip(module.modules(), modes, strict=True):
+            part.training = mode
+
+
 @torch.no_grad()
 def held_out_loss(
     unet,
@@ -92,31 +105,30 @@ def held_out_loss(
             paint the whole image and get the same noise, and those that take a strength the same
             strengths, drawn from (0, 1). Else each task draws as it does in training.
     """
-    modes = {module: module.training for module in unet.modules()}
-    unet.eval()
     n = min(num_images, len(dataset))
     size = dataset.resolution
     images = to_unit_range(dataset.images[:n].to(device))
     labels = dataset.labels[:n].to(device)
     bins = list(pairwise(SIGMA_EDGES))
     model, zero = torch.zeros(2, len(tasks), len(bins), n)
-    for i, task in enumerate(tasks):
-        random = generator(seed, "alike" if alike else task.name, "held out", device=device)
-        choice = _choose_alike(task, n, size, random) if alike else task.draw(n, size, 0.0, random)
-        own_noise, noise = torch.randn(2, n, 3, size, size, generator=random, device=device)
-        place = torch.rand(n, 1, 1, 1, generator=random, device=device)  # inside a noise level
-        hint = task.condition(images, choice.mask, choice.strength, own_noise)
-        told = _with_task_token(tell(hint, task, labels, vocabulary), task_token, vocabulary)
-        for k, (low, high) in enumerate(bins):
-            sigma = low * (high / low) ** place
-            for rows in torch.arange(n, device=device).split(batch_size):
-                x, eps, s, c = images[rows], noise[rows], sigma[rows], told[rows]
-                F = predict(unet, scheduler, x + s * eps, s, c)
-                for table, output in ((model, F), (zero, torch.zeros_like(F))):
-                    loss = denoising_loss(output, x, eps, s, c.mask, scheduler)
-                    table[i, k, rows.cpu()] = loss.cpu()
-    for module, training in modes.items():
-        module.training = training
+    with evaluating(unet):
+        for i, task in enumerate(tasks):
+            random = generator(seed, "alike" if alike else task.name, "held out", device=device)
+            choice = (
+                _choose_alike(task, n, size, random) if alike else task.draw(n, size, 0.0, random)
+            )
+            own_noise, noise = torch.randn(2, n, 3, size, size, generator=random, device=device)
+            place = torch.rand(n, 1, 1, 1, generator=random, device=device)  # inside a noise level
+            hint = task.condition(images, choice.mask, choice.strength, own_noise)
+            told = _with_task_token(tell(hint, task, labels, vocabulary), task_token, vocabulary)
+            for k, (low, high) in enumerate(bins):
+                sigma = low * (high / low) ** place
+                for rows in torch.arange(n, device=device).split(batch_size):
+                    x, eps, s, c = images[rows], noise[rows], sigma[rows], told[rows]
+                    F = predict(unet, scheduler, x + s * eps, s, c)
+                    for table, output in ((model, F), (zero, torch.zeros_like(F))):
+                        loss = denoising_loss(output, x, eps, s, c.mask, scheduler)
+                        table[i, k, rows.cpu()] = loss.cpu()
     return HeldOutLoss(tuple(t.name for t in tasks), SIGMA_EDGES, model, zero)
 
 

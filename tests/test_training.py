@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 
+from mtl_diffusion import reports
 from mtl_diffusion import run as run_module
 from mtl_diffusion import train as train_module
 from mtl_diffusion.aggregation import AGGREGATORS
@@ -123,6 +124,18 @@ def test_a_run_leaves_everything_it_should(config):
     assert expected <= set(tags["scalars"])
     assert [point.step for point in log.Scalars("learning_rate")] == [2, 4]
     assert {f"samples/{name}" for name in config.tasks} <= set(tags["images"])
+
+
+def test_pictures_of_a_run_without_an_average_are_drawn_without_dropout(config, monkeypatch):
+    modes = []
+
+    def draw(pipe, *arguments):
+        modes.append(any(module.training for module in pipe.unet.modules()))
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(reports, "task_picture", draw)
+    train(replace(config, use_ema=False, dropout=0.5, max_train_steps=2))
+    assert modes == [False] * len(config.tasks)
 
 
 @pytest.mark.slow
