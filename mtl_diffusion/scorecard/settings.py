@@ -26,7 +26,7 @@ class Settings:
     """Completions of each of them, for their diversity."""
     edit_images: int = 20
     """Held-out images of each class that are edited into each class."""
-    strengths: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.35, 0.5, 0.65, 0.8])
+    strengths: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8])
     """Strengths of edits and of their baselines, 0 to 1."""
     image_guidance_scales: list[float] = field(default_factory=lambda: [1.0, 1.5])
     """Image guidance of edits; 1 is off."""
@@ -63,7 +63,7 @@ PRESETS = {
         inpaint_images=20,
         inpaint_seeds=2,
         edit_images=1,
-        strengths=[0.2, 0.35, 0.5, 0.7],
+        strengths=[0.05, 0.2, 0.35, 0.5, 0.65],
         image_guidance_scales=[1.0],
         likelihood_images=20,
         likelihood_steps=16,
