@@ -147,6 +147,12 @@ def test_settings_do_not_wait_for_torch(name):
     assert not tops & {"torch", "diffusers", "transformers", "datasets", "accelerate", "numpy"}
 
 
+def test_evaluation_knows_nothing_of_training():
+    own = {name.removeprefix("mtl_diffusion.") for name in reached(PACKAGE / "evaluate.py")}
+    assert {"scorecard.bulk", "hub.pipeline", "classifier"} <= own
+    assert not own & {"train", "run", "losses", "ema", "checkpoint", "resume", "publish", "config"}
+
+
 def test_only_its_script_and_the_benchmark_import_the_loop():
     importers = [ids(path) for path in EVERYWHERE if "mtl_diffusion.train" in imports(path)]
     assert importers == ["mtl_diffusion/benchmark/steps.py", "scripts/train.py"]
