@@ -25,12 +25,11 @@ from .scorecard.parts import Context, Part
 from .scorecard.settings import Settings
 
 PARTS: dict[str, type[Part]] = {part.name: part for part in (Generate, Likelihood, Inpaint, Edit)}
-_NEEDS = {"generate": "generate", "likelihood": "generate", "inpaint": "inpaint", "edit": "edit"}
 
 
 def parts_for(pipe: MultiTaskPipeline) -> list[str]:
     """The parts of the scorecard that a model can have, by its tasks and classes."""
-    possible = [name for name in PARTS if _NEEDS[name] in pipe.tasks]
+    possible = [name for name, part in PARTS.items() if part.task in pipe.tasks]
     return [name for name in possible if name != "edit" or len(pipe.class_names) > 1]
 
 

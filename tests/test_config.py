@@ -336,7 +336,7 @@ def test_contradictions(argv, fault):
     ],
 )
 def test_what_is_allowed(argv):
-    parse(flags(argv))
+    assert parse(flags(argv)) != TrainConfig()  # accepted, and heard
 
 
 def test_all_faults_come_together(write):

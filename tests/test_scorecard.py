@@ -12,7 +12,7 @@ from mtl_diffusion.scorecard.edit import dominated_area, edit_scores, pairs
 from mtl_diffusion.scorecard.features import FeatureSpace
 from mtl_diffusion.scorecard.generate import distances, floor, memorisation
 from mtl_diffusion.scorecard.inpaint import completion_scores
-from mtl_diffusion.scorecard.parts import Context, mean
+from mtl_diffusion.scorecard.parts import Context, Seen, mean
 from mtl_diffusion.scorecard.settings import PRESETS, Settings
 
 NAMES = ("red", "green", "blue")
@@ -62,7 +62,7 @@ def test_the_judges_order_of_classes_is_not_the_pipelines(given):
 
 def test_the_identity_editor_is_faithful_and_reaches_nothing(given):
     sources, own, asked = pairs(given)
-    found = edit_scores(given, sources, sources, own, asked)
+    found = edit_scores(given, sources, Seen.of(given, sources), sources, own, asked)
     assert found["n"] == 3 * 2 * 4 and found["control"]["n"] == 3 * 4
     assert found["class_accuracy"] == 0 and found["source_class_kept"] == 1
     assert found["ssim_to_source"] == pytest.approx(1, abs=1e-5)
@@ -73,14 +73,16 @@ def test_the_identity_editor_is_faithful_and_reaches_nothing(given):
 
 def test_an_editor_that_ignores_its_source_reaches_the_class_and_keeps_nothing(given):
     sources, own, asked = pairs(given)
-    found = edit_scores(given, sources, colours(asked, seed=9), own, asked)
+    found = edit_scores(given, sources, Seen.of(given, sources), colours(asked, seed=9), own, asked)
     assert found["class_accuracy"] == 1 and found["source_class_kept"] == 0
     assert found["ssim_to_source"] < 0.3 and found["low_frequency_error"] > 0.2
 
 
 def test_a_model_that_ignores_its_token_is_at_chance(given):
     sources, own, asked = pairs(given)
-    found = edit_scores(given, sources, colours(own * 0, seed=9), own, asked)
+    found = edit_scores(
+        given, sources, Seen.of(given, sources), colours(own * 0, seed=9), own, asked
+    )
     assert found["class_accuracy"] == pytest.approx(1 / 3)
 
 
@@ -95,12 +97,12 @@ def test_a_perfect_inpainter(given):
     images = given.test.images
     mask = torch.zeros(60, 1, 16, 16)
     mask[..., 4:12, 4:12] = 1
-    found = completion_scores(given, images, images, mask)
+    found = completion_scores(given, images, Seen.of(given, images), images, mask)
     assert found["psnr_in_hole"] == pytest.approx(54.15, abs=0.01)
     assert found["ssim_in_hole"] == pytest.approx(1, abs=1e-5)
     assert found["judge_agrees"] == 1 and abs(found["frechet_distance"]) < 1e-6
     spoilt = torch.where(mask > 0, 255 - images, images)
-    worse = completion_scores(given, images, spoilt, mask)
+    worse = completion_scores(given, images, Seen.of(given, images), spoilt, mask)
     assert worse["psnr_in_hole"] < 15 and worse["frechet_distance"] > 0.001
 
 
@@ -120,8 +122,10 @@ def test_samples_that_are_the_data_are_at_the_floor_and_noise_is_not(given):
 
 def test_copies_of_the_training_images_are_found_out(given, tmp_path):
     train, test = given.features_of("train"), given.features_of("test")
-    copied = memorisation(given, given.train.images[:30], train, test, tmp_path)
-    honest = memorisation(given, dataset(30, seed=7).images, train, test, tmp_path)
+    copied, honest = (
+        memorisation(given, images, given.space.features(images), train, test, tmp_path)
+        for images in (given.train.images[:30], dataset(30, seed=7).images)
+    )
     assert copied["nearest_distance_ratio"] < 0.01 < 0.7 < honest["nearest_distance_ratio"] < 1.4
     assert copied["nearer_than_held_out_1_percent"] == 1
     assert (tmp_path / "nearest_training_images.png").exists()

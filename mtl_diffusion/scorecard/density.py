@@ -21,6 +21,7 @@ class Likelihood(Part):
     """The first held-out images under the generate task, without a class."""
 
     name = "likelihood"
+    task = "generate"
 
     def jobs(self) -> list[Job]:
         context, settings = self.context, self.context.settings

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .baselines import ddim_inversion, flowedit, sdedit
 from .bulk import Drawn, Job
 from .denoise import generate_denoiser, noise_levels
 from .likeness import feature_distance, low_frequency_error, ssim
-from .parts import Context, Part, mean, to_bytes
+from .parts import Context, Part, Seen, mean, to_bytes
 from .plots import curves, matrix
 
 
@@ -42,11 +43,16 @@ class Edit(Part):
     """Held-out images of every class, turned into every class: their own is the control."""
 
     name = "edit"
+    task = "edit"
 
     def __init__(self, context: Context):
         super().__init__(context)
         self.sources, self.own, self.asked = pairs(context)
         self.guidance = TASKS["edit"].default_guidance_scale
+
+    @cached_property
+    def sources_seen(self) -> Seen:
+        return Seen.of(self.context, self.sources)
 
     @property
     def methods(self) -> list[Method]:
@@ -130,6 +136,7 @@ class Edit(Part):
                     **edit_scores(
                         self.context,
                         self.sources,
+                        self.sources_seen,
                         drawn[_name(method, strength)].values,
                         self.own,
                         self.asked,
@@ -208,25 +215,24 @@ def pairs(context: Context) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def edit_scores(
-    context: Context, sources: Tensor, edited: Tensor, own: Tensor, asked: Tensor
+    context: Context, sources: Tensor, seen: Seen, edited: Tensor, own: Tensor, asked: Tensor
 ) -> dict[str, Any]:
     """Of edits into another class, and, under "control", of edits into the source's own.
 
     Args:
-        sources, edited: (N, 3, H, W) uint8. own, asked: (N,) classes.
+        sources, edited: (N, 3, H, W) uint8. seen: of the sources. own, asked: (N,) classes.
     """
+    found = Seen.of(context, edited)
 
     def scores(rows: Tensor) -> dict[str, float]:
         a, b = sources[rows].float() / 255, edited[rows].float() / 255
-        found = context.judged(edited[rows])
-        features = [context.space.features(images[rows]) for images in (sources, edited)]
         return {
             "n": int(rows.sum()),
-            **mean("class_accuracy", found == asked[rows]),
-            **mean("source_class_kept", found == own[rows]),
+            **mean("class_accuracy", found.classes[rows] == asked[rows]),
+            **mean("source_class_kept", found.classes[rows] == own[rows]),
             **mean("ssim_to_source", ssim(a, b)),
             **mean("low_frequency_error", low_frequency_error(a, b)),
-            **mean("feature_distance", feature_distance(*features)),
+            **mean("feature_distance", feature_distance(seen.features[rows], found.features[rows])),
         }
 
     control = scores(own == asked)

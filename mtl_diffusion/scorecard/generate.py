@@ -43,6 +43,7 @@ class Generate(Part):
     """Samples against both splits, at several step counts and settings of guidance."""
 
     name = "generate"
+    task = "generate"
 
     @property
     def samplings(self) -> list[Sampling]:
@@ -86,6 +87,7 @@ class Generate(Part):
         context = self.context
         train, test = context.features_of("train"), context.features_of("test")
         results: dict[str, Any] = {"floor": floor(train, test, context.settings.num_images)}
+        plain = self.samplings[0]
         for sampling in self.samplings:
             entry = drawn[f"generate-{sampling.name}"]
             features = context.space.features(entry.values)
@@ -96,11 +98,12 @@ class Generate(Part):
                 "evaluations": entry.evaluations,
                 **distances(features, train, test),
             }
+            if sampling == plain:
+                results["memorisation"] = memorisation(
+                    context, entry.values, features, train, test, folder
+                )
             if sampling.by_class:
                 results[sampling.name] |= self._classes(entry.values)
-        plain = self.samplings[0]
-        images = drawn[f"generate-{plain.name}"].values
-        results["memorisation"] = memorisation(context, images, train, test, folder)
         self._plot(results, folder)
         return results
 
@@ -119,8 +122,9 @@ class Generate(Part):
         }
 
     def _plot(self, results: Mapping[str, Any], folder: Path) -> None:
+        by_class = bool(self.context.num_classes)
         swept = sorted(
-            (s for s in self.samplings if s.guidance_scale == 1 and s.by_class == self._by_class),
+            (s for s in self.samplings if s.guidance_scale == 1 and s.by_class == by_class),
             key=lambda s: s.steps,
         )
         measured = [results[s.name] for s in swept]
@@ -136,10 +140,6 @@ class Generate(Part):
             levels={f"{name.replace('_', ' ')}, floor": results["floor"][name] for name in names},
         )
 
-    @property
-    def _by_class(self) -> bool:
-        return bool(self.context.num_classes)
-
 
 def distances(features: Tensor, train: Tensor, test: Tensor) -> dict[str, float]:
     """Of samples' features (N, D) to both splits' (.., D)."""
@@ -149,7 +149,7 @@ def distances(features: Tensor, train: Tensor, test: Tensor) -> dict[str, float]
         found[f"frechet_distance_to_{split}"] = frechet_distance(features, reference)
         found[f"kernel_distance_to_{split}"] = kernel
         found[f"kernel_distance_to_{split}_subset_deviation"] = deviation
-    count = min(len(train), max(len(features), 1))  # as many as samples: the balls depend on it
+    count = min(len(train), len(features))  # as many as samples: the balls depend on it
     found["precision"], found["recall"] = precision_recall(train[:count], features)
     return found
 
@@ -174,17 +174,19 @@ def floor(train: Tensor, test: Tensor, count: int) -> dict[str, Any]:
 
 
 def memorisation(
-    context: Context, images: Tensor, train: Tensor, test: Tensor, folder: Path
+    context: Context, images: Tensor, features: Tensor, train: Tensor, test: Tensor, folder: Path
 ) -> dict[str, Any]:
-    """How near samples (N, 3, H, W) come to training images, beside how near held-out images come.
+    """How near samples come to training images, beside how near held-out images come.
 
     A model that copies is nearer than held-out images are: a ratio well below 1.
+
+    Args:
+        images: (N, 3, H, W) uint8, and their features (N, D). train, test: features of the splits.
     """
     n = min(len(images), len(test))
-    distance, _ = nearest(context.space.features(images[:n]), train)
+    distance, _ = nearest(features[:n], train)
     real, _ = nearest(test[:n], train)
-    shown = context.space.features(images[:10])
-    order = torch.cdist(shown, train).argsort(1)[:, :5]
+    order = torch.cdist(features[:10], train).argsort(1)[:, :5]
     rows = [
         [sample, *to_pictures(context.train.images[order[i]])]
         for i, sample in enumerate(to_pictures(images[:10]))

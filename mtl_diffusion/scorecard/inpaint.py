@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from .bulk import Drawn, Job
 from .denoise import generate_denoiser, noise_levels
 from .distances import frechet_distance
 from .likeness import feature_distance, psnr, ssim
-from .parts import Context, Part, mean, to_bytes
+from .parts import Context, Part, Seen, mean, to_bytes
 
 
 class Inpaint(Part):
     """The first held-out images, with a hole of each kind, completed without being told a class."""
 
     name = "inpaint"
+    task = "inpaint"
 
     def __init__(self, context: Context):
         super().__init__(context)
@@ -38,6 +40,11 @@ class Inpaint(Part):
             )
             for kind in MASKS
         }
+
+    @cached_property
+    def originals(self) -> Seen:
+        """What feature space and judge see in the images before any of them is painted over."""
+        return Seen.of(self.context, self.images)
 
     @property
     def by_repaint(self) -> bool:
@@ -106,16 +113,15 @@ class Inpaint(Part):
             "n": self.count,
             "num_inference_steps": self.context.settings.num_inference_steps,
             "evaluations": entry.evaluations,
-            **completion_scores(self.context, self.images, entry.values, mask),
+            **completion_scores(self.context, self.images, self.originals, entry.values, mask),
         }
 
     def _floor(self) -> dict[str, Any]:
         """The distance of as many training images to the originals."""
         features = self.context.space.features(self.context.train.images[: self.count])
-        originals = self.context.space.features(self.images)
         return {
-            "n": min(self.count, len(features)),
-            "frechet_distance": frechet_distance(features, originals),
+            "n": len(features),
+            "frechet_distance": frechet_distance(features, self.originals.features),
         }
 
     def _picture(self, drawn: Mapping[str, Drawn], folder: Path) -> None:
@@ -136,17 +142,21 @@ class Inpaint(Part):
 
 
 def completion_scores(
-    context: Context, originals: Tensor, completed: Tensor, mask: Tensor
+    context: Context, originals: Tensor, seen: Seen, completed: Tensor, mask: Tensor
 ) -> dict[str, float]:
-    """Completions against their originals, both (N, 3, H, W) uint8; mask (N, 1, H, W), 1 = hole."""
+    """Completions against their originals, both (N, 3, H, W) uint8.
+
+    Args:
+        seen: of the originals. mask: (N, 1, H, W), 1 = hole.
+    """
     a, b = originals.float() / 255, completed.float() / 255
-    features, other = context.space.features(originals), context.space.features(completed)
+    found = Seen.of(context, completed)
     return {
         **mean("psnr_in_hole", psnr(a, b, mask)),
         **mean("ssim_in_hole", ssim(a, b, mask)),
-        **mean("feature_distance", feature_distance(features, other)),
-        **mean("judge_agrees", context.judged(originals) == context.judged(completed)),
-        "frechet_distance": frechet_distance(other, features),
+        **mean("feature_distance", feature_distance(seen.features, found.features)),
+        **mean("judge_agrees", seen.classes == found.classes),
+        "frechet_distance": frechet_distance(found.features, seen.features),
     }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -80,10 +80,28 @@ class Context:
         return Job(name, facts, count, draw)
 
 
-class Part(ABC):
-    """One subject of the scorecard."""
+@dataclass(frozen=True)
+class Seen:
+    """What the feature space and the judge see in N images: features (N, D), classes (N,)."""
 
-    name: str
+    features: Tensor
+    classes: Tensor
+
+    @classmethod
+    def of(cls, context: Context, images: Tensor) -> Seen:
+        """images: (N, 3, H, W) uint8."""
+        return cls(context.space.features(images), context.judged(images))
+
+
+class Part(ABC):
+    """One subject of the scorecard.
+
+    Class attributes:
+        name: in metrics.json. task: what a model must have learned to have this part.
+    """
+
+    name: ClassVar[str]
+    task: ClassVar[str]
 
     def __init__(self, context: Context):
         self.context = context
