@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import fsspec
@@ -134,6 +135,25 @@ def load_images(
     label_column = find_label_column(rows.features, label_column)
     labels, class_names = _labels(source, rows, label_column, split)
     return ImageDataset.of(_pixels(rows, image_column, resolution, split), labels, class_names)
+
+
+def load_split(source: Any, split_field: str, resolution: int, load: Callable = load_images) -> Any:
+    """`load` the split that a configuration, or a script's flags, name.
+
+    Args:
+        source: has dataset_name, dataset_config_name, image_column, label_column and the field.
+        split_field: the one that holds the split, such as "train_split".
+        load: `load_images`, or `stream.open_stream`.
+    """
+    return load(
+        source.dataset_name,
+        source.dataset_config_name,
+        split=getattr(source, split_field),
+        image_column=source.image_column,
+        label_column=source.label_column,
+        resolution=resolution,
+        split_field=split_field,
+    )
 
 
 def _load(name: str, config: str | None, resolution: int) -> datasets.DatasetDict:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .aggregation import Jacobian, build_aggregator
 from .config import TrainConfig
-from .data import ImageDataset, load_images
+from .data import ImageDataset, load_images, load_split
 from .ema import EMA
 from .hub.pipeline import TASKS, MultiTaskPipeline
 from .hub.tokens import Vocabulary
@@ -79,8 +79,9 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         ValueError: the data or the pretrained model don't fit the configuration.
     """
     with accelerator.main_process_first():  # the first one decodes, the others read its cache
-        train_data = _load_split(config, "train_split")
-        held_out = _load_split(config, "validation_split")
+        load = open_stream if config.streaming else load_images
+        train_data = load_split(config, "train_split", config.resolution, load)
+        held_out = load_split(config, "validation_split", config.resolution, load)
         if config.streaming:
             held_out = held_out.head(config.validation_images, config.shuffle_buffer_size)
     if set(held_out.class_names) - set(train_data.class_names):
@@ -194,19 +195,6 @@ def _loader(
         buffer_size=config.shuffle_buffer_size,
         threads=torch.get_num_threads(),
         **common,
-    )
-
-
-def _load_split(config: TrainConfig, field: str) -> ImageDataset | ImageStream:
-    load = open_stream if config.streaming else load_images
-    return load(
-        config.dataset_name,
-        config.dataset_config_name,
-        split=getattr(config, field),
-        image_column=config.image_column,
-        label_column=config.label_column,
-        resolution=config.resolution,
-        split_field=field,
     )
 
 

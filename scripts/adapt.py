@@ -66,7 +66,7 @@ def main() -> None:
         sys.exit(str(error))
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
-    from mtl_diffusion.scorecard.launch import Stopped
+    from mtl_diffusion.comparison.launch import Stopped
 
     try:
         adapt(args, base)
@@ -78,9 +78,9 @@ def adapt(args: argparse.Namespace, base: TrainConfig) -> None:
     import torch
     from tqdm.auto import tqdm
 
+    from mtl_diffusion.comparison import adaptation
+    from mtl_diffusion.comparison.launch import ensure_trained
     from mtl_diffusion.hub.pipeline import MultiTaskPipeline
-    from mtl_diffusion.scorecard import adaptation
-    from mtl_diffusion.scorecard.launch import ensure_trained
 
     kind, name = args.new
     if kind not in adaptation.KINDS:
@@ -154,7 +154,7 @@ def curve_of(run: Path, measure) -> dict[int, dict[str, float | None]]:
 def table(curves: dict, before: list[dict]) -> str:
     """Markdown: the losses at the end of each way, and at the step where it is first as good as the
     joint model is at its end."""
-    from mtl_diffusion.scorecard.compare import Spread, percent
+    from mtl_diffusion.comparison.compare import Spread, percent
 
     joint = [max(curve.items())[1]["new"] for curve in curves["joint"]]
     lines = [
@@ -183,7 +183,7 @@ def table(curves: dict, before: list[dict]) -> str:
 def plot(curves: dict, before: list[dict], name: str, path: Path) -> None:
     import numpy as np
 
-    from mtl_diffusion.scorecard.task_plots import spread_curves
+    from mtl_diffusion.comparison.task_plots import spread_curves
 
     def lines(word: str) -> dict:
         return {

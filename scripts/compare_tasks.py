@@ -15,14 +15,14 @@ import sys
 from pathlib import Path
 
 from mtl_diffusion.command_line import parse as parse_run
-from mtl_diffusion.config import ConfigError, TrainConfig, to_dict
-from mtl_diffusion.scorecard.arms import (
+from mtl_diffusion.comparison.arms import (
     AGGREGATIONS,
     LOSS_WEIGHTINGS,
     configure,
     images_of_a_task,
     plan,
 )
+from mtl_diffusion.config import ConfigError, TrainConfig, to_dict
 
 ROOT = Path(__file__).parents[1]
 SMOKE = (
@@ -93,7 +93,7 @@ def main() -> None:
         sys.exit(f"compare_tasks.py: {error}")
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
-    from mtl_diffusion.scorecard.launch import Stopped
+    from mtl_diffusion.comparison.launch import Stopped
 
     try:
         compare(args, base)
@@ -105,24 +105,16 @@ def compare(args: argparse.Namespace, base: TrainConfig) -> None:
     import torch
     from tqdm.auto import tqdm
 
-    from mtl_diffusion.data import load_images
-    from mtl_diffusion.scorecard import measure
-    from mtl_diffusion.scorecard.compare import loss_gap, plain, rows_of, table
-    from mtl_diffusion.scorecard.launch import ensure_trained
+    from mtl_diffusion.comparison import measure
+    from mtl_diffusion.comparison.compare import loss_gap, plain, rows_of, table
+    from mtl_diffusion.comparison.launch import ensure_trained
+    from mtl_diffusion.data import load_split
 
     folder = Path(args.output_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(base.num_threads or torch.get_num_threads())
     arms = plan(tuple(base.shares), args.weightings, args.subsets)
-    data = load_images(
-        base.dataset_name,
-        base.dataset_config_name,
-        base.validation_split,
-        base.image_column,
-        base.label_column,
-        base.resolution,
-        split_field="validation_split",
-    )
+    data = load_split(base, "validation_split", base.resolution)
     folders = {
         arm.run(seed): folder / "runs" / arm.run(seed) for arm in arms for seed in args.seeds
     }
@@ -193,10 +185,10 @@ def as_json(scores: dict) -> dict:
 
 def gradients(args: argparse.Namespace, folders: list[Path], joint, data, device: str) -> dict:
     """The cosines of the joint models' gradients: mean over batches, then spread over seeds."""
+    from mtl_diffusion.comparison.compare import Spread
+    from mtl_diffusion.comparison.gradients import gradient_cosines
     from mtl_diffusion.hub.pipeline import TASKS, MultiTaskPipeline
     from mtl_diffusion.publish import PIPELINE
-    from mtl_diffusion.scorecard.compare import Spread
-    from mtl_diffusion.scorecard.gradients import gradient_cosines
 
     found = []
     for folder in folders:
@@ -232,7 +224,7 @@ def gradients(args: argparse.Namespace, folders: list[Path], joint, data, device
 def plot(gaps: dict, cosines: dict, folder: Path) -> None:
     import numpy as np
 
-    from mtl_diffusion.scorecard.task_plots import diverging
+    from mtl_diffusion.comparison.task_plots import diverging
 
     def panel(tables: dict, scale: float) -> tuple:
         spreads = [list(levels.values()) for levels in tables.values()]

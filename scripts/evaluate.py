@@ -62,7 +62,7 @@ def main() -> None:
     from accelerate import Accelerator
 
     from mtl_diffusion.classifier import Classifier
-    from mtl_diffusion.data import load_images
+    from mtl_diffusion.data import load_split
     from mtl_diffusion.evaluate import below, context, evaluate, parts_for
     from mtl_diffusion.hub.pipeline import MultiTaskPipeline
     from mtl_diffusion.scorecard.features import classifier_space, feature_space
@@ -73,17 +73,6 @@ def main() -> None:
     pipe = MultiTaskPipeline.from_pretrained(args.pipeline, revision=args.revision).to(device)
     pipe.set_progress_bar_config(disable=True)
 
-    def load(field: str):
-        return load_images(
-            args.dataset_name,
-            args.dataset_config_name,
-            getattr(args, field),
-            args.image_column,
-            args.label_column,
-            pipe.size,
-            split_field=field,
-        )
-
     try:
         settings = Settings(**{f.name: args[f.name] for f in fields(Settings)})
         judge = Classifier.load(args.classifier, device)
@@ -93,7 +82,10 @@ def main() -> None:
             else classifier_space(judge, args.classifier)
         )
         with accelerator.main_process_first():  # the first one decodes, the others read its cache
-            train, test = load("train_split"), load("validation_split")
+            train, test = (
+                load_split(args, "train_split", pipe.size),
+                load_split(args, "validation_split", pipe.size),
+            )
         given = context(pipe, judge, space, train, test, settings, folder / "features")
         possible = parts_for(pipe)
         parts = args.parts or possible

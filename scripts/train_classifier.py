@@ -44,23 +44,15 @@ def main() -> None:
     import torch  # after --help and after mistakes in the flags, because it takes seconds
 
     from mtl_diffusion.classifier import train_classifier
-    from mtl_diffusion.data import load_images
-
-    def load(field: str):
-        return load_images(
-            args.dataset_name,
-            args.dataset_config_name,
-            getattr(args, field),
-            args.image_column,
-            args.label_column,
-            args.resolution,
-            split_field=field,
-        )
+    from mtl_diffusion.data import load_split
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     started = time.monotonic()
     try:
-        train, test = load("train_split"), load("test_split")
+        train, test = (
+            load_split(args, "train_split", args.resolution),
+            load_split(args, "test_split", args.resolution),
+        )
         if train.class_names != test.class_names:
             raise ValueError(
                 f"test_split: its classes are {list(test.class_names)}, and train_split's are"

@@ -12,10 +12,7 @@ import torch
 from matplotlib.axes import Axes
 
 from mtl_diffusion import limits
-from mtl_diffusion.config import TrainConfig
-from mtl_diffusion.data import load_images
-from mtl_diffusion.hub.pipeline import TASKS
-from mtl_diffusion.scorecard.adaptation import (
+from mtl_diffusion.comparison.adaptation import (
     FROM_NOTHING,
     FROM_OLD,
     Part,
@@ -24,7 +21,10 @@ from mtl_diffusion.scorecard.adaptation import (
     novelty,
     with_words_for,
 )
-from mtl_diffusion.scorecard.task_plots import spread_curves
+from mtl_diffusion.comparison.task_plots import spread_curves
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.data import load_images
+from mtl_diffusion.hub.pipeline import TASKS
 from mtl_diffusion.shapes import shapes
 
 ROOT = Path(__file__).parents[1]

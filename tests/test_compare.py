@@ -18,12 +18,9 @@ from torch import tensor
 from mtl_diffusion import limits
 from mtl_diffusion.checkpoint import Checkpoint
 from mtl_diffusion.checkpoint import save as save_checkpoint
-from mtl_diffusion.config import TrainConfig, to_dict
-from mtl_diffusion.data import ImageDataset
-from mtl_diffusion.hub.pipeline import TASKS
-from mtl_diffusion.scorecard import gradients
-from mtl_diffusion.scorecard.arms import AGGREGATIONS, Arm, configure, images_of_a_task, plan
-from mtl_diffusion.scorecard.compare import (
+from mtl_diffusion.comparison import gradients
+from mtl_diffusion.comparison.arms import AGGREGATIONS, Arm, configure, images_of_a_task, plan
+from mtl_diffusion.comparison.compare import (
     Spread,
     delta_m,
     loss_gap,
@@ -32,9 +29,12 @@ from mtl_diffusion.scorecard.compare import (
     rows_of,
     table,
 )
-from mtl_diffusion.scorecard.launch import Stopped, ensure_trained
-from mtl_diffusion.scorecard.measure import LOSS, Metric, Score, loss_scores, metric_scores
-from mtl_diffusion.scorecard.task_plots import diverging
+from mtl_diffusion.comparison.launch import Stopped, ensure_trained
+from mtl_diffusion.comparison.measure import LOSS, Metric, Score, loss_scores, metric_scores
+from mtl_diffusion.comparison.task_plots import diverging
+from mtl_diffusion.config import TrainConfig, to_dict
+from mtl_diffusion.data import ImageDataset
+from mtl_diffusion.hub.pipeline import TASKS
 from mtl_diffusion.shapes import shapes
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from ..config import TrainConfig
-from ..data import ImageDataset, load_images
+from ..data import ImageDataset, load_split
 from ..hub.pipeline import TASKS, MultiTaskPipeline
 from ..hub.tokens import Vocabulary
 from ..validation import held_out_loss
@@ -41,7 +41,7 @@ class Part:
 
     def load(self, base: TrainConfig) -> ImageDataset:
         """Its held-out split."""
-        return _load(replace(base, **self.data), "validation_split")
+        return load_split(replace(base, **self.data), "validation_split", base.resolution)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def novelty(kind: str, name: str, base: TrainConfig, folder: Path) -> Novelty:
         both = {task: (1 - share) * part / rest for task, part in old.items()} | {name: share}
         return Novelty(Part(old, {}), Part({name: 1.0}, {}), Part(both, {}), share)
     fields = ("train_split", "validation_split")
-    splits = {field: _load(base, field) for field in fields}
+    splits = {field: load_split(base, field, base.resolution) for field in fields}
     if kind == "class":
         names = splits["train_split"].class_names
         if name not in names or len(names) < 2:
@@ -84,7 +84,7 @@ def novelty(kind: str, name: str, base: TrainConfig, folder: Path) -> Novelty:
         new = {field: _of_classes(data, (name,)) for field, data in splits.items()}
     else:
         other = TrainConfig(dataset_name=name, resolution=base.resolution)
-        old, new = splits, {field: _load(other, field) for field in fields}
+        old, new = splits, {field: load_split(other, field, base.resolution) for field in fields}
     both = {field: _together(old[field], new[field]) for field in fields}
     parts = [
         Part(base.shares, _write(data, folder / word))
@@ -137,18 +137,6 @@ def with_words_for(pipe: MultiTaskPipeline, part: Part, data: ImageDataset) -> M
     tokenizer = extend_tokenizer(pipe.tokenizer, part.tasks, data.class_names)
     assert Vocabulary.of(tokenizer.get_vocab()).size == pipe.vocabulary.size
     return MultiTaskPipeline(pipe.unet, tokenizer, pipe.scheduler)
-
-
-def _load(config: TrainConfig, field: str) -> ImageDataset:
-    return load_images(
-        config.dataset_name,
-        config.dataset_config_name,
-        getattr(config, field),
-        config.image_column,
-        config.label_column,
-        config.resolution,
-        split_field=field,
-    )
 
 
 def _of_classes(data: ImageDataset, names: tuple[str, ...]) -> ImageDataset:
