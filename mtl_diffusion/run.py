@@ -1,7 +1,6 @@
 """The parts of a run, built from its configuration."""
 
 import math
-import os
 from dataclasses import dataclass
 
 import torch
@@ -63,13 +62,6 @@ class Run:
         """The pipeline of the best weights. It shares them; its scheduler is its own."""
         scheduler = EDMDPMSolverMultistepScheduler.from_config(self.scheduler.config)
         return MultiTaskPipeline(self.best_unet, self.tokenizer, scheduler)
-
-
-def use_all_cores(num_threads: int | None) -> None:
-    """Shares the cores among this machine's processes; `accelerate launch` would leave one each."""
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(num_threads or max(1, cores // local_processes))
 
 
 def build(config: TrainConfig, accelerator: Accelerator) -> Run:

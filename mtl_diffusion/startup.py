@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .aggregation import REQUIRED
 from .config import ConfigError, TrainConfig, resolved, to_dict
+from .process import keep_freed_memory, use_all_cores
 from .resume import folder_of
-from .run import Run, use_all_cores
+from .run import Run
 from .survival import from_all_processes
 from .upload import check_right_to_write
 
@@ -42,6 +43,7 @@ def begin(config: TrainConfig) -> Iterator[Accelerator]:
         ConfigError: every fault of every process at once, each naming the field.
     """
     use_all_cores(config.num_threads)
+    keep_freed_memory()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     output_dir = Path(config.output_dir)
     with ExitStack() as held:

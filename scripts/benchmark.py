@@ -59,7 +59,7 @@ def main() -> None:
     import torch
 
     from mtl_diffusion.benchmark.measure import matmul_rate
-    from mtl_diffusion.run import use_all_cores
+    from mtl_diffusion.process import use_all_cores
 
     use_all_cores(config.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

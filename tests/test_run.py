@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from mtl_diffusion.config import TrainConfig
-from mtl_diffusion.run import learning_rate, microbatches, process_rows, use_all_cores
+from mtl_diffusion.run import learning_rate, microbatches, process_rows
 
 CONFIG = TrainConfig(max_train_steps=1000, learning_rate=2e-3, lr_warmup_steps=0.04)
 
@@ -72,14 +72,3 @@ def test_microbatches_cover_the_rows_in_order(limit):
     assert [row for piece in pieces for row in range(16)[piece]] == list(rows)
     assert all(piece.stop - piece.start <= (limit or 8) for piece in pieces)
     assert len(pieces) == math.ceil(8 / min(limit or 8, 8))
-
-
-def test_threads_are_shared_by_the_processes_of_a_machine(monkeypatch):
-    chosen = []
-    monkeypatch.setattr("torch.set_num_threads", chosen.append)
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    for processes in ("1", "2", "16"):
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-        use_all_cores(None)
-    use_all_cores(3)
-    assert chosen == [8, 4, 1, 3]
