@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 
 from .checkpoint import Checkpoint, CheckpointError, load, load_latest
-from .checkpoint import save as write
 from .config import ConfigError, differences, to_dict
 from .run import Run, learning_rate
 from .streaming_loader import Position
-from .survival import any_process, from_all_processes
+from .survival import from_all_processes
 
 logger = logging.getLogger(__name__)
 
@@ -38,41 +36,8 @@ def folder_of(run: Run) -> Path:
     return Path(run.config.output_dir) / "checkpoints"
 
 
-def save(run: Run, step: int, *, needed: bool) -> None:
-    """Writes a checkpoint of the state after `step` steps; the other processes wait for it.
-
-    Args:
-        needed: nothing follows that could be saved instead. If False, a full disk or an I/O error
-            is logged, and the next checkpoint is the next attempt.
-
-    Raises:
-        FloatingPointError: a weight is not finite. Nothing has been written.
-        OSError: the checkpoint could not be written, and it is needed.
-    """
-    finite = torch.stack([weight.isfinite().all() for weight in run.unet.parameters()])
-    if any_process(~finite.all()):
-        raise FloatingPointError(f"step {step}: weights are not finite; no checkpoint is written")
-    failure = None
-    positions = gather_object([run.loader.position]) if run.config.streaming else None
-    if run.accelerator.is_main_process:
-        try:
-            write(
-                folder_of(run), snapshot(run, step, positions), run.config.checkpoints_total_limit
-            )
-        except OSError as error:
-            failure = error
-            logger.error(
-                "the checkpoint of step %d could not be written: %s. Older ones are untouched%s",
-                step,
-                error,
-                "" if needed else "; training goes on, and the next one is tried",
-            )
-    if any_process(failure is not None) and needed:  # so all of them wait here
-        raise failure or OSError(f"step {step}: the main process could not write the checkpoint")
-
-
 def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Checkpoint:
-    """Everything that a run needs to go on.
+    """Everything that a run needs to go on. The tensors are those that are being trained.
 
     Args:
         positions: how far each process has read, if the data is streamed.

@@ -18,8 +18,9 @@ from .meter import Meter
 from .noise import draw_sigma
 from .publish import BackgroundPublisher, export, push
 from .reports import validate, validation_due
-from .resume import folder_of, restore, save
+from .resume import restore
 from .run import Run, build, learning_rate, microbatches, process_rows
+from .saver import Saver
 from .startup import begin, check_room, describe
 from .stop import STOPPED, StopRequest
 from .survival import Terminal, any_process, io_errors_logged
@@ -55,8 +56,8 @@ def train(config: TrainConfig) -> None:
                 print(describe(run))
             return
         first = restore(run)
-        with stop, BackgroundPublisher(config) as publisher:
-            done = loop(run, first, stop, publisher)
+        with stop, BackgroundPublisher(config) as publisher, Saver(run, publisher.submit) as saver:
+            done = loop(run, first, stop, saver)
             # gloo can hang at its end, if its last work was on tensors, which belong to Python.
             accelerator.wait_for_everyone()
             if done < config.max_train_steps:
@@ -88,7 +89,7 @@ def seconds_per_step(config: TrainConfig, accelerator: Accelerator) -> float:
     return (time.perf_counter() - started) / timed
 
 
-def loop(run: Run, first: int, stop: StopRequest, publisher: BackgroundPublisher) -> int:
+def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:
     """Steps from `first` to the end or to a stop; returns how many are done."""
     config, accelerator = run.config, run.accelerator
     batch_size, last = config.total_batch_size, config.max_train_steps
@@ -119,9 +120,7 @@ def loop(run: Run, first: int, stop: StopRequest, publisher: BackgroundPublisher
                 accelerator.log({**curves, "learning_rate": learning_rate(config, step)}, step=done)
         if stopping or done == last or done % config.checkpointing_steps == 0:
             meter.check()  # after a step that failed nothing is saved
-            save(run, done, needed=stopping or done == last)
-            if accelerator.is_main_process and done < last:
-                publisher.submit(folder_of(run) / f"step-{done}")
+            saver.save(done, needed=stopping or done == last)
         if validation_due(config, done):
             validate(run, done)
         if stopping:

@@ -91,6 +91,8 @@ def held_out_loss(
     task_token: str | None = "right",
     alike: bool = False,
     device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
 ) -> HeldOutLoss:
     """The loss of each task by noise level, on the first images of a dataset.
 
@@ -104,6 +106,8 @@ def held_out_loss(
         alike: nothing but its name and its `condition` tells a task from another one: all of them
             paint the whole image and get the same noise, and those that take a strength the same
             strengths, drawn from (0, 1). Else each task draws as it does in training.
+        rank, world: every world-th image from this one on is looked at, and the others are left
+            at zero: the sum over all ranks is the whole.
     """
     n = min(num_images, len(dataset))
     size = dataset.resolution
@@ -123,7 +127,7 @@ def held_out_loss(
             told = _with_task_token(tell(hint, task, labels, vocabulary), task_token, vocabulary)
             for k, (low, high) in enumerate(bins):
                 sigma = low * (high / low) ** place
-                for rows in torch.arange(n, device=device).split(batch_size):
+                for rows in torch.arange(rank, n, world, device=device).split(batch_size):
                     x, eps, s, c = images[rows], noise[rows], sigma[rows], told[rows]
                     F = predict(unet, scheduler, x + s * eps, s, c)
                     for table, output in ((model, F), (zero, torch.zeros_like(F))):

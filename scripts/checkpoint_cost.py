@@ -1,4 +1,4 @@
-"""What a checkpoint costs: its size, how long the loop waits for it, how long reading it takes.
+"""What a checkpoint costs: size, how long the loop waits for it, how long writing and reading take.
 
 python scripts/checkpoint_cost.py --config configs/cifar10.yaml --dataset_name shapes \
     --image_column image --mixed_precision no --compile false --output_dir DIR
@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from mtl_diffusion.command_line import parse
-from mtl_diffusion.resume import folder_of, restore, save
+from mtl_diffusion.resume import folder_of, restore
 from mtl_diffusion.run import build
+from mtl_diffusion.saver import Saver
 from mtl_diffusion.startup import begin
 
 REPEATS = 9
@@ -30,14 +31,19 @@ def main() -> None:
         for parameter in run.optimizer.param_groups[0]["params"]:
             parameter.grad = torch.zeros_like(parameter)
         run.optimizer.step()  # AdamW has its moments from its first step on
-        written = [seconds(save, run, step, needed=True) for step in range(1, REPEATS + 1)]
+        waited, written = [], []
+        with Saver(run) as saver:
+            for step in range(1, REPEATS + 1):
+                waited.append(seconds(saver.save, step, needed=False))
+                written.append(waited[-1] + seconds(saver.wait))
         newest = folder_of(run) / f"step-{REPEATS}"
         size = sum(file.stat().st_size for file in newest.iterdir())
         read = [seconds(restore, run) for _ in range(3)]
         shutil.rmtree(folder_of(run))
     millions = sum(p.numel() for p in run.unet.parameters()) / 1e6
     print(f"{millions:.1f}M parameters, {size / 1e6:.0f} MB a checkpoint")
-    print(f"the loop waits, n = {REPEATS}: {spread(written)}")
+    print(f"the loop waits, n = {REPEATS}: {spread(waited)}")
+    print(f"it is on the disk after, n = {REPEATS}: {spread(written)}")
     print(f"reading it back, n = 3: {spread(read)}")
 
 

@@ -56,3 +56,13 @@ def build_pipe():
 def pipe(build_pipe):
     """One for all tests: leave it as it is, and copy what you change."""
     return build_pipe()
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """A whole run, of `forked.train`, that nothing interrupts."""
+    from forked import SHORT, train
+
+    code, run = train(tmp_path_factory.mktemp("reference") / "run", *SHORT)
+    assert code == 0, run.text
+    return run

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mtl_diffusion.saver import THREAD
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
 STEPS = 12
 # Sixty images and batches of eight: an epoch ends within step 7, and checkpoints lie around it.
@@ -164,18 +166,29 @@ def no_export():
     mtl_diffusion.train.export = lambda run: None
 
 
-def before_step(number, what, only_rank=None):
-    """Calls `what` before the step of that number."""
+SHORT = (no_validation, no_export)
+
+
+def before_step(number, what, only_rank=None, beside=False):
+    """Calls `what` before the step of that number; first nothing is being written, or `beside`."""
     import mtl_diffusion.train
 
     train_step = mtl_diffusion.train.train_step
 
     def step(run, index, meter):
         if index == number and only_rank in (None, rank()):
+            if not beside:
+                finish_writing()
             what()
         train_step(run, index, meter)
 
     mtl_diffusion.train.train_step = step
+
+
+def finish_writing():
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join()
 
 
 def die(number, only_rank=None):
@@ -197,15 +210,15 @@ def slow_steps(seconds):
 def die_in_save(step, event, counter):
     """SIGKILL at an event of the save of a step: each time that a file or folder is opened, made,
     renamed or removed, before it is. The number of events is written to `counter`."""
-    import mtl_diffusion.resume
+    import mtl_diffusion.saver
 
-    write, seen = mtl_diffusion.resume.write, 0
+    write, seen = mtl_diffusion.saver.write, 0
     kinds = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
     active = False
 
     def hook(name, arguments):
         nonlocal seen
-        if active and name in kinds:
+        if active and name in kinds and threading.current_thread().name == THREAD:
             if seen == event:
                 kill_myself()
             seen += 1
@@ -219,7 +232,7 @@ def die_in_save(step, event, counter):
             Path(counter).write_text(json.dumps(seen))
 
     sys.addaudithook(hook)
-    mtl_diffusion.resume.write = killing
+    mtl_diffusion.saver.write = killing
 
 
 def largest_file(size):

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from forked import ARGUMENTS, STEPS, free_port, no_export, no_validation, train
+from forked import ARGUMENTS, SHORT, STEPS, free_port, train
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs/accelerate"
@@ -127,7 +127,7 @@ def test_gradients_cross_once_an_optimiser_step(microbatch, tmp_path):
     """With one microbatch or with three: each value of the gradient once, four bytes."""
     code, run = train(
         tmp_path / "run",
-        *(no_validation, no_export, partial(note_reductions, tmp_path)),
+        *(*SHORT, partial(note_reductions, tmp_path)),
         processes=2,
         total_batch_size=12,
         per_device_batch_size=microbatch,

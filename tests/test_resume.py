@@ -6,9 +6,8 @@ from functools import partial
 import pytest
 import safetensors.torch
 import torch
-from forked import STATE, STEPS, die, no_export, no_validation, poison_loss, train
+from forked import SHORT, STATE, STEPS, die, poison_loss, train
 
-SHORT = (no_validation, no_export)
 VARIANTS = {
     "one process": {},
     "accumulation": {"per_device_batch_size": 3},
@@ -26,14 +25,6 @@ VARIANTS = {
         "total_batch_size": 9,  # shares of four and five, so of two microbatches each
     },
 }
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """A run that nothing interrupts."""
-    code, run = train(tmp_path_factory.mktemp("reference") / "run", *SHORT)
-    assert code == 0, run.text
-    return run
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import datasets
 import pytest
-from forked import STEPS, die, no_export, no_validation, train
+from forked import SHORT, STEPS, die, train
 from loopback_hub import LoopbackHub
 
 from mtl_diffusion.shapes import shapes
 
 ROOT = Path(__file__).parents[1]
-SHORT = (no_validation, no_export)
 STREAM = {"streaming": "true", "shuffle_buffer_size": 10}
 
 

@@ -40,6 +40,15 @@ def measure(pipe, data=None, names=tuple(TASKS), num_images=12, **options):
 # --- the measurement ----------------------------------------------------------------------------
 
 
+def test_ranks_add_up_to_the_whole(pipe):
+    whole = measure(pipe, num_images=11)
+    parts = [measure(pipe, num_images=11, rank=rank, world=3) for rank in range(3)]
+    for name in ("by_image", "zero_by_image"):
+        values = torch.stack([getattr(part, name) for part in parts])
+        assert ((values != 0).sum(0) == 1).all()  # each image belongs to one rank
+        torch.testing.assert_close(values.sum(0), getattr(whole, name), rtol=1e-5, atol=1e-6)
+
+
 def test_it_is_the_same_each_time_and_a_function_of_the_seed(pipe):
     one, two = measure(pipe), measure(pipe)
     assert torch.equal(one.by_image, two.by_image)
