@@ -24,6 +24,7 @@ CLASSES = ("cat", "dog", "ship")
 def build_pipe():
     """Builds a pipeline of 8x8 pixels and 8 channels that is not trained, but does not say zero."""
     import torch
+    from tiny import MODEL
 
     from mtl_diffusion.config import TrainConfig
     from mtl_diffusion.hub.pipeline import TASKS, MultiTaskPipeline
@@ -32,11 +33,7 @@ def build_pipe():
 
     def build(seed=0, tasks=tuple(TASKS), classes=CLASSES):
         config = TrainConfig(
-            resolution=8,
-            block_out_channels=[8, 8],
-            attention_resolutions=[4],
-            norm_num_groups=4,
-            token_dim=8,
+            **MODEL,
             strength_levels=5,
             reserved_tokens=3,
         )

@@ -17,6 +17,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from tiny import MODEL
 from tqdm import tqdm
 
 from mtl_diffusion.saver import THREAD
@@ -25,11 +26,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
 STEPS = 12
 # Sixty images and batches of eight: an epoch ends within step 7, and checkpoints lie around it.
 ARGUMENTS = {
-    "resolution": 8,
-    "block_out_channels": "[8, 8]",
-    "attention_resolutions": "[4]",
-    "norm_num_groups": 4,
-    "token_dim": 8,
+    **MODEL,
     "dropout": 0.1,
     "total_batch_size": 8,
     "max_train_steps": STEPS,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from tiny import MODEL, flags, write_shapes
 
 from mtl_diffusion import limits
 from mtl_diffusion.comparison.adaptation import (
@@ -25,23 +26,15 @@ from mtl_diffusion.comparison.task_plots import spread_curves
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data import load_images
 from mtl_diffusion.hub.pipeline import TASKS
-from mtl_diffusion.shapes import shapes
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import adapt  # noqa: E402
 
 
-def write(folder, **options):
-    folder.mkdir()
-    for split, rows in shapes(8, **options).items():
-        rows.to_parquet(folder / f"{split}.parquet")
-    return str(folder)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("data") / "shapes", num_train=40, num_test=20)
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", 40, 20)
 
 
 @pytest.fixture
@@ -80,7 +73,7 @@ def test_a_class_is_left_out_and_is_all_that_is_new(base, tmp_path):
 
 
 def test_another_dataset_is_new_and_shares_the_names_of_its_classes(base, tmp_path):
-    other = write(tmp_path / "hues", num_train=120, num_test=10, class_hues=True)
+    other = write_shapes(tmp_path / "hues", 120, 10, class_hues=True)
     given = novelty("dataset", other, base, tmp_path / "out")
     assert given.share == 0.75
     assert len(given.both.load(base)) == 30
@@ -160,9 +153,8 @@ def test_a_new_class_from_end_to_end(data, tmp_path):
     command = [
         *(sys.executable, str(ROOT / "scripts/adapt.py"), "--new", "class", "ring"),
         *("--output_dir", str(folder), "--seeds", "0", "--num_images", "4", "--points", "2"),
-        *("--dataset_name", data, "--tasks", "{generate: 1, edit: 1}", "--resolution", "8"),
-        *("--block_out_channels", "[8, 8]", "--attention_resolutions", "[4]"),
-        *("--norm_num_groups", "4", "--token_dim", "8", "--total_batch_size", "20"),
+        *("--dataset_name", data, "--tasks", "{generate: 1, edit: 1}", *flags(**MODEL)),
+        *("--total_batch_size", "20"),
         *("--max_train_steps", "4", "--validation_images", "2", "--report_to", "none"),
         *("--num_threads", "1"),
     ]

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import load_dataset
 from diffusers import UNet2DModel
+from tiny import MODEL, own_state, write_shapes
 from torch.utils.tensorboard import SummaryWriter
 
 from mtl_diffusion.benchmark import programs
@@ -37,7 +37,6 @@ from mtl_diffusion.command_line import parse
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data import ImageDataset
 from mtl_diffusion.run import build
-from mtl_diffusion.shapes import shapes
 from mtl_diffusion.startup import begin
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
@@ -46,21 +45,14 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shapes")
-    for split, rows in shapes(8, num_train=64, num_test=8).items():
-        rows.to_parquet(folder / f"{split}.parquet")
-    return str(folder)
+    return write_shapes(tmp_path_factory.mktemp("shapes"), 64, 8)
 
 
 @pytest.fixture
 def config(data, tmp_path):
     return TrainConfig(
         dataset_name=data,
-        resolution=8,
-        block_out_channels=[8, 8],
-        attention_resolutions=[4],
-        norm_num_groups=4,
-        token_dim=8,
+        **MODEL,
         total_batch_size=4,
         logging_steps=2,
         num_threads=1,
@@ -213,16 +205,9 @@ def test_diffusers_gets_the_same_images_batch_and_precision(config, data, tmp_pa
 def test_a_step_is_the_sum_of_its_parts_and_is_left_as_it_was(config):
     torch.optim.AdamW([torch.zeros(1)])  # the first one changes its class
     originals = [getattr(home, name) for calls in PARTS.values() for home, name in calls]
-    threads = torch.get_num_threads()
-    try:
-        with begin(config) as accelerator:
-            run = build(config, accelerator)
-            step = break_down(run, steps=4, warm=1)
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        PartialState._reset_state()
-        torch.set_num_threads(threads)
+    with own_state(), begin(config) as accelerator:
+        run = build(config, accelerator)
+        step = break_down(run, steps=4, warm=1)
     assert originals == [getattr(home, name) for calls in PARTS.values() for home, name in calls]
     assert list(step.parts) == ["forward", "backward", *PARTS, "other"]
     assert all(part.median > 0 and part.n == 4 for part in step.parts.values())

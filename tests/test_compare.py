@@ -13,6 +13,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from PIL import Image
+from tiny import MODEL, flags, write_shapes
 from torch import tensor
 
 from mtl_diffusion import limits
@@ -35,7 +36,6 @@ from mtl_diffusion.comparison.task_plots import diverging
 from mtl_diffusion.config import TrainConfig, to_dict
 from mtl_diffusion.data import ImageDataset
 from mtl_diffusion.hub.pipeline import TASKS
-from mtl_diffusion.shapes import shapes
 
 ROOT = Path(__file__).parents[1]
 BASE = TrainConfig(tasks={"generate": 2, "inpaint": 1, "edit": 1}, total_batch_size=32)
@@ -294,18 +294,14 @@ def test_a_run_that_stops_or_fails_ends_the_comparison(tmp_path, started):
 
 @pytest.mark.slow
 def test_a_whole_comparison_and_the_same_again(tmp_path):
-    data = tmp_path / "data"
-    data.mkdir()
-    for split, rows in shapes(8, num_train=40, num_test=16).items():
-        rows.to_parquet(data / f"{split}.parquet")
+    data = write_shapes(tmp_path / "data", 40, 16)
     folder = tmp_path / "out"
     command = [
         *(sys.executable, str(ROOT / "scripts/compare_tasks.py"), "--output_dir", str(folder)),
         *("--seeds", "0", "--num_images", "8", "--weightings", "uncertainty", "upgrad"),
-        *("--gradient_batch_size", "4", "--gradient_batches", "2", "--dataset_name", str(data)),
-        *("--tasks", "{generate: 1, inpaint: 1}", "--resolution", "8", "--max_train_steps", "3"),
-        *("--block_out_channels", "[8, 8]", "--attention_resolutions", "[4]"),
-        *("--norm_num_groups", "4", "--token_dim", "8", "--total_batch_size", "8"),
+        *("--gradient_batch_size", "4", "--gradient_batches", "2", "--dataset_name", data),
+        *("--tasks", "{generate: 1, inpaint: 1}", *flags(**MODEL)),
+        *("--max_train_steps", "3", "--total_batch_size", "8"),
         *("--validation_images", "2", "--report_to", "none", "--num_threads", "1"),
     ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from tiny import MODEL
 
 from mtl_diffusion import train as train_module
 from mtl_diffusion.command_line import parse
@@ -24,11 +25,7 @@ def config(tmp_path, monkeypatch):
     return TrainConfig(
         train_split="train[:64]",
         validation_split="test[:8]",
-        resolution=8,
-        block_out_channels=[8, 8],
-        attention_resolutions=[4],
-        norm_num_groups=4,
-        token_dim=8,
+        **MODEL,
         strength_levels=3,
         total_batch_size=8,
         max_train_steps=None,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
+from tiny import MODEL
 
 from mtl_diffusion.command_line import parse
 from mtl_diffusion.config import TrainConfig
@@ -21,13 +22,7 @@ PARAMETERS = {
     "cifar10_multi_gpu": (20, 25),
 }
 
-TINY = TrainConfig(
-    resolution=8,
-    block_out_channels=[8, 8],
-    attention_resolutions=[4],
-    norm_num_groups=4,
-    token_dim=8,
-)
+TINY = TrainConfig(**MODEL)
 WORDS = 10
 
 

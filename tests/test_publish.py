@@ -16,13 +16,13 @@ from huggingface_hub import ModelCard
 from loopback_hub import TOKEN, LoopbackHub
 from safetensors.torch import load_file
 from stranger import NOT_INSTALLED
+from tiny import MODEL, write_shapes
 
 from mtl_diffusion import publish
 from mtl_diffusion.card import figures, model_card
 from mtl_diffusion.checkpoint import CheckpointError, load, save
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.hub.pipeline import MultiTaskPipeline
-from mtl_diffusion.shapes import shapes
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +30,7 @@ ROOT = Path(__file__).parents[1]
 STEPS = 6
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TRAIN = {
-    "resolution": 8,
-    "block_out_channels": "[8, 8]",
-    "attention_resolutions": "[4]",
-    "norm_num_groups": 4,
-    "token_dim": 8,
+    **MODEL,
     "strength_levels": 3,
     "total_batch_size": 8,
     "max_train_steps": STEPS,
@@ -78,9 +74,7 @@ def run(hub, work):
     """The folder of a run that publishes each checkpoint; its first upload arrives after its last
     checkpoint is written."""
     data, folder = work / "data", work / "run"
-    data.mkdir()
-    for split, rows in shapes(8, num_train=64, num_test=16).items():
-        rows.to_parquet(data / f"{split}.parquet")
+    write_shapes(data, 64, 16)
 
     def gate(request):
         deadline = time.monotonic() + 60

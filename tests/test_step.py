@@ -1,18 +1,18 @@
 """One training step: that nobody waits in it, and that what is not finite changes nothing."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from forked import train as run_of_its_own
+from tiny import MODEL, own_state, write_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.losses import Objective
 from mtl_diffusion.meter import Meter
 from mtl_diffusion.run import build
-from mtl_diffusion.shapes import shapes
 from mtl_diffusion.startup import begin
 from mtl_diffusion.train import train_step
 from mtl_diffusion.transfer import upload
@@ -31,21 +31,14 @@ WAITING = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shapes")
-    for split, rows in shapes(8, num_train=60, num_test=8).items():
-        rows.to_parquet(folder / f"{split}.parquet")
-    return str(folder)
+    return write_shapes(tmp_path_factory.mktemp("shapes"), 60, 8)
 
 
 @pytest.fixture
 def config(data, tmp_path):
     return TrainConfig(
         dataset_name=data,
-        resolution=8,
-        block_out_channels=[8, 8],
-        attention_resolutions=[4],
-        norm_num_groups=4,
-        token_dim=8,
+        **MODEL,
         tasks={"generate": 1, "inpaint": 1, "edit": 1, "colorize": 1},
         dropout=0.1,
         total_batch_size=8,
@@ -58,21 +51,8 @@ def config(data, tmp_path):
 @pytest.fixture
 def built():
     """Builds runs, and closes them."""
-    threads, open_runs = torch.get_num_threads(), []
-
-    def build_run(config):
-        context = begin(config)
-        run = build(config, context.__enter__())
-        open_runs.append(context)
-        return run
-
-    yield build_run
-    for context in open_runs:
-        context.__exit__(None, None, None)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
-    torch.set_num_threads(threads)
+    with own_state(), ExitStack() as open_runs:
+        yield lambda config: build(config, open_runs.enter_context(begin(config)))
 
 
 class Waits(TorchDispatchMode):

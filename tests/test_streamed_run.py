@@ -12,6 +12,7 @@ import datasets
 import pytest
 from forked import SHORT, STEPS, die, train
 from loopback_hub import LoopbackHub
+from tiny import MODEL
 
 from mtl_diffusion.shapes import shapes
 
@@ -128,11 +129,7 @@ def test_a_run_that_streams_from_a_hub(tmp_path):
             "dataset_name": "uoft-cs/cifar10",
             "image_column": "image",
             **STREAM,
-            "resolution": 8,
-            "block_out_channels": "[8, 8]",
-            "attention_resolutions": "[4]",
-            "norm_num_groups": 4,
-            "token_dim": 8,
+            **MODEL,
             "total_batch_size": 8,
             "max_train_steps": 9,
             "validation_images": 4,

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
+from tiny import own_state
 
 from mtl_diffusion import train as train_module
 from mtl_diffusion import validation
@@ -204,13 +204,8 @@ def test_a_trained_model_needs_its_task_token(tmp_path, monkeypatch):
         report_to="none",
         output_dir=str(tmp_path / "run"),
     )
-    threads = torch.get_num_threads()
-    try:
+    with own_state():
         train(config)
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        PartialState._reset_state()
     pipe = MultiTaskPipeline.from_pretrained(tmp_path / "run/pipeline")
     for task, other, name in (("edit", "colorize", "grey"), ("colorize", "edit", "colour")):
         data = load_images(str(tmp_path / name), split="test", resolution=8)
@@ -225,4 +220,3 @@ def test_a_trained_model_needs_its_task_token(tmp_path, monkeypatch):
             error = excess.std(1) / 400**0.5
             assert (excess.mean(1) > 3 * error).all(), (task, token, excess.mean(1), error)
             assert excess.mean() > 0.005 * right.mean()
-    torch.set_num_threads(threads)

@@ -12,9 +12,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import MODEL, own_state, reset_state, write_shapes
 
 from mtl_diffusion import reports
 from mtl_diffusion import run as run_module
@@ -23,7 +23,6 @@ from mtl_diffusion.aggregation import AGGREGATORS
 from mtl_diffusion.config import ConfigError, TrainConfig, to_dict
 from mtl_diffusion.hub.pipeline import MultiTaskPipeline
 from mtl_diffusion.hub.tokens import Vocabulary
-from mtl_diffusion.shapes import shapes
 from mtl_diffusion.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -33,36 +32,21 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 @pytest.fixture(autouse=True)
 def one_state_a_run():
     """accelerate keeps its state for the whole process: each run gets a new one."""
-    threads = torch.get_num_threads()
-    yield
-    reset_state()
-    torch.set_num_threads(threads)
-
-
-def reset_state():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
+    with own_state():
+        yield
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A folder with 64 training and 16 test images of five classes of shapes."""
-    folder = tmp_path_factory.mktemp("shapes")
-    for split, rows in shapes(8, num_train=64, num_test=16).items():
-        rows.to_parquet(folder / f"{split}.parquet")
-    return str(folder)
+    return write_shapes(tmp_path_factory.mktemp("shapes"), 64, 16)
 
 
 @pytest.fixture
 def config(data, tmp_path):
     return TrainConfig(
         dataset_name=data,
-        resolution=8,
-        block_out_channels=[8, 8],
-        attention_resolutions=[4],
-        norm_num_groups=4,
-        token_dim=8,
+        **MODEL,
         strength_levels=3,
         reserved_tokens=4,
         total_batch_size=8,
