@@ -71,6 +71,17 @@ def test_the_ends_of_the_ladder_are_exact():
     assert torch.equal(degraded[1], SIGMA_DATA * own[1])
 
 
+@pytest.mark.parametrize("strength", [0.4, 0.5, 0.8])
+def test_it_is_its_formula(strength):
+    image, own = noise(2, 3, 32, 32), noise(2, 3, 32, 32, seed=1)
+    depth = strength**2
+    blurred = torch.from_numpy(explicit_blur(image.double().numpy(), depth * 32 / 4)).float()
+    angle = math.pi / 2 * depth
+    expected = math.cos(angle) * blurred + math.sin(angle) * SIGMA_DATA * own
+    degraded = degrade(image, torch.full((2,), strength), own)
+    torch.testing.assert_close(degraded, expected, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("size", [8, 16])
 def test_signal_to_noise_falls_at_every_frequency(size):
     wave = waves(size)

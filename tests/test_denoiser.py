@@ -75,7 +75,9 @@ def test_predict_is_the_network_of_edm(pipe):
     c_skip = SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)
     c_out = sigma * SIGMA_DATA / (sigma**2 + SIGMA_DATA**2) ** 0.5
 
-    seen = torch.cat([c_in * x, told.image / SIGMA_DATA, told.mask], dim=1)
+    shown = told.image / SIGMA_DATA
+    painted = told.mask * c_in * x + (1 - told.mask) * shown
+    seen = torch.cat([painted, shown, told.mask], dim=1)
     assert seen.shape[1] == CHANNELS
     expected = pipe.unet(
         seen, c_noise.flatten(), told.tokens, class_labels=told.tokens.flatten(1)
@@ -114,6 +116,15 @@ def test_everything_it_is_told_reaches_the_output(pipe, part):
         told = Conditioning(**changed, tokens=told.tokens)
     after = predict(pipe.unet, pipe.scheduler, x, sigma, told)
     assert ((after - before).abs().amax((1, 2, 3)) > 1e-4).all()
+
+
+@torch.no_grad()
+def test_known_pixels_come_from_the_condition_alone(pipe):
+    """What stands there in x is noise that nobody has to look through."""
+    told, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
+    other = torch.where(told.mask > 0, x, randn(3, 3, 8, 8, seed=9))
+    outputs = [predict(pipe.unet, pipe.scheduler, noisy, sigma, told) for noisy in (x, other)]
+    assert not torch.equal(x, other) and torch.equal(*outputs)
 
 
 @pytest.mark.parametrize("shape", [(8,), (1, 1, 1, 1), (8, 1), (8, 3, 8, 8), ()])

@@ -35,19 +35,22 @@ def low_pass(image: Tensor, std: Tensor) -> Tensor:
 
 
 def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
-    """cos(pi s / 2) low_pass(image, s BLUR W) + sin(pi s / 2) SIGMA_DATA noise.
+    """cos(pi d / 2) low_pass(image, d BLUR W) + sin(pi d / 2) SIGMA_DATA noise, at d = strength^2.
 
-    At every frequency the signal-to-noise ratio falls as the strength s grows. Strength 0 gives
-    the image back bit for bit, strength 1 leaves nothing of it, and the variance hardly changes.
+    At every frequency the signal-to-noise ratio falls as the strength grows. Strength 0 gives the
+    image back bit for bit, strength 1 leaves nothing of it, and the variance hardly changes. The
+    square spreads out the gentle end: strengths are drawn evenly in training, and an edit that
+    keeps its source needs to have been there.
 
     Args:
         image: (B, 3, H, W) in [-1, 1].
         strength: (B,) in [0, 1].
         noise: (B, 3, H, W) standard normal.
     """
-    s = strength[:, None, None, None]
-    blurred = low_pass(image, strength * BLUR * image.shape[-1])
+    depth = strength.square()
+    blurred = low_pass(image, depth * BLUR * image.shape[-1])
+    d = depth[:, None, None, None]
     # cos(pi / 2) is 4e-8 in float32: say zero, so that the end of the ladder is exact.
-    signal = torch.where(s < 1, torch.cos(math.pi / 2 * s), 0.0)
-    degraded = signal * blurred + torch.sin(math.pi / 2 * s) * SIGMA_DATA * noise
-    return torch.where(s > 0, degraded, image)
+    signal = torch.where(d < 1, torch.cos(math.pi / 2 * d), 0.0)
+    degraded = signal * blurred + torch.sin(math.pi / 2 * d) * SIGMA_DATA * noise
+    return torch.where(d > 0, degraded, image)

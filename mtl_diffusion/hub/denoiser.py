@@ -13,7 +13,7 @@ from torch import Tensor
 from .task import Hint, Task
 from .tokens import Vocabulary
 
-CHANNELS = 7  # noisy image, condition image, mask
+CHANNELS = 7  # noisy image with the known pixels in it, condition image, mask
 TASK, CLASS, STRENGTH = range(3)  # places in the sequence of tokens
 
 
@@ -79,7 +79,8 @@ def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditi
     Args:
         unet: a UNet2DConditionModel with `CHANNELS` input channels and one-hot tokens.
         scheduler: an EDM scheduler; it is the home of the preconditioning.
-        noisy: (B, 3, H, W) float32, image + sigma noise.
+        noisy: (B, 3, H, W) float32, image + sigma noise; what it is where nothing is to be painted
+            doesn't matter.
         sigma: (B, 1, 1, 1): (B,) would broadcast along the width without a word.
 
     Returns:
@@ -90,14 +91,12 @@ def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditi
             f"sigma has shape {tuple(sigma.shape)}; it must be ({len(noisy)}, 1, 1, 1)"
         )
     # c_in scales the noisy channels alone; the condition is brought to unit variance by sigma_data.
-    channels = torch.cat(
-        [
-            scheduler.precondition_inputs(noisy, sigma),
-            conditioning.image / scheduler.config.sigma_data,
-            conditioning.mask,
-        ],
-        dim=1,
-    ).to(unet.dtype)
+    noisy = scheduler.precondition_inputs(noisy, sigma)
+    shown = conditioning.image / scheduler.config.sigma_data
+    # Known pixels stand among the noisy ones, too: short runs learn to use them where they look for
+    # the neighbours of what they paint, and hardly from other channels.
+    noisy = torch.where(conditioning.mask > 0, noisy, shown)
+    channels = torch.cat([noisy, shown, conditioning.mask], dim=1).to(unet.dtype)
     tokens = conditioning.tokens.to(unet.dtype)
     timestep = scheduler.precondition_noise(sigma).flatten().to(unet.dtype)  # (B,)
     output = unet(
