@@ -25,6 +25,13 @@ def parse() -> Namespace:
     add("--strength", type=float, help="how much of a source is hidden, 0 to 1")
     add("--guidance_scale", type=float, help="how much more the class counts; 1 is off")
     add("--image_guidance_scale", type=float, help="how much more the source counts; 1 is off")
+    add(
+        "--guidance_interval",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="the noise levels where guidance is applied; default: all",
+    )
     add("--num_inference_steps", type=int, default=18, help="default: %(default)s")
     add("--num_images", type=int, help="default: one for each source, or for each class")
     add("--batch_size", type=int, default=64, help="images at a time; default: %(default)s")
@@ -71,7 +78,13 @@ def main() -> None:
     in_turn = {name: values for name, values in in_turn.items() if values}
     same = {
         name: getattr(args, name)
-        for name in ("strength", "guidance_scale", "image_guidance_scale", "num_inference_steps")
+        for name in (
+            "strength",
+            "guidance_scale",
+            "image_guidance_scale",
+            "guidance_interval",
+            "num_inference_steps",
+        )
     }
     count = args.num_images or max((len(values) for values in in_turn.values()), default=1)
     folder = Path(args.output_dir)
@@ -125,8 +138,9 @@ def claim(folder: Path, args: Namespace, weights: str) -> None:
     free = ("num_images", "output_dir", "device", "grid", "pipeline", "revision")
     settings = {"weights": weights} | {k: v for k, v in vars(args).items() if k not in free}
     path = folder / "settings.json"
-    if path.exists() and (found := json.loads(path.read_text())) != settings:
-        names = [name for name in settings if found.get(name) != settings[name]]
+    found = json.loads(path.read_text()) if path.exists() else settings
+    # A flag that the folder is older than was not given then.
+    if names := [name for name in settings if found.get(name) != settings[name]]:
         sys.exit(
             f"sample.py: output_dir {folder} holds images of other settings "
             f"({', '.join(names)}); give another folder, or remove this one"

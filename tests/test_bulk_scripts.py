@@ -21,6 +21,7 @@ TINY = {
     "reference_images": 40,
     "num_inference_steps": 2,
     "step_counts": [3],
+    "guidance_interval": [0, 1],
     "inpaint_images": 3,
     "inpaint_seeds": 2,
     "edit_images": 1,
@@ -70,7 +71,11 @@ def chunks_of(folder):
 
 
 def flat(entry, path=""):
-    """Nested dicts as one, with the paths for keys."""
+    """Nested dicts and lists as one dict, with the paths for keys, and None for no entry."""
+    if isinstance(entry, list):
+        entry = dict(enumerate(entry))
+    if entry is None:
+        return {}
     if not isinstance(entry, dict):
         return {path: entry}
     return {k: v for name, part in entry.items() for k, v in flat(part, f"{path}/{name}").items()}
@@ -98,6 +103,8 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(work, build_pipe, t
         # Only close: loaded weights lie at other addresses, and the judge rounds otherwise.
         assert flat(one[part]) == pytest.approx(flat(two[part]), rel=1e-3, abs=1e-4), part
     assert one["generate"]["by_class_steps_3"]["evaluations"] == 3
+    limited = one["generate"]["by_class_guidance_2_interval_0_1_steps_2"]
+    assert limited["evaluations"] == 3 and limited["guidance_interval"] == [0, 1]
     assert one["edit"]["edit_image_guidance_1.5"]["strength_0.5"]["evaluations"] == 2 * 3
     assert one["inpaint"]["center"]["repaint"]["evaluations"] > 2
     assert one["likelihood"]["n"] == 3 and one["likelihood"]["bits_per_dim"] > 0
@@ -136,6 +143,7 @@ def sampled(work, launcher, name, *more):
     return run(
         *(launcher, "sample.py", "--pipeline", work / "pipeline", "--class_label", "disc", "ring"),
         *("--num_images", 7, "--batch_size", 2, "--num_inference_steps", 2),
+        *("--guidance_interval", 0, 1),
         *("--output_dir", work / name, *more),
     )
 

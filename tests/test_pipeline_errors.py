@@ -109,6 +109,17 @@ BAD = [
     (GENERATE, {"guidance_scale": [1, 2]}, r"guidance_scale is \[1, 2\]"),
     (EDIT, {"image_guidance_scale": -1}, "^image_guidance_scale is -1"),
     (EDIT, {"image_guidance_scale": "1"}, "^image_guidance_scale is '1'"),
+    (GENERATE, {"guidance_interval": 1.0}, r"guidance_interval is 1\.0; it must be two numbers"),
+    (GENERATE, {"guidance_interval": (1.0,)}, r"guidance_interval is \(1\.0,\)"),
+    (GENERATE, {"guidance_interval": (0, 1, 2)}, r"guidance_interval is \(0, 1, 2\)"),
+    (GENERATE, {"guidance_interval": (3, 1)}, r"guidance_interval is \(3, 1\); .*lower one first"),
+    (GENERATE, {"guidance_interval": (-1, 1)}, r"guidance_interval is \(-1, 1\); .* 0 or more"),
+    (GENERATE, {"guidance_interval": (NAN, 1)}, r"guidance_interval is \(nan, 1\)"),
+    (GENERATE, {"guidance_interval": (0, NAN)}, r"guidance_interval is \(0, nan\)"),
+    (GENERATE, {"guidance_interval": (False, 1)}, r"guidance_interval is \(False, 1\)"),
+    (GENERATE, {"guidance_interval": ("0", "1")}, r"guidance_interval is \('0', '1'\)"),
+    (GENERATE, {"guidance_interval": "01"}, "guidance_interval is '01'"),
+    (EDIT, {"guidance_interval": []}, r"guidance_interval is \[\]; .* or None"),
     # randomness
     (
         GENERATE,

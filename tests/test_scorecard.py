@@ -1,5 +1,6 @@
 """What the scorecard makes of images whose quality is known."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +9,10 @@ import torch
 from mtl_diffusion.data import ImageDataset
 from mtl_diffusion.evaluate import below, context, parts_for
 from mtl_diffusion.hub.pipeline import TASKS
+from mtl_diffusion.scorecard.bulk import evaluations_of
 from mtl_diffusion.scorecard.edit import dominated_area, edit_scores, pairs
 from mtl_diffusion.scorecard.features import FeatureSpace
-from mtl_diffusion.scorecard.generate import distances, floor, memorisation
+from mtl_diffusion.scorecard.generate import Generate, distances, floor, memorisation
 from mtl_diffusion.scorecard.inpaint import completion_scores
 from mtl_diffusion.scorecard.parts import Context, Seen, mean
 from mtl_diffusion.scorecard.settings import PRESETS, Settings
@@ -131,6 +133,26 @@ def test_copies_of_the_training_images_are_found_out(given, tmp_path):
     assert (tmp_path / "nearest_training_images.png").exists()
 
 
+def test_the_samplings_of_generate_and_what_they_cost(given, pipe):
+    settings = replace(
+        given.settings, num_inference_steps=6, step_counts=[3], guidance_interval=(0.28, 2.9)
+    )
+    part = Generate(replace(given, pipe=pipe, settings=settings))
+    cost = {}
+    for job in part.jobs():
+        with evaluations_of(pipe.unet) as seen:
+            job.draw(range(3))
+        cost[job.name.removeprefix("generate-")] = seen[0] / 3
+    # Karras's six noise levels are 80, 24, 5.8, 0.97, 0.083 and 0.002: one is guided.
+    assert cost == {
+        "unconditional_steps_6": 6,
+        "by_class_steps_3": 3,
+        "by_class_steps_6": 6,
+        "by_class_guidance_2_steps_6": 12,
+        "by_class_guidance_2_interval_0.28_2.9_steps_6": 7,
+    }
+
+
 @pytest.mark.parametrize(
     "points, area",
     [
@@ -178,7 +200,17 @@ def test_a_model_without_edit_has_no_edit_part():
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_images": 3}, {"strengths": []}, {"strengths": [1.5]}, {"batch_size": 0}]
+    "change",
+    [
+        {"num_images": 3},
+        {"strengths": []},
+        {"strengths": [1.5]},
+        {"batch_size": 0},
+        {"guidance_interval": (-1.0, 2.0)},
+        {"guidance_interval": (2.0, 1.0)},
+        {"guidance_interval": (1.0, float("inf"))},
+        {"guidance_interval": (float("nan"), 1.0)},
+    ],
 )
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):

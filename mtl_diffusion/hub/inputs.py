@@ -50,11 +50,23 @@ def read_numbers(value, low: float, high: float, name: str) -> Tensor:
 
 def read_number(value, low: float, high: float, name: str) -> float:
     """A finite number in [low, high]. True and False are no numbers."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
+    if not _is_number(value) or not math.isfinite(value) or not low <= value <= high:
         upper = f"to {high}" if math.isfinite(high) else "upwards"
         raise ValueError(f"{name} is {value!r}; it must be a number from {low} {upper}")
     return float(value)
+
+
+def read_interval(value, name: str) -> tuple[float, float]:
+    """Two numbers, 0 <= low <= high; high may be infinite. None: from 0 to infinity."""
+    if value is None:
+        return 0.0, math.inf
+    is_pair = isinstance(value, list | tuple) and len(value) == 2
+    if not is_pair or not all(_is_number(end) for end in value) or not 0 <= value[0] <= value[1]:
+        raise ValueError(
+            f"{name} is {value!r}; it must be two numbers, the lower one first and 0 or more, "
+            "such as (0.28, 2.9), or None"
+        )
+    return float(value[0]), float(value[1])
 
 
 def read_count(value, name: str) -> int:
@@ -75,6 +87,10 @@ def repeat_to_batch(parts: dict[str, Tensor]) -> dict[str, Tensor]:
             + "; give each of them once, or as often as the longest"
         )
     return {name: part.expand(size, *part.shape[1:]) for name, part in parts.items()}
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _items(value, name: str, kind: str) -> list:

@@ -28,6 +28,7 @@ from .inpaint import Inpaint
 from .inputs import (
     read_count,
     read_images,
+    read_interval,
     read_labels,
     read_masks,
     read_number,
@@ -122,6 +123,10 @@ class MultiTaskPipeline(SelfContained):
         return self._image_guidance_scale
 
     @property
+    def guidance_interval(self) -> tuple[float, float]:
+        return self._guidance_interval
+
+    @property
     def num_timesteps(self) -> int:
         return self._num_timesteps
 
@@ -135,6 +140,7 @@ class MultiTaskPipeline(SelfContained):
         strength: float | list[float] | None = None,
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         num_inference_steps: int = 18,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -156,6 +162,9 @@ class MultiTaskPipeline(SelfContained):
                 1 (everything). None: the task's default.
             guidance_scale: how much more the class counts; 1 is off. None: the task's default.
             image_guidance_scale: how much more the source counts; 1 is off.
+            guidance_interval: the lowest and the highest noise level (sigma, both included) where
+                guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
+                None: everywhere. Source: Kynkäänniemi et al. 2024, arXiv:2404.07724.
             num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches.
             num_images_per_prompt: images for each sample.
             generator: one, or one for each image.
@@ -189,6 +198,7 @@ class MultiTaskPipeline(SelfContained):
         self._image_guidance_scale = read_number(
             image_guidance, 0, math.inf, "image_guidance_scale"
         )
+        self._guidance_interval = read_interval(guidance_interval, "guidance_interval")
         steps = read_count(num_inference_steps, "num_inference_steps")
         device = self._execution_device
 
@@ -247,6 +257,9 @@ class MultiTaskPipeline(SelfContained):
         scheduler.set_begin_index(0)
         scheduler.is_scale_input_called = True  # `predict` does it; EDMEulerScheduler would warn
         sigmas = scheduler.sigmas.tolist()
+        low, high = self.guidance_interval
+        slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
+        guided = [low / slack <= sigma <= high * slack for sigma in sigmas]
         self._num_timesteps = len(scheduler.timesteps)
         hole = conditioning.mask > 0
         x = torch.where(hole, 0.0, known) + sigmas[0] * noise
@@ -259,8 +272,8 @@ class MultiTaskPipeline(SelfContained):
                     torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device),
                     conditioning,
                     self.vocabulary.null,
-                    self.guidance_scale,
-                    self.image_guidance_scale,
+                    self.guidance_scale if guided[i] else 1.0,
+                    self.image_guidance_scale if guided[i] else 1.0,
                 )
                 x = scheduler.step(F, timestep, x, generator=generator).prev_sample
                 x = torch.where(hole, x, known + sigmas[i + 1] * noise)

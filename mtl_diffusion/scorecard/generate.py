@@ -26,16 +26,20 @@ class Sampling:
         by_class: ask for every class in turn; else for none.
         guidance_scale: 1 is off.
         steps: of the solver.
+        guidance_interval: the noise levels that are guided; None: all.
     """
 
     by_class: bool
     guidance_scale: float
     steps: int
+    guidance_interval: tuple[float, float] | None = None
 
     @property
     def name(self) -> str:
         asked = "by_class" if self.by_class else "unconditional"
         guided = f"_guidance_{self.guidance_scale:g}" if self.guidance_scale != 1 else ""
+        if self.guidance_interval:
+            guided += "_interval_{:g}_{:g}".format(*self.guidance_interval)
         return f"{asked}{guided}_steps_{self.steps}"
 
 
@@ -55,6 +59,7 @@ class Generate(Part):
             counts = sorted({*settings.step_counts, steps})
             found += [Sampling(True, 1.0, count) for count in counts]
             found.append(Sampling(True, guided, steps))
+            found.append(Sampling(True, guided, steps, settings.guidance_interval))
         else:
             counts = sorted({*settings.step_counts} - {steps})
             found += [Sampling(False, 1.0, count) for count in counts]
@@ -75,6 +80,7 @@ class Generate(Part):
                 task="generate",
                 class_label=labels,
                 guidance_scale=sampling.guidance_scale,
+                guidance_interval=sampling.guidance_interval,
                 num_inference_steps=sampling.steps,
                 generator=context.generators("generate", rows=rows),
                 output_type="pt",
@@ -94,6 +100,7 @@ class Generate(Part):
             results[sampling.name] = {
                 "n": len(entry.values),
                 "guidance_scale": sampling.guidance_scale,
+                "guidance_interval": sampling.guidance_interval,
                 "num_inference_steps": sampling.steps,
                 "evaluations": entry.evaluations,
                 **distances(features, train, test),

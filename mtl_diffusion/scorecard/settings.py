@@ -5,6 +5,7 @@ A field is documented once, under it; that text is its `--help`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 
 
@@ -20,6 +21,8 @@ class Settings:
     """Steps of every task, but where steps are what is varied."""
     step_counts: list[int] = field(default_factory=lambda: [5, 7, 9, 12, 18, 35])
     """Step counts of the curve of quality against evaluations."""
+    guidance_interval: tuple[float, float] = (0.28, 2.9)
+    """Lowest and highest noise level of guidance, for the one sampling that limits it."""
     inpaint_images: int = 1_000
     """Held-out images that are completed, for each kind of mask; 2 or more."""
     inpaint_seeds: int = 3
@@ -44,12 +47,18 @@ class Settings:
     def __post_init__(self):
         least = {f.name: 1 for f in fields(self)}
         least |= {"num_images": 10, "inpaint_images": 2, "seed": 0, "strengths": 0}
-        least |= {"image_guidance_scales": 0, "baselines": 0}
+        least |= {"image_guidance_scales": 0, "baselines": 0, "guidance_interval": 0}
         for name, low in least.items():
             value = getattr(self, name)
-            given = value if isinstance(value, list) else [value]
+            given = value if isinstance(value, list | tuple) else [value]
             if not given or any(v is not None and v < low for v in given):
                 raise ValueError(f"{name} is {value}; it must be {low} or more, and not empty")
+        low, high = self.guidance_interval
+        if not low <= high < math.inf:
+            raise ValueError(
+                f"guidance_interval is {self.guidance_interval}; it must be two finite numbers, "
+                "the lower one first"
+            )
         if max(self.strengths) > 1:
             raise ValueError(f"strengths are {self.strengths}; they must be 0 to 1")
 
