@@ -357,7 +357,7 @@ def test_the_sampler_is_eulers_method_where_its_order_is_one(pipe, monkeypatch, 
         mask=mask if "mask_image" in takes else torch.ones_like(mask),
         noise=noise,
         own_noise=torch.randn((1, 3, SIZE, SIZE), generator=random),
-        strength=torch.tensor([0.3 if task == "colorize" else 0.5]),
+        strength=torch.tensor([0.3 if task == "colorize" else TASKS["edit"].default_strength]),
         label=torch.tensor([-1 if task == "colorize" else 0]),
         steps=6,
     )
