@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -58,8 +59,7 @@ def sample(pipe, task, output_type="pt", **arguments):
     return pipe(task=task, output_type=output_type, **(defaults | arguments)).images
 
 
-def close(a, b):
-    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+assert_close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
 
 
 # What comes out
@@ -76,7 +76,7 @@ def test_output_types_show_the_same_image(pipe, task):
     assert np.array_equal(array[0], pt[0].permute(1, 2, 0).numpy())
     assert [image.size for image in pil] == [(SIZE, SIZE)]
     assert np.array_equal(np.asarray(pil[0]), (array[0] * 255).round().astype(np.uint8))
-    close((latent / 2 + 0.5).clamp(0, 1), pt)
+    assert_close((latent / 2 + 0.5).clamp(0, 1), pt)
 
 
 @every_task
@@ -165,12 +165,12 @@ def test_a_batch_gives_what_its_samples_give_alone(pipe, task):
     for i in range(3):
         one = {name: value[i] for name, value in own.items()}
         alone = sample(pipe, task, generator=generator(i), guidance_scale=2.0, **one)
-        close(batch[i : i + 1], alone)
+        assert_close(batch[i : i + 1], alone)
 
 
 def test_what_is_given_once_is_given_to_all(pipe):
     both = sample(pipe, "edit", class_label=["cat", "dog"], generator=generators(2))
-    close(both[1:], sample(pipe, "edit", class_label="dog", generator=generator(1)))
+    assert_close(both[1:], sample(pipe, "edit", class_label="dog", generator=generator(1)))
 
 
 def test_images_per_prompt_stand_together(pipe):

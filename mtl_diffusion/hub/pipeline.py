@@ -222,15 +222,7 @@ class MultiTaskPipeline(SelfContained):
             callback_on_step_end_tensor_inputs,
         )
         self.maybe_free_model_hooks()
-        if output_type == "latent":
-            images = latents
-        else:
-            painted = (latents / 2 + 0.5).clamp(0, 1)
-            images = torch.where(conditioning.mask > 0, painted, source.image)
-            if output_type != "pt":
-                images = VaeImageProcessor.pt_to_numpy(images)
-            if output_type == "pil":
-                images = VaeImageProcessor.numpy_to_pil(images)
+        images = _finish(latents, conditioning.mask, source.image, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _denoise(
@@ -355,6 +347,16 @@ class MultiTaskPipeline(SelfContained):
         return latents.to(self._execution_device, torch.float32)
 
     _sources = read_sources(Path(__file__))
+
+
+def _finish(latents: Tensor, mask: Tensor, source: Tensor, output_type: str):
+    """Images of the kind asked for. Where the mask is 0 the source stands, in [0, 1] as it came."""
+    if output_type == "latent":
+        return latents
+    images = torch.where(mask > 0, (latents / 2 + 0.5).clamp(0, 1), source)
+    if output_type != "pt":
+        images = VaeImageProcessor.pt_to_numpy(images)
+    return VaeImageProcessor.numpy_to_pil(images) if output_type == "pil" else images
 
 
 def _replaced(latents: Tensor, answer: dict | None) -> Tensor:
