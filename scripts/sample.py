@@ -47,7 +47,6 @@ def main() -> None:
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from accelerate import Accelerator
-    from PIL import Image
     from tqdm.auto import tqdm
 
     from mtl_diffusion.gallery import grid
@@ -62,30 +61,7 @@ def main() -> None:
     pipe.to(args.device or accelerator.device)
     pipe.set_progress_bar_config(disable=True)
 
-    def opened(paths: list[str] | None, mode: str) -> list | None:
-        return paths and [Image.open(path).convert(mode) for path in paths]
-
-    # Each of these is taken in turn: image i gets entry i, and the list starts again at its end.
-    in_turn = {
-        "class_label": args.class_label
-        and [
-            int(label) if label.isdigit() and label not in pipe.class_names else label
-            for label in args.class_label
-        ],
-        "image": opened(args.image, "RGB"),
-        "mask_image": opened(args.mask_image, "L"),
-    }
-    in_turn = {name: values for name, values in in_turn.items() if values}
-    same = {
-        name: getattr(args, name)
-        for name in (
-            "strength",
-            "guidance_scale",
-            "image_guidance_scale",
-            "guidance_interval",
-            "num_inference_steps",
-        )
-    }
+    in_turn, same = arguments(args, pipe.class_names)
     count = args.num_images or max((len(values) for values in in_turn.values()), default=1)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,6 +103,32 @@ def main() -> None:
         grid(rows).save(folder / "grid.png")
     if accelerator.is_main_process:
         print(folder / "grid.png" if args.grid else folder)
+
+
+def arguments(args: Namespace, class_names: tuple[str, ...]) -> tuple[dict, dict]:
+    """The pipeline's arguments: lists whose entries are taken in turn, image by image; the rest."""
+    from PIL import Image
+
+    def opened(paths: list[str] | None, mode: str) -> list | None:
+        return paths and [Image.open(path).convert(mode) for path in paths]
+
+    in_turn = {
+        "class_label": args.class_label
+        and [
+            int(label) if label.isdigit() and label not in class_names else label
+            for label in args.class_label
+        ],
+        "image": opened(args.image, "RGB"),
+        "mask_image": opened(args.mask_image, "L"),
+    }
+    same = (
+        *("strength", "guidance_scale", "image_guidance_scale", "guidance_interval"),
+        "num_inference_steps",
+    )
+    return (
+        {name: values for name, values in in_turn.items() if values},
+        {name: getattr(args, name) for name in same},
+    )
 
 
 def file_of(folder: Path, number: int) -> Path:

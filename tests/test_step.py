@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from forked import SHORT
 from forked import train as run_of_its_own
 from tiny import MODEL, own_state, write_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -198,8 +199,6 @@ def pretend_nccl():
 
 
 def test_hosts_agree_over_a_group_of_their_own(tmp_path):
-    from test_faults import SHORT
-
     whole = run_of_its_own(tmp_path / "whole", *SHORT, processes=2)[1]
     code, run = run_of_its_own(tmp_path / "run", *SHORT, pretend_nccl, processes=2)
     assert code == [0, 0], run.text
