@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data import ImageDataset
-from ..hub.pipeline import TASKS, MultiTaskPipeline
-from ..validation import held_out_loss
+from ..data.images import ImageDataset
+from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..training.validation import held_out_loss
 
 LOSS = "held-out loss"
 WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")

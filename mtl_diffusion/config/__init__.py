@@ -1,0 +1,5 @@
+"""What may be set in a run: fields, limits and the command line. No torch is imported."""
+
+from .fields import TYPES, ConfigError, TrainConfig, differences, resolved, to_dict
+
+__all__ = ["TYPES", "ConfigError", "TrainConfig", "differences", "resolved", "to_dict"]
