@@ -72,7 +72,9 @@ def of_checkpoint(path: Path) -> Trained:
             scheduler = EDMDPMSolverMultistepScheduler.from_config(facts["scheduler"])
         pipeline = MultiTaskPipeline(unet.eval().requires_grad_(False), tokenizer, scheduler)
     except Exception as error:  # whatever diffusers says of a description that is none
-        raise CheckpointError(f"{path}: its weights don't fit its configuration: {error}") from error
+        raise CheckpointError(
+            f"{path}: its weights don't fit its configuration: {error}"
+        ) from error
     return Trained(pipeline, config, checkpoint.step)
 
 

@@ -98,7 +98,11 @@ def test_what_is_not_ours_is_neither_deleted_nor_in_the_way(tmp_path, caplog):
     for step in (10, 20, 30):
         save(folder, checkpoint(step), total_limit=1)
         assert same(load_latest(folder)[0], checkpoint(step))
-    assert {path.name for path in folder.iterdir()} == {*foreign, "step-30", "moved-aside-1-step-20"}
+    assert {path.name for path in folder.iterdir()} == {
+        *foreign,
+        "step-30",
+        "moved-aside-1-step-20",
+    }
     assert (folder / "moved-aside-1-step-20").read_text() == "step-20"
     assert same(load(elsewhere), checkpoint(3))
     for name in ("step-99", "step-3", "step-5", long):
@@ -117,7 +121,9 @@ def test_a_clean_up_that_fails_fails_no_save(tmp_path, monkeypatch, caplog):
     save(tmp_path, checkpoint(2), total_limit=1)
     assert same(load_latest(tmp_path)[0], checkpoint(2)) and "could not be removed" in caplog.text
     rename = os.rename
-    monkeypatch.setattr(files.os, "rename", lambda a, b: fail() if a.name == "step-2" else rename(a, b))
+    monkeypatch.setattr(
+        files.os, "rename", lambda a, b: fail() if a.name == "step-2" else rename(a, b)
+    )
     save(tmp_path, checkpoint(3), total_limit=1)
     assert same(load_latest(tmp_path)[0], checkpoint(3)) and steps(tmp_path) == [2, 3]
     assert f"{tmp_path / 'step-2'} could not be deleted" in caplog.text
@@ -268,7 +274,9 @@ def test_a_checkpoint_of_somebody_else_is_not_damaged(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_bytes", forbidden)
-    with pytest.raises(UnreadableError, match=r"step-2/manifest.json could not be read \(Permission"):
+    with pytest.raises(
+        UnreadableError, match=r"step-2/manifest.json could not be read \(Permission"
+    ):
         load_latest(tmp_path)
 
 

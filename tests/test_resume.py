@@ -231,8 +231,9 @@ def test_a_damaged_one_is_passed_over_and_the_end_is_the_same(reference, tmp_pat
 
 def errors_of_the_disk(folder, processes):
     """Reading the newest checkpoint fails, on the last process."""
-    import mtl_diffusion.checkpoint as module
     from forked import rank
+
+    import mtl_diffusion.checkpoint as module
 
     module.DELAYS = (0, 0)
     read = type(folder).read_bytes
