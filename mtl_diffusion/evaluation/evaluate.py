@@ -1,0 +1,171 @@
+"""The scorecard: figures, plots and pictures of what an exported pipeline does.
+
+It needs the pipeline, a classifier and a dataset, and nothing of the training.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.images import ImageDataset
+from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from .bulk import Bulk, Drawn
+from .classifier import Classifier
+from .edit import Edit
+from .equal_class import SHARES
+from .features import FeatureSpace
+from .generate import Generate
+from .inpaint import Inpaint
+from .likelihood import Likelihood
+from .parts import Context, Part
+from .settings import Settings
+
+PARTS: dict[str, type[Part]] = {part.name: part for part in (Generate, Likelihood, Inpaint, Edit)}
+
+
+def parts_for(pipe: MultiTaskPipeline) -> list[str]:
+    """The parts of the scorecard that a model can have, by its tasks and classes."""
+    possible = [name for name, part in PARTS.items() if part.task in pipe.tasks]
+    return [name for name in possible if name != "edit" or len(pipe.class_names) > 1]
+
+
+def context(
+    pipe: MultiTaskPipeline,
+    classifier: Classifier,
+    space: FeatureSpace,
+    train: ImageDataset,
+    test: ImageDataset,
+    settings: Settings,
+    cache: Path,
+) -> Context:
+    """The inputs of all parts, with the splits labelled in the pipeline's order of classes.
+
+    Raises:
+        ValueError: the pipeline, the classifier and the dataset have different classes.
+    """
+    expected = set(pipe.class_names)
+    for name, classes in (
+        ("classifier", classifier.class_names),
+        ("dataset_name", test.class_names),
+    ):
+        if set(classes) != expected:
+            raise ValueError(
+                f"{name} has the classes {', '.join(classes)}; the pipeline knows "
+                f"{', '.join(pipe.class_names)}; give what belongs to the pipeline's dataset"
+            )
+    splits = (split.relabelled(pipe.class_names) for split in (train, test))
+    return Context(pipe, classifier, space, *splits, settings, cache)
+
+
+def evaluate(context: Context, parts: Sequence[str], folder: Path) -> dict[str, Any] | None:
+    """Draws what the parts need, over all processes, and scores it on the main one.
+
+    Run again, it goes on where it was interrupted: what was drawn lies in `folder`/drawn.
+
+    Returns:
+        part -> its figures, each with its n; "speed"; and "summary", the few of them for a card.
+        None on the other processes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    bulk = Bulk(folder / "drawn", context.pipe.unet, context.settings.batch_size)
+    chosen = [PARTS[name](context) for name in parts]
+    bulk.draw([job for part in chosen for job in part.jobs()])
+    if not bulk.state.is_main_process:
+        return None
+    results: dict[str, Any] = {}
+    speed: dict[str, Any] = {}
+    for part in chosen:
+        drawn = {job.name: bulk.read(job) for job in part.jobs()}
+        results[part.name] = part.score(drawn, folder)
+        speed |= {name: _cost(entry) for name, entry in drawn.items()}
+    results["speed"] = speed | {"peak_memory_mb": _peak_memory(context.pipe.device)}
+    results["summary"] = summary(results, context)
+    return results
+
+
+def _cost(entry: Drawn) -> dict[str, float]:
+    return {
+        "n": len(entry.values),
+        "images_per_second": entry.images_per_second,
+        "evaluations": entry.evaluations,
+    }
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Of the accelerator, or of this process where there is none; in MB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """The figures that stand for the whole, each with its n: the model card is made of them.
+
+    Under "baselines", those of other methods with the same weights: method -> task -> figures.
+    """
+    steps = context.settings.num_inference_steps
+    guided = f"by_class_guidance_{TASKS['generate'].default_guidance_scale:g}_steps_{steps}"
+    generate, inpaint, edit = (results.get(part, {}) for part in ("generate", "inpaint", "edit"))
+    power = ("radial_power_largest_difference", "radial_power_largest_difference_by_class")
+    distances = ("frechet_distance_to_train", "precision", "recall")
+    hole = ("psnr_in_hole", "ssim_in_hole", "same_class", "frechet_distance", "evaluations")
+    found = {
+        "generate": {
+            name: _pick(generate.get(name, {}), *distances, "class_accuracy", *power, "evaluations")
+            for name in (f"unconditional_steps_{steps}", f"by_class_steps_{steps}", guided, "floor")
+        },
+        "likelihood": {"held_out": _pick(results.get("likelihood", {}), "bits_per_dim")},
+        "inpaint": {kind: _pick(inpaint.get(kind, {}), *hole) for kind in inpaint},
+        "edit": _edits(edit.get("edit", {})),
+    }
+    baselines = {
+        "repaint": {
+            "inpaint": {
+                kind: _pick(entry.get("repaint", {}), *hole) for kind, entry in inpaint.items()
+            }
+        },
+        **{
+            name: {"edit": _edits(edit.get(name, {}))}
+            for name in ("sdedit", "flowedit", "ddim_inversion")
+        },
+    }
+    return _without_empty({**found, "baselines": baselines})
+
+
+def _edits(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Of one method: at the default strength, and where the class is found equally often."""
+    reached = ("class_accuracy", "source_class_kept", "ssim_to_source", "feature_distance")
+    names = [f"class_found_{share:g}" for share in SHARES]
+    equal = ("ssim_to_source", "feature_distance", "strength", "evaluations", "largest_share")
+    strength = f"strength_{TASKS['edit'].default_strength:g}"
+    return {
+        strength: _pick(entries.get(strength, {}), *reached, "evaluations"),
+        **{name: _pick(entries.get(name, {}), *equal) for name in names},
+    }
+
+
+def _pick(entry: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Some figures of an entry, with their standard errors and the entry's n."""
+    wanted = [key for name in names for key in (name, f"{name}_standard_error")]
+    kept = {key: entry[key] for key in wanted if key in entry}
+    return {**kept, "n": entry["n"]} if kept else {}
+
+
+def _without_empty(table: dict[str, Any]) -> dict[str, Any]:
+    cleaned = {k: _without_empty(v) if isinstance(v, dict) else v for k, v in table.items()}
+    return {key: value for key, value in cleaned.items() if value != {}}
+
+
+def below(results: Mapping[str, Any], limit: float) -> list[str]:
+    """The tasks whose class accuracy, at the default settings, is under a limit."""
+    return [
+        task
+        for task in ("generate", "edit")
+        for entry in results["summary"].get(task, {}).values()
+        if entry.get("class_accuracy", 1.0) < limit
+    ]

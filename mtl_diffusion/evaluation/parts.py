@@ -1,0 +1,127 @@
+"""The parts of the scorecard: their common inputs, and their interface.
+
+A part lists its sampling jobs; all processes draw them; then it computes its figures.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..data.images import ImageDataset
+from ..pipeline.pipeline import MultiTaskPipeline
+from ..tools.rng import generator
+from .bulk import Drawn, Job, weights_digest
+from .classifier import Classifier
+from .features import FeatureSpace
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Context:
+    """The inputs of the parts.
+
+    Attributes:
+        classifier: none that took part in training or filtering of the pipeline.
+        train, test: what the pipeline was trained on, and held-out images; on the CPU, labelled in
+            the pipeline's order of classes.
+        cache: folder for the features of the splits.
+    """
+
+    pipe: MultiTaskPipeline
+    classifier: Classifier
+    space: FeatureSpace
+    train: ImageDataset
+    test: ImageDataset
+    settings: Settings
+    cache: Path
+
+    @cached_property
+    def model(self) -> str:
+        """Digest of the weights."""
+        return weights_digest(self.pipe.unet)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.pipe.class_names)
+
+    def features_of(self, split: str) -> Tensor:
+        """(N, D) of "train" or "test"."""
+        dataset = getattr(self, split)
+        count = min(self.settings.reference_images or len(dataset), len(dataset))
+        return self.space.reference(dataset, count, self.cache)
+
+    def classes_of(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 -> (N,) their classes, in the pipeline's order."""
+        table = torch.tensor([self.pipe.class_names.index(n) for n in self.classifier.class_names])
+        batches = images.split(500)
+        return torch.cat(
+            [table[self.classifier(b.float() / 127.5 - 1).argmax(1).cpu()] for b in batches]
+        )
+
+    def generators(self, *key: int | str, rows: range) -> list[torch.Generator]:
+        """One a row, a function of key and row: with one key, methods get the same noise."""
+        seed, device = self.settings.seed, self.pipe.device
+        return [generator(seed, *key, row, device=device) for row in rows]
+
+    def job(
+        self, name: str, count: int, draw: Callable[[range], Tensor], **key: str | float | None
+    ) -> Job:
+        """A job of this model; `key` is all else that its outcome depends on."""
+        facts = {"model": self.model, "seed": self.settings.seed, "name": name, **key}
+        return Job(name, facts, count, draw)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The features (N, D) of N images, and their classes (N,) by the classifier."""
+
+    features: Tensor
+    classes: Tensor
+
+    @classmethod
+    def of(cls, context: Context, images: Tensor) -> Seen:
+        """images: (N, 3, H, W) uint8."""
+        return cls(context.space.features(images), context.classes_of(images))
+
+
+class Part(ABC):
+    """One subject of the scorecard.
+
+    Class attributes:
+        name: in metrics.json. task: the task that a model must have learned.
+    """
+
+    name: ClassVar[str]
+    task: ClassVar[str]
+
+    def __init__(self, context: Context):
+        self.context = context
+
+    @abstractmethod
+    def jobs(self) -> list[Job]:
+        """What is to be sampled."""
+
+    @abstractmethod
+    def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
+        """Computes the figures, each with its n, and writes plots and pictures to the folder."""
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """[0, 1] -> uint8."""
+    return (images * 255).round().to(torch.uint8)
+
+
+def mean(name: str, values: Tensor) -> dict[str, float]:
+    """The mean of values (N,), and its standard error, under these names."""
+    values = values.double()
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return {name: values.mean().item(), f"{name}_standard_error": error}
