@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,16 @@ class Checkpoint:
     facts: dict[str, Any]
 
 
-def save(folder: Path, checkpoint: Checkpoint, total_limit: int | None = None) -> Path:
+def save(
+    folder: Path,
+    checkpoint: Checkpoint,
+    total_limit: int | None = None,
+    keep: Collection[int] = (),
+) -> Path:
     """Writes folder/step-N and then deletes others beyond total_limit, never the new one.
+
+    Args:
+        keep: steps whose checkpoints are neither deleted nor counted.
 
     Raises:
         OSError: the disk is full, say; it names the file. Whatever was complete before still is.
@@ -73,7 +81,9 @@ def save(folder: Path, checkpoint: Checkpoint, total_limit: int | None = None) -
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if total_limit is not None:
-        others = [(step, path) for step, path in _by_step(folder) if path != target]
+        others = [
+            (step, path) for step, path in _by_step(folder) if path != target and step not in keep
+        ]
         # Later steps go first: this run would have resumed from them, had they been complete.
         others.sort(key=lambda other: (other[0] < checkpoint.step, other[0]))
         for _, path in others[: max(0, len(others) + 1 - total_limit)]:
@@ -104,14 +114,19 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(step=step, tensors=tensors, facts=facts)
 
 
-def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest complete checkpoint, and why each newer one was passed over."""
+def load_latest(
+    folder: Path, accept: Callable[[Checkpoint], bool] = lambda checkpoint: True
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest complete checkpoint that is accepted, and why newer ones can't be read."""
     skipped = []
     for _, path in reversed(_by_step(folder)):
         try:
-            return load(path), skipped
+            checkpoint = load(path)
         except CheckpointError as error:
             skipped.append(str(error))
+            continue
+        if accept(checkpoint):
+            return checkpoint, skipped
     return None, skipped
 
 

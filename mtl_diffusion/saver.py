@@ -13,6 +13,7 @@ from .checkpoint import Checkpoint
 from .checkpoint import save as write
 from .resume import folder_of, snapshot
 from .run import Run
+from .schedule import lengthening_steps
 from .survival import any_process
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,12 @@ class Saver:
     def _write(self, checkpoint: Checkpoint, needed: bool) -> None:
         config, self._failure = self.run.config, None
         try:
-            path = write(folder_of(self.run), checkpoint, config.checkpoints_total_limit)
+            path = write(
+                folder_of(self.run),
+                checkpoint,
+                config.checkpoints_total_limit,
+                keep=lengthening_steps(config),
+            )
         except Exception as error:  # nobody would see it in this thread
             self._failure = error
             logger.error(
