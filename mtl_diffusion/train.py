@@ -10,23 +10,23 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from .checkpoints.resume import restore
+from .checkpoints.saver import Saver
 from .config import ConfigError, TrainConfig
-from .keyed import generator
-from .length import with_length
-from .losses import sum_of_task_means
-from .meter import Meter
-from .noise import draw_sigma
-from .optimizers import trained_parameters
-from .publish import BackgroundPublisher, export, push
-from .reports import validate, validation_due
-from .resume import restore
-from .run import Run, build, microbatches, process_rows
-from .saver import Saver
-from .schedule import learning_rate, lengthening_steps, perceptual_weight
-from .startup import begin, check_room, describe
-from .stop import STOPPED, StopRequest
-from .survival import Terminal, any_process, io_errors_logged
-from .transfer import upload
+from .launch.preflight import begin, check_room, describe
+from .launch.stop import STOPPED, StopRequest
+from .publishing.export import BackgroundPublisher, export, push
+from .tools.distributed import Terminal, any_process, io_errors_logged
+from .tools.rng import generator
+from .tools.tensors import upload
+from .training.length import with_length
+from .training.losses import sum_of_task_means
+from .training.meter import Meter
+from .training.noise import draw_sigma
+from .training.optimizers import trained_parameters
+from .training.reports import validate, validation_due
+from .training.run import Run, build, microbatches, process_rows
+from .training.schedule import learning_rate, lengthening_steps, perceptual_weight
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,185 @@
+"""What forbids a run is said at its start, all at once. docs/reliability.md lists these tests."""
+
+import os
+import re
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from forked import (
+    SHORT,
+    Run,
+    before_step,
+    slow_steps,
+    train,
+)
+from safetensors.torch import load_file
+
+from mtl_diffusion.config import ConfigError, TrainConfig
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    first = Run(tmp_path / "run", *SHORT, partial(slow_steps, 0.3))
+    first.wait_for(lambda: first.steps == [3])
+    code, second = train(tmp_path / "run", *SHORT)
+    assert code == 2 and "another run is writing there: wait or change it" in second.text
+    code, dry = train(tmp_path / "run", *SHORT, dry_run="true")
+    assert code == 0 and "parameters:" in dry.text
+    first.processes[0].kill()
+    assert first.wait() == -9
+    assert train(tmp_path / "run", *SHORT, max_train_steps=6)[0] == 0  # the lock went with it
+
+
+def told_of_two_processes():
+    os.environ |= {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
+
+
+def no_tensorboard():
+    import mtl_diffusion.launch.preflight as preflight
+
+    preflight.importlib.util.find_spec = lambda name: None
+
+
+def full_disk():
+    import mtl_diffusion.launch.preflight as preflight
+
+    usage = type("Usage", (), {"free": 200_000})
+    preflight.shutil.disk_usage = lambda path: usage
+
+
+def test_all_start_up_faults_come_in_one_message(tmp_path):
+    (tmp_path / "file").write_text("")
+    run = Run(
+        tmp_path / "run",
+        no_tensorboard,
+        output_dir=tmp_path / "file" / "run",
+        report_to="tensorboard",
+        num_processes=4,
+    )
+    assert run.wait() == 2 and "Traceback" not in run.text
+    assert "3 faults in the configuration" in run.text
+    assert "num_processes: found 4; 1 were started" in run.text
+    assert "report_to: found 'tensorboard', which is not installed" in run.text
+    assert "output_dir: found" in run.text and "Not a directory" in run.text
+
+
+def test_a_launcher_that_starts_one_process_instead_of_two(tmp_path):
+    code, run = train(tmp_path / "run", told_of_two_processes)
+    assert code == 2 and "accelerate launch was told of several processes" in run.text
+    code, run = train(
+        tmp_path / "run", *SHORT, told_of_two_processes, num_processes=1, max_train_steps=1
+    )
+    assert code == 0, run.text
+
+
+def test_both_ranks_name_the_fault(tmp_path):
+    code, run = train(tmp_path / "run", processes=2, num_processes=3, total_batch_size=4)
+    assert code == [2, 2] and "num_processes: found 3; 2 were started" in run.text
+
+
+def test_room_for_two_checkpoints(tmp_path):
+    code, run = train(tmp_path / "run", full_disk)
+    assert code == 2 and run.steps == [] and "Traceback" not in run.text
+    needed = re.search(
+        r"with 0 MB free; (\d+) MB are needed, a checkpoint being ([\d.]+) MB", run.text
+    )
+    assert needed, run.text
+    _, run = train(tmp_path / "run", *SHORT, max_train_steps=1)
+    files = (run.folder / "checkpoints" / "step-1").glob("*.safetensors")
+    size = sum(t.nbytes for file in files for t in load_file(file).values())
+    assert float(needed[2]) == pytest.approx(size / 1e6, abs=0.06)
+
+
+def test_data_that_is_not_there_is_one_message(tmp_path):
+    code, run = train(tmp_path / "run", dataset_name="./nowhere")
+    assert code == 2 and "Traceback" not in run.text and "nowhere" in run.text
+
+
+def test_a_bug_in_training_keeps_its_traceback(tmp_path):
+    code, run = train(tmp_path / "run", partial(before_step, 1, partial(int, "bug")))
+    assert code == 1 and "Traceback" in run.text and "invalid literal for int()" in run.text
+
+
+def test_bf16_needs_a_device_that_has_it(monkeypatch):
+    from mtl_diffusion.launch.preflight import _precision_faults
+
+    config = TrainConfig(mixed_precision="bf16")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert "mixed_precision: found bf16" in next(_precision_faults(config, torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert not list(_precision_faults(config, torch.device("cuda")))
+    assert not list(_precision_faults(config, torch.device("cpu")))
+
+
+class Hub:
+    """Answers of a Hub: HTTP codes of whoami, create_repo and check_right_to_write."""
+
+    endpoint = "https://hub"
+
+    def __init__(self, whoami=200, create=200, write=200):
+        self.codes = {"whoami": whoami, "create": create, "write": write}
+        self.asked = []
+
+    def _answer(self, what):
+        from huggingface_hub.errors import HfHubHTTPError
+
+        self.asked.append(what)
+        code = self.codes[what]
+        if isinstance(code, Exception):
+            raise code
+        if code != 200:
+            # Of its own kind: the client has changed its HTTP library more than once.
+            response = SimpleNamespace(status_code=code, headers={}, request=None)
+            raise HfHubHTTPError("no", response=response)
+
+    def whoami(self):
+        self._answer("whoami")
+
+    def create_repo(self, repository, **options):
+        self._answer("create")
+        return type("Url", (), {"repo_id": repository})
+
+    def check_right_to_write(self, repository):
+        self._answer("write")
+
+
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        ({}, None),
+        ({"write": 404}, None),  # a Hub that doesn't know the question
+        ({"whoami": 401}, "HTTP 401; log in with `hf auth login`"),
+        ({"create": 403}, "HTTP 403; use a token that may write there"),
+        ({"write": 403}, "HTTP 403; use a token that may write there"),
+        ({"create": 500}, "HTTP 500; try again later"),
+        ({"whoami": ConnectionError("no\nroute")}, "can't write me/model on https://hub: no route"),
+    ],
+)
+def test_the_hub_is_asked_before_training(codes, words, monkeypatch):
+    import mtl_diffusion.launch.preflight as preflight
+
+    hub = Hub(**codes)
+    monkeypatch.setattr(preflight, "HfApi", lambda: hub)
+    monkeypatch.setattr(preflight, "check_right_to_write", hub.check_right_to_write)
+    faults = list(preflight._hub_faults(TrainConfig(push_to_hub=True, hub_model_id="me/model")))
+    assert len(faults) == (words is not None)
+    if words:
+        assert words in faults[0] and faults[0].startswith("push_to_hub: ")
+
+
+def test_a_run_that_publishes_starts_only_if_it_may(tmp_path):
+    """conftest.py has turned the network off: there is no Hub to ask."""
+    code, run = train(tmp_path / "run", push_to_hub="true", hub_model_id="me/model")
+    assert code == 2 and "push_to_hub: can't write me/model" in run.text
+    assert "Traceback" not in run.text and run.steps == []
+
+
+def test_machines_that_do_not_share_the_folder_are_told(monkeypatch, tmp_path):
+    from mtl_diffusion.checkpoints import resume
+
+    monkeypatch.setattr(resume, "_find", lambda run: None)
+    monkeypatch.setattr(resume, "from_all_processes", lambda lines: ["0", "30"])
+    run = type("Run", (), {"config": TrainConfig()})
+    with pytest.raises(ConfigError, match="where the processes see the steps 0, 30"):
+        resume.restore(run)
