@@ -8,12 +8,12 @@ from diffusers import EDMDPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from ..classifiers.classifier import Classifier
 from ..config import TrainConfig
 from ..data.images import ImageDataset, load_images, load_split, to_unit_range
 from ..data.loader import Loader
 from ..data.stream import ImageStream, open_stream
 from ..data.streaming_loader import StreamingLoader
-from ..classifiers.classifier import Classifier
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
