@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from .bulk import Bulk, Drawn
-from .classifier import Classifier
 from .edit import Edit
 from .equal_class import SHARES
 from .features import FeatureSpace
