@@ -21,7 +21,7 @@ from .reports import validate, validation_due
 from .resume import restore
 from .run import Run, build, learning_rate, microbatches, process_rows
 from .saver import Saver
-from .startup import begin, check_room, describe
+from .startup import begin, check_room, describe, start_trackers
 from .stop import STOPPED, StopRequest
 from .survival import Terminal, any_process, io_errors_logged
 from .transfer import upload
@@ -48,7 +48,9 @@ def train(config: TrainConfig) -> None:
         try:
             config = with_length(config, accelerator, seconds_per_step)
             run = build(config, accelerator)
-        except ValueError as error:  # of the data, or of the pretrained model
+        except ConfigError:
+            raise
+        except (ValueError, OSError) as error:  # of the data, or of the pretrained model
             raise ConfigError([str(error)]) from error
         check_room(run)
         if config.dry_run:
@@ -56,6 +58,7 @@ def train(config: TrainConfig) -> None:
                 print(describe(run))
             return
         first = restore(run)
+        start_trackers(run, first)
         with stop, BackgroundPublisher(config) as publisher, Saver(run, publisher.submit) as saver:
             done = loop(run, first, stop, saver)
             # gloo can hang at its end, if its last work was on tensors, which belong to Python.

@@ -7,7 +7,11 @@ again to go on; 1 failed.
 import signal
 import sys
 
-from mtl_diffusion.stop import REFUSED, STOPPED  # first: it notes which process launched this one
+from mtl_diffusion.stop import (
+    REFUSED,
+    SIGNALS,
+    STOPPED,
+)  # first: it notes which process launched this one
 
 # isort: split
 from mtl_diffusion.command_line import parse
@@ -34,7 +38,7 @@ def main() -> None:
     except SystemExit as stop:
         if stop.code == STOPPED:
             # All is saved. What launchers send after the first signal mustn't change the code.
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
         raise
 
