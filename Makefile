@@ -6,8 +6,9 @@ LAUNCH := $(BIN)/accelerate launch \
 	--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 QUICKSTART := runs/quickstart
 # Of what is published; `make test-oldest OLDEST_TESTS=` runs all that are fast.
-OLDEST_TESTS := $(patsubst %,tests/test_%.py,\
-	contract data loading pipeline pipeline_errors shipping tokens upload)
+OLDEST_TESTS := tests/data/test_data.py tests/publishing/test_upload.py \
+	$(patsubst %,tests/pipeline/test_%.py,\
+	contract loading pipeline pipeline_errors shipping tokens)
 
 .PHONY: setup test test-fast test-oldest lint quickstart clean
 
@@ -29,7 +30,7 @@ test-fast: setup
 
 # The lower bounds of pyproject.toml: what is saved there loads here, and the other way round.
 test-oldest: setup .venv-oldest/.installed
-	OTHER_PYTHON=$(OLDEST)/python $(BIN)/python -m pytest -q tests/test_versions.py
+	OTHER_PYTHON=$(OLDEST)/python $(BIN)/python -m pytest -q tests/pipeline/test_versions.py
 	$(OLDEST)/python -m pytest -q -m 'not slow' $(OLDEST_TESTS)
 
 .venv-oldest/.installed: export PIP_CONSTRAINT := $(CURDIR)/oldest.txt

@@ -7,7 +7,7 @@ def __getattr__(name: str):
     # On demand, because the pipeline needs torch and `scripts/train.py --help` should not wait
     # for it.
     if name == "MultiTaskPipeline":
-        from mtl_diffusion.hub.pipeline import MultiTaskPipeline
+        from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
         return MultiTaskPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,21 +10,21 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from .checkpoints.resume import restore
+from .checkpoints.saver import Saver
 from .config import ConfigError, TrainConfig
-from .keyed import generator
-from .length import with_length
-from .losses import sum_of_task_means
-from .meter import Meter
-from .noise import draw_sigma
-from .publish import BackgroundPublisher, export, push
-from .reports import validate, validation_due
-from .resume import restore
-from .run import Run, build, learning_rate, microbatches, process_rows
-from .saver import Saver
-from .startup import begin, check_room, describe, start_trackers
-from .stop import STOPPED, StopRequest
-from .survival import Terminal, any_process, io_errors_logged
-from .transfer import upload
+from .launch.preflight import begin, check_room, describe, start_trackers
+from .launch.stop import STOPPED, StopRequest
+from .publishing.export import BackgroundPublisher, export, push
+from .tools.distributed import Terminal, any_process, io_errors_logged
+from .tools.rng import generator
+from .tools.tensors import upload
+from .training.length import with_length
+from .training.losses import sum_of_task_means
+from .training.meter import Meter
+from .training.noise import draw_sigma
+from .training.reports import validate, validation_due
+from .training.run import Run, build, learning_rate, microbatches, process_rows
 
 logger = logging.getLogger(__name__)
 

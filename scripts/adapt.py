@@ -16,8 +16,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from mtl_diffusion.command_line import parse as parse_run
 from mtl_diffusion.config import ConfigError, TrainConfig, to_dict
+from mtl_diffusion.config.command_line import parse as parse_run
 
 ROOT = Path(__file__).parents[1]
 SMOKE = (
@@ -80,7 +80,7 @@ def adapt(args: argparse.Namespace, base: TrainConfig) -> None:
 
     from mtl_diffusion.comparison import adaptation
     from mtl_diffusion.comparison.launch import ensure_trained
-    from mtl_diffusion.hub.pipeline import MultiTaskPipeline
+    from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
     kind, name = args.new
     if kind not in adaptation.KINDS:
@@ -139,7 +139,7 @@ def adapt(args: argparse.Namespace, base: TrainConfig) -> None:
 
 def curve_of(run: Path, measure) -> dict[int, dict[str, float | None]]:
     """Step -> the losses of its checkpoint, of every checkpoint of a run; kept beside them."""
-    from mtl_diffusion.publish import of_checkpoint
+    from mtl_diffusion.publishing.export import of_checkpoint
 
     kept = run / "curve.json"
     known = json.loads(kept.read_text()) if kept.exists() else {}
@@ -154,7 +154,7 @@ def curve_of(run: Path, measure) -> dict[int, dict[str, float | None]]:
 def table(curves: dict, before: list[dict]) -> str:
     """Markdown: the losses at the end of each way, and at the step where it is first as good as the
     joint model is at its end."""
-    from mtl_diffusion.comparison.compare import Spread, percent
+    from mtl_diffusion.comparison.report import Spread, percent
 
     joint = [max(curve.items())[1]["new"] for curve in curves["joint"]]
     lines = [
@@ -183,7 +183,7 @@ def table(curves: dict, before: list[dict]) -> str:
 def plot(curves: dict, before: list[dict], name: str, path: Path) -> None:
     import numpy as np
 
-    from mtl_diffusion.comparison.task_plots import spread_curves
+    from mtl_diffusion.pictures.task_plots import spread_curves
 
     def lines(word: str) -> dict:
         return {

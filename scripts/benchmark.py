@@ -17,8 +17,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from mtl_diffusion.command_line import parse as parse_config
 from mtl_diffusion.config import ConfigError, TrainConfig
+from mtl_diffusion.config.command_line import parse as parse_config
 
 PARTS = ("training", "sampling", "startup", "steps")
 STEP_COUNTS = (4, 6, 8, 12, 18, 24, 36, 50, 72, 100, 150)
@@ -59,7 +59,7 @@ def main() -> None:
     import torch
 
     from mtl_diffusion.benchmark.measure import matmul_rate
-    from mtl_diffusion.process import choose_threads
+    from mtl_diffusion.launch.host import choose_threads
 
     choose_threads(config.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,9 +94,9 @@ def training(args: Namespace, config: TrainConfig, folder: Path, matmul: float):
     from mtl_diffusion.benchmark import programs
     from mtl_diffusion.benchmark.measure import Spread, interleaved
     from mtl_diffusion.benchmark.twin import build_twin
-    from mtl_diffusion.data import load_images
-    from mtl_diffusion.model import build_unet
-    from mtl_diffusion.vocabulary import build_tokenizer
+    from mtl_diffusion.data.images import load_images
+    from mtl_diffusion.training.model import build_unet
+    from mtl_diffusion.training.vocabulary import build_tokenizer
 
     where = (config.dataset_name, config.dataset_config_name, config.train_split)
     data = load_images(*where, config.image_column, config.label_column, config.resolution)
@@ -165,8 +165,8 @@ def steps(args: Namespace, config: TrainConfig, folder: Path, matmul: float):
     """Our step in its parts, in this process."""
     from mtl_diffusion.benchmark.measure import flops_of_unet
     from mtl_diffusion.benchmark.steps import break_down
-    from mtl_diffusion.run import build
-    from mtl_diffusion.startup import begin
+    from mtl_diffusion.launch.preflight import begin
+    from mtl_diffusion.training.run import build
 
     config = replace(
         config,
@@ -214,7 +214,7 @@ def sampling(args: Namespace, config: TrainConfig, folder: Path, matmul: float):
         twin_times,
     )
     from mtl_diffusion.benchmark.twin import build_twin
-    from mtl_diffusion.hub.pipeline import MultiTaskPipeline
+    from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipe = MultiTaskPipeline.from_pretrained(args.pipeline).to(device)

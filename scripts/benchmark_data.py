@@ -78,7 +78,7 @@ def draw(folder: str, rows: int, resolution: int) -> int:
 
 def nothing(name: str, arguments: argparse.Namespace) -> dict:
     """The memory of the imports alone."""
-    import mtl_diffusion.streaming_loader  # noqa: F401
+    import mtl_diffusion.data.streaming_loader  # noqa: F401
 
     return {"way": "imports alone", "peak MB": peak()}
 
@@ -86,8 +86,8 @@ def nothing(name: str, arguments: argparse.Namespace) -> dict:
 def memory(name: str, arguments: argparse.Namespace) -> dict:
     import datasets
 
-    from mtl_diffusion.data import load_images
-    from mtl_diffusion.loader import Loader
+    from mtl_diffusion.data.images import load_images
+    from mtl_diffusion.data.loader import Loader
 
     datasets.disable_progress_bars()
     start = time.perf_counter()
@@ -107,8 +107,8 @@ def memory(name: str, arguments: argparse.Namespace) -> dict:
 
 
 def stream(name: str, arguments: argparse.Namespace) -> dict:
-    from mtl_diffusion.stream import open_stream
-    from mtl_diffusion.streaming_loader import Position, StreamingLoader
+    from mtl_diffusion.data.stream import open_stream
+    from mtl_diffusion.data.streaming_loader import Position, StreamingLoader
 
     size = arguments.batch_size
     start = time.perf_counter()

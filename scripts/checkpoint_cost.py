@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from mtl_diffusion.command_line import parse
-from mtl_diffusion.resume import folder_of, restore
-from mtl_diffusion.run import build
-from mtl_diffusion.saver import Saver
-from mtl_diffusion.startup import begin
+from mtl_diffusion.checkpoints.resume import folder_of, restore
+from mtl_diffusion.checkpoints.saver import Saver
+from mtl_diffusion.config.command_line import parse
+from mtl_diffusion.launch.preflight import begin
+from mtl_diffusion.training.run import build
 
 REPEATS = 9
 

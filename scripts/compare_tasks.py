@@ -14,7 +14,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from mtl_diffusion.command_line import parse as parse_run
 from mtl_diffusion.comparison.arms import (
     AGGREGATIONS,
     LOSS_WEIGHTINGS,
@@ -23,6 +22,7 @@ from mtl_diffusion.comparison.arms import (
     plan,
 )
 from mtl_diffusion.config import ConfigError, TrainConfig, to_dict
+from mtl_diffusion.config.command_line import parse as parse_run
 
 ROOT = Path(__file__).parents[1]
 SMOKE = (
@@ -106,9 +106,9 @@ def compare(args: argparse.Namespace, base: TrainConfig) -> None:
     from tqdm.auto import tqdm
 
     from mtl_diffusion.comparison import measure
-    from mtl_diffusion.comparison.compare import loss_gap, plain, rows_of, table
     from mtl_diffusion.comparison.launch import ensure_trained
-    from mtl_diffusion.data import load_split
+    from mtl_diffusion.comparison.report import loss_gap, plain, rows_of, table
+    from mtl_diffusion.data.images import load_split
 
     folder = Path(args.output_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -185,10 +185,10 @@ def as_json(scores: dict) -> dict:
 
 def gradients(args: argparse.Namespace, folders: list[Path], joint, data, device: str) -> dict:
     """The cosines of the joint models' gradients: mean over batches, then spread over seeds."""
-    from mtl_diffusion.comparison.compare import Spread
     from mtl_diffusion.comparison.gradients import gradient_cosines
-    from mtl_diffusion.hub.pipeline import TASKS, MultiTaskPipeline
-    from mtl_diffusion.publish import PIPELINE
+    from mtl_diffusion.comparison.report import Spread
+    from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
+    from mtl_diffusion.publishing.export import PIPELINE
 
     found = []
     for folder in folders:
@@ -224,7 +224,7 @@ def gradients(args: argparse.Namespace, folders: list[Path], joint, data, device
 def plot(gaps: dict, cosines: dict, folder: Path) -> None:
     import numpy as np
 
-    from mtl_diffusion.comparison.task_plots import diverging
+    from mtl_diffusion.pictures.task_plots import diverging
 
     def panel(tables: dict, scale: float) -> tuple:
         spreads = [list(levels.values()) for levels in tables.values()]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from mtl_diffusion.scorecard.settings import PRESETS, Settings
+from mtl_diffusion.evaluation.settings import PRESETS, Settings
 
 
 def parse():
@@ -61,11 +61,11 @@ def main() -> None:
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from accelerate import Accelerator
 
-    from mtl_diffusion.classifier import Classifier
-    from mtl_diffusion.data import load_split
-    from mtl_diffusion.evaluate import below, context, evaluate, parts_for
-    from mtl_diffusion.hub.pipeline import MultiTaskPipeline
-    from mtl_diffusion.scorecard.features import classifier_space, feature_space
+    from mtl_diffusion.data.images import load_split
+    from mtl_diffusion.evaluation.classifier import Classifier
+    from mtl_diffusion.evaluation.evaluate import below, context, evaluate, parts_for
+    from mtl_diffusion.evaluation.features import classifier_space, feature_space
+    from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
     accelerator = Accelerator(cpu=args.device == "cpu")
     device = args.device or accelerator.device

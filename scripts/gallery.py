@@ -22,9 +22,9 @@ def main() -> None:
     import torch
     from tqdm.auto import tqdm
 
-    from mtl_diffusion import gallery
-    from mtl_diffusion.data import load_images
-    from mtl_diffusion.hub.pipeline import MultiTaskPipeline
+    from mtl_diffusion.data.images import load_images
+    from mtl_diffusion.pictures import grids
+    from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
     pipe = MultiTaskPipeline.from_pretrained(args.pipeline)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -36,20 +36,20 @@ def main() -> None:
             resolution=pipe.size,
             split_field="validation_split",
         )
-        sources = gallery.to_pictures(data.images[:12])
+        sources = grids.to_pictures(data.images[:12])
     else:
-        sources = gallery.own_samples(pipe, 12, args.seed)
+        sources = grids.own_samples(pipe, 12, args.seed)
     options = {"seed": args.seed, "num_inference_steps": args.num_inference_steps}
     draw = {
-        "generate": lambda: gallery.generate_picture(pipe, **options),
-        "inpaint": lambda: gallery.inpaint_picture(pipe, sources, **options),
-        "edit": lambda: gallery.edit_picture(pipe, sources[: len(pipe.class_names)], **options),
+        "generate": lambda: grids.generate_picture(pipe, **options),
+        "inpaint": lambda: grids.inpaint_picture(pipe, sources, **options),
+        "edit": lambda: grids.edit_picture(pipe, sources[: len(pipe.class_names)], **options),
     }
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     names = [name for name in draw if name in pipe.tasks]
     pictures = {name: draw[name]() for name in tqdm(names, desc="Drawing")}
-    pictures["gallery"] = gallery.side_by_side([pictures[name] for name in names])
+    pictures["gallery"] = grids.side_by_side([pictures[name] for name in names])
     for name, picture in pictures.items():
         picture.save(folder / f"{name}.png")
         print(folder / f"{name}.png")

@@ -40,8 +40,8 @@ def main() -> None:
     args = parse()
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
-    from mtl_diffusion.publish import of_checkpoint, push_folder, write
-    from mtl_diffusion.upload import UploadError
+    from mtl_diffusion.publishing.export import of_checkpoint, push_folder, write
+    from mtl_diffusion.publishing.upload import UploadError
 
     try:
         metrics = json.loads(args.metrics.read_text()) if args.metrics else None

@@ -49,10 +49,10 @@ def main() -> None:
     from accelerate import Accelerator
     from tqdm.auto import tqdm
 
-    from mtl_diffusion.gallery import grid
-    from mtl_diffusion.hub.pipeline import MultiTaskPipeline
-    from mtl_diffusion.keyed import generator
-    from mtl_diffusion.scorecard.bulk import weights_digest
+    from mtl_diffusion.evaluation.bulk import weights_digest
+    from mtl_diffusion.pictures.grids import grid
+    from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+    from mtl_diffusion.tools.rng import generator
 
     accelerator = Accelerator(cpu=args.device == "cpu")
     if args.grid and accelerator.num_processes > 1:

@@ -47,9 +47,9 @@ def main() -> None:
     import torch
     from tqdm.auto import tqdm
 
-    from mtl_diffusion.data import load_images
-    from mtl_diffusion.hub.pipeline import TASKS, MultiTaskPipeline
-    from mtl_diffusion.validation import held_out_loss
+    from mtl_diffusion.data.images import load_images
+    from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
+    from mtl_diffusion.training.validation import held_out_loss
 
     pipe = MultiTaskPipeline.from_pretrained(args.pipeline)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,15 +7,15 @@ again to go on; 1 failed.
 import signal
 import sys
 
-from mtl_diffusion.stop import (
+from mtl_diffusion.launch.stop import (  # first: it notes which process launched this one
     REFUSED,
     SIGNALS,
     STOPPED,
-)  # first: it notes which process launched this one
+)
 
 # isort: split
-from mtl_diffusion.command_line import parse
 from mtl_diffusion.config import ConfigError
+from mtl_diffusion.config.command_line import parse
 
 
 def main() -> None:
@@ -25,9 +25,9 @@ def main() -> None:
         refuse(error)
 
     # After parsing: torch takes seconds to import, and --help and mistakes need none of it.
-    from mtl_diffusion.checkpoint import CheckpointError
+    from mtl_diffusion.checkpoints.store import CheckpointError
+    from mtl_diffusion.publishing.upload import UploadError
     from mtl_diffusion.train import train
-    from mtl_diffusion.upload import UploadError
 
     try:
         train(config)

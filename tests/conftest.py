@@ -27,9 +27,9 @@ def build_pipe():
     from tiny import MODEL
 
     from mtl_diffusion.config import TrainConfig
-    from mtl_diffusion.hub.pipeline import TASKS, MultiTaskPipeline
-    from mtl_diffusion.model import build_scheduler, build_unet
-    from mtl_diffusion.vocabulary import build_tokenizer
+    from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
+    from mtl_diffusion.training.model import build_scheduler, build_unet
+    from mtl_diffusion.training.vocabulary import build_tokenizer
 
     def build(seed=0, tasks=tuple(TASKS), classes=CLASSES):
         config = TrainConfig(

@@ -6,20 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from mtl_diffusion.hub.pipeline import TASKS
+from mtl_diffusion.pipeline.pipeline import TASKS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mtl_diffusion"
-HUB = PACKAGE / "hub"
+PIPELINE = PACKAGE / "pipeline"
 OURS = sorted(PACKAGE.rglob("*.py"))
 EVERYWHERE = sorted([*OURS, *(ROOT / "scripts").glob("*.py")])
-SHIPPED = sorted(path for path in HUB.glob("*.py") if path.name != "__init__.py")
+SHIPPED = sorted(path for path in PIPELINE.glob("*.py") if path.name != "__init__.py")
 
 MAY_SHIP = {"torch", "diffusers", "transformers", "PIL", "numpy"}
 # No network, no process, no pickle.
 STANDARD_LIBRARY_TO_SHIP = {"abc", "collections", "dataclasses", "functools", "json", "math"}
 STANDARD_LIBRARY_TO_SHIP |= {"numbers", "pathlib", "re", "sys", "typing"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "open", "input", "breakpoint"}
+
+
+def folder(name: str) -> list[Path]:
+    return sorted((PACKAGE / name).rglob("*.py"))
 
 
 def ids(path: Path) -> str:
@@ -31,7 +35,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path, nodes=None) -> set[str]:
-    """Every module that a file imports, in full: `mtl_diffusion.hub.edit` for `.edit` in hub."""
+    """Every module that a file imports, in full: `mtl_diffusion.data.loader` for `.loader`."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     found = set()
     for node in ast.walk(tree(path)) if nodes is None else nodes:
@@ -41,7 +45,7 @@ def imports(path: Path, nodes=None) -> set[str]:
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*base, *([node.module] if node.module else [])])
             found.add(module)
-            # `from .hub import edit` imports a module too.
+            # `from .pipeline import edit` imports a module too.
             names = (PACKAGE.parent.joinpath(*module.split("."), a.name) for a in node.names)
             found |= {f"{module}.{name.name}" for name in names if name.with_suffix(".py").exists()}
     return found
@@ -61,11 +65,11 @@ def at_import(path: Path) -> set[str]:
     return imports(path, found)
 
 
-def reached(path: Path) -> set[str]:
-    """Every module that importing a file imports, through ours."""
+def reached(path: Path, of=at_import) -> set[str]:
+    """Every module that importing a file imports, through ours; with `of` imports, ever."""
     todo, found = [path], set()
     while todo:
-        for name in at_import(todo.pop()) - found:
+        for name in of(todo.pop()) - found:
             found.add(name)
             for file in (
                 PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py"),
@@ -81,14 +85,14 @@ def calls(path: Path) -> set[str]:
 
 
 def test_the_reader_of_imports_sees_them(tmp_path, monkeypatch):
-    code = "import a.b\nfrom .c import d\nfrom ..hub import edit\ndef f():\n    import late\n"
+    code = "import a.b\nfrom .c import d\nfrom ..pipeline import edit\ndef f():\n    import late\n"
     monkeypatch.setitem(globals(), "tree", lambda path: ast.parse(code))
-    path = HUB / "any.py"
+    path = PIPELINE / "any.py"
     assert imports(path) == {
         "a.b",
-        "mtl_diffusion.hub.c",
-        "mtl_diffusion.hub",
-        "mtl_diffusion.hub.edit",
+        "mtl_diffusion.pipeline.c",
+        "mtl_diffusion.pipeline",
+        "mtl_diffusion.pipeline.edit",
         "late",
     }
     assert at_import(path) == imports(path) - {"late"}
@@ -99,7 +103,7 @@ def test_what_ships_imports_little_and_nothing_of_ours_outside(path):
     for name in imports(path):
         top = name.partition(".")[0]
         if top == "mtl_diffusion":
-            assert name in {f"mtl_diffusion.hub.{other.stem}" for other in SHIPPED}, name
+            assert name in {f"mtl_diffusion.pipeline.{other.stem}" for other in SHIPPED}, name
         else:
             assert top in MAY_SHIP | STANDARD_LIBRARY_TO_SHIP, name
     for node in ast.walk(tree(path)):
@@ -122,35 +126,69 @@ def test_what_ships_evaluates_nothing_and_opens_nothing(path):
 
 def test_the_pipeline_imports_every_sibling_itself():
     """The loader copies what pipeline.py imports, and no more."""
-    siblings = {f"mtl_diffusion.hub.{p.stem}" for p in SHIPPED if p.stem != "pipeline"}
-    found = at_import(HUB / "pipeline.py")
+    siblings = {f"mtl_diffusion.pipeline.{p.stem}" for p in SHIPPED if p.stem != "pipeline"}
+    found = at_import(PIPELINE / "pipeline.py")
     assert {name for name in found if name.startswith("mtl_diffusion")} == siblings
 
 
-def test_hub_is_flat():
-    assert not [path for path in HUB.iterdir() if path.is_dir() and path.name != "__pycache__"]
+def test_the_pipeline_is_flat():
+    assert not [path for path in PIPELINE.iterdir() if path.is_dir() and path.name != "__pycache__"]
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_knows_nothing_of_noise_denoiser_or_loop(task):
-    own = {name for name in imports(HUB / f"{task}.py") if name.startswith("mtl_diffusion")}
-    helpers = {f"mtl_diffusion.hub.{name}" for name in ("task", "masks", "degradation")}
+    own = {name for name in imports(PIPELINE / f"{task}.py") if name.startswith("mtl_diffusion")}
+    helpers = {f"mtl_diffusion.pipeline.{name}" for name in ("task", "masks", "degradation")}
     assert own <= helpers
     for name in own:
         file = PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
         assert not {n for n in imports(file) if n.startswith("mtl_diffusion")}, name
 
 
-@pytest.mark.parametrize("name", ["config.py", "__init__.py"])
-def test_settings_do_not_wait_for_torch(name):
-    tops = {module.partition(".")[0] for module in reached(PACKAGE / name)}
+@pytest.mark.parametrize("path", [PACKAGE / "__init__.py", *folder("config")], ids=ids)
+def test_settings_do_not_wait_for_torch(path):
+    tops = {module.partition(".")[0] for module in reached(path)}
     assert not tops & {"torch", "diffusers", "transformers", "datasets", "accelerate", "numpy"}
 
 
-def test_evaluation_knows_nothing_of_training():
-    own = {name.removeprefix("mtl_diffusion.") for name in reached(PACKAGE / "evaluate.py")}
-    assert {"scorecard.bulk", "hub.pipeline", "classifier"} <= own
-    assert not own & {"train", "run", "losses", "ema", "checkpoint", "resume", "publish", "config"}
+# Folder: what none of its files may reach, when it is imported or later.
+WALLS = {
+    "data": {"training", "train", "checkpoints", "launch", "publishing", "config"},
+    "pipeline": {"config", "data", "training", "train", "tools"},
+    "training": {"train", "checkpoints", "launch", "publishing", "evaluation"},
+    "checkpoints": {"train", "launch", "publishing", "evaluation"},
+    "launch": {"train", "evaluation"},
+    "publishing": {"train", "launch", "evaluation"},
+    "evaluation": {"training", "train", "checkpoints", "launch", "publishing", "config"},
+    "pictures": {"config", "data", "training", "train", "evaluation"},
+    "tools": {"config", "data", "pipeline", "training", "train", "launch", "pictures"},
+}
+
+
+@pytest.mark.parametrize("name", WALLS)
+def test_a_folder_knows_nothing_of(name):
+    for path in folder(name):
+        folders = {
+            n.split(".")[1] for n in reached(path, imports) if n.startswith("mtl_diffusion.")
+        }
+        assert not folders & WALLS[name], path
+
+
+def test_the_walls_see_what_is_reached():
+    own = {name for path in folder("evaluation") for name in reached(path)}
+    assert {"mtl_diffusion.pipeline.pipeline", "mtl_diffusion.data.images"} <= own
+    own = {name for path in folder("checkpoints") for name in reached(path)}
+    assert "mtl_diffusion.training.run" in own
+
+
+def test_the_root_holds_the_loop_and_folders():
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "train.py"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/__init__.py")), ids=ids)
+def test_a_folder_says_its_one_job(path):
+    said = ast.get_docstring(tree(path))
+    assert said and said.partition("\n")[0].endswith(".")
 
 
 def test_only_its_script_and_the_benchmark_import_the_loop():
@@ -175,8 +213,8 @@ def test_nothing_is_pickled(path):
 
 def test_nothing_is_imported_that_windows_lacks():
     posix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
-    for path in EVERYWHERE:
-        assert not {name.partition(".")[0] for name in imports(path)} & posix, path
+    for path in OURS:
+        assert not {name.partition(".")[0] for name in at_import(path)} & posix, path
 
 
 @pytest.mark.parametrize("path", OURS, ids=ids)

@@ -16,7 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ..config import TrainConfig, to_dict
-from ..data import ImageDataset
+from ..data.images import ImageDataset
 from .measure import DeviceMemory
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

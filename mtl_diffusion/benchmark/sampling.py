@@ -23,9 +23,9 @@ from diffusers import (
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..hub.denoiser import Conditioning, predict, tell
-from ..hub.pipeline import TASKS, MultiTaskPipeline
-from ..keyed import generator
+from ..pipeline.denoiser import Conditioning, predict, tell
+from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..tools.rng import generator
 from .measure import Spread, interleaved, seconds
 
 REFERENCE_STEPS = 128  # of Heun, whose error falls with their square

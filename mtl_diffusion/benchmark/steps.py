@@ -10,11 +10,11 @@ from unittest.mock import patch
 import torch
 
 from .. import train as loop
-from ..ema import EMA
-from ..loader import Loader
-from ..meter import Meter
-from ..mixture import Mixture
-from ..run import Run
+from ..data.loader import Loader
+from ..training.ema import EMA
+from ..training.meter import Meter
+from ..training.mixture import Mixture
+from ..training.run import Run
 from .measure import Spread, seconds, synchronise
 
 # Each part of a step, and the calls of the step that it consists of.

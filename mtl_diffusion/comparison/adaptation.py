@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 from ..config import TrainConfig
-from ..data import ImageDataset, load_split
-from ..hub.pipeline import TASKS, MultiTaskPipeline
-from ..hub.tokens import Vocabulary
+from ..data.images import ImageDataset, load_split
+from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..pipeline.tokens import Vocabulary
 from ..tools.files import replaced_folder
-from ..validation import held_out_loss
-from ..vocabulary import extend_tokenizer
+from ..training.validation import held_out_loss
+from ..training.vocabulary import extend_tokenizer
 
 FROM_OLD = ("tokens", "tokens+condition", "all")
 FROM_NOTHING = ("alone", "joint")

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data import ImageDataset, to_unit_range
-from ..hub.denoiser import predict, tell
-from ..hub.pipeline import MultiTaskPipeline
-from ..hub.task import Task
-from ..keyed import generator
-from ..losses import denoising_loss
-from ..validation import SIGMA_EDGES
+from ..data.images import ImageDataset, to_unit_range
+from ..pipeline.denoiser import predict, tell
+from ..pipeline.pipeline import MultiTaskPipeline
+from ..pipeline.task import Task
+from ..tools.rng import generator
+from ..training.losses import denoising_loss
+from ..training.validation import SIGMA_EDGES
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checkpoint import load_latest
+from ..checkpoints.resume import MAY_CHANGE
+from ..checkpoints.store import load_latest
 from ..config import TrainConfig, differences, resolved, to_dict
-from ..publish import PIPELINE
-from ..resume import MAY_CHANGE
-from ..stop import STOPPED
+from ..launch.stop import STOPPED
+from ..publishing.export import PIPELINE
 from ..tools.files import write_text
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data import ImageDataset
-from ..hub.pipeline import TASKS, MultiTaskPipeline
+from ..data.images import ImageDataset
+from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..tools.files import write_text
-from ..validation import held_out_loss
+from ..training.validation import held_out_loss
 
 LOSS = "held-out loss"
 WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")

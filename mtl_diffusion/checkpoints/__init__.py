@@ -1,0 +1,1 @@
+"""The state of a run written to disk, and restored from there."""

@@ -1,0 +1,291 @@
+"""A run's state as a checkpoint, and a checkpoint back as the run's state."""
+
+import json
+import logging
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import ConfigError, differences, show, to_dict
+from ..data.streaming_loader import Position
+from ..tools.distributed import from_all_processes
+from ..training.run import Run, learning_rate
+from .store import Checkpoint, CheckpointError, load, load_latest
+
+logger = logging.getLogger(__name__)
+
+# What may differ between a run and its continuation: where things are, how long it goes on, and
+# what is only watched. The data may have moved, too: it is compared by what it holds.
+MAY_CHANGE = frozenset(
+    (
+        *("output_dir", "dataset_name", "resume_from_checkpoint", "dry_run", "num_threads"),
+        "num_processes",
+        *("max_train_steps", "max_train_minutes", "checkpointing_steps", "checkpoints_total_limit"),
+        *("validation_steps", "validation_images", "logging_steps", "report_to"),
+        *("tracker_project_name", "push_to_hub", "hub_strategy", "hub_model_id"),
+        "hub_private_repo",
+    )
+)
+
+
+def folder_of(run: Run) -> Path:
+    """Where the run's checkpoints are."""
+    return Path(run.config.output_dir) / "checkpoints"
+
+
+def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Checkpoint:
+    """Everything that a run needs to go on. The tensors are those that are being trained.
+
+    Args:
+        positions: how far each process has read, if the data is streamed.
+    """
+    names = _trained_names(run)
+    moments = run.optimizer.state_dict()["state"]
+    tensors = {
+        "unet": run.unet.state_dict(),
+        "weighting": run.weighting.state_dict(),
+        "optimizer": {
+            f"{key} of {names[index]}": value
+            for index, state in moments.items()
+            for key, value in state.items()
+        },
+    }
+    if run.ema is not None:
+        tensors["ema"] = run.ema.module.state_dict()
+    facts = {
+        "config": to_dict(run.config),
+        "words": run.tokenizer.get_vocab(),
+        # What a pipeline is built of, so that a checkpoint alone can be published.
+        "unet": _plain(run.unet),
+        "scheduler": _plain(run.scheduler),
+        "data": {"train": run.train_data.fingerprint, "held_out": run.held_out.fingerprint},
+        "stream": positions,
+        "num_processes": run.accelerator.num_processes,
+        "images_seen": step * run.config.total_batch_size,
+        "learning_rate": learning_rate(run.config, step),
+        "versions": _versions(),
+    }
+    return Checkpoint(step, tensors, facts)
+
+
+def _is_mapping(value: Any, kind: type = object) -> bool:
+    return isinstance(value, dict) and all(isinstance(entry, kind) for entry in value.values())
+
+
+def _is_stream(value: Any) -> bool:
+    pairs = value if isinstance(value, list) else [None]
+    return value is None or all(
+        isinstance(pair, list) and [type(number) for number in pair] == [int, int] for pair in pairs
+    )
+
+
+# Name -> what a fact must be, and in words. "unet" and "scheduler" are missing in old checkpoints.
+_FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "config": (_is_mapping, "a mapping"),
+    "words": (lambda value: _is_mapping(value, int), "words with their ids"),
+    "unet": (lambda value: value is None or _is_mapping(value), "a mapping"),
+    "scheduler": (lambda value: value is None or _is_mapping(value), "a mapping"),
+    "data": (
+        lambda value: _is_mapping(value, str) and {"train", "held_out"} <= value.keys(),
+        "the fingerprints of train and held_out",
+    ),
+    "stream": (_is_stream, "null, or an epoch and a number of rows for each process"),
+    "num_processes": (lambda value: type(value) is int and value > 0, "1 or more"),
+    "versions": (_is_mapping, "libraries with their versions"),
+}
+
+
+def check_facts(checkpoint: Checkpoint) -> None:
+    """Checks that the facts have the form in which `snapshot` writes them.
+
+    Raises:
+        CheckpointError: it names each fact that is missing or of another form.
+    """
+    found = checkpoint.facts
+    faults = [
+        f"{name}: found {show(found[name]) if name in found else 'nothing'}; must be {words}"
+        for name, (fits, words) in _FACTS.items()
+        if not fits(found.get(name))
+    ]
+    if faults:
+        lines = "".join(f"\n  {fault}" for fault in faults)
+        raise CheckpointError(f"the facts.json of step-{checkpoint.step} can't be used:{lines}")
+
+
+def restore(run: Run) -> int:
+    """Brings the run to where its checkpoint left it; returns the number of steps done.
+
+    Raises:
+        ConfigError: the checkpoint is of another configuration or other data, or a run is there
+            that was not to be resumed.
+        CheckpointError: the checkpoint asked for is missing or damaged, or could not be read on
+            one of the processes.
+    """
+    fault = None
+    try:
+        checkpoint = _find(run)
+    except (CheckpointError, ConfigError) as error:
+        checkpoint, fault = None, error
+    if faults := from_all_processes([str(fault)] if fault else []):
+        raise fault or CheckpointError(f"another process: {faults[0]}")
+    step = 0 if checkpoint is None else checkpoint.step
+    if len(found := from_all_processes([str(step)])) > 1:
+        raise ConfigError(
+            [
+                f"output_dir: found {run.config.output_dir}, where the processes see the steps "
+                f"{', '.join(found)}; it must be one folder for all machines"
+            ]
+        )
+    if checkpoint is None:
+        return 0
+    check_facts(checkpoint)
+    if faults := _mismatches(run, checkpoint):
+        raise ConfigError([*faults, "to start anew, choose another output_dir"])
+    try:
+        _load_state(run, checkpoint)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"step-{step} does not fit this model: {error}") from error
+    if run.config.streaming:
+        _go_on_reading(run, checkpoint)
+    if run.accelerator.is_main_process:
+        logger.warning("resuming after step %d", step)
+        _note_changes(run, checkpoint)
+    return step
+
+
+def _find(run: Run) -> Checkpoint | None:
+    """What `resume_from_checkpoint` asks for."""
+    wish = run.config.resume_from_checkpoint
+    newest, skipped = load_latest(folder_of(run))
+    if run.accelerator.is_main_process and newest:
+        for reason in skipped:
+            logger.warning("passed over a checkpoint: %s", reason)
+    if wish == "latest":
+        if newest is None and skipped:
+            raise CheckpointError(
+                f"{folder_of(run)} has no complete checkpoint; to start anew, choose another "
+                "output_dir:" + "".join(f"\n  {reason}" for reason in skipped)
+            )
+        return newest
+    if wish is None:
+        if newest or skipped:
+            raise ConfigError(
+                [
+                    f"resume_from_checkpoint: found none; {folder_of(run)} already holds a run: "
+                    "resume it with latest, or choose another output_dir"
+                ]
+            )
+        return None
+    asked = load(Path(wish))
+    if newest is None or newest.step <= asked.step:
+        return asked
+    check_facts(newest)
+    if newest.facts["config"].get("resume_from_checkpoint") == wish:  # the same command, run again
+        return newest
+    raise ConfigError(
+        [
+            f"resume_from_checkpoint: found {wish}, of step {asked.step}; {folder_of(run)} "
+            f"already holds step {newest.step}: resume it with latest, or choose another output_dir"
+        ]
+    )
+
+
+def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
+    """A line for each thing that forbids to continue the checkpoint with this run."""
+    facts = checkpoint.facts
+    faults = differences(facts["config"], to_dict(run.config), MAY_CHANGE)
+    for field, split, data in (
+        ("train_split", "train", run.train_data),
+        ("validation_split", "held_out", run.held_out),
+    ):
+        before = facts["data"][split]
+        if before != data.fingerprint:
+            faults.append(
+                f"{field}: the checkpoint has data of the fingerprint {before}, this run has "
+                f"{data.fingerprint}"
+            )
+    words = run.tokenizer.get_vocab()
+    if facts["words"] != words:
+        moved = sorted(
+            w for w in {*facts["words"], *words} if facts["words"].get(w) != words.get(w)
+        )
+        faults.append(f"tasks: these tokens have another id in the checkpoint: {', '.join(moved)}")
+    if checkpoint.step > run.config.max_train_steps:
+        faults.append(
+            f"max_train_steps: found {run.config.max_train_steps}; the checkpoint has done "
+            f"{checkpoint.step} steps"
+        )
+    return faults
+
+
+def _load_state(run: Run, checkpoint: Checkpoint) -> None:
+    run.unet.load_state_dict(checkpoint.tensors["unet"])
+    run.weighting.load_state_dict(checkpoint.tensors["weighting"])
+    if run.ema is not None:
+        run.ema.module.load_state_dict(checkpoint.tensors["ema"])
+    names, parameters = _trained_names(run), run.optimizer.param_groups[0]["params"]
+    state = {index: {} for index in range(len(names))}
+    for name, value in checkpoint.tensors["optimizer"].items():
+        key, _, owner = name.partition(" of ")
+        index = names.index(owner)
+        if value.ndim:
+            # Files are row-major. The fused AdamW walks a weight and its moments side by side in
+            # memory, so they must lie in the same order, which channels_last has changed.
+            value = torch.empty_like(parameters[index]).copy_(value)
+        state[index][key] = value
+    groups = run.optimizer.state_dict()["param_groups"]
+    run.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _go_on_reading(run: Run, checkpoint: Checkpoint) -> None:
+    """Each process goes on where it was; another number of them divides the next epoch anew."""
+    positions = [Position(*numbers) for numbers in checkpoint.facts["stream"]]
+    if len(positions) == run.accelerator.num_processes:
+        position = positions[run.accelerator.process_index]
+    else:
+        position = Position(max(position.epoch for position in positions) + 1, 0)
+    run.loader.go_to(checkpoint.step, position)
+
+
+def _note_changes(run: Run, checkpoint: Checkpoint) -> None:
+    """Logs what differs, is allowed to, and may change the rounding."""
+    before, now = checkpoint.facts["num_processes"], run.accelerator.num_processes
+    if before != now:
+        what = (
+            "the data and the noise are the same, the rounding is not"
+            if not run.config.streaming
+            else "the stream is divided anew, and the rest of the epoch is left out"
+        )
+        logger.warning(
+            "the checkpoint is of %d processes and this run has %d: %s", before, now, what
+        )
+    versions = _versions()
+    for name, old in checkpoint.facts["versions"].items():
+        if old != versions.get(name):
+            logger.warning(
+                "the checkpoint is of %s %s and this is %s: the rounding may differ",
+                name,
+                old,
+                versions.get(name),
+            )
+
+
+def _plain(component) -> dict[str, Any]:
+    """The configuration of a stock component, without the notes of where it came from."""
+    table = json.loads(component.to_json_string())
+    return {name: value for name, value in table.items() if not name.startswith("_")}
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("torch", "diffusers", "transformers", "accelerate", "datasets", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
+
+
+def _trained_names(run: Run) -> list[str]:
+    """Names of what the optimiser holds, in its order."""
+    objective = run.accelerator.unwrap_model(run.objective, keep_torch_compile=False)
+    return [name for name, p in objective.named_parameters() if p.requires_grad]

@@ -1,0 +1,101 @@
+"""Checkpoints are written beside the training, which waits for a copy of its state alone."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+
+from ..tools.distributed import any_process
+from ..training.run import Run
+from .resume import folder_of, snapshot
+from .store import Checkpoint
+from .store import save as write
+
+logger = logging.getLogger(__name__)
+
+THREAD = "checkpoint"
+
+
+class Saver:
+    """Saves a run, one checkpoint at a time; what is begun when it is left is finished.
+
+    A process that is killed while it writes has lost that checkpoint and goes on from the one
+    before, as if it had been killed a little earlier.
+    """
+
+    def __init__(self, run: Run, written: Callable[[Path], None] = lambda path: None):
+        """written: called with each complete checkpoint but the last, in the thread that writes."""
+        self.run, self.written = run, written
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.wait()
+
+    def save(self, step: int, *, needed: bool) -> None:
+        """Saves the state after `step` steps. If one is still being written, waits for that.
+
+        Args:
+            needed: nothing follows that could be saved instead: all processes wait until it is
+                on the disk. If False, a full disk or an I/O error is logged, and the next
+                checkpoint is the next attempt.
+
+        Raises:
+            FloatingPointError: a weight is not finite. Nothing has been written.
+            OSError: the checkpoint could not be written, and it is needed.
+        """
+        run = self.run
+        finite = torch.stack([weight.isfinite().all() for weight in run.unet.parameters()])
+        if any_process(~finite.all()):
+            raise FloatingPointError(f"step {step}: weights are not finite; no checkpoint is saved")
+        positions = gather_object([run.loader.position]) if run.config.streaming else None
+        if run.accelerator.is_main_process:
+            self.wait()
+            copied = _on_host(snapshot(run, step, positions))
+            self._thread = threading.Thread(target=self._write, args=(copied, needed), name=THREAD)
+            self._thread.start()
+        if needed:
+            self.wait()
+            if any_process(self._failure is not None):
+                raise self._failure or OSError(
+                    f"step {step}: the main process could not write the checkpoint"
+                )
+
+    def wait(self) -> None:
+        """Until nothing is being written; raises what failed there, unless it is an OSError."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._failure is not None and not isinstance(self._failure, OSError):
+            raise self._failure
+
+    def _write(self, checkpoint: Checkpoint, needed: bool) -> None:
+        config, self._failure = self.run.config, None
+        try:
+            path = write(folder_of(self.run), checkpoint, config.checkpoints_total_limit)
+        except Exception as error:  # nobody would see it in this thread
+            self._failure = error
+            logger.error(
+                "the checkpoint of step %d could not be written: %s. Older ones are untouched%s",
+                checkpoint.step,
+                error,
+                "" if needed else "; training goes on, and the next one is tried",
+            )
+            return
+        if checkpoint.step < config.max_train_steps:
+            self.written(path)
+
+
+def _on_host(checkpoint: Checkpoint) -> Checkpoint:
+    """A copy that further training leaves as it is."""
+    tensors = {
+        group: {name: tensor.detach().to("cpu", copy=True) for name, tensor in part.items()}
+        for group, part in checkpoint.tensors.items()
+    }
+    return replace(checkpoint, tensors=tensors)

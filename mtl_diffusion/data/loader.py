@@ -1,0 +1,114 @@
+"""Batches of a dataset, in an order keyed by the seed."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..tools.rng import generator
+from ..tools.tensors import upload
+from .images import ImageDataset, to_unit_range
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step receives.
+
+    Attributes:
+        images: (B, 3, H, W) float32 in [-1, 1].
+        labels: (B,) int64.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class Loader:
+    """Batches that are a pure function of (seed, step), however they are cut.
+
+    The dataset is repeated without end, each epoch in an order of its own, and global sample
+    k = step * total_batch_size + i is row perm(seed, k // N)[k % N]. So batches run across the
+    epochs' borders, no row is dropped, and resuming at a step needs no state.
+
+    The images are kept on `device` whole where they fit: on CUDA, in less than half of the memory
+    that is free now. Else they stay on the CPU, and batches are copied as they are needed.
+
+    Args:
+        dataset: on the CPU; N rows.
+        total_batch_size: samples in a global batch, over all processes; 1..N.
+        seed: keys the order and the flips.
+        random_flip: mirror each sample left-right with probability one half.
+        device: where batches are delivered.
+
+    Raises:
+        ValueError: `total_batch_size` is below 1 or above N.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        total_batch_size: int,
+        seed: int,
+        random_flip: bool,
+        device: str | torch.device = "cpu",
+    ):
+        if not 1 <= total_batch_size <= len(dataset):
+            raise ValueError(
+                f"total_batch_size: {total_batch_size} is not between 1 and the {len(dataset)} rows"
+                " of the dataset; give a smaller batch or a larger split."
+            )
+        self.device = torch.device(device)
+        self.resident = _fits(dataset, self.device)
+        self.dataset = dataset.to(self.device) if self.resident else dataset
+        self.total_batch_size = total_batch_size
+        self.seed = seed
+        self.random_flip = random_flip
+        self._orders: dict[int, torch.Tensor] = {}
+
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """Samples `rows` of the global batch of `step`.
+
+        Args:
+            step: 0, 1, 2, ...; any order.
+            rows: what this process or microbatch wants of `range(total_batch_size)`.
+        """
+        picked = range(self.total_batch_size)[rows]
+        index = self._rows(step)[picked.start : picked.stop : picked.step]
+        index = upload(index, self.dataset.images.device)
+        images, labels = self.dataset.images[index], self.dataset.labels[index]
+        if not self.resident:
+            images, labels = upload(images, self.device), upload(labels, self.device)
+        if self.random_flip:
+            images = flipped(images, self.seed, step, self.total_batch_size, picked)
+        return Batch(to_unit_range(images), labels)
+
+    def _rows(self, step: int) -> torch.Tensor:
+        """Row numbers (total_batch_size,) of the global batch of `step`."""
+        start = step * self.total_batch_size
+        k = torch.arange(start, start + self.total_batch_size)
+        epochs, places = k // len(self.dataset), k % len(self.dataset)
+        # A batch is no larger than an epoch.
+        first, last = (i // len(self.dataset) for i in (start, start + self.total_batch_size - 1))
+        self._orders = {epoch: self._order(epoch) for epoch in {first, last}}
+        return torch.where(epochs == first, self._orders[first][places], self._orders[last][places])
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        if epoch in self._orders:
+            return self._orders[epoch]
+        return torch.randperm(len(self.dataset), generator=generator(self.seed, epoch, "order"))
+
+
+def flipped(
+    images: torch.Tensor, seed: int, step: int, total_batch_size: int, picked: range
+) -> torch.Tensor:
+    """Mirrors half of the samples `picked` of a global batch left-right, at random by its key."""
+    # Drawn for the whole global batch and sliced, so that it may be cut anywhere.
+    draws = torch.rand(total_batch_size, generator=generator(seed, step, "flip"))
+    flip = upload((draws < 0.5)[picked.start : picked.stop : picked.step], images.device)
+    return torch.where(flip[:, None, None, None], images.flip(-1), images)
+
+
+def _fits(dataset: ImageDataset, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return dataset.images.nbytes < free / 2

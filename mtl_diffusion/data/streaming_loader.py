@@ -1,0 +1,173 @@
+"""Batches of a stream, decoded in the background while the last ones are trained on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .images import to_unit_range
+from .loader import Batch, flipped
+from .stream import Example, ImageStream
+
+# Shares that wait, decoded: a slow read is bridged by as many steps.
+_AHEAD = 4
+
+
+class Position(NamedTuple):
+    """How far a process has read: `rows` of its rows of epoch `epoch`."""
+
+    epoch: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class _Share:
+    """This process's samples of one global batch: uint8, on the CPU."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    end: Position
+
+
+class StreamingLoader:
+    """Batches of a stream that is repeated without end, each epoch in an order of its own.
+
+    Steps are asked for one after the other, and a step's rows as often as you like. Each process
+    goes through its own rows, so a batch is a function of (seed, step, number of processes). A
+    run goes on from where another one stopped by `go_to(step, position)`.
+
+    Args:
+        stream: what is read.
+        total_batch_size: samples in a global batch, over all processes.
+        mine: the rows of a global batch that this process sees.
+        rank, world: this process, and how many there are.
+        buffer_size: rows in the shuffle buffer.
+        seed: keys the order and the flips.
+        random_flip: mirror each sample left-right with probability one half.
+        threads: how many decode.
+        device: where batches are delivered.
+    """
+
+    def __init__(
+        self,
+        stream: ImageStream,
+        total_batch_size: int,
+        mine: range,
+        rank: int,
+        world: int,
+        buffer_size: int,
+        seed: int,
+        random_flip: bool,
+        threads: int = 1,
+        device: str | torch.device = "cpu",
+    ):
+        self.stream = stream
+        self.total_batch_size = total_batch_size
+        self.mine = mine
+        self.rank, self.world = rank, world
+        self.buffer_size = buffer_size
+        self.seed = seed
+        self.random_flip = random_flip
+        self.device = torch.device(device)
+        self._threads = threads
+        # One reads and leads, the others only decode. Tasks are short, so all end with Python.
+        self._reader = ThreadPoolExecutor(1)
+        self._decoders = ThreadPoolExecutor(threads)
+        self.go_to(0, Position(0, 0))
+
+    @property
+    def position(self) -> Position:
+        """Where the next step's rows begin."""
+        return self._current.end if self._current else self._start
+
+    def go_to(self, step: int, position: Position) -> None:
+        """The next step is `step`, and its rows begin at `position`.
+
+        What lies before in that epoch is read again and thrown away, without being decoded.
+        """
+        self._start = position
+        self._step, self._current = step - 1, None
+        self._shares = self._read(position)
+        self._ahead: deque[Future[_Share]] = deque()
+
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """Samples `rows` of the global batch of `step`.
+
+        Args:
+            step: the last one, or the one after it.
+            rows: what a microbatch wants of `range(total_batch_size)`, within `mine`.
+
+        Raises:
+            ValueError: a row that was read is bad, or there is none for this process.
+        """
+        picked = range(self.total_batch_size)[rows]
+        assert picked[0] in self.mine and picked[-1] in self.mine, f"{rows} is not ours"
+        share = self._share_of(step)
+        first = self.mine.start
+        cut = slice(picked.start - first, picked.stop - first, picked.step)
+        images, labels = share.images[cut], share.labels[cut]
+        if self.device.type != "cpu":  # pinned, if it is a GPU: the copy overlaps with its work
+            images = images.to(self.device, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)
+        if self.random_flip:
+            images = flipped(images, self.seed, step, self.total_batch_size, picked)
+        return Batch(to_unit_range(images), labels)
+
+    def _share_of(self, step: int) -> _Share:
+        if step != self._step:
+            assert step == self._step + 1, f"step {step} after {self._step}: a stream only goes on"
+            # A generator is asked for its next by one thread only, the reader.
+            while len(self._ahead) < _AHEAD:
+                self._ahead.append(self._reader.submit(next, self._shares))
+            self._current = self._ahead.popleft().result()
+            self._step = step
+        return self._current
+
+    def _read(self, position: Position) -> Iterator[_Share]:
+        taken: list[Example] = []
+        for end, example in self._examples(position):
+            taken.append(example)
+            if len(taken) == len(self.mine):
+                yield self._decoded(taken, end)
+                taken = []
+
+    def _examples(self, position: Position) -> Iterator[tuple[Position, Example]]:
+        """Each row from `position` on without end, with the position after it."""
+        epoch, skipped = position
+        while True:
+            seen = 0
+            rows = self.stream.epoch(self.seed, epoch, self.buffer_size, self.rank, self.world)
+            for example in rows:
+                seen += 1
+                if seen > skipped:
+                    yield Position(epoch, seen), example
+            if not seen:
+                raise ValueError(
+                    f"train_split: {self.stream.split!r} has no rows for process {self.rank} of"
+                    f" {self.world}; use fewer processes."
+                )
+            epoch, skipped = epoch + 1, 0
+
+    def _decoded(self, examples: list[Example], end: Position) -> _Share:
+        parts = [examples[i :: self._threads] for i in range(self._threads)]
+        size = self.stream.resolution
+        pixels = np.empty((len(examples), size, size, 3), np.uint8)
+        for i, part in enumerate(self._decoders.map(self._decode, parts)):
+            pixels[i :: self._threads] = part
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        labels = torch.tensor([example.label for example in examples])
+        if self.device.type == "cuda":
+            images, labels = images.pin_memory(), labels.pin_memory()
+        return _Share(images, labels, end)
+
+    def _decode(self, examples: list[Example]) -> np.ndarray:
+        size = self.stream.resolution
+        if not examples:
+            return np.empty((0, size, size, 3), np.uint8)
+        return np.stack([self.stream.decode(example) for example in examples])

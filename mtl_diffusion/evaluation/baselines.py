@@ -1,0 +1,159 @@
+"""Inpainting and editing with the generate task alone: what the same weights can do untaught.
+
+Everywhere:
+    D, source, target: D(x, sigma), as in denoise.py; `source` is told the class that an image has,
+        or none, `target` the one that it shall have.
+    image: (B, 3, H, W) float32 in [-1, 1].
+    sigmas: falling noise levels, the last one 0, from `denoise.noise_levels`.
+    strength: in [0, 1], how far up the noise levels an edit starts: 0 gives the image back, 1 is
+        sigma_max. It is a share of the steps, as in diffusers' image-to-image pipelines: of n steps
+        int(strength n) are done.
+    generators: one an image, so that a batch gives what its images give alone.
+They return images like `image`, not clipped, and raise ValueError for an argument out of range.
+What they cost is in the denoiser's `evaluations`.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ..pipeline.inputs import read_count, read_number
+from .denoise import Denoise, solve
+
+
+@torch.no_grad()
+def repaint(
+    D: Denoise,
+    image: Tensor,
+    mask: Tensor,
+    sigmas: Sequence[float],
+    generators: list[torch.Generator],
+    resamplings: int = 10,
+) -> Tensor:
+    """Inpaints by noising the known pixels anew at every level.
+
+    Each level is reached `resamplings` times: after all but the last, everything is noised back up
+    by one step, so that the hole can come to agree with what is known. Known pixels come out
+    exactly. Lugmayr et al. 2022, RePaint, algorithm 1, with jumps of one step; its ancestral step
+    is q(x_target | x_sigma, image = D), here of the variance-exploding process. With few steps that
+    adds too little noise: what is painted varies less than it should.
+
+    Args:
+        mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
+        resamplings: times that each level is reached, 1 for no resampling. The last, 0, is
+            reached once.
+
+    Evaluations: (steps - 1) resamplings + 1.
+    """
+    _check_images(image, generators)
+    if mask.shape != image[:, :1].shape or not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)} and values from {mask.min():.3g} to "
+            f"{mask.max():.3g}; it must have shape {tuple(image[:, :1].shape)} and be 0 (known) or "
+            "1 (to be painted)"
+        )
+    resamplings = read_count(resamplings, "resamplings")
+    hole = mask > 0
+    x = torch.where(hole, 0.0, image) + sigmas[0] * _noise(image, generators)
+    for sigma, target in pairwise(sigmas):
+        for left in reversed(range(resamplings if target > 0 else 1)):
+            noise = _noise(image, generators)
+            keep = (target / sigma) ** 2
+            denoised = D(x, sigma)
+            painted = denoised + keep * (x - denoised) + target * math.sqrt(1 - keep) * noise
+            x = torch.where(hole, painted, image + target * noise)
+            if left:
+                x = x + math.sqrt(sigma**2 - target**2) * _noise(image, generators)
+    return x
+
+
+def sdedit(
+    target: Denoise,
+    image: Tensor,
+    sigmas: Sequence[float],
+    strength: float,
+    generators: list[torch.Generator],
+) -> Tensor:
+    """Noises the image to the strength's level, and solves from there. Meng et al. 2022.
+
+    Evaluations: 2 a step, less 1.
+    """
+    _check_images(image, generators)
+    sigmas = start(sigmas, strength)
+    return solve(target, image + sigmas[0] * _noise(image, generators), sigmas)
+
+
+def ddim_inversion(
+    source: Denoise, target: Denoise, image: Tensor, sigmas: Sequence[float], strength: float
+) -> Tensor:
+    """Carries the image up the source's flow, and down the target's. Song et al. 2021, DDIM, 4.3.
+
+    The flow is not defined at 0. So the image counts as a sample at sigma_min, and comes back to
+    there: with one flow for both ways it returns, but for the solver's error.
+
+    Evaluations: 2 a step but the last each, of the source and of the target.
+    """
+    _check_images(image)
+    sigmas = start(sigmas, strength)[:-1]
+    return solve(target, solve(source, image, sigmas[::-1]), sigmas)
+
+
+@torch.no_grad()
+def flowedit(
+    source: Denoise,
+    target: Denoise,
+    image: Tensor,
+    sigmas: Sequence[float],
+    strength: float,
+    generators: list[torch.Generator],
+    num_noises: int = 1,
+) -> Tensor:
+    """Moves the image by the difference of two flows, without an inversion.
+
+    dz / dsigma = E[(z + sigma noise - D_target) / sigma - (image + sigma noise - D_source) / sigma]
+    from z = image, the denoisers seeing z and the image with the same noise. That is drawn anew
+    at every level, so Euler's method, the paper's too, serves as well as a higher order would.
+    Kulikov et al. 2024, FlowEdit, algorithm 1, with n_min = 0.
+
+    Args:
+        num_noises: how many noises the mean is over, n_avg.
+
+    Evaluations: num_noises a step, of the source and of the target.
+    """
+    _check_images(image, generators)
+    num_noises = read_count(num_noises, "num_noises")
+    z = image
+    for sigma, following in pairwise(start(sigmas, strength)):
+        difference = torch.zeros_like(z)  # of what the two flows lead to
+        for _ in range(num_noises):
+            noise = sigma * _noise(image, generators)
+            difference += (target(z + noise, sigma) - source(image + noise, sigma)) / num_noises
+        z = z + (following - sigma) / sigma * (z - image - difference)
+    return z
+
+
+def start(sigmas: Sequence[float], strength: float) -> Sequence[float]:
+    """The noise levels from the strength's on: int(strength steps) steps, the last one to 0."""
+    strength = read_number(strength, 0, 1, "strength")
+    steps = len(sigmas) - 1
+    return sigmas[steps - int(steps * strength) :]
+
+
+def _noise(image: Tensor, generators: list[torch.Generator]) -> Tensor:
+    return randn_tensor(image.shape, generators, image.device, image.dtype)
+
+
+def _check_images(image: Tensor, generators: list[torch.Generator] | None = None) -> None:
+    if image.ndim != 4 or not image.is_floating_point() or not (image.abs() <= 1).all():
+        raise ValueError(
+            f"image is {image.dtype} of shape {tuple(image.shape)}; it must be floats in [-1, 1] "
+            "of shape (B, 3, H, W)"
+        )
+    if generators is not None and len(generators) != len(image):
+        raise ValueError(
+            f"generators has {len(generators)} entries for {len(image)} images; give one an image"
+        )

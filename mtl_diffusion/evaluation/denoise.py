@@ -1,0 +1,148 @@
+"""The generate task of a pipeline as a plain denoiser, its noise levels, and a solver.
+
+Karras et al. 2022, arXiv:2206.00364: D(x; sigma) = E[image | x] for x = image + sigma noise, and
+the probability flow that carries noise to images is dx / dsigma = (x - D) / sigma.
+
+What is built on this takes any callable D(x, sigma), such as one whose answers are known.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..pipeline.denoiser import Conditioning, predict_guided, tell
+from ..pipeline.inputs import read_count, read_number
+from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..pipeline.task import no_strength
+
+Denoise = Callable[[Tensor, float], Tensor]
+
+
+class Denoiser:
+    """D(x, sigma) for B images, each with its own conditioning.
+
+    Gradients pass through it. Its answers are not clipped.
+
+    Attributes:
+        evaluations: of the network so far, for one image; a guided call costs two.
+    """
+
+    def __init__(
+        self, unet, scheduler, conditioning: Conditioning, null: int, guidance_scale: float
+    ):
+        self.unet = unet
+        self.scheduler = scheduler
+        self.conditioning = conditioning
+        self.null = null
+        self.guidance_scale = guidance_scale
+        self.evaluations = 0
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """The posterior mean of the images.
+
+        Args:
+            x: (B, 3, H, W) float32, images in [-1, 1] + sigma noise.
+            sigma: one number for all, or (B, 1, 1, 1).
+
+        Returns:
+            (B, 3, H, W) float32.
+        """
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        if sigma.ndim == 0:
+            sigma = sigma.expand(len(x), 1, 1, 1)
+        F = predict_guided(
+            self.unet,
+            self.scheduler,
+            x,
+            sigma,
+            self.conditioning,
+            self.null,
+            self.guidance_scale,
+        )
+        # A branch of weight zero is not evaluated: at 1 that without a class, at 0 that with it.
+        self.evaluations += 1 if self.guidance_scale in (0, 1) else 2
+        return self.scheduler.precondition_outputs(x, F, sigma)
+
+
+def generate_denoiser(
+    pipe: MultiTaskPipeline, label: Tensor, guidance_scale: float = 1.0
+) -> Denoiser:
+    """What a pipeline's generate task makes of noise, alone.
+
+    Args:
+        label: (B,) int64 class labels, -1 for none.
+        guidance_scale: how much more the class counts; 1 is off. Without a class it is off too.
+
+    Raises:
+        ValueError: the pipeline has not learned to generate, or an argument is out of its range.
+    """
+    if "generate" not in pipe.tasks:
+        raise ValueError(f"pipe has not learned generate; it knows {', '.join(pipe.tasks)}")
+    count = len(pipe.class_names)
+    if label.dtype != torch.int64 or label.ndim != 1:
+        raise ValueError(
+            f"label is {label.dtype} of shape {tuple(label.shape)}; it must be torch.int64 of "
+            "shape (B,), one an image"
+        )
+    if not ((label >= -1) & (label < count)).all():
+        raise ValueError(
+            f"label has values from {label.min()} to {label.max()}; this model has the classes "
+            f"0 to {count - 1}; -1 is for none"
+        )
+    guidance_scale = read_number(guidance_scale, 0, math.inf, "guidance_scale")
+    if (label < 0).all():
+        guidance_scale = 1.0  # both branches would be told the same
+    task = TASKS["generate"]
+    device = pipe.unet.device
+    blank = torch.zeros(len(label), 3, pipe.size, pipe.size, device=device)
+    hint = task.condition(blank, blank[:, :1], no_strength(len(label), device), blank)
+    told = tell(hint, task, label.to(device), pipe.vocabulary)
+    return Denoiser(pipe.unet, pipe.scheduler, told, pipe.vocabulary.null, guidance_scale)
+
+
+def noise_levels(scheduler, steps: int, schedule: str | None = None) -> tuple[float, ...]:
+    """The steps + 1 noise levels that a scheduler visits, from sigma_max over sigma_min to 0.
+
+    The scheduler itself is left as it is.
+
+    Args:
+        schedule: "karras" or "exponential", which is even in ln sigma. None: the scheduler's own.
+    """
+    steps = read_count(steps, "steps")
+    own = type(scheduler).from_config(
+        scheduler.config,
+        sigma_schedule=schedule or scheduler.config.sigma_schedule,
+        final_sigmas_type="zero",
+    )
+    own.set_timesteps(steps)
+    return tuple(own.sigmas.tolist())
+
+
+def heun_step(D: Denoise, x: Tensor, sigma: float, target: float, denoised: Tensor) -> Tensor:
+    """One step of Heun's method along the flow, down or up, from sigma > 0 to target.
+
+    It is of second order for one more evaluation; that of the last step, to 0, would divide by
+    zero, and Euler's method does it alone. Karras et al. 2022, algorithm 1.
+
+    Args:
+        denoised: D(x, sigma).
+    """
+    slope = (x - denoised) / sigma
+    moved = x + (target - sigma) * slope
+    if target == 0:
+        return moved
+    return x + (target - sigma) * (slope + (moved - D(moved, target)) / target) / 2
+
+
+@torch.no_grad()
+def solve(D: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Carries x along the flow from sigmas[0] to sigmas[-1], which rise or fall.
+
+    Evaluations: two a step, one for a step to 0.
+    """
+    for sigma, target in pairwise(sigmas):
+        x = heun_step(D, x, sigma, target, D(x, sigma))
+    return x

@@ -1,0 +1,258 @@
+"""How good edits are: is the class reached, and how much of the source is left.
+
+Neither says anything without the other: a method that ignores the source reaches every class, and
+one that returns it is perfectly faithful. So every method is a curve over its strengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..pictures.grids import grid, to_pictures
+from ..pictures.plots import curves, matrix
+from ..pipeline.pipeline import TASKS
+from .baselines import ddim_inversion, flowedit, sdedit
+from .bulk import Drawn, Job
+from .denoise import generate_denoiser, noise_levels
+from .likeness import feature_distance, low_frequency_error, ssim
+from .parts import Context, Part, Seen, mean, to_bytes
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to edit, and the strengths it is tried at.
+
+    Attributes:
+        edit: (sources (b, 3, H, W) uint8, own labels (b,), labels asked for (b,), strength, rows)
+            -> images in [0, 1].
+    """
+
+    name: str
+    edit: Callable[[Tensor, Tensor, Tensor, float, range], Tensor]
+
+
+class Edit(Part):
+    """Held-out images of every class, turned into every class: their own is the control."""
+
+    name = "edit"
+    task = "edit"
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self.sources, self.own, self.asked = pairs(context)
+        self.guidance = TASKS["edit"].default_guidance_scale
+
+    @cached_property
+    def sources_seen(self) -> Seen:
+        return Seen.of(self.context, self.sources)
+
+    @property
+    def methods(self) -> list[Method]:
+        found = [
+            Method(f"edit_image_guidance_{scale:g}" if scale != 1 else "edit", self._edit(scale))
+            for scale in self.context.settings.image_guidance_scales
+        ]
+        if self.context.settings.baselines and "generate" in self.context.pipe.tasks:
+            found += [
+                Method("sdedit", self._baseline(lambda _, *rest: sdedit(*rest))),
+                Method("ddim_inversion", self._baseline(lambda *all: ddim_inversion(*all[:-1]))),
+                Method("flowedit", self._baseline(flowedit)),
+            ]
+        return found
+
+    def _edit(self, image_guidance_scale: float):
+        def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
+            return self.context.pipe(
+                task="edit",
+                image=sources.float() / 255,
+                class_label=asked.tolist(),
+                strength=strength,
+                guidance_scale=self.guidance,
+                image_guidance_scale=image_guidance_scale,
+                num_inference_steps=self.context.settings.num_inference_steps,
+                generator=self.context.generators("edit", rows=rows),
+                output_type="pt",
+            ).images
+
+        return edit
+
+    def _baseline(self, solve: Callable):
+        """`solve`: (D of the source, D of the target, image, sigmas, strength, noise) -> image."""
+
+        def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
+            pipe = self.context.pipe
+            images = solve(
+                generate_denoiser(pipe, own.to(pipe.device)),
+                generate_denoiser(pipe, asked.to(pipe.device), self.guidance),
+                sources.to(pipe.device).float() / 127.5 - 1,
+                noise_levels(pipe.scheduler, self.context.settings.num_inference_steps),
+                strength,
+                self.context.generators("edit", rows=rows),
+            )
+            return (images / 2 + 0.5).clamp(0, 1)
+
+        return edit
+
+    def jobs(self) -> list[Job]:
+        strengths = self.context.settings.strengths
+        return [self._job(method, strength) for method in self.methods for strength in strengths]
+
+    def _job(self, method: Method, strength: float) -> Job:
+        context = self.context
+
+        def draw(rows: range) -> Tensor:
+            part = slice(rows.start, rows.stop)
+            edited = method.edit(
+                self.sources[part], self.own[part], self.asked[part], strength, rows
+            )
+            return to_bytes(edited)
+
+        return context.job(
+            _name(method, strength),
+            len(self.own),
+            draw,
+            steps=context.settings.num_inference_steps,
+            guidance=self.guidance,
+            data=context.test.fingerprint,
+        )
+
+    def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
+        strengths = self.context.settings.strengths
+        results: dict[str, Any] = {}
+        for method in self.methods:
+            entries = {
+                f"strength_{strength:g}": {
+                    "num_inference_steps": self.context.settings.num_inference_steps,
+                    "evaluations": drawn[_name(method, strength)].evaluations,
+                    "guidance_scale": self.guidance,
+                    **edit_scores(
+                        self.context,
+                        self.sources,
+                        self.sources_seen,
+                        drawn[_name(method, strength)].values,
+                        self.own,
+                        self.asked,
+                    ),
+                }
+                for strength in strengths
+            }
+            points = [(e["ssim_to_source"], e["class_accuracy"]) for e in entries.values()]
+            n = next(iter(entries.values()))["n"]
+            results[method.name] = entries | {"curve": {"area": dominated_area(points), "n": n}}
+        self._plots(results, drawn, folder)
+        return results
+
+    def _plots(self, results: Mapping[str, Any], drawn: Mapping[str, Drawn], folder: Path) -> None:
+        def points(method: Method) -> list[tuple[float, float]]:
+            entries = results[method.name].items()
+            return [(e["ssim_to_source"], e["class_accuracy"]) for k, e in entries if k != "curve"]
+
+        n = results[self.methods[0].name]["curve"]["n"]
+        curves(
+            {method.name: points(method) for method in self.methods},
+            "SSIM to the source: how much of it is left",
+            f"share whose class is the one asked for (n = {n})",
+            folder / "edit_curves.png",
+        )
+        method = self.methods[0]
+        strengths = self.context.settings.strengths
+        default = nearest_strength(strengths)
+        values = drawn[_name(method, default)].values
+        names = self.context.pipe.class_names
+        right = (self.context.judged(values) == self.asked).float()
+        shares = np.full((len(names), len(names)), np.nan)
+        for a in range(len(names)):
+            for b in range(len(names)):
+                chosen = (self.own == a) & (self.asked == b)
+                if chosen.any():
+                    shares[a, b] = right[chosen].mean().item()
+        title = f"row's class into column's: share found\nstrength {default:g}"
+        matrix(shares, names, names, title, folder / "edit_pairs.png")
+        self._picture(drawn, default, folder)
+
+    def _picture(self, drawn: Mapping[str, Drawn], strength: float, folder: Path) -> None:
+        """The first source of each class, and what each method makes of it for the next class."""
+        count = self.context.num_classes
+        first = [
+            int(((self.own == k) & (self.asked == (k + 1) % count)).nonzero()[0, 0])
+            for k in range(count)
+            if ((self.own == k) & (self.asked == (k + 1) % count)).any()
+        ]
+        shown = [self.sources, *(drawn[_name(m, strength)].values for m in self.methods)]
+        rows = [[to_pictures(images[i : i + 1])[0] for images in shown] for i in first]
+        names = self.context.pipe.class_names
+        labels = [f"{names[self.own[i]]} to {names[self.asked[i]]}" for i in first]
+        titles = ["source", *(m.name.removeprefix("edit_") for m in self.methods)]
+        grid(rows, labels, titles, cell=84).save(folder / "edit.png")
+
+
+def _name(method: Method, strength: float) -> str:
+    return f"{method.name}-{strength:g}"
+
+
+def pairs(context: Context) -> tuple[Tensor, Tensor, Tensor]:
+    """The first `edit_images` of each class, once for each class they are turned into.
+
+    Returns:
+        sources (N, 3, H, W) uint8; own labels (N,); labels asked for (N,).
+    """
+    labels, count = context.test.labels, context.num_classes
+    rows, asked = [], []
+    for k in range(count):
+        mine = (labels == k).nonzero()[: context.settings.edit_images, 0]
+        rows.append(mine.repeat(count))
+        asked.append(torch.arange(count).repeat_interleave(len(mine)))
+    index = torch.cat(rows)
+    return context.test.images[index], labels[index], torch.cat(asked)
+
+
+def edit_scores(
+    context: Context, sources: Tensor, seen: Seen, edited: Tensor, own: Tensor, asked: Tensor
+) -> dict[str, Any]:
+    """Of edits into another class, and, under "control", of edits into the source's own.
+
+    Args:
+        sources, edited: (N, 3, H, W) uint8. seen: of the sources. own, asked: (N,) classes.
+    """
+    found = Seen.of(context, edited)
+
+    def scores(rows: Tensor) -> dict[str, float]:
+        a, b = sources[rows].float() / 255, edited[rows].float() / 255
+        return {
+            "n": int(rows.sum()),
+            **mean("class_accuracy", found.classes[rows] == asked[rows]),
+            **mean("source_class_kept", found.classes[rows] == own[rows]),
+            **mean("ssim_to_source", ssim(a, b)),
+            **mean("low_frequency_error", low_frequency_error(a, b)),
+            **mean("feature_distance", feature_distance(seen.features[rows], found.features[rows])),
+        }
+
+    control = scores(own == asked)
+    del control["source_class_kept"]  # it is the accuracy
+    return {**scores(own != asked), "control": control}
+
+
+def nearest_strength(strengths: Sequence[float]) -> float:
+    """The measured strength that is nearest to what users get by default."""
+    return min(strengths, key=lambda strength: abs(strength - TASKS["edit"].default_strength))
+
+
+def dominated_area(points: Sequence[tuple[float, float]]) -> float:
+    """Area of the unit square that lies below and left of some point: 1 is perfect, in both.
+
+    It takes the best of each curve, wherever its strengths happen to lie, and extrapolates nothing.
+    """
+    area, best = 0.0, 0.0
+    for x, y in sorted(points, reverse=True):  # from the most faithful on
+        if y > best:
+            area += max(x, 0.0) * (y - best)
+            best = y
+    return area

@@ -1,0 +1,134 @@
+"""Feature spaces: in which the distances between sets of images are taken. A result names its own.
+
+No figure of one feature space can be held beside a figure of another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data.images import ImageDataset
+from .bulk import weights_digest
+from .classifier import Classifier
+
+KINDS = 'a folder of scripts/train_classifier.py, "inception", or an image model of transformers'
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """A frozen network that turns images into points.
+
+    Attributes:
+        name: of the network, for people.
+        digest: of its weights: the same digest, the same space.
+        about: what else a reader needs to judge it, such as a classifier's accuracy.
+        embed: (B, 3, H, W) in [0, 1] on any device -> (B, D) float32.
+    """
+
+    name: str
+    digest: str
+    about: dict[str, Any]
+    embed: Callable[[Tensor], Tensor]
+
+    @torch.no_grad()
+    def features(self, images: Tensor, batch_size: int = 500, desc: str = "features") -> Tensor:
+        """(N, 3, H, W) uint8 -> (N, D) float32 on the CPU."""
+        batches = tqdm(images.split(batch_size), desc=desc, unit="batch", leave=False)
+        return torch.cat([self.embed(batch.float() / 255).float().cpu() for batch in batches])
+
+    def reference(self, dataset: ImageDataset, count: int, cache: Path) -> Tensor:
+        """Features of the first `count` images of a dataset, computed once.
+
+        Args:
+            cache: folder of files that are named by the dataset's fingerprint and by this space.
+        """
+        path = cache / f"{dataset.fingerprint}-{count}-{self.digest}.safetensors"
+        if not path.exists():
+            features = self.features(dataset.images[:count], desc="reference features")
+            cache.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            save_file({"features": features}, part)
+            part.replace(path)
+        return load_file(path)["features"]
+
+
+def feature_space(name: str, device: str | torch.device = "cpu") -> FeatureSpace:
+    """The space of that name.
+
+    Args:
+        name: a folder of scripts/train_classifier.py; "inception", the network of the published
+            FID, where torch-fidelity and its weights can be had; or an image model of transformers
+            as a folder or a name on the Hub, such as "facebook/dinov2-base".
+
+    Raises:
+        ValueError: there is no such network here.
+    """
+    if name == "inception":
+        return _inception(device)
+    if Path(name, "metrics.json").is_file():
+        return classifier_space(Classifier.load(name, device), name)
+    return _transformers_space(name, device)
+
+
+def classifier_space(classifier: Classifier, name: str) -> FeatureSpace:
+    """What a classifier's last layer sees."""
+
+    def embed(images: Tensor) -> Tensor:
+        return classifier.features(2 * images - 1)
+
+    about = {"kind": "classifier", **classifier.metrics}
+    return FeatureSpace(Path(name).name, weights_digest(classifier.model), about, embed)
+
+
+def _inception(device: str | torch.device) -> FeatureSpace:
+    try:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        model = NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device)
+    except (ImportError, OSError) as error:  # torch-fidelity, or the weights it downloads
+        raise ValueError(
+            'feature_space "inception" needs the package torch-fidelity and the weights that it '
+            f"downloads ({error}); pip install torch-fidelity, or give {KINDS}"
+        ) from error
+
+    def embed(images: Tensor) -> Tensor:
+        return model((images * 255).round().to(device, torch.uint8))
+
+    return FeatureSpace("inception", weights_digest(model), {"kind": "inception"}, embed)
+
+
+def _transformers_space(name: str, device: str | torch.device) -> FeatureSpace:
+    """An image model with its own normalisation and size; small images are enlarged to it."""
+    from transformers import AutoModel
+    from transformers.image_processing_utils import BaseImageProcessor
+
+    try:
+        model = AutoModel.from_pretrained(name).eval().to(device)
+        # The processors themselves want torchvision; their settings don't.
+        settings, _ = BaseImageProcessor.get_image_processor_dict(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"feature_space {name!r} is neither {KINDS}: {error}") from error
+    size = settings.get("crop_size") or settings["size"]
+    side = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
+    mean, std = (
+        torch.tensor(settings[key], device=device).view(1, 3, 1, 1)
+        for key in ("image_mean", "image_std")
+    )
+
+    def embed(images: Tensor) -> Tensor:
+        shown = F.interpolate(images.to(device), (side, side), mode="bicubic", antialias=True)
+        answer = model((shown.clamp(0, 1) - mean) / std)
+        pooled = answer.pooler_output
+        return answer.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
+    about = {"kind": "transformers", "enlarged_to": side}
+    return FeatureSpace(name, weights_digest(model), about, embed)

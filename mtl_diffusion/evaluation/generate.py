@@ -1,0 +1,216 @@
+"""How good samples are: distances to the data, precision and recall, classes, memorisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..pictures.grids import grid, to_pictures
+from ..pictures.plots import curves
+from ..pipeline.pipeline import TASKS
+from .bulk import Drawn, Job
+from .distances import frechet_distance, kernel_distance, nearest, precision_recall
+from .parts import Context, Part, mean, to_bytes
+from .spectrum import RealPower, plot, radial_power
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One way to sample.
+
+    Attributes:
+        by_class: ask for every class in turn; else for none.
+        guidance_scale: 1 is off.
+        steps: of the solver.
+        guidance_interval: the noise levels that are guided; None: all.
+    """
+
+    by_class: bool
+    guidance_scale: float
+    steps: int
+    guidance_interval: tuple[float, float] | None = None
+
+    @property
+    def name(self) -> str:
+        asked = "by_class" if self.by_class else "unconditional"
+        guided = f"_guidance_{self.guidance_scale:g}" if self.guidance_scale != 1 else ""
+        if self.guidance_interval:
+            guided += "_interval_{:g}_{:g}".format(*self.guidance_interval)
+        return f"{asked}{guided}_steps_{self.steps}"
+
+
+class Generate(Part):
+    """Samples against both splits, at several step counts and settings of guidance."""
+
+    name = "generate"
+    task = "generate"
+
+    @property
+    def samplings(self) -> list[Sampling]:
+        settings = self.context.settings
+        steps = settings.num_inference_steps
+        guided = TASKS["generate"].default_guidance_scale
+        found = [Sampling(False, 1.0, steps)]
+        if self.context.num_classes:
+            counts = sorted({*settings.step_counts, steps})
+            found += [Sampling(True, 1.0, count) for count in counts]
+            found.append(Sampling(True, guided, steps))
+            found.append(Sampling(True, guided, steps, settings.guidance_interval))
+        else:
+            counts = sorted({*settings.step_counts} - {steps})
+            found += [Sampling(False, 1.0, count) for count in counts]
+        return found
+
+    def jobs(self) -> list[Job]:
+        return [self._job(sampling) for sampling in self.samplings]
+
+    def _asked(self, rows: range) -> Tensor:
+        return torch.tensor(rows) % self.context.num_classes
+
+    def _job(self, sampling: Sampling) -> Job:
+        context = self.context
+
+        def draw(rows: range) -> Tensor:
+            labels = self._asked(rows).tolist() if sampling.by_class else [None] * len(rows)
+            images = context.pipe(
+                task="generate",
+                class_label=labels,
+                guidance_scale=sampling.guidance_scale,
+                guidance_interval=sampling.guidance_interval,
+                num_inference_steps=sampling.steps,
+                generator=context.generators("generate", rows=rows),
+                output_type="pt",
+            ).images
+            return to_bytes(images)
+
+        return context.job(f"generate-{sampling.name}", context.settings.num_images, draw)
+
+    def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
+        context = self.context
+        train, test = context.features_of("train"), context.features_of("test")
+        real, names = RealPower.of(context.train, context.num_classes), context.pipe.class_names
+        results: dict[str, Any] = {"floor": floor(train, test, context.settings.num_images)}
+        held_out = slice(results["floor"]["n"])
+        results["floor"] |= radial_power(
+            context.test.images[held_out], context.test.labels[held_out], real, names
+        )
+        plain = self.samplings[0]
+        for sampling in self.samplings:
+            entry = drawn[f"generate-{sampling.name}"]
+            features = context.space.features(entry.values)
+            results[sampling.name] = {
+                "n": len(entry.values),
+                "guidance_scale": sampling.guidance_scale,
+                "guidance_interval": sampling.guidance_interval,
+                "num_inference_steps": sampling.steps,
+                "evaluations": entry.evaluations,
+                **distances(features, train, test),
+            }
+            if sampling == plain:
+                results["memorisation"] = memorisation(
+                    context, entry.values, features, train, test, folder
+                )
+            asked = self._asked(range(len(entry.values))) if sampling.by_class else None
+            results[sampling.name] |= radial_power(entry.values, asked, real, names)
+            if asked is not None:
+                results[sampling.name] |= self._classes(entry.values, asked)
+        self._plot(results, folder)
+        return results
+
+    def _classes(self, images: Tensor, asked: Tensor) -> dict[str, Any]:
+        """How often the classifier sees the class that was asked for."""
+        right = self.context.judged(images) == asked
+        names = self.context.pipe.class_names
+        return {
+            **mean("class_accuracy", right),
+            "class_accuracy_by_class": {
+                name: right[asked == k].float().mean().item()
+                for k, name in enumerate(names)
+                if (asked == k).any()
+            },
+        }
+
+    def _plot(self, results: Mapping[str, Any], folder: Path) -> None:
+        by_class = bool(self.context.num_classes)
+        swept = sorted(
+            (s for s in self.samplings if s.guidance_scale == 1 and s.by_class == by_class),
+            key=lambda s: s.steps,
+        )
+        measured = [results[s.name] for s in swept]
+        names = ("frechet_distance_to_train", "frechet_distance_to_test")
+        curves(
+            {
+                name.replace("_", " "): [(entry["evaluations"], entry[name]) for entry in measured]
+                for name in names
+            },
+            f"evaluations of the network an image (n = {self.context.settings.num_images})",
+            f"Frechet distance ({self.context.space.name})",
+            folder / "quality_against_evaluations.png",
+            levels={f"{name.replace('_', ' ')}, floor": results["floor"][name] for name in names},
+        )
+        shown = next(s for s in self.samplings[::-1] if s.guidance_interval is None)
+        plot(results[shown.name]["radial_power"], shown.name, folder / "radial_power.png")
+
+
+def distances(features: Tensor, train: Tensor, test: Tensor) -> dict[str, float]:
+    """Of samples' features (N, D) to both splits' (.., D)."""
+    found = {}
+    for split, reference in (("train", train), ("test", test)):
+        kernel, deviation = kernel_distance(features, reference)
+        found[f"frechet_distance_to_{split}"] = frechet_distance(features, reference)
+        found[f"kernel_distance_to_{split}"] = kernel
+        found[f"kernel_distance_to_{split}_subset_deviation"] = deviation
+    count = min(len(train), len(features))  # as many as samples: the balls depend on it
+    found["precision"], found["recall"] = precision_recall(train[:count], features)
+    return found
+
+
+def floor(train: Tensor, test: Tensor, count: int) -> dict[str, Any]:
+    """What real images have: held-out ones to the training split, and the other way round."""
+    n = min(count, len(train), len(test))
+    kernel, deviation = kernel_distance(test[:n], train)
+    other, other_deviation = kernel_distance(train[:n], test)
+    precision, recall = precision_recall(train[:n], test[:n])
+    return {
+        "n": n,
+        "frechet_distance_to_train": frechet_distance(test[:n], train),
+        "frechet_distance_to_test": frechet_distance(train[:n], test),
+        "kernel_distance_to_train": kernel,
+        "kernel_distance_to_train_subset_deviation": deviation,
+        "kernel_distance_to_test": other,
+        "kernel_distance_to_test_subset_deviation": other_deviation,
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def memorisation(
+    context: Context, images: Tensor, features: Tensor, train: Tensor, test: Tensor, folder: Path
+) -> dict[str, Any]:
+    """How near samples come to training images, beside how near held-out images come.
+
+    A model that copies is nearer than held-out images are: a ratio well below 1.
+
+    Args:
+        images: (N, 3, H, W) uint8, and their features (N, D). train, test: features of the splits.
+    """
+    n = min(len(images), len(test))
+    distance, _ = nearest(features[:n], train)
+    real, _ = nearest(test[:n], train)
+    order = torch.cdist(features[:10], train).argsort(1)[:, :5]
+    rows = [
+        [sample, *to_pictures(context.train.images[order[i]])]
+        for i, sample in enumerate(to_pictures(images[:10]))
+    ]
+    labels = ["sample", "nearest", "2nd", "3rd", "4th", "5th"]
+    grid(rows, column_labels=labels).save(folder / "nearest_training_images.png")
+    return {
+        "n": n,
+        "nearest_distance_ratio": (distance.median() / real.median()).item(),
+        "nearer_than_held_out_1_percent": (distance < real.quantile(0.01)).float().mean().item(),
+    }

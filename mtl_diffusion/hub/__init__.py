@@ -1,4 +1,0 @@
-"""What ships with a model, and nothing else: an exported pipeline carries these files.
-
-They import torch, diffusers, transformers, PIL and numpy, and each other relatively.
-"""

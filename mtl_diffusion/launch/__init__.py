@@ -1,0 +1,1 @@
+"""Whether this process may start a run, and when it must stop."""

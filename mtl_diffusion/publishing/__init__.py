@@ -1,0 +1,1 @@
+"""A trained model as a folder with a card, and that folder on the Hub."""

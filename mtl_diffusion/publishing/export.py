@@ -1,0 +1,293 @@
+"""From a run or a checkpoint to a folder that anybody can load, and from the folder to the Hub."""
+
+import copy
+import json
+import logging
+import shlex
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler, UNet2DConditionModel
+from PIL import Image
+
+from ..checkpoints.resume import check_facts
+from ..checkpoints.store import MANIFEST, Checkpoint, CheckpointError, load, load_latest
+from ..config import TrainConfig
+from ..config.command_line import from_dict
+from ..pictures import grids
+from ..pipeline.pipeline import MultiTaskPipeline
+from ..tools.files import replaced_folder
+from ..training.model import build_scheduler, build_unet
+from ..training.run import Run
+from ..training.vocabulary import tokenizer_of
+from .card import model_card
+from .upload import UploadError, upload, without_secrets
+
+logger = logging.getLogger(__name__)
+
+# Folders of a run: its export, and that of the checkpoint that was published last.
+PIPELINE, PUBLISHED = "pipeline", "published"
+# What is uploaded of an exported folder, besides the sources that ship. Nothing else ever is.
+UPLOADED = ("*.safetensors", "*.json", "README.md", "*.png")
+LAST_WAIT = 30.0  # seconds that a stopping run waits for an upload
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as it is published, after `step` steps of a run of this configuration."""
+
+    pipeline: MultiTaskPipeline
+    config: TrainConfig
+    step: int
+
+
+def of_checkpoint(path: Path) -> Trained:
+    """The model in a checkpoint: its average, where there is one.
+
+    Args:
+        path: a checkpoint's folder, or a run's: the newest complete one of it.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it doesn't fit its own description.
+    """
+    checkpoint = load(path) if (path / MANIFEST).exists() else _newest(path)
+    check_facts(checkpoint)
+    facts = checkpoint.facts
+    config = from_dict(facts["config"])
+    tensors = checkpoint.tensors.get("ema") or checkpoint.tensors.get("unet", {})
+    try:
+        tokenizer, scheduler = tokenizer_of(facts["words"]), build_scheduler(config)
+        # On "meta", building draws nothing from the generators, which a run in this process may
+        # use.
+        with torch.device("meta"):
+            if facts.get("unet"):
+                unet = UNet2DConditionModel.from_config(facts["unet"])
+            else:  # of a run that started from nothing, before this was noted
+                unet = build_unet(config, len(facts["words"]))
+        unet.load_state_dict(tensors, assign=True)
+        if facts.get("scheduler"):
+            scheduler = EDMDPMSolverMultistepScheduler.from_config(facts["scheduler"])
+        pipeline = MultiTaskPipeline(unet.eval().requires_grad_(False), tokenizer, scheduler)
+    except Exception as error:  # whatever diffusers says of a description that is none
+        raise CheckpointError(
+            f"{path}: its weights don't fit its configuration: {error}"
+        ) from error
+    return Trained(pipeline, config, checkpoint.step)
+
+
+def _newest(path: Path) -> Checkpoint:
+    folder = path if path.name == "checkpoints" else path / "checkpoints"
+    newest, skipped = load_latest(folder)
+    for reason in skipped:
+        logger.warning("passed over a checkpoint: %s", reason)
+    if newest is None:
+        raise CheckpointError(f"{path} is no checkpoint, and no run with a complete one")
+    return newest
+
+
+def export(run: Run) -> Path:
+    """Writes <output_dir>/pipeline: weights, tokenizer, scheduler, sources and model card."""
+    config = run.config
+    trained = Trained(run.pipeline(), config, config.max_train_steps)
+    return write(trained, Path(config.output_dir) / PIPELINE, pictures=config.push_to_hub)
+
+
+def write(
+    trained: Trained,
+    target: Path,
+    *,
+    repository: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    pictures: bool = True,
+    half: bool = False,
+    max_shard_size: str | None = None,
+) -> Path:
+    """Writes a folder for `from_pretrained`; it is whole, or it is the one before.
+
+    Args:
+        repository: where it will be found, for the card. None: what the configuration says.
+        metrics: of scripts/evaluate.py; the card's figures, and metrics.json beside it.
+        pictures: draw the card's gallery.
+        half: write the weights as float16, in half the bytes; they load as float32 all the same.
+        max_shard_size: cut the weights into files of this size or less, such as "15MB".
+
+    Raises:
+        ValueError: the target is something else, which is not replaced.
+        OSError: the disk is full, for example. The target is as it was.
+    """
+    check_target(target)
+    pipeline = trained.pipeline
+    if half:
+        unet = copy.deepcopy(pipeline.unet).half()
+        pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler)
+    with replaced_folder(target) as folder:
+        pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
+        drawn = _draw(trained.pipeline, folder) if pictures else None
+        if metrics is not None:
+            (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        name = repository or trained.config.repository
+        text = model_card(trained.pipeline, trained.config, trained.step, name, metrics, drawn)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+    return target
+
+
+def check_target(target: Path) -> None:
+    """Refuses a target that an export may not replace.
+
+    Raises:
+        ValueError: it is a file, a link or a folder of something else.
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        kind = "a link" if target.is_symlink() else "a file"
+        raise ValueError(
+            f"output_dir: {target} is {kind}, and is left alone: an export is a folder of its own"
+        )
+    if target.exists() and not (target / "model_index.json").is_file() and any(target.iterdir()):
+        raise ValueError(
+            f"output_dir: {target} is neither empty nor an exported pipeline, and is left alone"
+        )
+
+
+def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
+    """The card's gallery, of the model's own samples and the first seeds; returns its name."""
+    bar = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(disable=True)
+    if "generate" in pipe.tasks:
+        sources = grids.own_samples(pipe, 10)
+    else:
+        sources = [Image.new("RGB", (pipe.size, pipe.size), "gray")]
+    draw = {
+        "generate": lambda: grids.generate_picture(pipe, count=2),
+        "inpaint": lambda: grids.inpaint_picture(pipe, sources),
+        "edit": lambda: grids.edit_picture(pipe, sources[:2]),
+    }
+    labels = [i % len(pipe.class_names) for i in range(len(sources[:4]))]
+    pictures = [
+        draw[name]()
+        if name in draw
+        else grids.task_picture(pipe, name, sources[:4], labels, seed=0)
+        for name in pipe.tasks
+    ]
+    pipe.set_progress_bar_config(**bar)
+    grids.side_by_side(pictures).save(folder / "gallery.png")
+    return "gallery.png"
+
+
+# --- to the Hub ---------------------------------------------------------------------------------
+
+
+def files_to_upload(folder: Path) -> dict[str, Path]:
+    """Path in the repository -> file, of what an exported folder publishes."""
+    files = [path for pattern in UPLOADED for path in folder.rglob(pattern)]
+    files += [folder / name for name in MultiTaskPipeline._sources]
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(files)
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+def push(folder: Path, config: TrainConfig) -> str:
+    """Uploads what a run exported; returns the commit's address.
+
+    Raises:
+        UploadError: it ends with the command that tries again.
+    """
+    return push_folder(
+        folder,
+        config.repository,
+        checkpoint=config.output_dir,
+        step=config.max_train_steps,
+        private=config.hub_private_repo,
+    )
+
+
+def push_folder(
+    folder: Path,
+    repository: str,
+    *,
+    checkpoint: str | Path,
+    step: int,
+    private: bool = False,
+    revision: str | None = None,
+) -> str:
+    """Uploads an exported folder.
+
+    Args:
+        checkpoint: what the folder was exported from, for the command that tries again.
+
+    Raises:
+        UploadError: it ends with that command. The folder stays.
+    """
+    try:
+        return upload(
+            files_to_upload(folder),
+            repository,
+            message=f"Trained for {step:,} steps",
+            private=private,
+            revision=revision,
+        )
+    except UploadError as error:
+        command = ["python", "scripts/publish.py", "--checkpoint", str(checkpoint)]
+        command += ["--output_dir", str(folder), "--push_to_hub", "--hub_model_id", repository]
+        command += ["--private"] if private else []
+        command += ["--revision", revision] if revision else []
+        raise UploadError(
+            f"{error}\nThe export is in {folder}. To try again:\n  {shlex.join(command)}"
+        ) from None
+
+
+class BackgroundPublisher:
+    """Publishes checkpoints while the run goes on, one at a time.
+
+    A checkpoint that comes while another is on its way is left out: the next one follows. Failures
+    are logged. The generators of this process are not touched.
+    """
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        self.wanted = config.push_to_hub and config.hub_strategy == "checkpoint"
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "BackgroundPublisher":
+        return self
+
+    def __exit__(self, kind, *error) -> None:
+        # The retries are bounded. A run that was told to stop, or failed, waits less for them.
+        self.join(None if kind is None else LAST_WAIT)
+
+    def submit(self, checkpoint: Path) -> None:
+        """Returns at once. Does nothing unless checkpoints are to be published."""
+        if not self.wanted:
+            return
+        if self._thread is not None and self._thread.is_alive():
+            logger.warning("%s is not published: the one before is on its way", checkpoint.name)
+            return
+        # A daemon, so that it can't keep a process alive that was asked to stop.
+        self._thread = threading.Thread(target=self._publish, args=(checkpoint,), daemon=True)
+        self._thread.start()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits for what is on its way, for as many seconds at most."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def _publish(self, checkpoint: Path) -> None:
+        folder = Path(self.config.output_dir) / PUBLISHED
+        try:
+            trained = of_checkpoint(checkpoint)
+            write(trained, folder, pictures=False)
+            push_folder(
+                folder,
+                self.config.repository,
+                checkpoint=checkpoint,
+                step=trained.step,
+                private=self.config.hub_private_repo,
+            )
+        except Exception as error:  # whatever it is, the run goes on
+            reason = without_secrets(str(error))
+            logger.error("%s could not be published: %s", checkpoint.name, reason)

@@ -1,0 +1,1 @@
+"""The parts of a training step and of a run: model, tasks, losses, averages, reports."""

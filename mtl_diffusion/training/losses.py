@@ -1,0 +1,111 @@
+"""From the network's output to one number: per-sample loss, weighting, task means, their sum."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..pipeline.denoiser import Conditioning, predict
+
+AREA_FLOOR = 1 / 16  # a smaller hole counts as this share of the image, lest a few pixels weigh all
+
+
+def denoising_loss(
+    output: Tensor, image: Tensor, noise: Tensor, sigma: Tensor, mask: Tensor, scheduler
+) -> Tensor:
+    """lambda(sigma) |D - x|^2, averaged over the mask of each sample. Karras et al. 2022, eq. 2.
+
+    lambda = 1 / c_out^2 makes the loss of a network that answers zero about 1 at every noise level.
+
+    Args:
+        output: (B, 3, H, W) the network's F.
+        image, noise: (B, 3, H, W). sigma: (B, 1, 1, 1). mask: (B, 1, H, W) in {0, 1}.
+
+    Returns:
+        (B,) losses.
+    """
+    noisy = image + sigma * noise
+    denoised = scheduler.precondition_outputs(noisy, output, sigma)
+    c_out = scheduler.precondition_outputs(torch.zeros_like(sigma), torch.ones_like(sigma), sigma)
+    error = ((denoised - image) / c_out).square().mean(dim=1, keepdim=True) * mask
+    area = mask.mean(dim=(1, 2, 3)).clamp_min(AREA_FLOOR)
+    return error.mean(dim=(1, 2, 3)) / area
+
+
+class Uncertainty(nn.Module):
+    """loss / exp(u) + u, with u(sigma, task) learned: EDM2's eq. 15, one curve a task.
+
+    The gradients of every task are of one size at every noise level, whatever its loss there. The
+    parameters belong to the optimiser and the checkpoint, not to the model.
+    """
+
+    def __init__(self, num_tasks: int, features: int = 64):
+        super().__init__()
+        # Fixed cosines of ln sigma, whose periods go from the whole range down to about one.
+        frequency = torch.linspace(0, 2, features // 2) ** 2
+        self.register_buffer("frequency", frequency, persistent=False)
+        self.head = nn.Linear(2 * len(frequency), num_tasks)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def u(self, sigma: Tensor, task: Tensor) -> Tensor:
+        """(B,) from sigma (B, 1, 1, 1) and task indices (B,)."""
+        phase = sigma.flatten().log()[:, None] * self.frequency
+        features = torch.cat([phase.cos(), phase.sin()], dim=1) / math.sqrt(len(self.frequency))
+        return self.head(features).gather(1, task[:, None])[:, 0]
+
+    def forward(self, loss: Tensor, sigma: Tensor, task: Tensor) -> Tensor:
+        u = self.u(sigma, task)
+        return loss / u.exp() + u
+
+
+class Fixed(nn.Module):
+    """loss times the weight of its task; a plain sum is the weight 1 for every task."""
+
+    def __init__(self, weights: list[float]):
+        super().__init__()
+        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+
+    def forward(self, loss: Tensor, sigma: Tensor, task: Tensor) -> Tensor:
+        return loss * self.weights[task]
+
+
+def build_weighting(kind: str, tasks: list[str], weights: dict[str, float] | None) -> nn.Module:
+    """The weighting that `task_weighting` names: (loss, sigma, task) (B,) -> weighted loss (B,)."""
+    if kind == "uncertainty":
+        return Uncertainty(len(tasks))
+    return Fixed([weights[name] if kind == "fixed" else 1.0 for name in tasks])
+
+
+class Objective(nn.Module):
+    """Everything that learns: the denoiser and the weighting. One module to wrap for many GPUs."""
+
+    def __init__(self, unet: nn.Module, scheduler, weighting: nn.Module):
+        super().__init__()
+        self.unet = unet
+        self.weighting = weighting
+        self.scheduler = scheduler
+
+    def forward(
+        self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of each sample, plain and weighted: (B,), (B,)."""
+        output = predict(self.unet, self.scheduler, image + sigma * noise, sigma, conditioning)
+        # Only the network runs in mixed precision: u in bfloat16 would move in steps of a percent.
+        with torch.autocast(image.device.type, enabled=False):
+            loss = denoising_loss(output, image, noise, sigma, conditioning.mask, self.scheduler)
+            return loss.detach(), self.weighting(loss, sigma, task)
+
+
+def sum_of_task_means(loss: Tensor, task: Tensor, counts: Tensor) -> Tensor:
+    """sum_i L_i, where L_i is the mean over the samples of task i in the whole global batch.
+
+    Args:
+        loss: (b,) weighted losses of some of the batch's samples.
+        task: (b,) their task indices.
+        counts: (T,) samples of each task in the global batch, over all processes and microbatches.
+
+    Returns:
+        The part of the sum that these samples bring: the parts add up to the sum.
+    """
+    return (loss / counts[task]).sum()

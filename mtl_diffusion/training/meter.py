@@ -1,0 +1,109 @@
+"""The losses of the steps: what progress bar and trackers show, and whether all of it is finite."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..tools.distributed import any_process, from_all_processes
+from .run import Run
+
+
+@dataclass(frozen=True)
+class Account:
+    """What one step leaves behind; nobody has waited for it yet.
+
+    Attributes:
+        step: its number.
+        loss: (b,) of this process's samples, and sigma (b,): on the device.
+        task: (b,) their task indices, on the CPU.
+        norm: () of the averaged gradient, and so the same on all processes: on the device.
+    """
+
+    step: int
+    loss: Tensor
+    sigma: Tensor
+    task: Tensor
+    norm: Tensor
+
+
+class Meter:
+    """Losses stay on the device until they are read: a step that waited would leave a GPU idle."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.names = [task.name for task in run.mixture.tasks]
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []  # the microbatches of this step
+        self.unread: list[Account] = []
+        self.sums = torch.zeros(2, len(self.names))  # on the CPU: losses, samples
+
+    def add(self, loss: Tensor, sigma: Tensor, task: Tensor) -> None:
+        """loss: (b,) as measured. sigma: (b, 1, 1, 1). task: (b,) indices, on the CPU."""
+        self.parts.append((loss, sigma.flatten(), task))
+
+    def end_step(self, step: int, norm: Tensor) -> Tensor:
+        """Closes the account of a step. Nobody waits for the answer.
+
+        Args:
+            norm: () of the averaged gradient.
+
+        Returns:
+            () on the device: 1.0 if a loss or the norm is not finite, else 0.0.
+        """
+        loss, sigma, task = (torch.cat(parts) for parts in zip(*self.parts, strict=True))
+        self.parts.clear()
+        self.unread.append(Account(step, loss, sigma, task, norm))
+        return 1 - (loss.isfinite().all() & norm.isfinite()).float()
+
+    def check(self) -> None:
+        """Waits for the device, and for all processes.
+
+        Raises:
+            FloatingPointError: on all processes, if on any a step since the last look was not
+                finite.
+        """
+        if not self.unread:
+            return
+        # One transfer: (steps, 2, b), and (steps,)
+        table = torch.stack([torch.stack([a.loss, a.sigma]) for a in self.unread]).cpu()
+        norms = torch.stack([a.norm for a in self.unread]).cpu()
+        losses, sigmas = table.unbind(1)
+        bad = ~(losses.isfinite().all(dim=1) & norms.isfinite())
+        if any_process(bool(bad.any())):
+            mine = [str(a.step) for a, is_bad in zip(self.unread, bad, strict=True) if is_bad]
+            first = min(int(step) for step in from_all_processes(mine))
+            i = first - self.unread[0].step
+            self._refuse(self.unread[i], losses[i], sigmas[i], norms[i])
+        for loss, account in zip(losses, self.unread, strict=True):
+            self.sums[0].index_add_(0, account.task, loss)
+            self.sums[1].index_add_(0, account.task, torch.ones_like(loss))
+        self.unread.clear()
+
+    def read(self) -> dict[str, float]:
+        """Task name -> mean loss since the last reading, over all processes.
+
+        Raises:
+            FloatingPointError: see `check`.
+        """
+        self.check()
+        sums = self.sums.to(self.run.accelerator.device)
+        sums, counts = self.run.accelerator.reduce(sums, reduction="sum").tolist()
+        self.sums.zero_()
+        return {
+            name: total / count
+            for name, total, count in zip(self.names, sums, counts, strict=True)
+            if count
+        }
+
+    def _refuse(self, account: Account, loss: Tensor, sigma: Tensor, norm: Tensor) -> None:
+        worst = (~loss.isfinite()).nonzero()[:, 0].tolist() or [int(loss.argmax())]
+        places = [
+            f"{self.names[account.task[i]]} at sigma {sigma[i]:.4g}: {loss[i]:.4g}"
+            for i in worst[:8]
+        ]
+        rank = self.run.accelerator.process_index
+        lines = from_all_processes([f"process {rank}: {'; '.join(places)}"])
+        raise FloatingPointError(
+            f"step {account.step}: a loss or a gradient is not finite, and the optimiser has not "
+            f"taken that step. Norm of the gradient: {norm:.4g}. Worst losses: {'. '.join(lines)}"
+        )

@@ -1,0 +1,82 @@
+"""The stock components that a configuration describes."""
+
+from diffusers import EDMDPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+from ..config import TrainConfig
+from ..pipeline.denoiser import CHANNELS
+
+# What `train_only` lets learn, by the names of the UNet's own parts.
+TOKEN_TABLES = ("encoder_hid_proj.", "class_embedding.")
+CONDITION_INPUT = ("conv_in.",)
+
+
+def build_unet(config: TrainConfig, vocabulary_size: int) -> UNet2DConditionModel:
+    """A UNet2DConditionModel fed with one-hot tokens, through cross-attention and time embedding.
+
+    `encoder_hid_proj` (V to token_dim) is the token table of the cross-attention;
+    `class_embedding` takes the same one-hot tokens, flattened, to the time embedding.
+    """
+    sizes = [config.resolution // 2**i for i in range(len(config.block_out_channels))]
+    attends = [size in config.attention_resolutions for size in sizes]
+    unet = UNet2DConditionModel(
+        sample_size=config.resolution,
+        in_channels=CHANNELS,
+        out_channels=3,
+        block_out_channels=tuple(config.block_out_channels),
+        layers_per_block=config.layers_per_block,
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]),
+        attention_head_dim=config.num_attention_heads,  # diffusers' name for the number of heads
+        norm_num_groups=config.norm_num_groups,
+        dropout=config.dropout,
+        cross_attention_dim=config.token_dim,
+        encoder_hid_dim=vocabulary_size,
+        encoder_hid_dim_type="text_proj",
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=3 * vocabulary_size,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_type="fourier",
+        time_embedding_dim=4 * config.block_out_channels[0],
+    )
+    # A one-hot picks a column, and torch's default is scaled for a sum over all of V: tokens would
+    # start at a third of the time embedding's spread, and short runs hardly learn to look at them.
+    nn.init.normal_(unet.encoder_hid_proj.weight)
+    nn.init.normal_(unet.class_embedding.linear_1.weight, std=3**-0.5)
+    # F starts at zero, where the preconditioned loss of every noise level is about one.
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    return unet
+
+
+def build_scheduler(config: TrainConfig) -> EDMDPMSolverMultistepScheduler:
+    """The scheduler that samples; training preconditions with it."""
+    return EDMDPMSolverMultistepScheduler(
+        sigma_min=config.sigma_min, sigma_max=config.sigma_max, sigma_data=config.sigma_data
+    )
+
+
+def train_mode(unet: UNet2DConditionModel) -> None:
+    """`unet.train()`, without the copies that diffusers' residual blocks then make.
+
+    In training they bring the input of their shortcut into row-major order, from which the next
+    convolution brings it back: a tenth of a step in channels_last. Nothing else in a block depends
+    on its own mode; that of its dropout is apart.
+    """
+    unet.train()
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.training = False
+
+
+def freeze(unet: UNet2DConditionModel, train_only: str) -> None:
+    """Leaves gradients to what `train_only` names: tokens, tokens+condition, or all."""
+    learns = {
+        "tokens": TOKEN_TABLES,
+        "tokens+condition": TOKEN_TABLES + CONDITION_INPUT,
+        "all": ("",),
+    }[train_only]
+    for name, parameter in unet.named_parameters():
+        # The frequencies of the time embedding are a parameter of diffusers' that never learns.
+        parameter.requires_grad_(name.startswith(learns) and not name.startswith("time_proj."))

@@ -1,0 +1,210 @@
+"""The parts of a run, built from its configuration."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from diffusers import EDMDPMSolverMultistepScheduler, UNet2DConditionModel
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from ..config import TrainConfig
+from ..data.images import ImageDataset, load_images, load_split
+from ..data.loader import Loader
+from ..data.stream import ImageStream, open_stream
+from ..data.streaming_loader import StreamingLoader
+from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..pipeline.tokens import Vocabulary
+from ..tools.rng import generator
+from .aggregation import Jacobian, build_aggregator
+from .ema import EMA
+from .losses import Objective, build_weighting
+from .mixture import Mixture
+from .model import build_scheduler, build_unet, freeze, train_mode
+from .vocabulary import build_tokenizer, extend_tokenizer
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a training step touches.
+
+    Attributes:
+        objective: the trained module as it is called: wrapped for several processes.
+        unet: the denoiser inside it. weighting: the weighting inside it.
+        jacobian: where the tasks' gradients are aggregated, or None if they are summed.
+        ema: the averaged denoiser, or None.
+        train_data, held_out: the two splits, labelled in the vocabulary's order.
+    """
+
+    config: TrainConfig
+    accelerator: Accelerator
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: Vocabulary
+    scheduler: EDMDPMSolverMultistepScheduler
+    unet: UNet2DConditionModel
+    weighting: nn.Module
+    objective: nn.Module
+    jacobian: Jacobian | None
+    optimizer: torch.optim.Optimizer
+    ema: EMA | None
+    mixture: Mixture
+    loader: Loader | StreamingLoader
+    train_data: ImageDataset | ImageStream
+    held_out: ImageDataset
+
+    @property
+    def best_unet(self) -> UNet2DConditionModel:
+        """What is validated and published: the average, where there is one."""
+        return self.ema.module if self.ema else self.unet
+
+    def pipeline(self) -> MultiTaskPipeline:
+        """The pipeline of the best weights. It shares them; its scheduler is its own."""
+        scheduler = EDMDPMSolverMultistepScheduler.from_config(self.scheduler.config)
+        return MultiTaskPipeline(self.best_unet, self.tokenizer, scheduler)
+
+
+def build(config: TrainConfig, accelerator: Accelerator) -> Run:
+    """Loads the data and builds the model, the same on every process.
+
+    Raises:
+        ValueError: the data or the pretrained model don't fit the configuration.
+    """
+    with accelerator.main_process_first():  # the first one decodes, the others read its cache
+        load = open_stream if config.streaming else load_images
+        train_data = load_split(config, "train_split", config.resolution, load)
+        held_out = load_split(config, "validation_split", config.resolution, load)
+        if config.streaming:
+            held_out = held_out.head(config.validation_images, config.shuffle_buffer_size)
+    if set(held_out.class_names) - set(train_data.class_names):
+        raise ValueError(
+            f"validation_split has the classes {held_out.class_names}, train_split has "
+            f"{train_data.class_names}; they must be the same"
+        )
+    tokenizer, unet, scheduler = _components(config, train_data.class_names)
+    vocabulary = Vocabulary.of(tokenizer.get_vocab())
+    train_data = train_data.relabelled(tuple(vocabulary.classes))
+    held_out = held_out.relabelled(tuple(vocabulary.classes))
+
+    device = accelerator.device
+    unet.to(device)
+    if config.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    batch_size = config.total_batch_size
+    run_images = config.max_train_steps * batch_size
+    # Copied before the original is compiled, frozen or wrapped.
+    ema = EMA(unet, config.ema_half_life * run_images, config.ema_ramp) if config.use_ema else None
+    freeze(unet, config.train_only)
+    train_mode(unet)
+    if config.compile:
+        unet.compile()
+    names = list(config.shares)
+    weighting = build_weighting(config.task_weighting, names, config.task_weights).to(device)
+    objective = Objective(unet, scheduler, weighting)
+    jacobian = None
+    if config.gradient_aggregation != "sum":
+        aggregate = build_aggregator(config.gradient_aggregation)
+        jacobian = Jacobian(objective, len(names), aggregate)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in objective.parameters() if parameter.requires_grad],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.adam_weight_decay,
+        fused=True,
+    )
+    mixture = Mixture(
+        tasks=tuple(TASKS[name] for name in names),
+        proportions=tuple(config.shares.values()),
+        vocabulary=vocabulary,
+        size=config.resolution,
+        class_dropout=config.class_dropout,
+        task_dropout=config.task_dropout,
+    )
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        scheduler=scheduler,
+        unet=unet,
+        weighting=weighting,
+        objective=accelerator.prepare(objective),
+        jacobian=jacobian,
+        optimizer=optimizer,
+        ema=ema,
+        mixture=mixture,
+        loader=_loader(config, train_data, accelerator),
+        train_data=train_data,
+        held_out=held_out,
+    )
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The rate of the update that follows `step` finished ones: a function of the step alone."""
+    warmup = config.warmup_steps
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, config.max_train_steps - warmup)  # 0 to 1
+    shape = {
+        "constant": 1.0,
+        "linear": 1 - done,
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+    }
+    return config.learning_rate * shape[config.lr_scheduler]
+
+
+def process_rows(total: int, rank: int, world: int) -> range:
+    """The rows of a global batch that a process sees; shares differ by one at most."""
+    return range(total * rank // world, total * (rank + 1) // world)
+
+
+def microbatches(rows: range, limit: int | None) -> list[slice]:
+    """Cuts a process's rows into slices of `limit` rows or fewer."""
+    size = limit or len(rows)
+    return [slice(i, min(i + size, rows.stop)) for i in range(rows.start, rows.stop, size)]
+
+
+def _loader(
+    config: TrainConfig, data: ImageDataset | ImageStream, accelerator: Accelerator
+) -> Loader | StreamingLoader:
+    common = {
+        "total_batch_size": config.total_batch_size,
+        "seed": config.seed,
+        "random_flip": config.random_flip,
+        "device": accelerator.device,
+    }
+    if not config.streaming:
+        return Loader(data, **common)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    return StreamingLoader(
+        data,
+        mine=process_rows(config.total_batch_size, rank, world),
+        rank=rank,
+        world=world,
+        buffer_size=config.shuffle_buffer_size,
+        threads=torch.get_num_threads(),
+        **common,
+    )
+
+
+def _components(config: TrainConfig, class_names: tuple[str, ...]):
+    """Tokenizer, unet and scheduler: from a published pipeline, or new from the seed."""
+    tasks, source = list(config.shares), config.pretrained_model_name_or_path
+    if source is not None:
+        pipeline = MultiTaskPipeline.from_pretrained(source, revision=config.revision)
+        if pipeline.size != config.resolution:
+            raise ValueError(
+                f"pretrained_model_name_or_path {source} was trained at resolution "
+                f"{pipeline.size}, resolution is {config.resolution}; they must be the same"
+            )
+        tokenizer = extend_tokenizer(pipeline.tokenizer, tasks, class_names)
+        return tokenizer, pipeline.unet, pipeline.scheduler
+    tokenizer = build_tokenizer(tasks, class_names, config.strength_levels, config.reserved_tokens)
+    # Modules draw their initial weights from the global generator: key it, and leave it as it was.
+    with torch.random.fork_rng():
+        torch.manual_seed(generator(config.seed, "weights").initial_seed())
+        unet = build_unet(config, len(tokenizer.get_vocab()))
+    return tokenizer, unet, build_scheduler(config)

@@ -1,0 +1,160 @@
+"""How well each task does on held-out images: its loss by noise level, and whether tokens count."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ..data.images import ImageDataset, to_unit_range
+from ..pipeline.denoiser import TASK, Conditioning, predict, tell
+from ..pipeline.task import Choice, Task
+from ..pipeline.tokens import Vocabulary
+from ..tools.rng import generator
+from .losses import denoising_loss
+
+# Borders of the noise levels that are reported apart.
+SIGMA_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """Losses of T tasks in K noise levels, each over the same N images, noise and corruption.
+
+    Attributes:
+        tasks: (T,) names.
+        edges: (K + 1,) borders of the noise levels.
+        by_image: (T, K, N) of the model.
+        zero_by_image: (T, K, N), what a network that always answers zero has.
+    """
+
+    tasks: tuple[str, ...]
+    edges: tuple[float, ...]
+    by_image: Tensor
+    zero_by_image: Tensor
+
+    @property
+    def model(self) -> Tensor:
+        """(T, K) means over the images."""
+        return self.by_image.mean(-1)
+
+    @property
+    def zero(self) -> Tensor:
+        """(T, K) means over the images."""
+        return self.zero_by_image.mean(-1)
+
+    @property
+    def num_images(self) -> int:
+        return self.by_image.shape[-1]
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """(K,) "low-high"."""
+        return tuple(f"{low:g}-{high:g}" for low, high in pairwise(self.edges))
+
+    def table(self) -> dict[str, dict[str, dict[str, float]]]:
+        """task -> "low-high" -> {"loss", "zero"}, as JSON has it."""
+        model, zero = self.model, self.zero
+        return {
+            task: {
+                level: {"loss": round(model[i, k].item(), 5), "zero": round(zero[i, k].item(), 5)}
+                for k, level in enumerate(self.levels)
+            }
+            for i, task in enumerate(self.tasks)
+        }
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In eval mode inside; then every part is in the mode that it was in, which needn't be one."""
+    modes = [part.training for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in zip(module.modules(), modes, strict=True):
+            part.training = mode
+
+
+@torch.no_grad()
+def held_out_loss(
+    unet,
+    scheduler,
+    tasks: Sequence[Task],
+    vocabulary: Vocabulary,
+    dataset: ImageDataset,
+    num_images: int,
+    seed: int = 0,
+    batch_size: int = 128,
+    task_token: str | None = "right",
+    alike: bool = False,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
+) -> HeldOutLoss:
+    """The loss of each task by noise level, on the first images of a dataset.
+
+    Noise, masks and strengths are a function of (seed, task) alone: every call, and every noise
+    level, sees the same ones, so that differences are the model's.
+
+    Args:
+        unet: a UNet2DConditionModel; each module's mode is left as it is found, its dropout off.
+        num_images: at most the dataset's length is used.
+        task_token: "right"; None for the null token; or the name of another task.
+        alike: nothing but its name and its `condition` tells a task from another one: all of them
+            paint the whole image and get the same noise, and those that take a strength the same
+            strengths, drawn from (0, 1). Else each task draws as it does in training.
+        rank, world: every world-th image from this one on is looked at, and the others are left
+            at zero: the sum over all ranks is the whole.
+    """
+    n = min(num_images, len(dataset))
+    size = dataset.resolution
+    images = to_unit_range(dataset.images[:n].to(device))
+    labels = dataset.labels[:n].to(device)
+    bins = list(pairwise(SIGMA_EDGES))
+    model, zero = torch.zeros(2, len(tasks), len(bins), n)
+    own = torch.arange(n, device=device)[rank::world]
+    own = own.split(batch_size) if len(own) else ()  # a process may have none
+    with evaluating(unet):
+        for i, task in enumerate(tasks):
+            random = generator(seed, "alike" if alike else task.name, "held out", device=device)
+            choice = (
+                _choose_alike(task, n, size, random) if alike else task.draw(n, size, 0.0, random)
+            )
+            own_noise, noise = torch.randn(2, n, 3, size, size, generator=random, device=device)
+            place = torch.rand(n, 1, 1, 1, generator=random, device=device)  # inside a noise level
+            hint = task.condition(images, choice.mask, choice.strength, own_noise)
+            told = _with_task_token(tell(hint, task, labels, vocabulary), task_token, vocabulary)
+            for k, (low, high) in enumerate(bins):
+                sigma = low * (high / low) ** place
+                for rows in own:
+                    x, eps, s, c = images[rows], noise[rows], sigma[rows], told[rows]
+                    F = predict(unet, scheduler, x + s * eps, s, c)
+                    for table, output in ((model, F), (zero, torch.zeros_like(F))):
+                        loss = denoising_loss(output, x, eps, s, c.mask, scheduler)
+                        table[i, k, rows.cpu()] = loss.cpu()
+    return HeldOutLoss(tuple(t.name for t in tasks), SIGMA_EDGES, model, zero)
+
+
+def _choose_alike(task: Task, n: int, size: int, random: torch.Generator) -> Choice:
+    device = random.device
+    strength = torch.rand(n, generator=random, device=device)
+    takes_strength = "strength" in task.required | task.optional
+    nothing = torch.zeros(n, dtype=torch.bool, device=device)
+    return Choice(
+        mask=torch.ones(n, 1, size, size, device=device),
+        strength=strength if takes_strength else strength * torch.nan,
+        drop_class=nothing,
+        drop_image=nothing,
+    )
+
+
+def _with_task_token(
+    conditioning: Conditioning, token: str | None, vocabulary: Vocabulary
+) -> Conditioning:
+    if token == "right":
+        return conditioning
+    index = vocabulary.null if token is None else vocabulary.tasks[token]
+    return conditioning.without(TASK, index)

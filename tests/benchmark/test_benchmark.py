@@ -1,0 +1,307 @@
+"""The benchmark: what it counts, times and compares, on models of 8 channels."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+from diffusers import UNet2DModel
+from tiny import MODEL, own_state, write_shapes
+from torch.utils.tensorboard import SummaryWriter
+
+from mtl_diffusion.benchmark import programs
+from mtl_diffusion.benchmark.measure import (
+    DeviceMemory,
+    Spread,
+    flops_of_unet,
+    interleaved,
+    matmul_rate,
+)
+from mtl_diffusion.benchmark.sampling import (
+    Point,
+    Sampler,
+    evaluations_for,
+    knee,
+    read_curve,
+    twin_times,
+)
+from mtl_diffusion.benchmark.steps import PARTS, break_down
+from mtl_diffusion.benchmark.twin import build_twin
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.config.command_line import parse
+from mtl_diffusion.data.images import ImageDataset
+from mtl_diffusion.launch.preflight import begin
+from mtl_diffusion.training.run import build
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp("shapes"), 64, 8)
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    return TrainConfig(
+        dataset_name=data,
+        **MODEL,
+        total_batch_size=4,
+        logging_steps=2,
+        num_threads=1,
+        report_to="none",
+        output_dir=str(tmp_path / "run"),
+    )
+
+
+# --- counting and timing ------------------------------------------------------------------------
+
+
+def test_a_spread_is_median_and_ends():
+    spread = Spread.of([3.0, 1.0, 2.0, 10.0])
+    assert (spread.median, spread.low, spread.high, spread.n) == (2.5, 1.0, 10.0, 4)
+    assert spread.times(1e3) == Spread(2500.0, 1000.0, 10_000.0, 4)
+    assert str(spread) == "2.5 (1 to 10, n = 4)"
+
+
+def test_contestants_take_turns():
+    order = []
+    contestants = {name: lambda name=name: order.append(name) or len(order) for name in "ab"}
+    assert interleaved(contestants, 3, "test") == {"a": [1, 3, 5], "b": [2, 4, 6]}
+    assert order == ["a", "b"] * 3
+
+
+def test_the_rate_of_a_product_is_plausible():
+    rate = matmul_rate(CPU, torch.float32, repeats=2)
+    assert 1e8 < rate.low <= rate.median <= rate.high < 1e15 and rate.n == 2
+
+
+def test_a_cpu_has_no_device_memory():
+    with DeviceMemory(CPU) as memory:
+        pass
+    assert memory.peak is None
+
+
+def conv_net(size):
+    return UNet2DModel(
+        sample_size=size,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        norm_num_groups=4,
+        add_attention=False,
+    )
+
+
+def test_flops_are_those_of_the_convolutions():
+    """Counted a second time, from the shapes that pass by."""
+    unet, counted = conv_net(8), 0
+
+    def count(module, inputs, output):
+        nonlocal counted
+        counted += 2 * output.numel() * module.weight[0].numel()
+
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(count)
+    unet(torch.zeros(1, 3, 8, 8), 0)
+    forward, both = flops_of_unet(unet)
+    assert forward == counted
+    # Each product has two in the backward pass, but for the first, whose input needs no gradient.
+    first = (
+        2 * 8 * 8 * unet.conv_in.weight.numel() + 2 * unet.time_embedding.linear_1.weight.numel()
+    )
+    assert both == 3 * counted - first
+
+
+def test_the_flops_of_ours_are_counted_with_its_tokens(pipe):
+    forward, both = flops_of_unet(pipe.unet)
+    assert 2.5 * forward < both < 3 * forward
+
+
+def test_the_twin_has_our_channels_and_nearly_our_flops(pipe):
+    twin = build_twin(pipe.unet)
+    assert twin.unet.config.block_out_channels == tuple(pipe.unet.config.block_out_channels)
+    assert twin.flops == flops_of_unet(twin.unet)[1]
+    assert twin.our_flops == flops_of_unet(pipe.unet)[1]
+    assert abs(math.log(twin.flops / twin.our_flops)) < math.log(1.3)
+
+
+# --- training programs --------------------------------------------------------------------------
+
+PROGRAM = """
+import sys, time
+from torch.utils.tensorboard import SummaryWriter
+writer = SummaryWriter(sys.argv[1] + "/logs/run")
+for step in range(1, 7):
+    writer.add_scalar("lr", 0.1, step, walltime=1000 + (60 if step == 1 else 0.5 * step))
+    writer.add_scalar("loss", 0.1, step)
+writer.close()
+"""
+
+
+def test_a_program_is_timed_by_its_own_log(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    timed = programs.program(command, folder, batch_size=8, warm=2)
+    assert timed.rate == pytest.approx(8 * 4 / 2)  # four steps after the second, half a second each
+    assert timed.host_bytes > 1e6 and timed.device_bytes is None
+
+
+def test_a_program_that_fails_says_why(tmp_path):
+    command = [sys.executable, "-c", "raise SystemExit('no such flag')"]
+    with pytest.raises(RuntimeError, match=r"ended with 1:\nno such flag"):
+        programs.program(command, tmp_path / "run", 8, 2)
+
+
+def test_a_program_that_logs_too_little(tmp_path):
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run")]
+    with pytest.raises(RuntimeError, match="no step was logged after the first 6"):
+        programs.program(command, tmp_path / "run", 8, warm=6)
+
+
+def test_only_the_learning_rate_counts_as_a_step(tmp_path):
+    writer = SummaryWriter(str(tmp_path / "logs"))
+    writer.add_scalar("learning_rate", 1, 10, walltime=5)
+    writer.add_scalar("train/edit", 1, 20, walltime=6)
+    writer.close()
+    assert programs.step_times(tmp_path) == {10: 5.0}
+
+
+def test_our_command_is_read_back_as_the_same_run(config, tmp_path):
+    command = programs.our_command(config, 40, tmp_path)
+    flags = command[command.index(str(programs.SCRIPTS / "train.py")) + 1 :]
+    read = parse(flags)
+    assert read.max_train_steps == 40 and read.report_to == "tensorboard"
+    kept = ("dataset_name", "block_out_channels", "tasks", "total_batch_size", "mixed_precision")
+    assert all(getattr(read, name) == getattr(config, name) for name in kept)
+
+
+def test_diffusers_gets_the_same_images_batch_and_precision(config, data, tmp_path):
+    images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
+    programs.write_images(ImageDataset.of(images, torch.zeros(6).long(), ("a",)), 5, tmp_path)
+    rows = load_dataset(str(tmp_path), split="train")["image"]
+    written = torch.from_numpy(np.stack([np.asarray(image) for image in rows]))
+    assert torch.equal(written.permute(0, 3, 1, 2), images[:5])
+    places = (tmp_path / "twin", tmp_path, tmp_path / "run")
+    command = programs.their_command(Path("checkout"), Path("python"), config, *places)
+    assert command[4] == str(Path("checkout") / programs.THEIRS)
+    assert {"--train_batch_size=4", "--mixed_precision=no", "--use_ema"} < set(command)
+    programs.write_twin(conv_net(8), tmp_path / "twin")
+    assert UNet2DModel.load_config(tmp_path / "twin")["block_out_channels"] == [8, 8]
+
+
+# --- a step in its parts ------------------------------------------------------------------------
+
+
+def test_a_step_is_the_sum_of_its_parts_and_is_left_as_it_was(config):
+    torch.optim.AdamW([torch.zeros(1)])  # the first one changes its class
+    originals = [getattr(home, name) for calls in PARTS.values() for home, name in calls]
+    with own_state(), begin(config) as accelerator:
+        run = build(config, accelerator)
+        step = break_down(run, steps=4, warm=1)
+    assert originals == [getattr(home, name) for calls in PARTS.values() for home, name in calls]
+    assert list(step.parts) == ["forward", "backward", *PARTS, "other"]
+    assert all(part.median > 0 and part.n == 4 for part in step.parts.values())
+    total = sum(part.median for part in step.parts.values())
+    network = step.parts["forward"].median + step.parts["backward"].median
+    assert step.overhead == pytest.approx(1 - network / total)
+    assert 0.2 < total / step.whole.median < 5 and step.device_bytes is None
+
+
+# --- sampling -----------------------------------------------------------------------------------
+
+
+def test_every_solver_comes_to_the_same_images(pipe):
+    """And as fast as its order says: so they solve one equation, with the same conditions."""
+    curves = Sampler(pipe, batch_size=2).curve([16, 32])
+    orders = {
+        name: math.log2(coarse.distance / fine.distance) for name, (coarse, fine) in curves.items()
+    }
+    assert 0.7 < orders["euler"] < 1.4
+    assert orders["heun"] > 1.6 and orders["ours"] > 1.4, orders
+    assert curves["heun"][0].evaluations == 31 and curves["ours"][0].evaluations == 16
+
+
+def test_times_are_an_image_s(pipe):
+    times = Sampler(pipe, batch_size=2).times({"ours": 2, "euler": 2, "heun": 2}, rounds=2)
+    assert set(times) == {"ours", "euler", "heun"}
+    assert all(0 < spread.median < 10 and spread.n == 2 for spread in times.values())
+
+
+def test_the_twin_is_sampled_by_diffusers_own_pipelines():
+    times = twin_times(conv_net(8), batch_size=2, steps=2, rounds=2, device=CPU)
+    assert set(times) == {"ddpm", "ddim"} and times["ddpm"].n == 2
+
+
+def test_how_many_evaluations_come_as_near():
+    points = [Point(n, n, 8 / n**2) for n in (4, 8, 16)]
+    assert evaluations_for(points, 8 / 10**2) == pytest.approx(10)
+    assert evaluations_for(points, 0.5) == 4 and evaluations_for(points, 1) == 4
+    assert evaluations_for(points, 0.001) is None
+
+
+def test_the_knee_of_the_scorecard(tmp_path):
+    path = tmp_path / "metrics.json"
+    fd = {6: 50.0, 12: 10.4, 18: 10.1, 36: 10.0}
+    entries = {
+        f"by_class_steps_{n}": {
+            "guidance_scale": 1.0,
+            "evaluations": n,
+            "frechet_distance_to_train": value,
+        }
+        for n, value in fd.items()
+    }
+    guided = {"guidance_scale": 2.0, "evaluations": 36, "frechet_distance_to_train": 1.0}
+    generate = {"floor": {}, "by_class_guidance_2_steps_18": guided, **entries}
+    path.write_text(json.dumps({"generate": generate}))
+    curve = read_curve(path)
+    assert curve == sorted(fd.items()) and knee(curve) == 12 and knee(curve, 0.01) == 18
+    path.write_text(json.dumps({"inpaint": {}}))
+    with pytest.raises(ValueError, match="no samplings of generate"):
+        read_curve(path)
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--diffusers", "x"], "--diffusers and --twin_python go together"),
+        (["--steps", "3", "--warm", "3"], "--steps is 3; it must be more than --warm, 3"),
+        ([], "sampling needs a --pipeline"),
+        (["--parts", "steps", "--learning_rat", "1"], "learning_rat"),
+    ],
+)
+def test_mistakes_are_told_at_once(flags, words):
+    done = subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_measures_everything(config, pipe, tmp_path):
+    config = replace(config, dataset_name="shapes")
+    pipe.save_pretrained(tmp_path / "pipeline")
+    flags = programs.our_command(config, 6, tmp_path / "unused")
+    flags = flags[flags.index(str(programs.SCRIPTS / "train.py")) + 1 :]
+    command = [
+        *(sys.executable, SCRIPT, "--rounds", "1", "--steps", "6", "--warm", "2"),
+        *("--pipeline", tmp_path / "pipeline", "--sample_batch", "2"),
+        *("--json", tmp_path / "speed.json", *flags),
+    ]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert set(found) == {"machine", "training", "steps", "sampling", "startup"}
+    assert found["training"]["ours"]["images_per_second"]["median"] > 0
+    assert set(found["startup"]) >= {"first step", "first image", "train.py --help"}
+    assert "training, ours: images/s" in done.stdout

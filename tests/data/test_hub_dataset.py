@@ -1,0 +1,185 @@
+"""`load_dataset("uoft-cs/cifar10")` from a Hub: fresh, from the cache, streamed, interrupted."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+from loopback_hub import LoopbackHub
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+NAME = "uoft-cs/cifar10"
+CLASSES = [
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+]
+ROWS = {"train": 40, "test": 20}
+# The card of a dataset says what its files are; this one is as the Hub's, shortened.
+CARD = f"""---
+configs:
+- config_name: plain_text
+  default: true
+  data_files:
+  - split: train
+    path: plain_text/train-*
+  - split: test
+    path: plain_text/test-*
+dataset_info:
+  config_name: plain_text
+  features:
+  - name: img
+    dtype: image
+  - name: label
+    dtype:
+      class_label:
+        names: {json.dumps({str(i): name for i, name in enumerate(CLASSES)})}
+---
+"""
+
+# Sums of the pixels and labels of a split, as `datasets` gives them and as our loader does.
+CLIENT = """
+import hashlib, json, sys
+import numpy as np
+import datasets
+datasets.disable_progress_bars()
+name, way = sys.argv[1:]
+
+def digest(rows):
+    sha = hashlib.sha256()
+    for row in rows:
+        sha.update(np.asarray(row["img"].convert("RGB")).tobytes() + bytes([row["label"]]))
+    return sha.hexdigest()
+
+streaming = way == "streamed"
+found = datasets.load_dataset(name, streaming=streaming)
+answer = {split: digest(rows) for split, rows in found.items()}
+answer["classes"] = found["train"].features["label"].names
+if not streaming:
+    from mtl_diffusion.data.images import load_images
+    data = load_images(name, resolution=32, split="train")
+    sha = hashlib.sha256()
+    for image, label in zip(data.images, data.labels):
+        sha.update(image.permute(1, 2, 0).contiguous().numpy().tobytes() + bytes([int(label)]))
+    answer["ours"] = sha.hexdigest()
+print(json.dumps(answer))
+"""
+
+
+def picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, bytes]:
+    """Path in the repository -> content."""
+    folder, found = tmp_path_factory.mktemp("cifar10"), {"README.md": CARD.encode()}
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
+    )
+    for split, count in ROWS.items():
+        rows = {
+            "img": [{"bytes": picture(len(split) * 1000 + i), "path": None} for i in range(count)],
+            "label": [i % len(CLASSES) for i in range(count)],
+        }
+        path = folder / f"{split}-00000-of-00001.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+        found[f"plain_text/{path.name}"] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def hub(files):
+    with LoopbackHub() as hub:
+        hub.add(NAME, files, kind="dataset")
+        yield hub
+
+
+def load(hub, home, way, **variables):
+    """(What the client printed, its errors, what the Hub was asked)."""
+    before = len(hub.requests)
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, NAME, way],
+        env=os.environ | hub.environment(home) | variables,
+        capture_output=True,
+        text=True,
+    )
+    answer = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+    return answer, done.stderr, hub.requests[before:]
+
+
+def downloads(requests):
+    return [request for request in requests if request.startswith("GET") and ".parquet" in request]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def fresh(hub, home):
+    answer, errors, requests = load(hub, home, "fresh")
+    assert answer is not None, errors
+    return answer, requests
+
+
+def test_fresh(fresh):
+    answer, requests = fresh
+    assert answer["classes"] == CLASSES
+    assert answer["ours"] == answer["train"] != answer["test"]
+    assert len(downloads(requests)) == len(ROWS)  # each file once
+
+
+def test_a_second_time_comes_from_the_cache(hub, home, fresh):
+    answer, errors, requests = load(hub, home, "cached")
+    assert answer == fresh[0], errors
+    assert downloads(requests) == []
+
+
+@pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
+def test_offline_asks_nobody(hub, home, fresh, switch):
+    answer, errors, requests = load(hub, home, "cached", **{switch: "1"})
+    assert answer == fresh[0], errors
+    assert switch == "HF_DATASETS_OFFLINE" or requests == []
+    assert downloads(requests) == []
+
+
+def test_streamed(hub, fresh, tmp_path):
+    answer, errors, requests = load(hub, tmp_path, "streamed")
+    assert answer is not None, errors
+    assert answer == {name: value for name, value in fresh[0].items() if name != "ours"}
+    assert downloads(requests)
+    assert not list(tmp_path.rglob("*.arrow"))  # nothing is prepared on disk
+
+
+def test_after_a_cut_download_the_next_try_is_whole(hub, fresh, tmp_path):
+    hub.fail(r"GET .*test-00000-of-00001\.parquet", "reset", 1)
+    answer, errors, _ = load(hub, tmp_path, "fresh")
+    assert answer is None and re.search("reset|aborted", errors)
+    answer, errors, _ = load(hub, tmp_path, "fresh")
+    assert answer == fresh[0], errors
+
+
+def test_one_that_is_not_there_is_named(hub, tmp_path):
+    code = (
+        "from mtl_diffusion.data.images import load_images\n"
+        "load_images('uoft-cs/none', resolution=32)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | hub.environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "ValueError: dataset_name: 'uoft-cs/none'" in done.stderr

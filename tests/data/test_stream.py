@@ -1,0 +1,324 @@
+"""A split that is read as it goes: which rows come, in which order, to whom; what is refused."""
+
+import shutil
+import threading
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.config.limits import faults
+from mtl_diffusion.data.images import load_images
+from mtl_diffusion.data.loader import Batch, Loader
+from mtl_diffusion.data.stream import open_stream
+from mtl_diffusion.data.streaming_loader import Position, StreamingLoader
+
+NAMES = ("a", "b", "c")
+FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))}
+
+
+def pictures(count, seed=0, side=8):
+    random = np.random.default_rng(seed)
+    return [
+        Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(count)
+    ]
+
+
+def write(folder, sizes, features=FEATURES, labels=None, split="train"):
+    """A folder of parquet files of so many rows each; labels go 0, 1, 2, 0, ..."""
+    folder.mkdir(exist_ok=True)
+    images = pictures(sum(sizes))
+    labels = labels or [i % 3 for i in range(sum(sizes))]
+    done = 0
+    for number, size in enumerate(sizes):
+        rows = slice(done, done + size)
+        table = {"image": images[rows], "label": labels[rows]}
+        name = f"{split}-{number:05d}-of-{len(sizes):05d}.parquet"
+        datasets.Dataset.from_dict(table, datasets.Features(features)).to_parquet(folder / name)
+        done += size
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Thirty rows in four files of unequal size."""
+    return write(tmp_path_factory.mktemp("data") / "parquet", [10, 9, 8, 3])
+
+
+@pytest.fixture(scope="module")
+def stream(folder):
+    return open_stream(folder, resolution=8)
+
+
+def rows_of(stream, seed=0, epoch=0, buffer_size=10, **options):
+    return [example.row for example in stream.epoch(seed, epoch, buffer_size, **options)]
+
+
+# --- which rows, in which order -----------------------------------------------------------------
+
+
+def test_it_has_the_rows_that_memory_would_hold(stream, folder):
+    whole = load_images(folder, resolution=8)
+    expected = Counter(
+        (image.permute(1, 2, 0).numpy().tobytes(), label)
+        for image, label in zip(whole.images, whole.labels.tolist(), strict=True)
+    )
+    examples = stream.epoch(0, 0, 5)
+    assert Counter((stream.decode(e).tobytes(), e.label) for e in examples) == expected
+    assert stream.class_names == whole.class_names == NAMES
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(stream):
+    first = rows_of(stream, 0, 0, 8)
+    assert rows_of(stream, 0, 0, 8) == first and len(set(first)) == 30
+    others = [rows_of(stream, 0, 1, 8), rows_of(stream, 1, 0, 8), rows_of(stream, 0, 0, 7)]
+    assert all(sorted(other) == sorted(first) and other != first for other in others)
+    assert others[0] != others[1]
+
+
+@pytest.mark.parametrize(("world", "own_files"), [(2, True), (4, True), (3, False), (7, False)])
+def test_processes_share_an_epoch_and_no_row(stream, world, own_files):
+    parts = [rows_of(stream, 3, 5, 8, rank=rank, world=world) for rank in range(world)]
+    whole = [row for part in parts for row in part]
+    assert len(whole) == len(set(whole)) == 30
+    files = [{row.split(" of ")[1] for row in part} for part in parts]
+    assert (sum(map(len, files)) == 4) == own_files
+    if not own_files:
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_rows_that_lie_together_do_not_come_together(tmp_path):
+    """Files sorted by class, as a folder of folders is: a batch has the classes of several."""
+    name = write(tmp_path / "d", [40] * 3, labels=[0] * 40 + [1] * 40 + [2] * 40)
+    stream = open_stream(name, resolution=8)
+    early = Counter(example.label for example in islice(stream.epoch(0, 0, 60), 30))
+    assert len(early) == 3 and max(early.values()) < 20
+    kept = [e.row for e in stream.epoch(0, 0, 1) if "of file 1 " in e.row]
+    assert [int(row.split()[1]) for row in kept] == list(range(40))  # a buffer of 1 mixes nothing
+
+
+def test_a_folder_of_folders(tmp_path):
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / "train" / name).mkdir(parents=True)
+        for i, picture in enumerate(pictures(4, seed=number)):
+            picture.save(tmp_path / "photos" / "train" / name / f"{i}.png")
+    stream = open_stream(str(tmp_path / "photos"), resolution=8)
+    assert stream.class_names == ("cat", "dog")
+    assert Counter(example.label for example in stream.epoch(0, 0, 4)) == {0: 4, 1: 4}
+
+
+def test_labels_follow_the_names_of_a_vocabulary(stream):
+    changed = stream.relabelled(("x", "c", "b", "a"))
+    before = {example.row: NAMES[example.label] for example in stream.epoch(0, 0, 4)}
+    after = {example.row: changed.class_names[example.label] for example in changed.epoch(0, 0, 4)}
+    assert before == after
+    again = changed.relabelled(("a", "b", "c", "x"))
+    assert {e.row: again.class_names[e.label] for e in again.epoch(0, 0, 4)} == before
+
+
+def test_the_held_out_images_are_always_the_same_ones(stream):
+    twelve, five = stream.head(12, 8), stream.head(5, 8)
+    assert len(twelve) == 12 and torch.equal(five.images, twelve.images[:5])
+    assert len(stream.head(100, 8)) == 30
+    assert twelve.fingerprint == five.fingerprint == stream.fingerprint
+
+
+def test_the_fingerprint_tells_data_apart_not_places(folder, stream, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    assert open_stream(str(tmp_path / "copy"), resolution=8).fingerprint == stream.fingerprint
+    write(tmp_path / "longer", [10, 9, 8, 4])
+    write(tmp_path / "less", [10, 9, 8])
+    names = [*FEATURES["label"].names[:2], "d"]
+    write(tmp_path / "names", [10, 9, 8, 3], FEATURES | {"label": datasets.ClassLabel(names=names)})
+    others = [open_stream(str(tmp_path / name)) for name in ("longer", "less", "names")]
+    assert len({stream.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("feature", "labels"),
+    [(datasets.Value("int64"), [0, 1, 2]), (datasets.Value("string"), ["x", "y", "z"])],
+)
+def test_classes_without_names(tmp_path, feature, labels):
+    name = write(tmp_path / "d", [3], FEATURES | {"label": feature}, labels)
+    with pytest.raises(ValueError, match=r"label_column: 'label' \(\w+\) has no names.*streaming"):
+        open_stream(name)
+
+
+def test_a_label_outside_its_names_is_located(tmp_path):
+    stream = open_stream(write(tmp_path / "d", [3, 2], labels=[0, 1, 2, 0, -1]), resolution=8)
+    with pytest.raises(ValueError, match="label_column: row 1 of file 1 of 'train' has the label"):
+        list(stream.epoch(0, 0, 4))
+
+
+def test_a_truncated_image_is_located(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        pictures(1)[0].save(tmp_path / "train" / name / "1.png")
+    broken = tmp_path / "train" / "dog" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    stream = open_stream(str(tmp_path), resolution=8)
+    with pytest.raises(ValueError, match=r"image_column: row 1 of file 0 of .*1\.png\) does not"):
+        stream.head(2, 4)
+
+
+def test_a_split_that_is_not_there(folder):
+    with pytest.raises(ValueError, match=r"validation_split: 'test' .* which has train; a stream"):
+        open_stream(folder, split="test", split_field="validation_split")
+
+
+def test_columns_that_are_not_declared(tmp_path):
+    (tmp_path / "rows.csv").write_text("image,label\na.png,0\n")
+    with pytest.raises(ValueError, match="does not declare its columns"):
+        open_stream(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "nobody/nothing"])
+def test_a_dataset_that_cannot_be_found(name):
+    with pytest.raises(ValueError, match=f"dataset_name: .*{name}"):
+        open_stream(name)
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+def loader(stream, size=8, rank=0, world=1, seed=0, random_flip=True, **options):
+    mine = range(size * rank // world, size * (rank + 1) // world)
+    return StreamingLoader(stream, size, mine, rank, world, 10, seed, random_flip, **options)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+def mine(batches: StreamingLoader) -> slice:
+    return slice(batches.mine.start, batches.mine.stop)
+
+
+def test_a_batch_is_what_the_stream_says(stream):
+    batch = loader(stream, random_flip=False).batch(0)
+    assert type(batch) is Batch and batch.labels.dtype == torch.int64
+    examples = list(islice(stream.epoch(0, 0, 10), 8))
+    pixels = torch.from_numpy(np.stack([stream.decode(example) for example in examples]))
+    assert torch.equal(batch.images, pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    assert batch.labels.tolist() == [example.label for example in examples]
+
+
+def test_flips_are_those_of_the_data_in_memory(stream, folder):
+    flipping, plain = loader(stream), loader(stream, random_flip=False)
+    memory = load_images(folder, resolution=8)
+    keyed, bare = (Loader(memory, 8, seed=0, random_flip=flip) for flip in (True, False))
+    for step in range(4):
+        assert torch.equal(
+            (flipping.batch(step).images == plain.batch(step).images).all((1, 2, 3)),
+            (keyed.batch(step).images == bare.batch(step).images).all((1, 2, 3)),
+        )
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 30, 64])
+def test_epochs_follow_each_other_and_no_row_is_dropped(stream, size):
+    batches = loader(stream, size, random_flip=False)
+    seen = torch.cat([batches.batch(step).images for step in range(120 // size + 1)])
+    epochs = seen[:120].flatten(1).view(-1, 30, seen[0].numel())
+    first = sorted(map(tuple, epochs[0].tolist()))
+    for epoch in epochs[1:]:
+        assert sorted(map(tuple, epoch.tolist())) == first and not torch.equal(epoch, epochs[0])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_cutting_a_batch_and_more_threads_change_nothing(stream, threads):
+    whole, cut = loader(stream), loader(stream, threads=threads)
+    for step in range(6):
+        parts = [cut.batch(step, slice(a, b)) for a, b in ((0, 3), (3, 4), (4, 8))]
+        joined = Batch(*(torch.cat([getattr(p, f) for p in parts]) for f in ("images", "labels")))
+        assert same(joined, whole.batch(step))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_run_goes_on_where_another_one_was(stream, world):
+    """Killed after any step, also where an epoch has just ended, and in another process."""
+    for rank in range(world):
+        whole = loader(stream, rank=rank, world=world)
+        steps, ends = [], [whole.position]
+        for step in range(12):
+            steps.append(whole.batch(step, mine(whole)))
+            ends.append(whole.position)
+        assert len({end.epoch for end in ends}) > 2
+        for done in range(12):
+            again = loader(stream, rank=rank, world=world)
+            again.go_to(done, Position(*ends[done]))
+            assert again.position == ends[done]
+            for step in range(done, min(12, done + 3)):
+                assert same(again.batch(step, mine(again)), steps[step])
+
+
+def test_a_process_asks_for_its_own_rows_and_goes_only_forward(stream):
+    batches = loader(stream, rank=1, world=2)
+    with pytest.raises(AssertionError, match="is not ours"):
+        batches.batch(0, slice(0, 4))
+    batches.batch(0, slice(4, 8))
+    with pytest.raises(AssertionError, match="only goes on"):
+        batches.batch(2, slice(4, 8))
+
+
+def test_decoding_is_ahead_and_not_in_the_way(stream, monkeypatch):
+    decoders, decode = set(), type(stream).decode
+
+    def watched(self, example):
+        decoders.add(threading.current_thread())
+        return decode(self, example)
+
+    monkeypatch.setattr(type(stream), "decode", watched)
+    batches = loader(stream)
+    batches.batch(0)
+    batches._ahead[-1].result()
+    assert threading.main_thread() not in decoders and len(batches._ahead) == 3
+
+
+def test_a_bad_row_ends_the_run_when_its_batch_is_due(tmp_path):
+    images = [*pictures(39), {"bytes": b"not an image", "path": None}]
+    rows = datasets.Dataset.from_dict(
+        {"image": images, "label": [0] * 40}, features=datasets.Features(FEATURES)
+    )
+    rows.to_parquet(tmp_path / "train.parquet")
+    batches = loader(open_stream(str(tmp_path), resolution=8))
+    due = rows_of(batches.stream).index("row 39 of file 0 of 'train'") // 8
+    for step in range(due):
+        batches.batch(step)
+    with pytest.raises(ValueError, match="image_column: row 39 of file 0 of 'train' does not"):
+        batches.batch(due)
+    assert due > 0
+
+
+def test_more_processes_than_rows(tmp_path):
+    stream = open_stream(write(tmp_path / "d", [1]), resolution=8)
+    batches = loader(stream, rank=1, world=2)
+    with pytest.raises(ValueError, match="train_split: 'train' has no rows for process 1 of 2"):
+        batches.batch(0, slice(4, 8))
+
+
+# --- the configuration --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"dataset_name": "shapes"}, 'streaming: found true; must be false: "shapes" is drawn'),
+        ({"train_split": "train[:90%]"}, 'train_split: found "train[:90%]"; must be one whole'),
+        ({"validation_split": "a+b"}, 'validation_split: found "a+b"; must be one whole split'),
+        ({"shuffle_buffer_size": 0}, "shuffle_buffer_size: found 0; must be finite, and 1 or more"),
+    ],
+)
+def test_what_contradicts_streaming(changes, fault):
+    config = TrainConfig(**{"dataset_name": "d", "streaming": True} | changes)
+    (line,) = faults(config, tuple(config.tasks))
+    assert line.startswith(fault)
+    assert not faults(replace(config, streaming=False, shuffle_buffer_size=1), tuple(config.tasks))

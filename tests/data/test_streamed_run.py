@@ -1,0 +1,153 @@
+"""Training on data that is streamed: to the end, killed and run again, and from a Hub."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import datasets
+import pytest
+from forked import SHORT, STEPS, die, train
+from loopback_hub import LoopbackHub
+from tiny import MODEL
+
+from mtl_diffusion.data.shapes import shapes
+
+ROOT = Path(__file__).parents[2]
+STREAM = {"streaming": "true", "shuffle_buffer_size": 10}
+
+
+def write(folder, files):
+    """Sixty training rows in so many files, as in the other tests of runs, and eight for tests."""
+    folder.mkdir(parents=True)
+    rows = shapes(8, num_train=60, num_test=8)
+    for i in range(files):
+        part = rows["train"].shard(files, i)
+        part.to_parquet(folder / f"train-{i:05d}-of-{files:05d}.parquet")
+    rows["test"].to_parquet(folder / "test-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data") / "shapes", 4)
+
+
+def test_a_run_from_parquet_files(data, tmp_path):
+    code, run = train(tmp_path / "run", dataset_name=data, **STREAM)
+    assert code == 0, run.text
+    table = json.loads((run.folder / f"validation/step-{STEPS}.json").read_text())
+    assert table["step"] == STEPS and (run.folder / "pipeline/model_index.json").exists()
+    facts = json.loads((run.folder / f"checkpoints/step-{STEPS}/facts.json").read_text())
+    assert facts["stream"] == [[1, STEPS * 8 - 60]]
+
+
+def test_a_run_from_folders_of_images(tmp_path):
+    rows = shapes(8, num_train=60, num_test=8)
+    for split, part in rows.items():
+        for number, row in enumerate(part):
+            name = part.features["label"].int2str(row["label"])
+            (tmp_path / "photos" / split / name).mkdir(parents=True, exist_ok=True)
+            row["image"].save(tmp_path / "photos" / split / name / f"{number}.png")
+    code, run = train(tmp_path / "run", *SHORT, dataset_name=tmp_path / "photos", **STREAM)
+    assert code == 0, run.text
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments"),
+    [
+        (4, {}),
+        (4, {"processes": 2, "per_device_batch_size": 3, "total_batch_size": 9}),
+        (3, {"processes": 2}),  # both processes read all three files
+    ],
+    ids=["one process", "two processes, files of their own", "two processes, shared files"],
+)
+def test_killed_and_run_again_is_byte_equal(files, arguments, tmp_path):
+    arguments = STREAM | arguments | {"dataset_name": write(tmp_path / "data", files)}
+    code, whole = train(tmp_path / "whole", *SHORT, **arguments)
+    assert code in (0, [0, 0]), whole.text
+    # Before any checkpoint; in mid-epoch; where an epoch ends; in the last step.
+    for step, resumed in ((1, 0), (5, 0), (7, 3), (11, 6)):
+        code, run = train(tmp_path / "killed", *SHORT, partial(die, step), **arguments)
+        assert code in (-9, [-9, -9]), run.text
+        assert (f"resuming after step {resumed}" in run.text) == (resumed > 0), run.text
+    code, run = train(tmp_path / "killed", *SHORT, **arguments)
+    assert code in (0, [0, 0]), run.text
+    assert run.state() == whole.state()
+
+
+def test_another_number_of_processes_begins_the_next_epoch(data, tmp_path):
+    arguments = STREAM | {"dataset_name": data}
+    code, run = train(tmp_path / "run", *SHORT, partial(die, 4), processes=2, **arguments)
+    assert code == [-9, -9], run.text
+    code, run = train(tmp_path / "run", *SHORT, **arguments)
+    assert code == 0, run.text
+    assert "of 2 processes and this run has 1: the stream is divided anew" in run.text
+    facts = json.loads((run.folder / f"checkpoints/step-{STEPS}/facts.json").read_text())
+    # From epoch 1 on, nine steps of eight: sixty rows, and twelve of the epoch after it.
+    assert facts["stream"] == [[2, 12]]
+
+
+def test_other_data_is_refused(data, tmp_path):
+    code, run = train(tmp_path / "run", *SHORT, partial(die, 4), dataset_name=data, **STREAM)
+    assert code == -9
+    other = write(tmp_path / "other", 3)
+    code, run = train(tmp_path / "run", *SHORT, dataset_name=other, **STREAM)
+    assert code == 2 and "train_split: the checkpoint has data of the fingerprint" in run.text
+    code, run = train(tmp_path / "run", *SHORT, dataset_name=data)
+    assert code == 2 and "streaming: the checkpoint has true, this run has false" in run.text
+
+
+def test_a_bad_row_ends_the_run_and_names_itself(data, tmp_path):
+    rows = datasets.load_dataset(str(data))["train"].cast_column(
+        "image", datasets.Image(decode=False)
+    )
+    broken = rows.map(
+        lambda row, i: {"image": {"bytes": b"junk", "path": None}} if i == 41 else row,
+        with_indices=True,
+    )
+    folder = write(tmp_path / "data", 1)
+    broken.cast_column("image", datasets.Image()).to_parquet(
+        folder / "train-00000-of-00001.parquet"
+    )
+    code, run = train(tmp_path / "run", *SHORT, dataset_name=folder, **STREAM)
+    assert code == 1 and "row 41 of file 0 of 'train' does not decode" in run.text
+
+
+@pytest.mark.slow
+def test_a_run_that_streams_from_a_hub(tmp_path):
+    """Nothing is downloaded to a cache: files are read by ranges, under the dataset's own name."""
+    folder = write(tmp_path / "data", 2)
+    with LoopbackHub() as hub:
+        files = {f"plain_text/{path.name}": path.read_bytes() for path in folder.iterdir()}
+        hub.add("uoft-cs/cifar10", files, kind="dataset")
+        flags = {
+            "config": ROOT / "configs/cifar10_cpu.yaml",
+            "dataset_name": "uoft-cs/cifar10",
+            "image_column": "image",
+            **STREAM,
+            **MODEL,
+            "total_batch_size": 8,
+            "max_train_steps": 9,
+            "validation_images": 4,
+            "report_to": "none",
+            "num_threads": 1,
+            "output_dir": tmp_path / "run",
+        }
+        done = subprocess.run(
+            [sys.executable, "scripts/train.py", *(f"--{k}={v}" for k, v in flags.items())],
+            cwd=ROOT,
+            env=os.environ | hub.environment(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        asked = [name for name in hub.requests if re.match("GET .*train-.*parquet", name)]
+    facts = json.loads((tmp_path / "run/checkpoints/step-9/facts.json").read_text())
+    assert facts["stream"] == [[1, 12]] and asked
+    assert not list((tmp_path / "home").rglob("*.parquet"))
+    assert not list((tmp_path / "home").rglob("*.arrow"))

@@ -1,0 +1,246 @@
+"""Inpainting and editing with the generate task alone, where the right answer is known."""
+
+import math
+
+import pytest
+import torch
+from gaussian import SHAPE, Gaussian, correlated, keyed
+
+from mtl_diffusion.evaluation.baselines import ddim_inversion, flowedit, repaint, sdedit, start
+from mtl_diffusion.evaluation.denoise import generate_denoiser, noise_levels
+
+
+def karras(steps, low=0.002, high=80.0):
+    ramp = torch.linspace(high ** (1 / 7), low ** (1 / 7), steps).double() ** 7
+    return (*ramp.tolist(), 0.0)
+
+
+def images(n, shape=SHAPE, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return torch.rand(n, *shape, generator=random) * 2 - 1
+
+
+def largest(difference):
+    return difference.abs().max().item()
+
+
+# RePaint
+
+
+def hole():
+    mask = torch.zeros(1, 1, 2, 2)
+    mask[..., 0] = 1
+    return mask
+
+
+def test_repaint_paints_the_mean_and_spread_that_the_known_pixels_leave():
+    """As far as its steps go: many resamplings bring the mean, many steps the spread."""
+    n = 300
+    model = Gaussian(0.1, correlated(0.3))
+    image = images(1).expand(n, *SHAPE)
+    mask = hole().expand(n, -1, -1, -1)
+    found = repaint(model, image, mask, karras(50), keyed(n), resamplings=20)
+    inside = hole().expand(1, *SHAPE).flatten() > 0
+    C, mean, known = model.covariance, model.mean, image[0].flatten().double()[~inside]
+    gain = torch.linalg.solve(C[~inside][:, ~inside], C[~inside][:, inside]).T
+    shift = gain @ (known - mean[~inside])
+    spread = (C[inside][:, inside] - gain @ C[~inside][:, inside]).diag().sqrt()
+    painted = found.flatten(1).double()[:, inside]
+    assert largest(shift) > 0.4  # what is known counts
+    assert largest(painted.mean(0) - mean[inside] - shift) < 0.15 * largest(shift)
+    assert 0.8 < (painted.std(0) / spread).mean() < 1.05
+
+
+def test_resampling_is_what_makes_the_hole_agree():
+    n = 300
+    model = Gaussian(0.0, correlated(0.3))
+    image = torch.full((n, *SHAPE), 0.6)
+    mask = hole().expand(n, -1, -1, -1)
+    inside = hole().expand(1, *SHAPE).flatten() > 0
+    once, often = (
+        repaint(model, image, mask, karras(20), keyed(n), r).flatten(1)[:, inside].mean()
+        for r in (1, 20)
+    )
+    assert once < 0.45 and 0.5 < often < 0.6  # the known pixels are 0.6, the mean is 0
+
+
+def test_repaint_keeps_known_pixels_exactly_and_paints_the_others():
+    image, mask = images(3), hole().expand(3, -1, -1, -1)
+    model = Gaussian(0.0, 0.25)
+    found = repaint(model, image, mask, karras(5), keyed(3), resamplings=3)
+    known = (mask == 0).expand_as(image)
+    assert torch.equal(found[known], image[known])
+    assert (found != image)[~known].all() and found.dtype == torch.float32
+    assert model.evaluations == (5 - 1) * 3 + 1
+    # What is in the hole counts for nothing.
+    other = torch.where(known, image, -image)
+    assert torch.equal(repaint(model, other, mask, karras(5), keyed(3), resamplings=3), found)
+
+
+def test_repaint_of_everything_samples():
+    n = 1000
+    model, mask = Gaussian(0.2, correlated(0.5)), torch.ones(n, 1, 2, 2)
+    found = repaint(model, images(1).expand(n, *SHAPE), mask, karras(200), keyed(n), 1)
+    found = found.flatten(1).double()
+    assert largest(found.mean(0) - 0.2) < 4 * 0.5 / math.sqrt(n)
+    assert largest(found.T.cov() - model.covariance) < 0.2 * 0.5**2
+
+
+# SDEdit
+
+
+def test_sdedit_runs_from_the_source_to_the_target():
+    source, model = images(4), Gaussian(0.3, 0.09)
+    assert torch.equal(sdedit(model, source, karras(20), 0.0, keyed(4)), source)
+    assert torch.equal(sdedit(model, source, karras(20), 0.049, keyed(4)), source)
+    full = sdedit(model, source, karras(20), 1.0, keyed(4))
+    assert largest(full - sdedit(model, -source, karras(20), 1.0, keyed(4))) < 0.02
+    n, sigmas = 4000, karras(60)
+    sigma = start(sigmas, 0.5)[0]
+    found = sdedit(model, source[:1].expand(n, *SHAPE), sigmas, 0.5, keyed(n))
+    shrink = math.sqrt(0.09 / (0.09 + sigma**2))  # the flow keeps quantiles
+    expected = 0.3 + shrink * (source[0] - 0.3)
+    assert 0.1 < shrink < 0.9
+    assert largest(found.mean(0) - expected) < 0.03
+    assert found.std(0).mean().item() == pytest.approx(shrink * sigma, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("strength", "steps"), [(0, 0), (0.05, 0), (0.1, 1), (0.35, 3), (0.7, 7), (0.99, 9), (1, 10)]
+)
+def test_strength_is_a_share_of_the_steps(strength, steps):
+    sigmas = karras(10)
+    assert start(sigmas, strength) == sigmas[10 - steps :]
+
+
+# DDIM inversion
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
+def test_ddim_inversion_returns_with_one_class_on_both_ways(strength):
+    source, model = images(4), Gaussian(0.1, correlated(0.4))
+    errors = [
+        largest(ddim_inversion(model, model, source, karras(steps), strength) - source)
+        for steps in (40, 80, 160)
+    ]
+    assert errors[2] < 1e-4
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+
+
+def test_ddim_inversion_keeps_the_quantile():
+    """At full strength it maps one Gaussian onto the other."""
+    source = images(4) * 0.5
+    ours, theirs = Gaussian(-0.2, 0.04), Gaussian(0.3, 0.16)
+    found = ddim_inversion(ours, theirs, source, karras(150), 1.0)
+    torch.testing.assert_close(found, 0.3 + 2 * (source + 0.2), atol=0.03, rtol=0)
+    assert torch.equal(ddim_inversion(ours, theirs, source, karras(20), 0.0), source)
+
+
+# FlowEdit
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.0])
+def test_flowedit_with_one_class_on_both_sides_returns_the_source_exactly(strength, pipe):
+    source, model = images(4), Gaussian(0.1, correlated(0.4))
+    assert torch.equal(flowedit(model, model, source, karras(10), strength, keyed(4), 2), source)
+    source, D = images(2, (3, 8, 8)), generate_denoiser(pipe, torch.tensor([0, 1]), 2.0)
+    sigmas = noise_levels(pipe.scheduler, 4)
+    assert torch.equal(flowedit(D, D, source, sigmas, strength, keyed(2)), source)
+
+
+def test_flowedit_moves_by_the_difference_of_the_means():
+    source, s = images(4), 0.5
+    ours, theirs = Gaussian(-0.2, s**2), Gaussian(0.3, s**2)
+    full = flowedit(ours, theirs, source, karras(200), 1.0, keyed(4)) - source
+    torch.testing.assert_close(full, torch.full_like(full, 0.5), atol=0.02, rtol=0)
+    sigmas = karras(200)
+    half = flowedit(ours, theirs, source, sigmas, 0.5, keyed(4)) - source
+    share = 1 - s / math.sqrt(s**2 + start(sigmas, 0.5)[0] ** 2)
+    assert 0.1 < share < 0.9
+    torch.testing.assert_close(half, torch.full_like(half, 0.5 * share), atol=0.02, rtol=0)
+    assert torch.equal(flowedit(ours, theirs, source, sigmas, 0.0, keyed(4)), source)
+
+
+def test_more_noises_leave_less_of_the_noise():
+    n = 300
+    source = images(1).expand(n, *SHAPE)
+    ours, theirs = Gaussian(-0.2, 0.04), Gaussian(0.3, 0.25)
+    one, many = (
+        flowedit(ours, theirs, source, karras(20), 0.6, keyed(n), noises).std(0).mean().item()
+        for noises in (1, 16)
+    )
+    assert many == pytest.approx(one / 4, rel=0.15)
+
+
+# All of them
+
+
+def solved(name, D, other, image, sigmas, generators, strength=0.6):
+    if name == "repaint":
+        mask = torch.ones_like(image[:, :1])
+        mask[..., 1] = 0
+        return repaint(D, image, mask, sigmas, generators, resamplings=3)
+    if name == "sdedit":
+        return sdedit(D, image, sigmas, strength, generators)
+    if name == "ddim_inversion":
+        return ddim_inversion(other, D, image, sigmas, strength)
+    return flowedit(other, D, image, sigmas, strength, generators, num_noises=2)
+
+
+METHODS = ("repaint", "sdedit", "ddim_inversion", "flowedit")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_gives_what_its_images_give_alone(pipe, name):
+    image, sigmas = images(3, (3, 8, 8)), noise_levels(pipe.scheduler, 5)
+    ours, theirs = torch.tensor([0, 1, -1]), torch.tensor([1, 2, 0])
+
+    def run(rows, first):
+        D, other = generate_denoiser(pipe, theirs[rows], 2.0), generate_denoiser(pipe, ours[rows])
+        found = solved(name, D, other, image[rows], sigmas, keyed(len(ours[rows]), first))
+        return found, D.evaluations, other.evaluations
+
+    batch, *costs = run(slice(None), 0)
+    # five steps, three of them at this strength; the target is guided, and costs double
+    expected = {
+        "repaint": (26, 0),
+        "sdedit": (10, 0),
+        "ddim_inversion": (8, 4),
+        "flowedit": (12, 6),
+    }
+    assert tuple(costs) == expected[name]
+    assert not batch.requires_grad and batch.dtype == torch.float32
+    for i in range(3):
+        alone, *_ = run(slice(i, i + 1), i)
+        torch.testing.assert_close(batch[i : i + 1], alone, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bad_images_and_generators_are_refused(name):
+    model = Gaussian(0, 1)
+    for image, message in (
+        (images(2) * 3, "image is torch.float32 .*in \\[-1, 1\\]"),
+        (images(2) * math.nan, "image is torch.float32"),
+        (images(2).byte(), "image is torch.uint8"),
+        (images(2)[0], r"image is torch.float32 of shape \(3, 2, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            solved(name, model, model, image, karras(4), keyed(2))
+    if name != "ddim_inversion":
+        with pytest.raises(ValueError, match="generators has 3 entries for 2 images"):
+            solved(name, model, model, images(2), karras(4), keyed(3))
+    if name != "repaint":
+        for strength in (-0.1, 1.1, math.nan, None):
+            with pytest.raises(ValueError, match=f"strength is {strength}"):
+                solved(name, model, model, images(2), karras(4), keyed(2), strength)
+
+
+def test_bad_masks_and_counts_are_refused():
+    model, image, generators = Gaussian(0, 1), images(2), keyed(2)
+    for mask in (torch.ones(2, 2, 2), torch.ones(1, 1, 2, 2), torch.full((2, 1, 2, 2), 0.5)):
+        with pytest.raises(ValueError, match="mask has shape"):
+            repaint(model, image, mask, karras(4), generators)
+    with pytest.raises(ValueError, match="resamplings is 0"):
+        repaint(model, image, torch.ones(2, 1, 2, 2), karras(4), generators, resamplings=0)
+    with pytest.raises(ValueError, match=r"num_noises is 1\.5"):
+        flowedit(model, model, image, karras(4), 0.5, generators, num_noises=1.5)

@@ -1,0 +1,171 @@
+"""scripts/evaluate.py and scripts/sample.py as they are run, by one process and by two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.data.images import load_images
+from mtl_diffusion.evaluation.classifier import train_classifier
+from mtl_diffusion.publishing.export import Trained, write
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "num_images": 10,
+    "reference_images": 40,
+    "num_inference_steps": 2,
+    "step_counts": [3],
+    "guidance_interval": [0, 1],
+    "inpaint_images": 3,
+    "inpaint_seeds": 2,
+    "edit_images": 1,
+    "strengths": [0.5, 1.0],
+    "image_guidance_scales": [1.0, 1.5],
+    "likelihood_images": 3,
+    "likelihood_steps": 3,
+    "batch_size": 4,
+}
+TWO = [
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--main_process_port", "0"),
+]
+ONE = [sys.executable]
+
+
+def run(launcher, script, *arguments):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*launcher, ROOT / "scripts" / script, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def work(build_pipe, tmp_path_factory):
+    """A pipeline that is not trained, and a judge that hardly is, of the shapes at 8 pixels."""
+    work = tmp_path_factory.mktemp("work")
+    data = load_images("shapes", split="train[:200]", resolution=8)
+    build_pipe(classes=data.class_names).save_pretrained(work / "pipeline")
+    judge = train_classifier(data, epochs=1, batch_size=50, width=4)
+    judge.save(work / "judge", {"accuracy": 0.3, "n": 1000})
+    return work
+
+
+def evaluated(work, launcher, name, *more):
+    done = run(
+        *(launcher, "evaluate.py", "--pipeline", work / "pipeline"),
+        *("--classifier", work / "judge", "--output_dir", work / name),
+        *(f"--{key}={value}" for key, value in TINY.items()),
+        *more,
+    )
+    return done, work / name / "metrics.json"
+
+
+def chunks_of(folder):
+    return sorted((folder / "drawn").rglob("*.safetensors"))
+
+
+def flat(entry, path=""):
+    """Nested dicts and lists as one dict, with the paths for keys, and None for no entry."""
+    if isinstance(entry, list):
+        entry = dict(enumerate(entry))
+    if entry is None:
+        return {}
+    if not isinstance(entry, dict):
+        return {path: entry}
+    return {k: v for name, part in entry.items() for k, v in flat(part, f"{path}/{name}").items()}
+
+
+@pytest.mark.slow
+def test_the_scorecard_is_the_same_by_one_process_and_by_two(work, build_pipe, tmp_path):
+    found = []
+    for name, launcher in (("one", ONE), ("two", TWO)):
+        done, path = evaluated(work, launcher, name)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(json.loads(path.read_text()))
+    one, two = found
+    assert (one["processes"], two["processes"]) == (1, 2)
+    drawn = [
+        {
+            path.relative_to(work / name): load_file(path)["values"]
+            for path in chunks_of(work / name)
+        }
+        for name in ("one", "two")
+    ]
+    assert drawn[0].keys() == drawn[1].keys() and len(drawn[0]) > 20
+    assert all(torch.equal(values, drawn[1][path]) for path, values in drawn[0].items())
+    for part in ("generate", "likelihood", "inpaint", "edit", "summary"):
+        # Only close: loaded weights lie at other addresses, and the judge rounds otherwise.
+        assert flat(one[part]) == pytest.approx(flat(two[part]), rel=1e-3, abs=1e-4), part
+    assert one["generate"]["by_class_steps_3"]["evaluations"] == 3
+    limited = one["generate"]["by_class_guidance_2_interval_0_1_steps_2"]
+    assert limited["evaluations"] == 3 and limited["guidance_interval"] == [0, 1]
+    power = one["generate"]["by_class_guidance_2_steps_2"]["radial_power"]
+    assert power["n"] == 10 and len(power["decades"]) == 4 and len(power["by_class"]) == 5
+    assert one["edit"]["edit_image_guidance_1.5"]["strength_0.5"]["evaluations"] == 2 * 3
+    assert one["inpaint"]["center"]["repaint"]["evaluations"] > 2
+    assert one["likelihood"]["n"] == 3 and one["likelihood"]["bits_per_dim"] > 0
+    assert {path.name for path in (work / "one").glob("*.png")} == {
+        "quality_against_evaluations.png",
+        "nearest_training_images.png",
+        "radial_power.png",
+        "inpaint.png",
+        "edit.png",
+        "edit_curves.png",
+        "edit_pairs.png",
+    }
+
+    # Run again it draws nothing; and it can fail.
+    before = {path: path.stat().st_mtime_ns for path in chunks_of(work / "one")}
+    done, path = evaluated(work, ONE, "one", "--at_least", "0.999")
+    assert done.returncode == 1 and "class accuracy is below 0.999 in generate" in done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in chunks_of(work / "one")}
+
+    # The card shows the summary, and every figure of it is one of metrics.json.
+    config = TrainConfig(dataset_name="shapes", resolution=8)
+    folder = write(Trained(build_pipe(), config, 5), tmp_path / "out", metrics=one, pictures=False)
+    card = (folder / "README.md").read_text()
+    value = one["summary"]["edit"]["strength_0.5"]["class_accuracy"]
+    assert f"| edit strength 0.5 class accuracy | {value:.4g} |" in card
+    assert f"| likelihood likelihood bits per dim | {one['likelihood']['bits_per_dim']:.4g}" in card
+    assert "feature space `judge` (classifier)" in card and "right in 30.00% of 1,000" in card
+
+
+def test_a_part_that_a_pipeline_cannot_have_is_refused(work):
+    done, _ = evaluated(work, ONE, "refused", "--parts", "generate", "dance")
+    assert done.returncode == 1
+    assert "parts has dance; this pipeline can have generate, likelihood" in done.stderr
+
+
+def sampled(work, launcher, name, *more):
+    return run(
+        *(launcher, "sample.py", "--pipeline", work / "pipeline", "--class_label", "disc", "ring"),
+        *("--num_images", 7, "--batch_size", 2, "--num_inference_steps", 2),
+        *("--guidance_interval", 0, 1),
+        *("--output_dir", work / name, *more),
+    )
+
+
+@pytest.mark.slow
+def test_samples_are_the_same_by_one_process_and_by_two(work):
+    for name, launcher in (("s1", ONE), ("s2", TWO)):
+        done = sampled(work, launcher, name)
+        assert done.returncode == 0, done.stderr[-3000:]
+    images = {path.name: path.read_bytes() for path in (work / "s1").glob("*.png")}
+    assert sorted(images) == [f"{i:05d}.png" for i in range(7)]
+    assert images == {path.name: path.read_bytes() for path in (work / "s2").glob("*.png")}
+
+    # What is missing is drawn, and nothing else.
+    (work / "s1" / "00003.png").unlink()
+    kept = (work / "s1" / "00000.png").stat().st_mtime_ns
+    assert sampled(work, ONE, "s1").returncode == 0
+    assert images == {path.name: path.read_bytes() for path in (work / "s1").glob("*.png")}
+    assert (work / "s1" / "00000.png").stat().st_mtime_ns == kept
+
+    other = sampled(work, ONE, "s1", "--seed", 1)
+    assert other.returncode == 1 and "holds images of other settings (seed)" in other.stderr

@@ -1,0 +1,151 @@
+"""The generate task as a denoiser: the same answers, and the same images, as the pipeline gives."""
+
+import pytest
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from gaussian import SHAPE, Gaussian, correlated
+
+from mtl_diffusion.evaluation.denoise import generate_denoiser, noise_levels, solve
+from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+
+SIZE = 8
+
+
+def images(n, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 3, SIZE, SIZE, generator=random) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def smooth_pipe(build_pipe):
+    """An untrained network whose flow many steps of any solver can follow: its F is small."""
+    pipe = build_pipe()
+    with torch.no_grad():
+        pipe.unet.conv_out.weight *= 0.1
+    return pipe
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+@pytest.mark.parametrize(
+    ("kind", "steps", "tolerance"),
+    [(EDMDPMSolverMultistepScheduler, 100, 5e-3), (EDMEulerScheduler, 300, 3e-2)],
+)
+def test_many_steps_give_what_the_pipeline_gives(
+    smooth_pipe, guidance_scale, kind, steps, tolerance
+):
+    pipe = MultiTaskPipeline(
+        smooth_pipe.unet, smooth_pipe.tokenizer, kind.from_config(smooth_pipe.scheduler.config)
+    )
+    pipe.set_progress_bar_config(disable=True)
+    label = torch.tensor([0, 2])
+    noise = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    theirs = pipe(
+        task="generate",
+        class_label=label.tolist(),
+        guidance_scale=guidance_scale,
+        num_inference_steps=steps,
+        latents=noise,
+        output_type="latent",
+    ).images
+    sigmas = noise_levels(pipe.scheduler, 100)
+
+    def ours(label):
+        return solve(generate_denoiser(pipe, label, guidance_scale), sigmas[0] * noise, sigmas)
+
+    torch.testing.assert_close(ours(label), theirs, atol=tolerance, rtol=0)
+    assert (ours(label.flip(0)) - theirs).abs().max() > 2 * tolerance  # the class counts for more
+
+
+def test_a_class_and_none_are_told_apart_and_no_class_is_not_guided(pipe):
+    x, sigma = images(1), 0.7
+    cat, dog, none = (generate_denoiser(pipe, torch.tensor([i]))(x, sigma) for i in (0, 1, -1))
+    assert not torch.equal(cat, dog) and not torch.equal(cat, none)
+    guided = generate_denoiser(pipe, torch.tensor([0]), 3.0)(x, sigma)
+    torch.testing.assert_close(guided, none + 3 * (cat - none))
+    unguided = generate_denoiser(pipe, torch.tensor([-1]), 3.0)
+    assert torch.equal(unguided(x, sigma), none) and unguided.evaluations == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "scale", "cost"), [(0, 1.0, 1), (0, 2.0, 2), (0, 0.0, 1), (-1, 2.0, 1)]
+)
+def test_evaluations_are_those_of_the_network(pipe, label, scale, cost):
+    D = generate_denoiser(pipe, torch.tensor([label, label, label]), scale)
+    sigmas = noise_levels(pipe.scheduler, 4)
+    seen = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    solve(D, images(3), sigmas)
+    hook.remove()
+    assert D.evaluations == cost * (2 * 4 - 1) == sum(seen) / 3
+
+
+def test_sigma_is_one_number_or_one_an_image(pipe):
+    D = generate_denoiser(pipe, torch.tensor([0, 1]))
+    x = images(2)
+    sigma = torch.tensor([0.3, 4.0])
+    own = D(x, sigma.view(2, 1, 1, 1))
+    for i in range(2):
+        torch.testing.assert_close(own[i], D(x, sigma[i].item())[i])
+    with pytest.raises(ValueError, match="sigma has shape"):
+        D(x, sigma)
+
+
+def test_a_batch_gives_what_its_images_give_alone(pipe):
+    x = images(2)
+    both = generate_denoiser(pipe, torch.tensor([0, -1]), 2.0)(x, 0.5)
+    for i, label in enumerate((0, -1)):
+        alone = generate_denoiser(pipe, torch.tensor([label]), 2.0)(x[i : i + 1], 0.5)
+        torch.testing.assert_close(both[i : i + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_noise_levels_are_the_schedulers_and_leave_it_alone(pipe):
+    before = pipe.scheduler.sigmas.clone()
+    sigmas = noise_levels(pipe.scheduler, 7)
+    assert torch.equal(pipe.scheduler.sigmas, before)
+    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    karras = [(high + i / 6 * (low - high)) ** 7 for i in range(7)]  # Karras et al., eq. 5
+    assert sigmas == pytest.approx([*karras, 0], rel=1e-4)
+    ends_at_sigma_min = EDMEulerScheduler(final_sigmas_type="sigma_min")
+    assert noise_levels(ends_at_sigma_min, 7) == pytest.approx(sigmas, rel=1e-4)
+    even = [80 * (0.002 / 80) ** (i / 6) for i in range(7)]
+    found = noise_levels(pipe.scheduler, 7, "exponential")
+    assert found == pytest.approx([*even, 0], rel=1e-4)
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_the_solver_is_of_second_order(up):
+    D = Gaussian(0.2, correlated(0.5))
+    high = 5.0
+    x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
+    ends = (0.1, high) if up else (high, 0.1)
+    exact = D.flowed(x.flatten(1), *ends)
+    errors = []
+    for steps in (32, 64):
+        grid = torch.linspace(ends[0] ** (1 / 7), ends[1] ** (1 / 7), steps + 1).double() ** 7
+        found = solve(D, x, grid.tolist()).flatten(1)
+        errors.append((found - exact).abs().max() / exact.abs().max())
+    assert errors[1] < 1e-2
+    assert 3.3 < errors[0] / errors[1] < 4.7
+
+
+@pytest.mark.parametrize(
+    ("label", "scale", "message"),
+    [
+        (torch.tensor([0.0]), 1.0, "label is torch.float32"),
+        (torch.tensor(0), 1.0, r"label is torch.int64 of shape \(\)"),
+        (torch.tensor([0, 3]), 1.0, "label has values from 0 to 3; this model has the classes 0"),
+        (torch.tensor([-2]), 1.0, "label has values from -2"),
+        (torch.tensor([0]), -1.0, "guidance_scale is -1.0"),
+        (torch.tensor([0]), float("nan"), "guidance_scale is nan"),
+    ],
+)
+def test_what_is_refused(pipe, label, scale, message):
+    with pytest.raises(ValueError, match=message):
+        generate_denoiser(pipe, label, scale)
+
+
+def test_steps_and_a_pipeline_that_cannot_generate_are_refused(pipe, build_pipe):
+    with pytest.raises(ValueError, match="steps is 0"):
+        noise_levels(pipe.scheduler, 0)
+    with pytest.raises(ValueError, match="has not learned generate; it knows inpaint"):
+        generate_denoiser(build_pipe(tasks=("inpaint",)), torch.tensor([0]))

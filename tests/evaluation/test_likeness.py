@@ -1,0 +1,67 @@
+"""How alike two images are: cases with a known answer."""
+
+import pytest
+import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from mtl_diffusion.evaluation.inpaint import diversity
+from mtl_diffusion.evaluation.likeness import feature_distance, low_frequency_error, psnr, ssim
+
+
+def images(n=3, size=16, seed=0):
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def left_half(n=3, size=16):
+    mask = torch.zeros(n, 1, size, size)
+    mask[..., : size // 2] = 1
+    return mask
+
+
+def test_psnr_looks_into_the_hole_alone():
+    a = images()
+    b = a.clone()
+    b[..., :8] += 0.1  # inside: an error of 0.1 everywhere is 20 dB
+    b[..., 8:] += 0.7
+    torch.testing.assert_close(psnr(a, b, left_half()), torch.full((3,), 20.0))
+
+
+def test_a_perfect_inpainter_has_the_most_that_8_bits_can_show():
+    a = images()
+    assert psnr(a, a, left_half()).tolist() == pytest.approx([54.15] * 3, abs=0.01)
+    assert ssim(a, a, left_half()).tolist() == pytest.approx([1.0] * 3)
+
+
+def test_ssim_of_whole_images_is_torchmetrics():
+    a, b = images(), images(seed=1)
+    expected = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+    # torchmetrics leaves out the border, where windows reach over the edge; ours averages all.
+    assert (ssim(a, b) - expected).abs().max() < 0.1
+    assert (ssim(a, b) < 0.3).all()
+
+
+def test_ssim_falls_where_the_hole_is_spoilt():
+    a = images()
+    b = torch.cat([images(seed=1)[..., :8], a[..., 8:]], dim=-1)
+    assert (ssim(a, b, left_half()) < ssim(a, b, 1 - left_half()) - 0.3).all()
+
+
+def test_low_frequency_error_is_blind_to_detail_and_sees_a_shift():
+    a = images()
+    checks = 0.2 * (1 - 2 * (torch.arange(16) % 2).float())
+    assert low_frequency_error(a, a + checks).max() < 1e-6
+    torch.testing.assert_close(low_frequency_error(a, a + 0.2), torch.full((3,), 0.2))
+
+
+def test_feature_distance():
+    a = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    b = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    assert feature_distance(a, b).tolist() == [0.0, 1.0, 2.0]
+
+
+def test_diversity_is_the_deviation_inside_the_hole():
+    repeats = torch.zeros(2, 1, 3, 16, 16, dtype=torch.uint8)
+    repeats[1, ..., :8] = 51  # 0 and 0.2 inside: deviation 0.2 / sqrt(2)
+    repeats[1, ..., 8:] = 255
+    assert diversity(repeats, left_half(1)).item() == pytest.approx(0.2 / 2**0.5)
+    assert diversity(repeats[:1].repeat(3, 1, 1, 1, 1), left_half(1)).item() == 0

@@ -1,0 +1,222 @@
+"""What the scorecard makes of images whose quality is known."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mtl_diffusion.data.images import ImageDataset
+from mtl_diffusion.evaluation.bulk import evaluations_of
+from mtl_diffusion.evaluation.edit import dominated_area, edit_scores, pairs
+from mtl_diffusion.evaluation.evaluate import below, context, parts_for
+from mtl_diffusion.evaluation.features import FeatureSpace
+from mtl_diffusion.evaluation.generate import Generate, distances, floor, memorisation
+from mtl_diffusion.evaluation.inpaint import completion_scores
+from mtl_diffusion.evaluation.parts import Context, Seen, mean
+from mtl_diffusion.evaluation.settings import PRESETS, Settings
+from mtl_diffusion.pipeline.pipeline import TASKS
+
+NAMES = ("red", "green", "blue")
+
+
+def colours(labels, seed=0, size=16):
+    """(N, 3, H, W) uint8: noise, and the channel of the label is brighter."""
+    random = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 100, (len(labels), 3, size, size), generator=random)
+    images[torch.arange(len(labels)), labels] += 150
+    return images.to(torch.uint8)
+
+
+class Judge:
+    """Sees the brightest channel; its classes are in another order than the pipeline's."""
+
+    class_names = ("blue", "red", "green")
+
+    def __call__(self, images):
+        return images.mean((2, 3))[:, [2, 0, 1]]
+
+
+def dataset(n, seed=0):
+    labels = torch.arange(n) % 3
+    return ImageDataset.of(colours(labels, seed), labels, NAMES)
+
+
+@pytest.fixture
+def given(tmp_path):
+    def embed(images):
+        return torch.cat([images.mean((2, 3)), images.std((2, 3))], 1)
+
+    return Context(
+        pipe=SimpleNamespace(class_names=NAMES, device=torch.device("cpu")),
+        judge=Judge(),
+        space=FeatureSpace("moments", "abc", {}, embed),
+        train=dataset(90),
+        test=dataset(60, seed=1),
+        settings=Settings(edit_images=4, num_images=30),
+        cache=tmp_path,
+    )
+
+
+def test_the_judges_order_of_classes_is_not_the_pipelines(given):
+    assert given.judged(given.test.images).tolist() == given.test.labels.tolist()
+
+
+def test_the_identity_editor_is_faithful_and_reaches_nothing(given):
+    sources, own, asked = pairs(given)
+    found = edit_scores(given, sources, Seen.of(given, sources), sources, own, asked)
+    assert found["n"] == 3 * 2 * 4 and found["control"]["n"] == 3 * 4
+    assert found["class_accuracy"] == 0 and found["source_class_kept"] == 1
+    assert found["ssim_to_source"] == pytest.approx(1, abs=1e-5)
+    assert found["low_frequency_error"] == 0
+    assert found["feature_distance"] == pytest.approx(0, abs=1e-6)
+    assert found["control"]["class_accuracy"] == 1
+
+
+def test_an_editor_that_ignores_its_source_reaches_the_class_and_keeps_nothing(given):
+    sources, own, asked = pairs(given)
+    found = edit_scores(given, sources, Seen.of(given, sources), colours(asked, seed=9), own, asked)
+    assert found["class_accuracy"] == 1 and found["source_class_kept"] == 0
+    assert found["ssim_to_source"] < 0.3 and found["low_frequency_error"] > 0.2
+
+
+def test_a_model_that_ignores_its_token_is_at_chance(given):
+    sources, own, asked = pairs(given)
+    found = edit_scores(
+        given, sources, Seen.of(given, sources), colours(own * 0, seed=9), own, asked
+    )
+    assert found["class_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_pairs_are_all_ordered_ones_and_each_source_is_of_its_class(given):
+    sources, own, asked = pairs(given)
+    found = torch.stack([own, asked], 1).unique(dim=0, return_counts=True)
+    assert len(found[0]) == 9 and (found[1] == 4).all()
+    assert given.judged(sources).tolist() == own.tolist()
+
+
+def test_a_perfect_inpainter(given):
+    images = given.test.images
+    mask = torch.zeros(60, 1, 16, 16)
+    mask[..., 4:12, 4:12] = 1
+    found = completion_scores(given, images, Seen.of(given, images), images, mask)
+    assert found["psnr_in_hole"] == pytest.approx(54.15, abs=0.01)
+    assert found["ssim_in_hole"] == pytest.approx(1, abs=1e-5)
+    assert found["judge_agrees"] == 1 and abs(found["frechet_distance"]) < 1e-6
+    spoilt = torch.where(mask > 0, 255 - images, images)
+    worse = completion_scores(given, images, Seen.of(given, images), spoilt, mask)
+    assert worse["psnr_in_hole"] < 15 and worse["frechet_distance"] > 0.001
+
+
+def test_samples_that_are_the_data_are_at_the_floor_and_noise_is_not(given):
+    train, test = (given.space.features(d.images) for d in (given.train, given.test))
+    real = floor(train, test, 1000)
+    assert real["n"] == 60
+    again = distances(test, train, test)
+    assert again["frechet_distance_to_train"] == pytest.approx(real["frechet_distance_to_train"])
+    assert again["frechet_distance_to_test"] == pytest.approx(0, abs=1e-6)
+    noise = torch.randint(0, 256, (60, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    far = distances(given.space.features(noise.to(torch.uint8)), train, test)
+    assert far["frechet_distance_to_train"] > 10 * real["frechet_distance_to_train"]
+    assert far["kernel_distance_to_train"] > 5 * far["kernel_distance_to_train_subset_deviation"]
+    assert far["precision"] == 0 and far["recall"] == 0
+
+
+def test_copies_of_the_training_images_are_found_out(given, tmp_path):
+    train, test = given.features_of("train"), given.features_of("test")
+    copied, honest = (
+        memorisation(given, images, given.space.features(images), train, test, tmp_path)
+        for images in (given.train.images[:30], dataset(30, seed=7).images)
+    )
+    assert copied["nearest_distance_ratio"] < 0.01 < 0.7 < honest["nearest_distance_ratio"] < 1.4
+    assert copied["nearer_than_held_out_1_percent"] == 1
+    assert (tmp_path / "nearest_training_images.png").exists()
+
+
+def test_the_samplings_of_generate_and_what_they_cost(given, pipe):
+    settings = replace(
+        given.settings, num_inference_steps=6, step_counts=[3], guidance_interval=(0.28, 2.9)
+    )
+    part = Generate(replace(given, pipe=pipe, settings=settings))
+    cost = {}
+    for job in part.jobs():
+        with evaluations_of(pipe.unet) as seen:
+            job.draw(range(3))
+        cost[job.name.removeprefix("generate-")] = seen[0] / 3
+    # Karras's six noise levels are 80, 24, 5.8, 0.97, 0.083 and 0.002: one is guided.
+    assert cost == {
+        "unconditional_steps_6": 6,
+        "by_class_steps_3": 3,
+        "by_class_steps_6": 6,
+        "by_class_guidance_2_steps_6": 12,
+        "by_class_guidance_2_interval_0.28_2.9_steps_6": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    "points, area",
+    [
+        ([(1, 1)], 1),
+        ([(1, 0), (0, 1)], 0),
+        ([(0.5, 0.8)], 0.4),
+        ([(0.8, 0.25), (0.5, 0.75)], 0.8 * 0.25 + 0.5 * 0.5),
+        ([(0.8, 0.25), (0.5, 0.75), (0.4, 0.7)], 0.8 * 0.25 + 0.5 * 0.5),  # dominated: no gain
+        ([(-0.1, 0.9)], 0),
+    ],
+)
+def test_dominated_area(points, area):
+    assert dominated_area(points) == pytest.approx(area)
+    assert dominated_area(points[::-1]) == pytest.approx(area)
+
+
+def test_mean_has_its_standard_error():
+    found = mean("x", torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    assert found["x"] == 3 and found["x_standard_error"] == pytest.approx((14 / 3 / 4) ** 0.5)
+
+
+def test_below_names_the_poor_tasks():
+    metrics = {
+        "summary": {
+            "generate": {"a": {"precision": 0.1, "n": 5}, "b": {"class_accuracy": 0.9, "n": 5}},
+            "edit": {"strength_0.5": {"class_accuracy": 0.5, "n": 5}},
+        }
+    }
+    assert below(metrics, 0.8) == ["edit"] and below(metrics, 0.4) == []
+
+
+def test_other_classes_are_refused(given):
+    other = ImageDataset.of(colours(torch.zeros(4).long()), torch.zeros(4).long(), ("cat",))
+    with pytest.raises(ValueError, match=r"dataset_name has the classes cat; .*red, green, blue"):
+        context(given.pipe, Judge(), given.space, other, other, Settings(), given.cache)
+
+
+def test_a_model_without_edit_has_no_edit_part():
+    def pipe(*tasks, classes=NAMES):
+        return SimpleNamespace(tasks=tasks, class_names=classes)
+
+    assert parts_for(pipe("generate", "inpaint")) == ["generate", "likelihood", "inpaint"]
+    assert parts_for(pipe("edit")) == ["edit"]
+    assert parts_for(pipe("edit", classes=("one",))) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_images": 3},
+        {"strengths": []},
+        {"strengths": [1.5]},
+        {"batch_size": 0},
+        {"guidance_interval": (-1.0, 2.0)},
+        {"guidance_interval": (2.0, 1.0)},
+        {"guidance_interval": (1.0, float("inf"))},
+        {"guidance_interval": (float("nan"), 1.0)},
+    ],
+)
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Settings(**change)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_presets_measure_the_default_strength(preset):
+    assert TASKS["edit"].default_strength in PRESETS[preset].strengths

@@ -1,0 +1,278 @@
+"""What is done to a run, and what becomes of it. docs/reliability.md lists these tests."""
+
+import json
+import os
+import random
+import re
+import signal
+import time
+from functools import partial
+
+import pytest
+from forked import (
+    SHORT,
+    STEPS,
+    Run,
+    before_step,
+    die_in_save,
+    limit_before_step,
+    no_export,
+    poison_gradient,
+    poison_loss,
+    slow_steps,
+    train,
+)
+
+from mtl_diffusion.checkpoints.store import load_latest
+
+STOPPED = 75
+
+
+def ends_like(reference, run, **arguments):
+    """Run again, it ends with the bytes of the run that nothing interrupted."""
+    code, run = train(run.folder, *SHORT, **arguments)
+    assert code in (0, [0, 0]), run.text
+    return run.state() == reference.state()
+
+
+# --- stops ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_finishes_the_step_and_saves_once(name, reference, tmp_path):
+    """And the ones that follow it, every ten milliseconds until the process is gone, do no harm."""
+    run = Run(tmp_path / "run", *SHORT, partial(slow_steps, 0.1))
+    run.wait_for(lambda: run.steps == [3])
+    while run.processes[0].is_alive():
+        os.kill(run.pids[0], signal.Signals[name])
+        time.sleep(0.01)
+    assert run.wait() == STOPPED, run.text
+    assert f"stopped by {name} after step {run.steps[-1]}; run again to go on" in run.text
+    assert len(run.steps) == 2 and 3 < run.steps[-1] <= 6 and "Traceback" not in run.text
+    assert ends_like(reference, run)
+
+
+def signal_myself():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_while_it_saves(reference, tmp_path):
+    run = Run(tmp_path / "run", *SHORT, signal_in_save, partial(slow_steps, 0.05))
+    assert run.wait() == STOPPED and run.steps[0] == 3 and len(run.steps) == 2, run.text
+    assert ends_like(reference, run)
+
+
+def signal_in_save():
+    import mtl_diffusion.checkpoints.store as module
+
+    write = module._write
+
+    def interrupted(path, content):
+        if "step-3" in str(path):
+            signal_myself()
+        write(path, content)
+
+    module._write = interrupted
+
+
+def ignore_hangups():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def test_nohup_is_respected(tmp_path):
+    run = Run(tmp_path / "run", *SHORT, ignore_hangups, partial(slow_steps, 0.05))
+    run.wait_for(lambda: run.steps == [3])
+    os.kill(run.pids[0], signal.SIGHUP)
+    assert run.wait() == 0 and run.steps == [9, STEPS]
+
+
+def test_one_signalled_rank_stops_both_at_the_same_step(tmp_path):
+    whole = train(tmp_path / "whole", *SHORT, processes=2)[1]
+    signalled = partial(before_step, 4, signal_myself, only_rank=1)
+    code, run = train(tmp_path / "run", *SHORT, signalled, processes=2)
+    assert code == [STOPPED, STOPPED] and run.steps == [3, 5], run.text
+    assert "stopped by another process after step 5" in run.text
+    assert ends_like(whole, run, processes=2)
+
+
+def test_the_wall_clock_budget(reference, tmp_path):
+    slow = partial(slow_steps, 0.2)
+    started = time.monotonic()
+    code, run = train(tmp_path / "run", *SHORT, slow, max_train_minutes=0.6 / 60)
+    assert code == STOPPED and "stopped by max_train_minutes after step" in run.text
+    assert time.monotonic() - started < 20
+    assert ends_like(reference, run)
+
+
+def reader_is_gone():
+    """What is printed goes to a pipe that nobody reads, as after `2>&1 | tee` was interrupted."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+
+
+def test_a_run_outlives_the_reader_of_its_output(reference, tmp_path):
+    run = Run(tmp_path / "run", *SHORT, partial(before_step, 2, reader_is_gone))
+    run.wait()  # its code may be Python's own, for a line that could not be printed at the end
+    assert run.state() == reference.state()
+
+
+# --- what is not finite ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(processes, tmp_path):
+    last = processes - 1
+    whole = train(tmp_path / "whole", *SHORT, processes=processes, per_device_batch_size=2)[1]
+    poison = partial(poison_loss, 4, row=1, only_rank=last)
+    arguments = {"processes": processes, "per_device_batch_size": 2}
+    run = Run(tmp_path / "run", *SHORT, poison, **arguments)
+    assert run.wait() in (1, [1, 1]) and run.steps == [3]
+    messages = re.findall(r"FloatingPointError: (.*)", run.text)
+    assert len(messages) == processes
+    for message in messages:  # every rank knows where it was
+        assert message.startswith("step 4: a loss or a gradient is not finite")
+        assert re.search(rf"process {last}: (generate|inpaint|edit) at sigma [\d.]+: nan", message)
+    checkpoint, _ = load_latest(run.folder / "checkpoints")
+    for tensors in checkpoint.tensors.values():
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert ends_like(whole, run, **arguments)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_gradient_that_is_not_finite(processes, tmp_path):
+    run = Run(tmp_path / "run", *SHORT, partial(poison_gradient, 5), processes=processes)
+    assert run.wait() in (1, [1, 1]) and run.steps == [3]
+    assert "step 5: a loss or a gradient is not finite" in run.text
+    assert re.search(r"Worst losses: process 0: \w+ at sigma [\d.]+: \d", run.text)
+
+
+def test_a_learning_rate_that_blows_up(tmp_path):
+    code, run = train(tmp_path / "run", *SHORT, learning_rate=1e25, checkpointing_steps=1)
+    assert code == 1 and "FloatingPointError: step" in run.text
+    checkpoint, _ = load_latest(run.folder / "checkpoints")
+    if checkpoint is not None:
+        assert all(weight.isfinite().all() for weight in checkpoint.tensors["unet"].values())
+
+
+# --- a disk that is full --------------------------------------------------------------------------
+
+
+def unlimited_before_step(number):
+    limit_before_step(number, -1)
+
+
+def test_a_periodic_save_that_fails_is_logged_and_tried_again(reference, tmp_path):
+    faults = (partial(limit_before_step, 4, 30_000), partial(unlimited_before_step, 7))
+    code, run = train(tmp_path / "run", *SHORT, *faults)
+    assert code == 0 and run.steps == [9, STEPS], run.text
+    file = run.folder / "checkpoints" / ".writing-step-6" / "unet.safetensors"
+    assert (
+        f"the checkpoint of step 6 could not be written: [Errno 27] File too large: '{file}'. "
+        "Older ones are untouched; training goes on, and the next one is tried"
+    ) in run.text
+    assert run.state() == reference.state()
+
+
+def test_a_last_save_that_fails_ends_the_run(reference, tmp_path):
+    code, run = train(tmp_path / "run", *SHORT, partial(limit_before_step, 4, 30_000))
+    assert code == 1 and run.steps == [3]
+    for step in (6, 9, 12):
+        assert f"the checkpoint of step {step} could not be written: [Errno 27]" in run.text
+    assert os.listdir(run.folder / "checkpoints") == ["step-3"]
+    assert ends_like(reference, run)
+
+
+def test_a_save_that_fails_at_a_stop_ends_all_ranks(tmp_path):
+    full = partial(limit_before_step, 4, 30_000)
+    stop = partial(before_step, 4, signal_myself)
+    code, run = train(tmp_path / "run", *SHORT, full, stop, processes=2)
+    assert code == [1, 1] and run.steps == [3], run.text
+    assert "the main process could not write the checkpoint" in run.text
+
+
+def curves_cannot_be_written():
+    from accelerate import Accelerator
+
+    def log(self, values, step=None):
+        raise OSError(28, "No space left on device")
+
+    Accelerator.log = log
+
+
+def test_curves_and_pictures_that_cannot_be_written_cost_a_line(reference, tmp_path):
+    code, run = train(tmp_path / "run", no_export, curves_cannot_be_written, logging_steps=5)
+    assert code == 0 and run.state() == reference.state()
+    assert "the curves could not be logged: [Errno 28] No space left on device" in run.text
+    assert "the validation could not be written: [Errno 28]" in run.text
+
+
+# --- kills ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_kill_at_each_operation_of_a_save_of_a_run(reference, tmp_path):
+    """Of its third checkpoint, which rotates the first away; the run ends the same every time."""
+    counter, kills = tmp_path / "operations", 0
+    for event in range(100):
+        folder = tmp_path / f"run-{event}"
+        code, run = train(folder, *SHORT, partial(die_in_save, 9, event, counter))
+        if code == 0:
+            break
+        assert code == -9 and run.steps in ([3, 6], [3, 6, 9], [6, 9])
+        newest = run.steps[-1]
+        code, run = train(folder, *SHORT)
+        assert code == 0 and f"resuming after step {newest}" in run.text
+        assert "passed over" not in run.text and run.state() == reference.state()
+        kills += 1
+    assert kills == json.loads(counter.read_text()) and kills > 16
+
+
+def record_steps(path):
+    import mtl_diffusion.train
+
+    train_step = mtl_diffusion.train.train_step
+
+    def step(run, index, meter):
+        with open(path, "a") as file:
+            file.write(f"{index}\n")
+        train_step(run, index, meter)
+
+    mtl_diffusion.train.train_step = step
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(tmp_path):
+    """In a start, a step or a save; each costs the steps since the last save, and nothing else."""
+    long = {"max_train_steps": 500, "checkpointing_steps": 3}
+    code, whole = train(tmp_path / "whole", *SHORT, **long)
+    assert code == 0
+    draw, where = random.Random(0), {"start": 0, "step": 0, "save": 0}
+    steps = tmp_path / "steps"
+    for kill in range(36):
+        steps.write_text("")
+        run = Run(tmp_path / "run", *SHORT, partial(record_steps, steps), **long)
+        process = run.processes[0]
+        if kill % 9 == 0:
+            process.join(draw.uniform(0, 0.4))  # in the start, as a rule
+        else:
+            count = draw.randint(1, 20)  # so that a slow machine goes as far as a fast one
+            while len(steps.read_text().splitlines()) < count and process.is_alive():
+                time.sleep(0.002)
+            process.join(draw.uniform(0, 0.05))
+        process.kill()
+        assert run.wait() == -9, run.text
+        begun = [int(line) for line in steps.read_text().splitlines()]
+        newest, skipped = load_latest(run.folder / "checkpoints")
+        assert not skipped
+        if begun:  # step k is begun when k are done: the last that was due may be on its way
+            assert begun == list(range(begun[0], begun[-1] + 1))
+            least = max(begun[0], (begun[-1] // 3 - 1) * 3)
+            assert least <= (newest.step if newest else 0) <= begun[-1] + 1
+        written = any((run.folder / "checkpoints").glob(".writing-*"))
+        where["save" if written else "step" if begun else "start"] += 1
+    code, run = train(tmp_path / "run", *SHORT, **long)
+    assert code == 0 and run.state(500) == whole.state(500)
+    print(f"36 kills, the last at step {begun[-1]}: {where}")
+    assert where["step"] + where["save"] >= 30

@@ -1,0 +1,118 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mtl_diffusion.pipeline.degradation import SIGMA_DATA, degrade, low_pass
+
+LADDER = torch.linspace(0, 1, 33)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def waves(size: int) -> torch.Tensor:
+    """(size ** 2, 3, size, size): every cosine that fits the image, of unit power."""
+    x = torch.arange(size) + 0.5
+    rows = torch.stack([torch.cos(math.pi * k / size * x) for k in range(size)])
+    rows = rows / rows.square().mean(1, keepdim=True).sqrt()
+    grid = rows[:, None, :, None] * rows[None, :, None, :]
+    return grid.reshape(-1, 1, size, size).expand(-1, 3, size, size)
+
+
+def explicit_blur(image: np.ndarray, std: float) -> np.ndarray:
+    """A sampled Gaussian, summed pixel by pixel over an image that is mirrored at its borders."""
+    radius = math.ceil(8 * std)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / std) ** 2)
+    weights /= weights.sum()
+    for axis in (-2, -1):
+        pad = [(0, 0)] * image.ndim
+        pad[axis] = (radius, radius)
+        padded = np.pad(image, pad, mode="symmetric")
+        image = sum(
+            weight * np.take(padded, range(i, i + image.shape[axis]), axis)
+            for i, weight in enumerate(weights)
+        )
+    return image
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+@pytest.mark.parametrize("std", [1.0, 2.5, 4.0])
+def test_the_low_pass_is_a_gaussian_with_mirrored_borders(size, std):
+    image = noise(2, 3, size, size)
+    expected = torch.from_numpy(explicit_blur(image.double().numpy(), std)).float()
+    # A sampled Gaussian is the heat kernel but for aliasing, about exp(-pi^2 std^2 / 2).
+    tolerance = 1e-5 + 3 * math.exp(-0.5 * (math.pi * std) ** 2)
+    blurred = low_pass(image, torch.full((2,), std))
+    torch.testing.assert_close(blurred, expected, atol=tolerance, rtol=0)
+
+
+def test_each_sample_has_its_own_low_pass():
+    image, std = noise(3, 3, 8, 8), torch.tensor([0.0, 1.0, 2.0])
+    each = torch.cat([low_pass(image[i : i + 1], std[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(low_pass(image, std), each)
+    torch.testing.assert_close(each[0], image[0], atol=1e-5, rtol=0)
+
+
+def test_a_constant_image_has_nothing_to_blur():
+    image = torch.tensor([-1.0, 0.3, 1.0]).view(1, 3, 1, 1).expand(4, 3, 16, 16)
+    blurred = low_pass(image, torch.tensor([0.0, 0.5, 2.0, 4.0]))
+    torch.testing.assert_close(blurred, image.contiguous(), atol=1e-5, rtol=0)
+
+
+def test_the_ends_of_the_ladder_are_exact():
+    image, other, own = noise(2, 3, 8, 8), noise(2, 3, 8, 8, seed=1), noise(2, 3, 8, 8, seed=2)
+    ends = torch.tensor([0.0, 1.0])
+    degraded = degrade(image, ends, own)
+    assert torch.equal(degraded[0], image[0])
+    assert torch.equal(degraded[1], degrade(other, ends, own)[1])
+    assert torch.equal(degraded[1], SIGMA_DATA * own[1])
+
+
+@pytest.mark.parametrize("strength", [0.4, 0.5, 0.8])
+def test_it_is_its_formula(strength):
+    image, own = noise(2, 3, 32, 32), noise(2, 3, 32, 32, seed=1)
+    depth = strength**2
+    blurred = torch.from_numpy(explicit_blur(image.double().numpy(), depth * 32 / 4)).float()
+    angle = math.pi / 2 * depth
+    expected = math.cos(angle) * blurred + math.sin(angle) * SIGMA_DATA * own
+    degraded = degrade(image, torch.full((2,), strength), own)
+    torch.testing.assert_close(degraded, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_signal_to_noise_falls_at_every_frequency(size):
+    wave = waves(size)
+    n = len(wave)
+    signal, hiss = [], []
+    for s in LADDER[1:-1]:
+        strength = s.expand(n)
+        signal.append((degrade(wave, strength, torch.zeros_like(wave)) * wave).mean((1, 2, 3)))
+        hiss.append((degrade(torch.zeros_like(wave), strength, wave) * wave).mean((1, 2, 3)))
+    ratio = torch.stack(signal) / torch.stack(hiss)  # (strengths, frequencies)
+    rounding = 1e-5  # what is left of a high frequency soon is less than float32 resolves
+    assert (torch.stack(signal) > -rounding).all() and (torch.stack(hiss) > 0).all()
+    assert (ratio.diff(dim=0) < 0)[ratio[:-1] > rounding].all()
+    assert (ratio[1:][ratio[:-1] <= rounding] < 2 * rounding).all()
+    # Fine detail is hidden before the coarse: along a row of frequencies the ratio falls too.
+    first_row = ratio[:, :size]
+    assert (first_row.diff(dim=1) < rounding).all()
+    assert ratio[0, 0] > 10 and ratio[-1, 0] < 0.2
+
+
+def test_the_variance_hardly_changes():
+    """Of smooth images with the standard deviation of the data, which is what the ladder is for."""
+    smooth = low_pass(noise(400, 3, 16, 16), torch.full((400,), 3.0))
+    smooth = smooth * SIGMA_DATA / smooth.std()
+    for s in LADDER:
+        degraded = degrade(smooth, s.expand(400), noise(400, 3, 16, 16, seed=1))
+        assert 0.8 * SIGMA_DATA < degraded.std() < 1.1 * SIGMA_DATA
+
+
+def test_inputs_are_left_alone():
+    image, strength, own = noise(2, 3, 8, 8), torch.tensor([0.2, 1.0]), noise(2, 3, 8, 8, seed=1)
+    copies = [t.clone() for t in (image, strength, own)]
+    degrade(image, strength, own)
+    assert all(torch.equal(a, b) for a, b in zip((image, strength, own), copies, strict=True))

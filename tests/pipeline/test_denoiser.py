@@ -1,0 +1,252 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mtl_diffusion.pipeline.denoiser import (
+    CHANNELS,
+    CLASS,
+    STRENGTH,
+    TASK,
+    Conditioning,
+    predict,
+    predict_guided,
+    tell,
+)
+from mtl_diffusion.pipeline.pipeline import TASKS
+from mtl_diffusion.pipeline.task import Hint
+
+SIGMA_DATA = 0.5
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def conditioning(pipe, n=3, strength=0.4):
+    mask = (randn(n, 1, 8, 8, seed=5) > 0).float()
+    hint = Hint(randn(n, 3, 8, 8, seed=6), mask, torch.full((n,), strength))
+    return tell(hint, TASKS["edit"], torch.arange(n) % 3, pipe.vocabulary)
+
+
+def sigmas(*values):
+    return torch.tensor(values).view(-1, 1, 1, 1)
+
+
+class Counting(torch.nn.Module):
+    """The pipeline's UNet, writing down how many samples each call has."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.unet, self.batches = unet, []
+
+    @property
+    def dtype(self):
+        return self.unet.dtype
+
+    def forward(self, channels, *args, **kwargs):
+        self.batches.append(len(channels))
+        return self.unet(channels, *args, **kwargs)
+
+
+def test_tell_says_task_class_and_strength(pipe):
+    vocabulary = pipe.vocabulary
+    hint = Hint(randn(2, 3, 8, 8), torch.ones(2, 1, 8, 8), torch.tensor([1.0, torch.nan]))
+    told = tell(hint, TASKS["inpaint"], torch.tensor([2, -1]), vocabulary)
+    null = vocabulary.null
+    assert told.tokens.argmax(-1).tolist() == [
+        [vocabulary.tasks["inpaint"], vocabulary.classes["ship"], vocabulary.strengths[-1]],
+        [vocabulary.tasks["inpaint"], null, null],
+    ]
+    assert told.image is hint.image and told.mask is hint.mask and len(told) == 2
+
+
+# The preconditioning
+
+
+@torch.no_grad()
+def test_predict_is_the_network_of_edm(pipe):
+    """Table 1 of Karras et al. 2022, written out; D from F as in their equation 7."""
+    told, sigma = conditioning(pipe), sigmas(0.01, 0.7, 50.0)
+    clean, eps = randn(3, 3, 8, 8, seed=1) * SIGMA_DATA, randn(3, 3, 8, 8, seed=2)
+    x = clean + sigma * eps
+    c_in = 1 / (sigma**2 + SIGMA_DATA**2) ** 0.5
+    c_noise = sigma.log() / 4
+    c_skip = SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)
+    c_out = sigma * SIGMA_DATA / (sigma**2 + SIGMA_DATA**2) ** 0.5
+
+    shown = told.image / SIGMA_DATA
+    painted = told.mask * c_in * x + (1 - told.mask) * shown
+    seen = torch.cat([painted, shown, told.mask], dim=1)
+    assert seen.shape[1] == CHANNELS
+    expected = pipe.unet(
+        seen, c_noise.flatten(), told.tokens, class_labels=told.tokens.flatten(1)
+    ).sample
+    F = predict(pipe.unet, pipe.scheduler, x, sigma, told)
+    torch.testing.assert_close(F, expected)
+    torch.testing.assert_close(
+        pipe.scheduler.precondition_outputs(x, F, sigma), c_skip * x + c_out * expected
+    )
+
+
+@torch.no_grad()
+def test_samples_do_not_see_each_other(pipe):
+    told, sigma, x = conditioning(pipe), sigmas(0.01, 0.7, 50.0), randn(3, 3, 8, 8)
+    whole = predict(pipe.unet, pipe.scheduler, x, sigma, told)
+    for i in range(3):
+        row = slice(i, i + 1)
+        alone = predict(pipe.unet, pipe.scheduler, x[row], sigma[row], told[row])
+        torch.testing.assert_close(alone, whole[row], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["image", "mask", "task", "class", "strength", "sigma", "noisy"])
+def test_everything_it_is_told_reaches_the_output(pipe, part):
+    told, sigma, x = conditioning(pipe), sigmas(0.5, 0.5, 0.5), randn(3, 3, 8, 8)
+    before = predict(pipe.unet, pipe.scheduler, x, sigma, told)
+    places = {"task": TASK, "class": CLASS, "strength": STRENGTH}
+    if part in places:
+        told = told.without(places[part], pipe.vocabulary.null)
+    elif part == "sigma":
+        sigma = sigma * 2
+    elif part == "noisy":
+        x = -x
+    else:
+        changed = {"image": told.image, "mask": told.mask} | {part: 1 - getattr(told, part)}
+        told = Conditioning(**changed, tokens=told.tokens)
+    after = predict(pipe.unet, pipe.scheduler, x, sigma, told)
+    assert ((after - before).abs().amax((1, 2, 3)) > 1e-4).all()
+
+
+@torch.no_grad()
+def test_known_pixels_come_from_the_condition_alone(pipe):
+    """What stands there in x is noise that nobody has to look through."""
+    told, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
+    other = torch.where(told.mask > 0, x, randn(3, 3, 8, 8, seed=9))
+    outputs = [predict(pipe.unet, pipe.scheduler, noisy, sigma, told) for noisy in (x, other)]
+    assert not torch.equal(x, other) and torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 1, 1, 1), (8, 1), (8, 3, 8, 8), ()])
+def test_sigma_of_another_shape_is_refused(pipe, shape):
+    """(B,) would broadcast along the width where B is the width, as it is here."""
+    told = conditioning(pipe, 8)
+    with pytest.raises(ValueError, match=r"sigma has shape .* must be \(8, 1, 1, 1\)"):
+        predict(pipe.unet, pipe.scheduler, randn(8, 3, 8, 8), torch.ones(shape), told)
+
+
+# Guidance
+
+
+def without(told, null, image=False, word=False):
+    """What F(I, 0) and F(0, 0) are told, built by hand."""
+    told_image, tokens = told.image.clone(), told.tokens.clone()
+    if image:
+        told_image[told.mask.expand_as(told_image) == 1] = 0
+        tokens[:, 2] = torch.eye(tokens.shape[-1])[null]
+    if word:
+        tokens[:, 1] = torch.eye(tokens.shape[-1])[null]
+    return Conditioning(told_image, told.mask, tokens)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "s_C, s_I, evaluations",
+    [
+        (1.0, 1.0, 1),  # F(I, c)
+        (0.0, 1.0, 1),  # F(I, 0)
+        (0.0, 0.0, 1),  # F(0, 0)
+        (3.0, 1.0, 2),
+        (0.5, 1.0, 2),
+        (2.0, 2.0, 2),
+        (1.0, 0.0, 3),
+        (1.0, 1.5, 3),
+        (3.0, 1.5, 3),
+    ],
+)
+def test_guidance_is_its_formula_in_one_call(pipe, s_C, s_I, evaluations):
+    told, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
+    null = pipe.vocabulary.null
+
+    def F(**dropped):
+        return predict(pipe.unet, pipe.scheduler, x, sigma, without(told, null, **dropped))
+
+    nothing, image = F(image=True, word=True), F(word=True)
+    expected = nothing + s_I * (image - nothing) + s_C * (F() - image)
+    unet = Counting(pipe.unet)
+    guided = predict_guided(unet, pipe.scheduler, x, sigma, told, null, s_C, s_I)
+    torch.testing.assert_close(guided, expected, atol=1e-5, rtol=1e-4)
+    assert unet.batches == [3 * evaluations]
+    assert (nothing - image).abs().max() > 1e-2 and (F() - image).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_guidance_of_one_is_off(pipe):
+    told, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
+    plain = predict(pipe.unet, pipe.scheduler, x, sigma, told)
+    guided = predict_guided(pipe.unet, pipe.scheduler, x, sigma, told, pipe.vocabulary.null)
+    assert torch.equal(guided, plain)
+
+
+# What is dropped
+
+
+@pytest.mark.parametrize("place", [TASK, CLASS, STRENGTH])
+def test_a_dropped_token_is_null_and_the_others_stay(pipe, place):
+    told, null = conditioning(pipe), pipe.vocabulary.null
+    before = told.tokens.clone()
+    one_hot = torch.eye(pipe.vocabulary.size)[null]
+    for rows in (None, torch.tensor([True, False, True])):
+        dropped = told.without(place, null, rows)
+        gone = torch.ones(3, dtype=torch.bool) if rows is None else rows
+        assert (dropped.tokens[gone, place] == one_hot).all()
+        assert torch.equal(dropped.tokens[~gone], before[~gone])
+        others = [p for p in (TASK, CLASS, STRENGTH) if p != place]
+        assert torch.equal(dropped.tokens[:, others], before[:, others])
+        assert torch.equal(dropped.image, told.image)
+    assert torch.equal(told.tokens, before)
+
+
+def test_a_dropped_image_is_hidden_in_the_mask_and_its_strength_with_it(pipe):
+    told, null = conditioning(pipe), pipe.vocabulary.null
+    image = told.image.clone()
+    rows = torch.tensor([True, False, True])
+    for dropped, gone in (
+        (told.without_image(null), torch.ones(3).bool()),
+        (told.without_image(null, rows), rows),
+    ):
+        hole = (told.mask == 1).expand_as(image)
+        hidden = hole & gone[:, None, None, None]
+        assert (dropped.image[hidden] == 0).all()
+        assert torch.equal(dropped.image[~hidden], image[~hidden])
+        assert (dropped.tokens[gone, STRENGTH].argmax(-1) == null).all()
+        assert torch.equal(dropped.tokens[~gone], told.tokens[~gone])
+        assert torch.equal(dropped.tokens[:, :2], told.tokens[:, :2])
+    assert torch.equal(told.image, image)
+
+
+def test_rows_and_cat_undo_each_other(pipe):
+    told = conditioning(pipe)
+    again = Conditioning.cat([told[:1], told[torch.tensor([1, 2])]])
+    for name in ("image", "mask", "tokens"):
+        assert torch.equal(getattr(again, name), getattr(told, name))
+
+
+def test_the_network_sees_its_own_precision_and_answers_in_float32():
+    seen = []
+
+    def unet(channels, timestep, encoder_hidden_states, class_labels, return_dict):
+        seen.extend([channels, timestep, encoder_hidden_states, class_labels])
+        return (channels[:, :3],)
+
+    unet.dtype = torch.bfloat16
+    scheduler = SimpleNamespace(
+        config=SimpleNamespace(sigma_data=0.5),
+        precondition_inputs=lambda x, sigma: x,
+        precondition_noise=lambda sigma: sigma,
+    )
+    told = Conditioning(randn(2, 3, 8, 8), torch.ones(2, 1, 8, 8), randn(2, 3, 5))
+    F = predict(unet, scheduler, randn(2, 3, 8, 8), sigmas(1.0, 2.0), told)
+    assert F.dtype == torch.float32
+    assert {t.dtype for t in seen} == {torch.bfloat16}
+    assert seen[1].shape == (2,) and seen[3].shape == (2, 15)

@@ -1,0 +1,138 @@
+"""Guidance between two noise levels only: what it costs, and what comes out."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+
+from mtl_diffusion.evaluation.bulk import evaluations_of
+from mtl_diffusion.pipeline.denoiser import predict, tell
+from mtl_diffusion.pipeline.pipeline import TASKS
+
+SIZE, STEPS = 8, 6
+SCHEDULERS = {"dpm": EDMDPMSolverMultistepScheduler, "euler": EDMEulerScheduler}
+
+
+def karras(steps):
+    """Equation 5 of Karras et al. 2022: for six steps 80, 24.4, 5.8, 0.97, 0.083, 0.002, 0."""
+    rho, low, high = 7, 0.002, 80.0
+    ramp = [i / (steps - 1) for i in range(steps)]
+    ends = high ** (1 / rho), low ** (1 / rho)
+    return [*((ends[0] + r * (ends[1] - ends[0])) ** rho for r in ramp), 0.0]
+
+
+@pytest.fixture(params=SCHEDULERS)
+def either(pipe, request):
+    """The pipeline with each of the schedulers that it takes."""
+    own = type(pipe)(pipe.unet, pipe.tokenizer, SCHEDULERS[request.param]())
+    own.set_progress_bar_config(disable=True)
+    return own
+
+
+def sample(pipe, task="generate", **arguments):
+    generator = torch.Generator().manual_seed(0)
+    source = {"image": torch.rand((3, SIZE, SIZE), generator=generator)} if task == "edit" else {}
+    defaults = {"class_label": "dog", "num_inference_steps": STEPS, "guidance_scale": 3.0}
+    return pipe(
+        task=task, generator=generator, output_type="latent", **source, **(defaults | arguments)
+    ).images
+
+
+def branches(pipe, *arguments, **named):
+    """Evaluations for one image, step by step."""
+    counts = []
+    with evaluations_of(pipe.unet) as seen:
+
+        def note(*_):
+            counts.append(seen[0] - sum(counts))
+
+        sample(pipe, *arguments, callback_on_step_end=note, **named)
+    return counts
+
+
+@pytest.mark.parametrize(
+    "interval, counts",
+    [
+        (None, [2, 2, 2, 2, 2, 2]),
+        ((0.28, 2.9), [1, 1, 1, 2, 1, 1]),
+        ((0.05, 6), [1, 1, 2, 2, 2, 1]),
+        ((0, 10), [1, 1, 2, 2, 2, 2]),
+        ((10, math.inf), [2, 2, 1, 1, 1, 1]),
+        ((7, 20), [1, 1, 1, 1, 1, 1]),
+        ((80, 80), [2, 1, 1, 1, 1, 1]),  # the schedule may have it as 79.99998
+        ((0.002, 0.002), [1, 1, 1, 1, 1, 2]),
+        ((0, 0), [1, 1, 1, 1, 1, 1]),  # at noise level 0 nothing is evaluated
+    ],
+)
+def test_a_step_outside_takes_one_evaluation(either, interval, counts):
+    assert branches(either, guidance_interval=interval) == counts
+
+
+def test_image_guidance_keeps_to_the_interval_too(either):
+    found = branches(either, "edit", guidance_interval=(0.05, 6), image_guidance_scale=1.5)
+    assert found == [1, 1, 3, 3, 3, 1]
+
+
+def test_both_ends_are_included(either):
+    either.scheduler.set_timesteps(STEPS)
+    levels = either.scheduler.sigmas.tolist()
+    assert branches(either, guidance_interval=(levels[3], levels[1])) == [1, 2, 2, 2, 1, 1]
+    inside = levels[1] * (1 - 1e-4)
+    assert branches(either, guidance_interval=(levels[3], inside)) == [1, 1, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("task", ["generate", "edit"])
+def test_an_interval_between_the_noise_levels_is_no_guidance(either, task):
+    image = {"image_guidance_scale": 2.0} if task == "edit" else {}
+    off = {name: 1.0 for name in ("guidance_scale", *image)}
+    plain = sample(either, task, **(image | off))
+    for interval in ((7, 20), (100, math.inf)):
+        assert torch.equal(sample(either, task, guidance_interval=interval, **image), plain)
+    assert not torch.equal(sample(either, task, **image), plain)
+
+
+@pytest.mark.parametrize("interval", [(0, math.inf), (0.002, 80), [0, 1e300]])
+def test_an_interval_of_all_noise_levels_is_plain_guidance(either, interval):
+    assert torch.equal(sample(either, guidance_interval=interval), sample(either))
+
+
+@torch.no_grad()
+def test_the_solver_with_an_interval_is_its_formulas(pipe, either):
+    """DPM-Solver++(2M), or Euler's method, in double precision; guidance of D in place of F."""
+    low, high, scale = 0.05, 6.0, 3.0
+    second_order = isinstance(either.scheduler, EDMDPMSolverMultistepScheduler)
+    noise = torch.randn((1, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(1))
+    blank = torch.zeros_like(noise)
+    hint = TASKS["generate"].condition(blank, blank[:, :1], torch.tensor([math.nan]), blank)
+
+    def D(x, sigma, label):
+        told = tell(hint, TASKS["generate"], torch.tensor([label]), pipe.vocabulary)
+        level = torch.full((1, 1, 1, 1), sigma)
+        F = predict(pipe.unet, pipe.scheduler, x.float(), level, told).double()
+        return (0.25 * x + sigma * 0.5 * math.sqrt(sigma**2 + 0.25) * F) / (sigma**2 + 0.25)
+
+    levels = karras(STEPS)
+    x, before = levels[0] * noise.double(), None
+    for i, (sigma, after) in enumerate(pairwise(levels)):
+        denoised = D(x, sigma, 1)
+        if low <= sigma <= high:
+            nothing = D(x, sigma, -1)
+            denoised = nothing + scale * (denoised - nothing)
+        ahead = denoised
+        if second_order and before is not None and after > 0:
+            r = math.log(levels[i - 1] / sigma) / math.log(sigma / after)
+            ahead = denoised + (denoised - before) / (2 * r)
+        x = after / sigma * x + (1 - after / sigma) * ahead
+        before = denoised
+    found = sample(either, latents=noise, guidance_interval=(low, high), guidance_scale=scale)
+    torch.testing.assert_close(found, x.float(), atol=2e-4, rtol=1e-3)
+    everywhere = sample(either, latents=noise, guidance_scale=scale)
+    assert (everywhere - x.float()).abs().max() > 0.01
+
+
+def test_the_interval_is_a_property_of_the_last_call(pipe):
+    for given, kept in ((None, (0, math.inf)), ((1, 2), (1, 2)), ([0, 3.5], (0, 3.5))):
+        sample(pipe, guidance_interval=given, num_inference_steps=1)
+        assert pipe.guidance_interval == kept

@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from mtl_diffusion.pipeline import masks
+from mtl_diffusion.pipeline.masks import MASKS, draw_masks
+
+# Share of the image that a mask of each kind covers, the widest over the sizes below.
+AREA = {
+    "center": (0.25, 0.25),
+    "boxes": (1 / 64, 0.9),
+    "strokes": (1 / 64, 0.7),
+    "half": (0.5, 0.5),
+    "border": (0.4, 0.94),
+    "pixels": (0.25, 63 / 64),
+}
+MEAN_AREA = {
+    "boxes": (0.2, 0.35),
+    "strokes": (0.1, 0.3),
+    "border": (0.6, 0.8),
+    "pixels": (0.7, 0.75),
+}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(n, size, kind=None, seed=0):
+    return draw_masks(n, size, generator(seed), kind)
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+@pytest.mark.parametrize("kind", [*MASKS, None])
+def test_a_mask_is_binary_and_neither_empty_nor_everything(kind, size):
+    mask = draw(4000 if size == 8 else 500, size, kind)
+    assert mask.shape[1:] == (1, size, size) and mask.dtype == torch.float32
+    assert ((mask == 0) | (mask == 1)).all()
+    area = mask.mean((1, 2, 3))
+    assert area.min() > 0 and area.max() < 1
+    if kind is not None:
+        low, high = AREA[kind]
+        assert low <= area.min() and area.max() <= high
+        if kind in MEAN_AREA:
+            assert MEAN_AREA[kind][0] < area.mean() < MEAN_AREA[kind][1]
+
+
+@pytest.mark.parametrize("fill", [False, True])
+def test_a_hole_that_is_empty_or_everything_becomes_the_centre(monkeypatch, fill):
+    def flat(n, size, generator):
+        return torch.full((n, 1, size, size), fill)
+
+    monkeypatch.setitem(masks.MASKS, "half", flat)
+    centre = draw(3, 8, "center")
+    assert torch.equal(draw(3, 8, "half"), centre)
+    drawn = draw(600, 8)
+    assert drawn.mean((1, 2, 3)).min() > 0 and drawn.mean((1, 2, 3)).max() < 1
+    assert 130 < (drawn == centre[0]).all((1, 2, 3)).sum() < 270  # two kinds of six
+
+
+def test_every_kind_is_drawn_as_often(monkeypatch):
+    for i, kind in enumerate(MASKS):  # each kind as a stripe in a row of its own
+        stripe = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+        stripe[..., i, :] = True
+        monkeypatch.setitem(masks.MASKS, kind, lambda n, size, g, m=stripe: m.repeat(n, 1, 1, 1))
+    rows = draw(6000, 8)[:, 0, :, 0].sum(0)
+    assert rows[6:].sum() == 0
+    assert (rows[:6] - 1000).abs().max() < 150  # five standard deviations
+
+
+@pytest.mark.parametrize("kind", [*MASKS, None])
+def test_a_mask_is_a_function_of_its_generator(kind):
+    assert torch.equal(draw(20, 16, kind), draw(20, 16, kind))
+    if kind != "center":
+        assert not torch.equal(draw(20, 16, kind), draw(20, 16, kind, seed=1))
+        assert not torch.equal(*draw(20, 16, kind).chunk(2))
+
+
+@pytest.mark.parametrize("kind", [*MASKS, None])
+def test_no_masks(kind):
+    assert draw(0, 8, kind).shape == (0, 1, 8, 8)
+
+
+def test_the_shape_of_each_kind():
+    kept = 1 - draw(200, 16, "border")
+    assert (kept[..., 7:9, 7:9] == 1).all()
+    halves = draw(200, 16, "half").flatten(1).unique(dim=0)
+    assert len(halves) == 4 and torch.equal(halves.sum(0), torch.full((256,), 2.0))
+    rows, columns = (draw(1, 16, "center")[0, 0].amax(axis).nonzero()[:, 0] for axis in (0, 1))
+    assert rows.tolist() == columns.tolist() == list(range(4, 12))
+
+
+def test_an_unknown_kind():
+    with pytest.raises(ValueError, match=r"kind is 'round'; .*center, boxes"):
+        draw(1, 8, "round")

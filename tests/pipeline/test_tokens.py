@@ -1,0 +1,143 @@
+import pytest
+import torch
+
+from mtl_diffusion.pipeline.tokens import NULL, Vocabulary
+from mtl_diffusion.training.vocabulary import build_tokenizer, extend_tokenizer
+
+TASKS, CLASSES, LEVELS = ("generate", "edit"), ("cat", "a dog: <big>", "ship"), 5
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(TASKS, CLASSES, LEVELS, reserved=3)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer):
+    return Vocabulary.of(tokenizer.get_vocab())
+
+
+def test_the_words_are_read_back(tokenizer, vocabulary):
+    assert tuple(vocabulary.tasks) == TASKS and tuple(vocabulary.classes) == CLASSES
+    assert len(vocabulary.strengths) == LEVELS and len(vocabulary.reserved) == 3
+    assert vocabulary.size == 1 + len(TASKS) + len(CLASSES) + LEVELS + 3
+    word_of = tokenizer.convert_ids_to_tokens
+    assert word_of(vocabulary.null) == NULL
+    assert word_of(vocabulary.tasks["edit"]) == "<task:edit>"
+    assert word_of(vocabulary.classes["a dog: <big>"]) == "<class:a dog: <big>>"
+    assert word_of(list(vocabulary.strengths)) == [f"<strength:{i}>" for i in range(LEVELS)]
+
+
+def test_classes_are_ordered_by_id_and_levels_by_number():
+    words = [NULL, "<strength:1>", "<class:b>", "<strength:0>", "<class:a>"]
+    vocabulary = Vocabulary.of({word: i for i, word in reversed(list(enumerate(words)))})
+    assert vocabulary.classes == {"b": 2, "a": 4} and list(vocabulary.classes) == ["b", "a"]
+    assert vocabulary.strengths == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("<strength:0> <strength:1>", "needs <null>"),
+        ("<null> <strength:0> <strength:1> cat", "the word 'cat', of no kind"),
+        ("<null> <strength:0> <strength:1> <class:>", "the word '<class:>', of no kind"),
+        ("<null> <strength:0> <strength:1> <mood:sad>", "the word '<mood:sad>', of no kind"),
+        ("<null> <class:cat>", "strength levels"),
+        ("<null> <strength:0>", "strength levels"),
+        ("<null> <strength:0> <strength:2>", "strength levels"),
+        ("<null> <strength:1> <strength:2>", "strength levels"),
+        ("<null> <strength:0> <strength:high>", "strength levels"),
+        ("<null> <strength:0> <strength:01>", "strength levels"),
+    ],
+)
+def test_other_vocabularies_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        Vocabulary.of({word: i for i, word in enumerate(words.split())})
+
+
+def test_ids_with_a_gap_are_refused():
+    with pytest.raises(ValueError, match=r"ids 0\.\.2"):
+        Vocabulary.of({NULL: 0, "<strength:0>": 1, "<strength:1>": 3})
+
+
+def test_class_ids(vocabulary):
+    ids = vocabulary.class_ids(torch.tensor([2, -1, 0, 1]))
+    cat, dog, ship = vocabulary.classes.values()
+    assert ids.tolist() == [ship, vocabulary.null, cat, dog]
+
+
+def third(vocabulary, *strengths):
+    """The strength's token, a distribution over the vocabulary, for each strength."""
+    n = len(strengths)
+    return vocabulary.tokens(0, torch.zeros(n, dtype=torch.long), torch.tensor(strengths))[:, 2]
+
+
+def test_task_and_class_are_one_hot(vocabulary):
+    label = torch.tensor([3, 0])
+    for task in (2, torch.tensor([2, 1])):
+        tokens = vocabulary.tokens(task, label, torch.tensor([0.3, float("nan")]))
+        assert tokens.shape == (2, 3, vocabulary.size) and tokens.dtype == torch.float32
+        assert (tokens[:, :2].sum(-1) == 1).all() and (tokens[:, :2].amax(-1) == 1).all()
+        assert tokens[:, 1].argmax(-1).tolist() == [3, 0]
+    assert tokens[:, 0].argmax(-1).tolist() == [2, 1]
+
+
+def test_strengths_between_two_levels_share_the_token(vocabulary):
+    levels = torch.tensor(vocabulary.strengths)
+    strength = torch.linspace(0, 1, 101)
+    tokens = third(vocabulary, *strength.tolist())
+    torch.testing.assert_close(tokens.sum(-1), torch.ones(101))
+    assert (tokens >= 0).all() and ((tokens > 0).sum(-1) <= 2).all()
+    # The mean level is the strength: only a linear share between the right neighbours does that.
+    mean = tokens[:, levels] @ torch.linspace(0, 1, LEVELS)
+    torch.testing.assert_close(mean, strength, atol=1e-6, rtol=0)
+
+
+def test_a_level_is_its_own_word(vocabulary):
+    tokens = third(vocabulary, *(i / (LEVELS - 1) for i in range(LEVELS)))
+    assert torch.equal(tokens, torch.eye(vocabulary.size)[list(vocabulary.strengths)])
+
+
+def test_no_strength_is_null(vocabulary):
+    tokens = third(vocabulary, float("nan"), 0.0)
+    assert tokens[0, vocabulary.null] == 1 and tokens[0].sum() == 1
+    assert tokens[1, vocabulary.null] == 0
+
+
+def test_the_token_moves_with_the_strength(vocabulary):
+    strength = torch.tensor([0.3, 0.9], requires_grad=True)
+    weights = torch.zeros(vocabulary.size)
+    weights[list(vocabulary.strengths)] = torch.linspace(0, 1, LEVELS)
+    label = torch.zeros(2, dtype=torch.long)
+    (vocabulary.tokens(0, label, strength)[:, 2] @ weights).sum().backward()
+    torch.testing.assert_close(strength.grad, torch.ones(2))
+
+
+# Adding a task or a class to a trained model
+
+
+def test_extending_keeps_every_id_and_takes_reserved_ones(tokenizer, vocabulary):
+    extended = extend_tokenizer(tokenizer, ["edit", "colorize"], ["plane", "cat"])
+    before, after = tokenizer.get_vocab(), extended.get_vocab()
+    kept = {word: index for word, index in before.items() if not word.startswith("<reserved")}
+    assert kept.items() <= after.items() and len(after) == len(before)
+    new = Vocabulary.of(after)
+    assert tuple(new.classes) == (*CLASSES, "plane") and tuple(new.tasks) == (*TASKS, "colorize")
+    assert {new.tasks["colorize"], new.classes["plane"]} < set(vocabulary.reserved)
+    assert set(new.reserved) < set(vocabulary.reserved) and len(new.reserved) == 1
+
+
+def test_extending_by_nothing_changes_nothing(tokenizer):
+    assert extend_tokenizer(tokenizer, TASKS, CLASSES).get_vocab() == tokenizer.get_vocab()
+
+
+def test_extending_twice(tokenizer):
+    once = extend_tokenizer(tokenizer, [], ["plane"])
+    twice = Vocabulary.of(extend_tokenizer(once, [], ["plane", "car"]).get_vocab())
+    assert tuple(twice.classes) == (*CLASSES, "plane", "car")
+
+
+def test_too_many_new_words_are_named(tokenizer):
+    with pytest.raises(ValueError, match=r"has 3 reserved.*4 new.*<task:a>, <class:x>.*<class:z>"):
+        extend_tokenizer(tokenizer, ["a"], ["x", "y", "z"])
+    assert not Vocabulary.of(extend_tokenizer(tokenizer, ["a"], ["x", "y"]).get_vocab()).reserved

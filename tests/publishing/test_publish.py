@@ -1,0 +1,481 @@
+"""From a run to the Hub and back, with the real client and the loopback Hub."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from loopback_hub import TOKEN, LoopbackHub
+from safetensors.torch import load_file
+from stranger import NOT_INSTALLED
+from tiny import MODEL, write_shapes
+
+from mtl_diffusion.checkpoints.store import CheckpointError, load, save
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+from mtl_diffusion.publishing import export
+from mtl_diffusion.publishing.card import figures, model_card
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+UNET = "unet/diffusion_pytorch_model.safetensors"
+TRAIN = {
+    **MODEL,
+    "strength_levels": 3,
+    "total_batch_size": 8,
+    "max_train_steps": STEPS,
+    "checkpointing_steps": 2,
+    "checkpoints_total_limit": "null",
+    "validation_images": 4,
+    "num_threads": 1,
+    "push_to_hub": "true",
+    "hub_strategy": "checkpoint",
+    "hub_model_id": "me/trained",
+}
+METRICS = {
+    "class_accuracy": {
+        "generate": {"accuracy": 0.875, "standard_error": 0.023, "n": 200, "guidance_scale": 2.0},
+        "edit": {"accuracy": 0.625, "standard_error": 0.034, "n": 200, "kept": 0.125},
+    },
+    "classifier": {"accuracy": 0.99, "accuracy_standard_error": 0.003, "n": 1000, "seconds": 7},
+    "num_inference_steps": 18,
+    "command": "python scripts/evaluate.py --pipeline runs/x",
+}
+
+
+def run_in(hub, home, command, **variables):
+    environment = os.environ | hub.environment(home) | variables
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def run(hub, work):
+    """The folder of a run that publishes each checkpoint; its first upload arrives after its last
+    checkpoint is written."""
+    data, folder = work / "data", work / "run"
+    write_shapes(data, 64, 16)
+
+    def gate(request):
+        deadline = time.monotonic() + 60
+        last = folder / "checkpoints" / f"step-{STEPS}"
+        while "/commit/" in request and not last.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        gate.waited |= "/commit/" in request and not last.exists()
+
+    gate.waited = False
+    hub.gate = gate
+    arguments = TRAIN | {"dataset_name": data, "output_dir": folder}
+    flags = [f"--{name}={value}" for name, value in arguments.items()]
+    done = run_in(hub, work / "home", [sys.executable, "scripts/train.py", *flags])
+    hub.gate = None
+    assert done.returncode == 0, done.stderr
+    (work / "train.log").write_text(done.stdout + done.stderr)
+    assert not gate.waited, "the run waited for its upload"
+    return folder
+
+
+def test_checkpoints_are_published_while_the_run_goes_on(hub, run, work):
+    titles = [commit.title for commit in hub.commits("me/trained")]
+    assert titles == ["Trained for 2 steps", f"Trained for {STEPS} steps"]
+    log = (work / "train.log").read_text()
+    assert "step-4 is not published: the one before is on its way" in log
+    last = hub.commits("me/trained")[-1].oid
+    assert f"Published as {hub.url}/me/trained/commit/{last}" in log
+
+
+def test_what_is_published(hub, run):
+    files = hub.tree("me/trained")
+    exported = {
+        path.relative_to(run / "pipeline").as_posix(): path.read_bytes()
+        for path in (run / "pipeline").rglob("*")
+        if path.is_file()
+    }
+    assert files == exported
+    assert set(files) == {
+        "README.md",
+        "gallery.png",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "unet/config.json",
+        UNET,
+        *MultiTaskPipeline._sources,
+    }
+
+
+def test_no_token_anywhere(hub, run, work):
+    searched = [path for path in work.rglob("*") if path.is_file()]
+    assert len(searched) > 40
+    for path in searched:
+        assert TOKEN.encode() not in path.read_bytes(), path
+    for content in hub.tree("me/trained").values():
+        assert TOKEN.encode() not in content
+
+
+# --- from a checkpoint alone --------------------------------------------------------------------
+
+
+def test_the_average_is_exported(run, tmp_path):
+    trained = export.of_checkpoint(run / "checkpoints" / "step-4")
+    assert trained.step == 4 and not trained.pipeline.unet.training
+    folder = export.write(trained, tmp_path / "export", pictures=False)
+    exported, state = load_file(folder / UNET), load(run / "checkpoints" / "step-4").tensors
+    assert exported.keys() == state["ema"].keys()
+    assert all(torch.equal(exported[name], state["ema"][name]) for name in exported)
+    assert not all(torch.equal(exported[name], state["unet"][name]) for name in exported)
+
+
+def test_without_an_average_the_weights_are(run, tmp_path):
+    checkpoint = load(run / "checkpoints" / "step-4")
+    checkpoint.tensors.pop("ema")
+    path = save(tmp_path, checkpoint)
+    unet = export.of_checkpoint(path).pipeline.unet.state_dict()
+    assert all(torch.equal(unet[name], value) for name, value in checkpoint.tensors["unet"].items())
+
+
+def test_half_the_bytes_in_small_files(run, tmp_path):
+    """What is kept in git: it loads as any other export does, in float32."""
+    trained = export.of_checkpoint(run)
+    whole = export.write(trained, tmp_path / "whole", pictures=False)
+    cut = export.write(trained, tmp_path / "cut", pictures=False, half=True, max_shard_size="20KB")
+    files = sorted((cut / "unet").glob("*.safetensors"))
+    assert len(files) > 2 and all(file.stat().st_size < 30_000 for file in files)
+    assert sum(file.stat().st_size for file in files) < 0.7 * (whole / UNET).stat().st_size
+    expected = {name: tensor.half().float() for name, tensor in load_file(whole / UNET).items()}
+    loaded = MultiTaskPipeline.from_pretrained(cut).unet.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert next(trained.pipeline.unet.parameters()).dtype == torch.float32  # the model itself
+
+
+def test_a_run_means_its_newest_complete_checkpoint(run, caplog):
+    assert export.of_checkpoint(run).step == STEPS
+    assert export.of_checkpoint(run / "checkpoints").step == STEPS
+
+
+def test_the_export_of_a_checkpoint_is_that_of_the_run(run, tmp_path):
+    folder = export.write(export.of_checkpoint(run), tmp_path / "export")
+    for path in (run / "pipeline").rglob("*"):
+        if path.is_file() and path.suffix != ".png":
+            other = folder / path.relative_to(run / "pipeline")
+            assert other.read_bytes() == path.read_bytes(), path
+
+
+def test_no_checkpoint(run, tmp_path):
+    with pytest.raises(CheckpointError, match="is no checkpoint, and no run with a complete one"):
+        export.of_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(run, tmp_path):
+    checkpoint = load(run / "checkpoints" / "step-4")
+    checkpoint.tensors["ema"].pop("conv_out.bias")
+    with pytest.raises(CheckpointError, match=r"don't fit its configuration(.|\n)*conv_out\.bias"):
+        export.of_checkpoint(save(tmp_path, checkpoint))
+
+
+def test_building_it_draws_nothing_from_the_generators(run):
+    before = torch.get_rng_state()
+    export.of_checkpoint(run)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_folder_of_something_else_is_left_alone(run, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is neither empty nor an exported pipeline"):
+        export.write(export.of_checkpoint(run), mine, pictures=False)
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+
+
+def test_only_the_allowed_files_are_uploaded(run, tmp_path):
+    folder = export.write(export.of_checkpoint(run), tmp_path / "export", pictures=False)
+    allowed = set(export.files_to_upload(folder))
+    (folder / "optimizer.bin").touch()
+    (folder / "events.out.tfevents").touch()
+    (folder / "secrets.py").touch()
+    (folder / ".env").touch()
+    (folder / "link.json").symlink_to("/etc/passwd")
+    assert set(export.files_to_upload(folder)) == allowed
+
+
+# --- the card -----------------------------------------------------------------------------------
+
+
+def parts(text):
+    card = ModelCard(text)
+    return card.data, card.content
+
+
+def test_a_card_without_metrics_has_no_figures(run):
+    data, text = parts((run / "pipeline" / "README.md").read_text())
+    assert data.license == "apache-2.0" and data.library_name == "diffusers"
+    assert data.pipeline_tag and "multi-task" in data.tags
+    assert data.eval_results is None and data.datasets is None
+    assert "Nothing was measured of this model." in text
+    assert "$" not in text and "gallery.png" in text
+    assert str(run.parent) not in text  # the data's folder is nobody's business
+    for heading in ("Limits", "Negative transfer", "How it was trained", "Citing", "Use"):
+        assert f"## {heading}" in text
+
+
+def test_the_figures_of_a_card_are_those_of_metrics_json(run):
+    trained = export.of_checkpoint(run)
+    config = replace(trained.config, dataset_name="uoft-cs/cifar10")
+    text = model_card(trained.pipeline, config, 6, "me/model", METRICS, None)
+    data, _ = parts(text)
+    assert data.datasets == ["uoft-cs/cifar10"]
+    results = {result.metric_name: result for result in data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == {
+        "class accuracy generate accuracy": 0.875,
+        "class accuracy edit accuracy": 0.625,
+        "class accuracy edit kept": 0.125,
+    }
+    assert all(result.dataset_type == "uoft-cs/cifar10" for result in results.values())
+    table = text.partition("## Results")[2].partition("## Limits")[0]
+    numbers = re.findall(r"(?<![\w.])\d+(?:\.\d+)?", table.partition("Measured by")[0])
+    assert set(numbers) == {
+        "0.875",
+        "0.023",
+        "0.625",
+        "0.034",
+        "0.125",
+        "0.99",
+        "0.003",
+        "200",
+        "1000",
+    }
+    assert METRICS["command"] in table
+
+
+def test_figures_are_numbers_with_an_n():
+    rows = {row["path"]: row for row in figures(METRICS)}
+    assert rows["class accuracy generate accuracy"]["error"] == 0.023
+    assert rows["class accuracy edit kept"]["error"] is None
+    assert rows["classifier accuracy"]["error"] == 0.003
+    assert len(rows) == 4
+
+
+@pytest.mark.parametrize("tasks", [("generate",), ("inpaint", "colorize"), ("edit", "generate")])
+def test_the_snippet_fits_the_tasks(build_pipe, tasks, tmp_path, monkeypatch):
+    pipe = build_pipe(tasks=tasks)
+    pipe.save_pretrained(tmp_path / "model")
+    config = TrainConfig(tasks={name: 1.0 for name in tasks})
+    text = model_card(pipe, config, 1, str(tmp_path / "model"))
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    assert set(re.findall(r'task="(\w+)"', code)) == set(tasks)
+    monkeypatch.setattr(
+        "diffusers.DiffusionPipeline.from_pretrained", lambda name, trust_remote_code: pipe
+    )
+    exec(code, {})
+
+
+# --- scripts/publish.py -------------------------------------------------------------------------
+
+SCRIPT = """
+import contextlib, io, json, os, runpy, sys
+sys.argv = ["publish.py"]
+from mtl_diffusion.publishing import upload
+upload.DELAYS = (0.01,)
+answers = []
+for argv in json.loads(os.environ["CALLS"]):
+    sys.argv = ["publish.py", *argv]
+    said, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            runpy.run_path("scripts/publish.py", run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+    if isinstance(code, str):
+        said.write(code)
+        code = 1
+    answers.append([code, said.getvalue()])
+from mtl_diffusion import MultiTaskPipeline
+pipe = MultiTaskPipeline.from_pretrained("me/cli", revision="v1")
+pipe.push_to_hub("me/installed")
+answers.append([0, type(pipe).__module__])
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def calls(hub, run, work):
+    """What scripts/publish.py answers, several times in one process: (code, output) each."""
+    (work / "metrics.json").write_text(json.dumps(METRICS))
+    hub.fail("me/denied/commit/", 403)
+    hub.fail("me/broken/commit/", 500, times=2)
+    step = run / "checkpoints" / "step-4"
+    folders = [str(work / f"export {i}") for i in range(5)]
+    pushed = ["--push_to_hub", "--hub_model_id"]
+    metrics = ["--metrics", str(work / "metrics.json")]
+    plain = ["--no_pictures", *pushed]
+    argvs = [
+        [str(run), folders[0], "--private", "--revision", "v1", *metrics, *pushed, "me/cli"],
+        [str(step), folders[1], *plain, "me/denied"],
+        [str(step), folders[2], "--revision", "v2", "--private", *plain, "me/broken"],
+        [str(work), folders[3]],
+    ]
+    argvs = [["--checkpoint", a, "--output_dir", b, *rest] for a, b, *rest in argvs]
+    done = run_in(hub, work / "cli", [sys.executable, "-c", SCRIPT], CALLS=json.dumps(argvs))
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), folders
+
+
+def test_publishing_a_checkpoint(hub, calls):
+    (code, said), folders = calls[0][0], calls[1]
+    assert code == 0 and f"Step {STEPS} is in {folders[0]}" in said
+    assert hub.repositories["model", "me/cli"].private
+    assert hub.commits("me/cli", "main") == []
+    assert json.loads(hub.tree("me/cli", "v1")["metrics.json"]) == METRICS
+    assert b"0.875" in hub.tree("me/cli", "v1")["README.md"]
+    assert calls[0][-1] == [0, "mtl_diffusion.pipeline.pipeline"]  # loaded without trust
+    extras = {"metrics.json", "gallery.png"}
+    assert set(hub.tree("me/installed")) == set(hub.tree("me/cli", "v1")) - extras
+
+
+def test_a_failed_push_leaves_the_export_and_the_command(hub, calls, run):
+    answers, folders = calls
+    for number, name, words in ((1, "me/denied", "right to write"), (2, "me/broken", "HTTP 500")):
+        code, said = answers[number]
+        assert code == 1 and words in said and name in said
+        assert (Path(folders[number]) / "model_index.json").exists()
+        command = shlex.split(said.splitlines()[-1])
+        assert command[:4] == [
+            "python",
+            "scripts/publish.py",
+            "--checkpoint",
+            str(run / "checkpoints" / "step-4"),
+        ]
+        assert command[command.index("--output_dir") + 1] == folders[number]
+        assert command[command.index("--hub_model_id") + 1] == name
+        assert "--push_to_hub" in command
+        assert ("--private" in command) == ("--revision" in command) == (name == "me/broken")
+
+
+def test_no_checkpoint_is_a_refusal(calls):
+    code, said = calls[0][3]
+    assert code == 2 and "is no checkpoint" in said and "Traceback" not in said
+
+
+def test_the_command_works(hub, calls, work):
+    command = shlex.split(calls[0][2][1].splitlines()[-1])
+    done = run_in(hub, work / "again", [sys.executable, *command[1:]])
+    assert done.returncode == 0, done.stderr
+    assert [commit.title for commit in hub.commits("me/broken", "v2")] == ["Trained for 4 steps"]
+
+
+# --- a stranger's machine -----------------------------------------------------------------------
+
+STRANGER = """
+import json, os, re, sys
+import torch
+from pathlib import Path
+from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
+
+work, first_commit = Path(sys.argv[1]), sys.argv[2]
+trust = {"trust_remote_code": True}
+
+def load(name, **options):
+    pipe = DiffusionPipeline.from_pretrained(name, **trust, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+def draw(pipe):
+    return pipe(generator=torch.Generator().manual_seed(0), output_type="pt").images
+
+def weights(pipe):
+    return float(sum(p.double().abs().sum() for p in pipe.unet.parameters()))
+
+card = Path(hf_hub_download("me/trained", "README.md")).read_text()
+code = re.search(r"```python\\n(.*?)```", card, re.DOTALL)[1]
+snippet = {}
+exec(code, snippet)
+assert {"image", "inpainted", "edited"} <= set(snippet)
+
+last = load("me/trained")
+first = load("me/trained", revision=first_commit)
+offline = load("me/trained", local_files_only=True)
+assert torch.equal(draw(offline), draw(last))
+last.push_to_hub("me/pushed", token=os.environ["HF_TOKEN"])
+last.save_pretrained(work / "saved", push_to_hub=True, repo_id="me/saved", private=True)
+(work / "with card").mkdir()
+(work / "with card" / "README.md").write_text("---\\nlicense: mit\\n---\\nMine\\n")
+last.save_pretrained(work / "with card", push_to_hub=True, repo_id="me/with-card")
+last.push_to_hub("me/trained", commit_message="again")
+assert torch.equal(draw(load("me/pushed")), draw(last))
+assert torch.equal(draw(load("me/saved")), draw(last))
+half = load("me/pushed", torch_dtype=torch.float16)
+assert half.unet.dtype == torch.float16
+last.save_pretrained(work / "both", push_to_hub=True, repo_id="me/variants")
+half.save_pretrained(work / "both", variant="fp16", push_to_hub=True, repo_id="me/variants")
+assert torch.equal(draw(load("me/variants")), draw(last))
+again = load("me/variants", variant="fp16", torch_dtype=torch.float16)
+assert all(map(torch.equal, again.unet.state_dict().values(), half.unet.state_dict().values()))
+print(json.dumps({"first": weights(first), "last": weights(last), "module": type(last).__module__}))
+"""
+
+
+@pytest.fixture(scope="module")
+def stranger(hub, run, work):
+    first = hub.commits("me/trained")[0].oid
+    command = [sys.executable, "-c", NOT_INSTALLED + STRANGER, str(work), first]
+    done = run_in(hub, work / "elsewhere", command)
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_stranger_loads_it_and_a_revision_of_it(stranger, run):
+    for name, step in (("first", 2), ("last", STEPS)):
+        unet = export.of_checkpoint(run / "checkpoints" / f"step-{step}").pipeline.unet
+        expected = float(sum(p.double().abs().sum() for p in unet.parameters()))
+        assert stranger[name] == pytest.approx(expected, rel=1e-12)
+    assert stranger["first"] != stranger["last"]
+    assert stranger["module"].startswith("diffusers_modules.")
+
+
+def test_what_the_pipeline_pushes_itself_is_complete(hub, stranger):
+    published = hub.tree("me/trained")
+    pushed = set(published) - {"gallery.png"}
+    for name in ("me/pushed", "me/saved", "me/with-card"):
+        files = hub.tree(name)
+        assert set(files) == pushed, name
+        for path in pushed - {"README.md"}:
+            assert files[path] == published[path], (name, path)
+    assert hub.repositories["model", "me/saved"].private
+
+
+def test_both_precisions_in_one_repository(hub, stranger):
+    half = UNET.replace(".safetensors", ".fp16.safetensors")
+    assert set(hub.tree("me/variants")) == set(hub.tree("me/pushed")) | {half}
+    assert hub.tree("me/variants")[UNET] == hub.tree("me/trained")[UNET]
+
+
+def test_a_card_that_is_there_is_kept(hub, stranger):
+    assert hub.tree("me/with-card")["README.md"] == b"---\nlicense: mit\n---\nMine\n"
+    card = hub.tree("me/trained")["README.md"].decode()
+    assert "## Negative transfer" in card  # after `push_to_hub` onto it

@@ -1,0 +1,280 @@
+"""Real runs of scripts/train.py that share one start-up, and the faults that are done to them.
+
+A server imports torch and this package once; each run is a fork of it, of a model of 8 channels.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import runpy
+import signal
+import socket
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+from tiny import MODEL
+from tqdm import tqdm
+
+from mtl_diffusion.checkpoints.saver import THREAD
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
+STEPS = 12
+# Sixty images and batches of eight: an epoch ends within step 7, and checkpoints lie around it.
+ARGUMENTS = {
+    **MODEL,
+    "dropout": 0.1,
+    "total_batch_size": 8,
+    "max_train_steps": STEPS,
+    "checkpointing_steps": 3,
+    "validation_images": 4,
+    "report_to": "none",
+    "num_threads": 1,
+}
+STATE = ("unet", "ema", "optimizer", "weighting")
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    ["mtl_diffusion.train", "mtl_diffusion.config.command_line", "forked"]
+)
+
+
+class Run:
+    """A run in processes of its own; `wait` returns their exit codes."""
+
+    def __init__(self, folder, *faults, processes=1, **arguments):
+        """faults: callables that are called in each process before the script is."""
+        self.folder, self.log = Path(folder), Path(f"{folder}.log")
+        given = {"output_dir": folder} | ARGUMENTS | arguments
+        argv = [f"--{name}={value}" for name, value in given.items()]
+        environment = [{}]
+        if processes > 1:
+            common = {
+                "ACCELERATE_USE_CPU": "true",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(free_port()),
+                "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes),
+            }
+            ranks = range(processes)
+            environment = [common | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in ranks]
+        self.log.write_text("")
+        self.processes = [
+            _context.Process(target=_child, args=(argv, str(self.log), faults, variables))
+            for variables in environment
+        ]
+        for process in self.processes:
+            process.start()
+
+    @property
+    def pids(self):
+        return [process.pid for process in self.processes]
+
+    def wait(self, seconds=120):
+        """Exit codes, -9 for a SIGKILL; one code if there is one process."""
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0, deadline - time.monotonic()))
+        codes = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            process.kill()
+        assert None not in codes, f"still running after {seconds} s: {self.text}"
+        return codes[0] if len(codes) == 1 else codes
+
+    def wait_for(self, condition, seconds=60):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.002)
+
+    @property
+    def text(self):
+        return self.log.read_text()
+
+    @property
+    def steps(self):
+        """Of its checkpoints, complete or not."""
+        folder = self.folder / "checkpoints"
+        names = os.listdir(folder) if folder.exists() else []
+        return sorted(int(name.removeprefix("step-")) for name in names if name[0] != ".")
+
+    def state(self, step=STEPS):
+        """File name -> sha256, of each file of tensors of a checkpoint."""
+        folder = self.folder / "checkpoints" / f"step-{step}"
+        return {
+            file.stem: hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in folder.glob("*.safetensors")
+        }
+
+
+def train(folder, *faults, **arguments):
+    """A run to its end: (exit code, Run)."""
+    run = Run(folder, *faults, **arguments)
+    return run.wait(), run
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _child(argv, log, faults, variables):
+    os.environ |= variables
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    # Under nohup, or in the background of a shell, the tests ignore signals that a run must heed.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    import mtl_diffusion.data.images
+    import mtl_diffusion.data.shapes
+
+    tqdm.set_lock(threading.RLock())  # its own is one of several processes, which a kill leaks
+    few = partial(mtl_diffusion.data.shapes.shapes, num_train=60, num_test=8)
+    mtl_diffusion.data.images.shapes = few
+    for fault in faults:
+        fault()
+    sys.argv = [str(SCRIPT), *argv]
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def rank():
+    return int(os.environ.get("RANK", 0))
+
+
+def kill_myself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# --- faults -------------------------------------------------------------------------------------
+
+
+def no_validation():
+    import mtl_diffusion.train
+
+    mtl_diffusion.train.validate = lambda run, step, only_if_missing=False: None
+
+
+def no_export():
+    import mtl_diffusion.train
+
+    mtl_diffusion.train.export = lambda run: None
+
+
+SHORT = (no_validation, no_export)
+
+
+def before_step(number, what, only_rank=None, beside=False):
+    """Calls `what` before the step of that number; first nothing is being written, or `beside`."""
+    import mtl_diffusion.train
+
+    train_step = mtl_diffusion.train.train_step
+
+    def step(run, index, meter):
+        if index == number and only_rank in (None, rank()):
+            if not beside:
+                finish_writing()
+            what()
+        train_step(run, index, meter)
+
+    mtl_diffusion.train.train_step = step
+
+
+def finish_writing():
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join()
+
+
+def die(number, only_rank=None):
+    before_step(number, kill_myself, only_rank)
+
+
+def slow_steps(seconds):
+    import mtl_diffusion.train
+
+    train_step = mtl_diffusion.train.train_step
+
+    def step(run, index, meter):
+        time.sleep(seconds)
+        train_step(run, index, meter)
+
+    mtl_diffusion.train.train_step = step
+
+
+def die_in_save(step, event, counter):
+    """SIGKILL at an event of the save of a step: each time that a file or folder is opened, made,
+    renamed or removed, before it is. The number of events is written to `counter`."""
+    import mtl_diffusion.checkpoints.saver
+
+    write, seen = mtl_diffusion.checkpoints.saver.write, 0
+    kinds = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
+    active = False
+
+    def hook(name, arguments):
+        nonlocal seen
+        if active and name in kinds and threading.current_thread().name == THREAD:
+            if seen == event:
+                kill_myself()
+            seen += 1
+
+    def killing(folder, checkpoint, total_limit):
+        nonlocal active
+        active = checkpoint.step == step
+        write(folder, checkpoint, total_limit)
+        if active:
+            active = False
+            Path(counter).write_text(json.dumps(seen))
+
+    sys.addaudithook(hook)
+    mtl_diffusion.checkpoints.saver.write = killing
+
+
+def largest_file(size):
+    """No file may grow beyond `size` bytes: a write then fails with EFBIG, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def limit_before_step(number, size):
+    before_step(number, partial(largest_file, size))
+
+
+def poison_loss(step, row, only_rank=0):
+    """The loss of one sample of a step is not a number."""
+    from mtl_diffusion.training.losses import Objective
+
+    forward, poisoned = Objective.forward, []
+
+    def poison(self, *arguments):
+        plain, weighted = forward(self, *arguments)
+        if poisoned:
+            factor = plain.new_ones(len(plain))
+            factor[row] = float("nan")
+            plain, weighted = plain * factor, weighted * factor
+            poisoned.clear()
+        return plain, weighted
+
+    Objective.forward = poison
+    before_step(step, partial(poisoned.append, True), only_rank)
+
+
+def poison_gradient(step, only_rank=0):
+    """One gradient of a step is infinite, and all its losses are finite."""
+    from mtl_diffusion.training.losses import Objective
+
+    forward, poisoned = Objective.forward, []
+
+    def poison(self, *arguments):
+        plain, weighted = forward(self, *arguments)
+        if poisoned:
+            weighted.register_hook(lambda gradient: gradient * float("inf"))
+            poisoned.clear()
+        return plain, weighted
+
+    Objective.forward = poison
+    before_step(step, partial(poisoned.append, True), only_rank)

@@ -1,0 +1,51 @@
+"""The smallest model, the smallest data, and an accelerator for each run in one process."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mtl_diffusion.data.shapes import shapes
+
+# Fields of a configuration: 8x8 pixels, 8 channels, attention at 4x4.
+MODEL = {
+    "resolution": 8,
+    "block_out_channels": [8, 8],
+    "attention_resolutions": [4],
+    "norm_num_groups": 4,
+    "token_dim": 8,
+}
+
+
+def flags(**fields) -> list[str]:
+    """A configuration's fields as a command line has them; values are what json and str make."""
+    return [f"--{name}={value}" for name, value in fields.items()]
+
+
+def write_shapes(folder: Path, num_train: int, num_test: int, **options) -> str:
+    """The embedded dataset as a folder of parquet files, which a run reads as any other one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in shapes(8, num_train=num_train, num_test=num_test, **options).items():
+        rows.to_parquet(folder / f"{split}.parquet")
+    return str(folder)
+
+
+def reset_state() -> None:
+    """accelerate keeps its state for the whole process: each run gets a new one."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+@contextmanager
+def own_state() -> Iterator[None]:
+    """accelerate's state, and torch's number of threads, end with this."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        reset_state()
+        torch.set_num_threads(threads)

@@ -1,0 +1,261 @@
+"""Which sample gets which task, and that training tells the denoiser what sampling tells it."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.data.images import to_unit_range
+from mtl_diffusion.pipeline import pipeline as pipeline_module
+from mtl_diffusion.pipeline.denoiser import CLASS, TASK, tell
+from mtl_diffusion.pipeline.masks import draw_masks
+from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
+from mtl_diffusion.pipeline.task import Choice
+from mtl_diffusion.pipeline.tokens import Vocabulary
+from mtl_diffusion.training.mixture import Draw, Mixture, assign_tasks
+from mtl_diffusion.training.model import build_scheduler, build_unet
+from mtl_diffusion.training.vocabulary import build_tokenizer
+
+CPU = torch.device("cpu")
+CLASSES = ("disc", "square", "ring")
+SIZE = 8
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(TASKS, CLASSES, strength_levels=5, reserved=2)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer):
+    return Vocabulary.of(tokenizer.get_vocab())
+
+
+def mixture(vocabulary, class_dropout=0.1, task_dropout=0.1, size=SIZE, **shares):
+    shares = shares or {name: 1 / len(TASKS) for name in TASKS}
+    return Mixture(
+        tasks=tuple(TASKS[name] for name in shares),
+        proportions=tuple(shares.values()),
+        vocabulary=vocabulary,
+        size=size,
+        class_dropout=class_dropout,
+        task_dropout=task_dropout,
+    )
+
+
+# --- which task ---------------------------------------------------------------------------------
+
+SHARES = [(0.5, 0.25, 0.25), (0.9, 0.1), (1.0,), (0.4, 0.3, 0.2, 0.1), (1 / 3, 1 / 3, 1 / 3)]
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("first", [0, 12_345, 30_000_000])
+def test_every_window_holds_the_tasks_in_their_proportions(shares, first):
+    task = assign_tasks(shares, first, 10_000)
+    for index, share in enumerate(shares):
+        seen = np.concatenate([[0], (task == index).numpy().cumsum()])
+        for widths, most in (
+            (range(1, 65), 2.5),
+            (range(65, 513, 9), 3.5),
+            (range(513, 4097, 99), 4),
+        ):
+            for width in widths:
+                counts = seen[width:] - seen[:-width]  # of every window of this width
+                assert np.abs(counts - width * share).max() <= most, (index, width)
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_the_proportions_are_exact_in_the_long_run(shares):
+    counts = torch.bincount(assign_tasks(shares, 0, 1_000_000), minlength=len(shares))
+    assert (counts / 1_000_000 - torch.tensor(shares)).abs().max() < 1e-5
+
+
+def test_the_task_is_a_function_of_the_index_alone():
+    whole = assign_tasks((3, 1, 1), 1000, 500)
+    assert torch.equal(assign_tasks((3, 1, 1), 1123, 77), whole[123:200])
+    assert torch.equal(assign_tasks((0.6, 0.2, 0.2), 1000, 500), whole)  # shares are normalised
+    assert assign_tasks((1, 1), 5, 0).tolist() == []
+
+
+def test_it_is_the_golden_ratio_sequence_in_whole_numbers():
+    """floor(k phi) by integer arithmetic, on a ratio of Fibonacci numbers that is as good here."""
+    golden = Fraction(12586269025, 20365011074)  # F(50) / F(51)
+    place = [k * golden % 1 for k in range(2000)]
+    expected = [0 if p < Fraction(1, 2) else 1 if p < Fraction(3, 4) else 2 for p in place]
+    assert assign_tasks((2, 1, 1), 0, 2000).tolist() == expected
+
+
+# --- draws and their cuts -----------------------------------------------------------------------
+
+
+def test_a_draw_is_a_function_of_seed_and_step(vocabulary):
+    mix = mixture(vocabulary)
+    one, two = mix.draw(3, 9, 16, CPU), mix.draw(3, 9, 16, CPU)
+    assert torch.equal(one.noise, two.noise) and torch.equal(one.choice.mask, two.choice.mask)
+    for other in (mix.draw(4, 9, 16, CPU), mix.draw(3, 10, 16, CPU)):
+        assert not torch.equal(one.noise, other.noise)
+
+
+def test_every_sample_has_a_choice_of_its_own_task(vocabulary):
+    mix = mixture(vocabulary)
+    draw = mix.draw(0, 0, 400, CPU)
+    kinds = [mix.tasks[i].name for i in draw.task]
+    has_strength = [name in ("edit", "colorize") for name in kinds]
+    assert (~draw.choice.strength.isnan()).tolist() == has_strength
+    full = draw.choice.mask.mean((1, 2, 3)) == 1
+    assert all(full[i] for i, name in enumerate(kinds) if name in ("generate", "colorize"))
+    assert not any(full[i] for i, name in enumerate(kinds) if name == "inpaint")
+    hidden = draw.choice.drop_image
+    assert hidden.any() and all(kinds[i] == "edit" for i in hidden.nonzero()[:, 0])
+    assert draw.counts.tolist() == [kinds.count(t.name) for t in mix.tasks]
+
+
+def sources(n, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (n, 3, SIZE, SIZE), generator=random, dtype=torch.uint8)
+    return to_unit_range(pixels), torch.randint(-1, len(CLASSES), (n,), generator=random)
+
+
+def parts_of(conditioning):
+    return conditioning.image, conditioning.mask, conditioning.tokens
+
+
+@pytest.mark.parametrize("cut", [[13], [1] * 13, [6, 7], [4, 4, 5], [2, 0, 11]])
+def test_any_cut_of_a_batch_is_a_slice_of_the_whole_bit_for_bit(vocabulary, cut):
+    mix = mixture(vocabulary, class_dropout=0.3, task_dropout=0.3)
+    images, labels = sources(13)
+    for step in range(5):
+        draw = mix.draw(0, step, 13, CPU)
+        whole = mix.condition(images, labels, draw)
+        start = 0
+        for length in cut:
+            rows = slice(start, start + length)
+            part = mix.condition(images[rows], labels[rows], draw[rows])
+            for ours, theirs in zip(parts_of(part), parts_of(whole[rows]), strict=True):
+                assert torch.equal(ours, theirs)
+            start += length
+
+
+def test_condition_keeps_the_order_of_the_samples(vocabulary):
+    mix = mixture(vocabulary, class_dropout=0, task_dropout=0)
+    images, labels = sources(24)
+    draw = mix.draw(0, 0, 24, CPU)
+    told = mix.condition(images, labels, draw)
+    ids = list(vocabulary.tasks.values())
+    by_task = [vocabulary.tasks[mix.tasks[i].name] for i in draw.task]
+    assert told.tokens[:, TASK].argmax(-1).tolist() == by_task
+    classes = [vocabulary.null if y < 0 else vocabulary.classes[CLASSES[y]] for y in labels]
+    kept = ~(draw.choice.drop_class | draw.choice.drop_image)
+    assert told.tokens[kept, CLASS].argmax(-1).tolist() == [
+        c for c, k in zip(classes, kept, strict=True) if k
+    ]
+    known = told.mask[:, 0] == 0
+    inpainted = torch.tensor([mix.tasks[i].name == "inpaint" for i in draw.task])
+    shown = told.image.movedim(1, -1)[known & inpainted[:, None, None]]
+    assert torch.equal(shown, images.movedim(1, -1)[known & inpainted[:, None, None]])
+    assert set(ids) == set(by_task)
+
+
+def within(count, n, p):
+    """Four standard deviations of a binomial."""
+    return abs(count - n * p) < 4 * (n * p * (1 - p)) ** 0.5
+
+
+@pytest.mark.parametrize(("class_dropout", "task_dropout"), [(0.1, 0.1), (0.3, 0.05), (0.0, 0.0)])
+def test_tokens_are_dropped_as_often_as_they_should_be(vocabulary, class_dropout, task_dropout):
+    mix = mixture(vocabulary, class_dropout, task_dropout)
+    n = 8000
+    draw = mix.draw(0, 0, n, CPU)
+    images, labels = torch.zeros(n, 3, SIZE, SIZE), torch.zeros(n, dtype=torch.int64)
+    tokens = mix.condition(images, labels, draw).tokens
+    no_task, no_class = (tokens[:, place, vocabulary.null] == 1 for place in (TASK, CLASS))
+    for index, task in enumerate(mix.tasks):
+        rows = draw.task == index
+        size = int(rows.sum())
+        if not class_dropout:
+            assert not no_class[rows].any() and not no_task[rows].any()
+            continue
+        assert within(int(no_class[rows].sum()), size, class_dropout), task.name
+        assert within(int(no_task[rows].sum()), size, task_dropout), task.name
+        both = int((no_class & no_task)[rows].sum())
+        assert within(both, size, class_dropout * task_dropout), task.name
+
+
+# --- training and sampling agree ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe(tokenizer):
+    config = TrainConfig(
+        resolution=SIZE,
+        block_out_channels=[8, 8],
+        attention_resolutions=[4],
+        norm_num_groups=4,
+        token_dim=8,
+    )
+    pipe = MultiTaskPipeline(
+        build_unet(config, len(tokenizer.get_vocab())), tokenizer, build_scheduler(config)
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_training_and_sampling_tell_the_denoiser_the_same(name, pipe, vocabulary, monkeypatch):
+    n, task = 6, TASKS[name]
+    takes = task.required | task.optional
+    pixels = torch.randint(
+        0, 256, (n, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
+    labels = torch.tensor([0, 1, 2, 2, 1, 0])
+    mask = torch.ones(n, 1, SIZE, SIZE)
+    strength = torch.full((n,), float("nan"))
+    arguments = {"class_label": labels.tolist()}
+    if "image" in takes:
+        arguments["image"] = [Image.fromarray(p) for p in pixels.movedim(1, -1).numpy()]
+    if "mask_image" in takes:
+        mask = draw_masks(n, SIZE, torch.Generator().manual_seed(2))
+        arguments["mask_image"] = mask
+    if "strength" in takes:
+        strength = torch.tensor([0.0, 0.1, 0.37, 0.5, 0.9, 1.0])
+        arguments["strength"] = strength.tolist()
+
+    captured = []
+
+    def predict_guided(unet, scheduler, noisy, sigma, conditioning, *rest):
+        captured.append(conditioning)
+        return torch.zeros_like(noisy)
+
+    monkeypatch.setattr(pipeline_module, "predict_guided", predict_guided)
+    random = torch.Generator().manual_seed(7)
+    pipe(task=name, generator=random, num_inference_steps=2, **arguments)
+
+    random.manual_seed(7)
+    torch.randn(n, 3, SIZE, SIZE, generator=random)  # the initial latents
+    own_noise = torch.randn(n, 3, SIZE, SIZE, generator=random)
+    no = torch.zeros(n, dtype=torch.bool)
+    draw = Draw(
+        task=torch.zeros(n, dtype=torch.int64),
+        choice=Choice(mask=mask, strength=strength, drop_class=no, drop_image=no),
+        drop_task=no,
+        noise=own_noise,
+        counts=torch.tensor([n]),
+    )
+    trained = mixture(vocabulary, **{name: 1.0}).condition(to_unit_range(pixels), labels, draw)
+    assert len(captured) == 2
+    for sampled in captured:
+        assert torch.equal(sampled.mask, trained.mask)
+        assert torch.equal(sampled.tokens, trained.tokens)
+        # One reads bytes as u / 127.5 - 1 and the other as 2 (u / 255) - 1: an ulp apart.
+        torch.testing.assert_close(sampled.image, trained.image, rtol=0, atol=5e-7)
+    if "image" in takes:
+        assert trained.image.abs().max() > 0.1
+
+    # From the same floats it is the same, bit for bit.
+    images = to_unit_range(pixels)
+    told = tell(task.condition(images, mask, strength, own_noise), task, labels, vocabulary)
+    for ours, theirs in zip(parts_of(told), parts_of(trained), strict=True):
+        assert torch.equal(ours, theirs)

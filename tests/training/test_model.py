@@ -1,0 +1,186 @@
+"""The UNet that a configuration describes, and which of its weights learn."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from tiny import MODEL
+
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.config.command_line import parse
+from mtl_diffusion.pipeline.denoiser import Conditioning, predict
+from mtl_diffusion.training.model import build_scheduler, build_unet, freeze, train_mode
+
+ROOT = Path(__file__).parents[2]
+# Millions of parameters, with 64 words.
+PARAMETERS = {
+    "quickstart": (1.0, 1.2),
+    "cifar10_cpu": (1.5, 1.8),
+    "cifar10": (20, 25),
+    "cifar10_multi_gpu": (20, 25),
+}
+
+TINY = TrainConfig(**MODEL)
+WORDS = 10
+
+
+@pytest.fixture
+def unet():
+    torch.manual_seed(0)
+    return build_unet(TINY, WORDS)
+
+
+def conditioning(n, random):
+    return Conditioning(
+        image=torch.randn(n, 3, 8, 8, generator=random),
+        mask=torch.ones(n, 1, 8, 8),
+        tokens=torch.eye(WORDS)[torch.randint(WORDS, (n, 3), generator=random)],
+    )
+
+
+def test_every_config_has_its_size_stated_here():
+    assert {path.stem for path in ROOT.glob("configs/*.yaml")} == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_config_builds_at_its_size(name):
+    config = parse(["--config", str(ROOT / f"configs/{name}.yaml")])
+    with torch.device("meta"):
+        unet = build_unet(config, 64)
+    millions = sum(p.numel() for p in unet.parameters()) / 1e6
+    low, high = PARAMETERS[name]
+    assert low < millions < high
+    assert unet.config.sample_size == config.resolution
+    sides = [config.resolution // 2**i for i in range(len(config.block_out_channels))]
+    attends = ["CrossAttn" in kind for kind in unet.config.down_block_types]
+    assert [s for s, a in zip(sides, attends, strict=True) if a] == config.attention_resolutions
+    assert attends == ["CrossAttn" in kind for kind in reversed(unet.config.up_block_types)]
+
+
+@pytest.mark.parametrize("channels", [[8], [8, 8], [8, 16, 8]])
+@pytest.mark.parametrize("attention", [[], [8], [8, 4]])
+def test_other_shapes_run_too(channels, attention):
+    sides = [8, 4, 2][: len(channels)]
+    config = TrainConfig(
+        resolution=8,
+        block_out_channels=channels,
+        attention_resolutions=[a for a in attention if a in sides],
+        norm_num_groups=4,
+        token_dim=8,
+        layers_per_block=2,
+    )
+    random = torch.Generator().manual_seed(0)
+    output = predict(
+        build_unet(config, WORDS),
+        build_scheduler(config),
+        torch.randn(2, 3, 8, 8, generator=random),
+        torch.ones(2, 1, 1, 1),
+        conditioning(2, random),
+    )
+    assert output.shape == (2, 3, 8, 8)
+
+
+def test_the_network_starts_as_zero_and_still_learns(unet):
+    random = torch.Generator().manual_seed(0)
+    noisy, sigma = torch.randn(4, 3, 8, 8, generator=random), torch.rand(4, 1, 1, 1) + 0.1
+    output = predict(unet, build_scheduler(TINY), noisy, sigma, conditioning(4, random))
+    assert output.abs().max() == 0
+    (output - 1).square().mean().backward()
+    assert unet.conv_out.weight.grad.abs().max() > 0
+
+
+def learning(unet):
+    return {name for name, p in unet.named_parameters() if p.requires_grad}
+
+
+def test_what_learns(unet):
+    every = {name for name, _ in unet.named_parameters() if not name.startswith("time_proj.")}
+    freeze(unet, "tokens")
+    tokens = learning(unet)
+    assert {name.split(".")[0] for name in tokens} == {"encoder_hid_proj", "class_embedding"}
+    assert {"encoder_hid_proj.weight", "class_embedding.linear_1.weight"} <= tokens
+    freeze(unet, "tokens+condition")
+    assert learning(unet) == tokens | {"conv_in.weight", "conv_in.bias"}
+    freeze(unet, "all")
+    assert learning(unet) == every
+
+
+def test_every_word_has_a_row_in_both_tables(unet):
+    assert unet.encoder_hid_proj.weight.shape == (8, WORDS)
+    assert unet.class_embedding.linear_1.weight.shape[1] == 3 * WORDS
+
+
+def test_a_word_weighs_as_much_whatever_the_number_of_words():
+    """Else a token drowns in the time embedding: the default is scaled for a sum over all words."""
+    for words in (10, 1000):
+        torch.manual_seed(0)
+        unet = build_unet(replace(TINY, token_dim=64), words)
+        tokens = torch.eye(words)[torch.randint(words, (64, 3))]
+        assert unet.encoder_hid_proj(tokens).std().item() == pytest.approx(1, abs=0.1)
+        hidden = unet.class_embedding.linear_1(tokens.flatten(1))
+        assert hidden.std().item() == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_each_token_reaches_the_output(unet, place):
+    torch.nn.init.normal_(unet.conv_out.weight)
+    random = torch.Generator().manual_seed(0)
+    told = conditioning(2, random)
+    noisy, sigma = torch.randn(2, 3, 8, 8, generator=random), torch.ones(2, 1, 1, 1)
+
+    def output(tokens):
+        changed = Conditioning(told.image, told.mask, tokens)
+        with torch.no_grad():
+            return predict(unet, build_scheduler(TINY), noisy, sigma, changed)
+
+    other = told.tokens.clone()
+    other[:, place] = other[:, place].roll(1, dims=-1)
+    assert (output(told.tokens) - output(other)).abs().max() > 1e-3
+
+
+def test_the_scheduler_has_the_configured_noise():
+    scheduler = build_scheduler(TrainConfig(sigma_min=0.01, sigma_max=20.0, sigma_data=0.4))
+    scheduler.set_timesteps(10)
+    assert scheduler.sigmas[0].item() == pytest.approx(20)
+    assert scheduler.sigmas[-2].item() == pytest.approx(0.01)
+    assert scheduler.config.sigma_data == 0.4
+
+
+def test_training_mode_keeps_the_dropout_and_saves_the_copies():
+    config = TrainConfig(
+        resolution=8, block_out_channels=[8, 16], attention_resolutions=[4], norm_num_groups=4
+    )
+    unet = build_unet(replace(config, dropout=0.5), 40).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.nn.init.normal_(unet.conv_out.weight)
+    tokens = torch.rand(2, 3, 40)
+    inputs = {
+        "sample": torch.randn(2, 7, 8, 8).to(memory_format=torch.channels_last),
+        "timestep": torch.zeros(2),
+        "encoder_hidden_states": tokens,
+        "class_labels": tokens.flatten(1),
+    }
+    blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
+    row_major = []
+    for block in blocks:
+        if block.conv_shortcut is not None:
+            block.conv_shortcut.register_forward_pre_hook(
+                lambda _, given: row_major.append(given[0].is_contiguous())
+            )
+    gradients, copies = {}, {}
+    for name, mode in (("plain", unet.train), ("ours", lambda: train_mode(unet))):
+        mode()
+        assert unet.training and all(block.dropout.training for block in blocks)
+        row_major.clear()
+        torch.manual_seed(0)
+        unet(**inputs).sample.square().mean().backward()
+        gradients[name] = torch.cat(
+            [p.grad.flatten() for p in unet.parameters() if p.grad is not None]
+        )
+        copies[name] = sum(row_major)
+        unet.zero_grad()
+    assert copies["plain"] > 0 and copies["ours"] == 0
+    assert gradients["plain"].abs().max() > 1e-2
+    torch.testing.assert_close(gradients["ours"], gradients["plain"], rtol=1e-4, atol=1e-5)

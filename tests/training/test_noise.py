@@ -1,0 +1,25 @@
+import math
+
+import pytest
+import torch
+
+from mtl_diffusion.tools.rng import generator
+from mtl_diffusion.training.noise import draw_sigma
+
+
+@pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.4, 0.5)])
+def test_sigma_is_log_normal(mean, std):
+    sigma = draw_sigma(20_000, mean, std, generator(0, "sigma")).flatten().log().double()
+    assert sigma.mean().item() == pytest.approx(mean, abs=4 * std / math.sqrt(20_000))
+    assert sigma.std().item() == pytest.approx(std, rel=0.02)
+    # The shape, too: a normal has its quartiles 0.6745 standard deviations from the mean.
+    quartiles = sigma.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64))
+    expected = [mean - 0.6745 * std, mean + 0.6745 * std]
+    assert quartiles.tolist() == pytest.approx(expected, abs=0.04 * std)
+
+
+def test_it_broadcasts_over_images_and_is_keyed():
+    sigma = draw_sigma(5, -1.2, 1.2, generator(3, "sigma"))
+    assert sigma.shape == (5, 1, 1, 1) and (sigma > 0).all()
+    assert torch.equal(sigma, draw_sigma(5, -1.2, 1.2, generator(3, "sigma")))
+    assert not torch.equal(sigma, draw_sigma(5, -1.2, 1.2, generator(4, "sigma")))

@@ -1,0 +1,222 @@
+"""Whether a model listens to its task token, and the measurement that says so."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import own_state
+
+from mtl_diffusion import train as train_module
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.data.images import ImageDataset, load_images, to_unit_range
+from mtl_diffusion.data.shapes import shapes
+from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
+from mtl_diffusion.train import train
+from mtl_diffusion.training import validation
+from mtl_diffusion.training.validation import held_out_loss
+
+ROOT = Path(__file__).parents[2]
+
+
+def dataset(n=12, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 3, 8, 8), generator=random, dtype=torch.uint8)
+    return ImageDataset.of(images, torch.arange(n) % 3, ("cat", "dog", "ship"))
+
+
+def measure(pipe, data=None, names=tuple(TASKS), num_images=12, **options):
+    tasks = [TASKS[name] for name in names]
+    data = dataset() if data is None else data
+    return held_out_loss(
+        pipe.unet, pipe.scheduler, tasks, pipe.vocabulary, data, num_images, **options
+    )
+
+
+# --- the measurement ----------------------------------------------------------------------------
+
+
+def test_ranks_add_up_to_the_whole(pipe):
+    whole = measure(pipe, num_images=11)
+    parts = [measure(pipe, num_images=11, rank=rank, world=3) for rank in range(3)]
+    for name in ("by_image", "zero_by_image"):
+        values = torch.stack([getattr(part, name) for part in parts])
+        assert ((values != 0).sum(0) == 1).all()  # each image belongs to one rank
+        torch.testing.assert_close(values.sum(0), getattr(whole, name), rtol=1e-5, atol=1e-6)
+
+
+def test_it_is_the_same_each_time_and_a_function_of_the_seed(pipe):
+    one, two = measure(pipe), measure(pipe)
+    assert torch.equal(one.by_image, two.by_image)
+    assert not torch.equal(one.by_image, measure(pipe, seed=1).by_image)
+    # The batches it is computed in, and the other tasks, change nothing.
+    torch.testing.assert_close(measure(pipe, batch_size=5).by_image, one.by_image)
+    alone = measure(pipe, names=["edit"])
+    edit = one.tasks.index("edit")
+    torch.testing.assert_close(alone.by_image[0], one.by_image[edit])
+
+
+def test_each_module_is_left_in_its_mode(build_pipe):
+    unet = build_pipe().unet.train()
+    unet.mid_block.resnets[0].training = False
+    before = [module.training for module in unet.modules()]
+    pipe = build_pipe()
+    pipe.unet = unet
+    measure(pipe, names=["generate"])
+    assert [module.training for module in unet.modules()] == before and unet.training
+
+
+def test_a_network_that_says_zero_has_the_loss_of_zero(build_pipe):
+    zero = build_pipe()
+    torch.nn.init.zeros_(zero.unet.conv_out.weight)
+    result = measure(zero)
+    assert torch.equal(result.model, result.zero)
+    assert result.by_image.shape == (4, 7, 12) and result.num_images == 12
+
+
+def test_no_more_images_than_there_are_and_the_mode_stays(pipe):
+    pipe.unet.train()
+    assert measure(pipe, num_images=99).num_images == 12
+    assert pipe.unet.training
+    pipe.unet.eval()
+    assert measure(pipe, num_images=5).num_images == 5
+    assert not pipe.unet.training
+
+
+def test_the_table_is_the_means_by_task_and_level(pipe):
+    result = measure(pipe)
+    table = result.table()
+    assert list(table) == list(TASKS) and list(table["edit"]) == list(result.levels)
+    assert result.levels[0] == "0.01-0.03" and result.levels[-1] == "10-30"
+    k, i = result.levels.index("0.3-1"), result.tasks.index("inpaint")
+    expected = result.by_image[i, k].mean().item()
+    assert table["inpaint"]["0.3-1"]["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_token_is_all_that_a_wrong_token_changes(pipe, monkeypatch):
+    told = {}
+    predict = validation.predict
+    for token in ("right", "generate", None):
+        seen = told[token] = []
+
+        def watch(unet, scheduler, noisy, sigma, conditioning, seen=seen):
+            seen.append((noisy, sigma, conditioning))
+            return predict(unet, scheduler, noisy, sigma, conditioning)
+
+        monkeypatch.setattr(validation, "predict", watch)
+        measure(pipe, names=["edit"], task_token=token)
+    words = pipe.vocabulary
+    expected = {
+        "right": words.tasks["edit"],
+        "generate": words.tasks["generate"],
+        None: words.null,
+    }
+    for token, seen in told.items():
+        for (x, s, c), (x0, s0, c0) in zip(seen, told["right"], strict=True):
+            assert torch.equal(x, x0) and torch.equal(s, s0) and torch.equal(c.image, c0.image)
+            assert torch.equal(c.mask, c0.mask) and torch.equal(c.tokens[:, 1:], c0.tokens[:, 1:])
+            assert c.tokens[:, 0].argmax(-1).unique().tolist() == [expected[token]]
+
+
+def twins(n=20):
+    """The same scenes in colour and in grey."""
+    both = [shapes(8, num_train=n, num_test=1, grey_share=share)["train"] for share in (0, 1)]
+    return [
+        torch.from_numpy(np.stack([np.asarray(image) for image in rows["image"]])).movedim(-1, 1)
+        for rows in both
+    ]
+
+
+def test_alike_edit_of_a_grey_image_shows_what_colorize_of_its_colour_twin_does(pipe, monkeypatch):
+    colour, grey = twins()
+    seen = []
+    monkeypatch.setattr(
+        validation, "predict", lambda unet, sch, x, s, c: (seen.append(c), torch.zeros_like(x))[1]
+    )
+    labels = torch.zeros(20, dtype=torch.int64)
+    for images, name in ((grey, "edit"), (colour, "colorize")):
+        data = ImageDataset.of(images, labels, ("cat", "dog", "ship"))
+        measure(pipe, data, names=[name], num_images=20, alike=True)
+    edit, colorize = seen[0], seen[-1]
+    assert torch.equal(edit.mask, colorize.mask) and edit.mask.min() == 1
+    assert torch.equal(edit.tokens[:, 1:], colorize.tokens[:, 1:])
+    assert not torch.equal(edit.tokens[:, 0], colorize.tokens[:, 0])
+    # Grey pixels are whole numbers in a file, and colorize's are not: half a step of 2 / 255.
+    torch.testing.assert_close(edit.image, colorize.image, rtol=0, atol=1.01 / 255)
+    assert (to_unit_range(colour) - to_unit_range(grey)).abs().max() > 0.2
+
+
+def test_the_script_writes_a_table_and_a_plot(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "pipeline")
+    for split in ("train", "test"):
+        for name in ("cat", "dog", "ship"):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (8, 8), (80 * i, 40, 200)).save(folder / f"{i}.png")
+    command = [
+        *(sys.executable, str(ROOT / "scripts/task_tokens.py")),
+        *("--pipeline", str(tmp_path / "pipeline"), "--dataset_name", str(tmp_path / "data")),
+        *("--num_images", "6", "--output_dir", str(tmp_path / "out")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "out/task_tokens.json").read_text())
+    assert report["num_images"] == 6 and list(report["loss"]) == list(TASKS)
+    for task, tokens in report["loss"].items():
+        assert next(iter(tokens)) == task and set(tokens) == {*TASKS, "null"}
+        for token, levels in tokens.items():
+            for level, entry in levels.items():
+                right = tokens[task][level]["loss"]
+                assert entry["loss"] - right == pytest.approx(entry["excess"], abs=3e-5)
+                assert entry["standard_error"] >= 0 and (token == task) == (entry["excess"] == 0)
+    assert Image.open(tmp_path / "out/task_tokens.png").width > 400
+    assert done.stdout.count("| wrong: ") == 12 and done.stdout.count("| none |") == 4
+
+
+# --- a trained model ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_trained_model_needs_its_task_token(tmp_path, monkeypatch):
+    """docs/task_tokens.md has the same with more steps. About a minute on a core."""
+    for name, share in {"half_grey": 0.5, "grey": 1, "colour": 0}.items():
+        (tmp_path / name).mkdir()
+        splits = shapes(8, 6400, 400, grey_share=share, class_hues=True)
+        for split, rows in splits.items():
+            rows.to_parquet(tmp_path / name / f"{split}.parquet")
+    monkeypatch.setattr(train_module, "validate", lambda run, step, **options: None)
+    config = TrainConfig(
+        dataset_name=str(tmp_path / "half_grey"),
+        tasks={"edit": 1, "colorize": 1},
+        resolution=8,
+        block_out_channels=[16, 32],
+        attention_resolutions=[4],
+        token_dim=32,
+        total_batch_size=64,
+        max_train_steps=700,
+        learning_rate=4e-3,
+        num_threads=1,
+        report_to="none",
+        output_dir=str(tmp_path / "run"),
+    )
+    with own_state():
+        train(config)
+    pipe = MultiTaskPipeline.from_pretrained(tmp_path / "run/pipeline")
+    for task, other, name in (("edit", "colorize", "grey"), ("colorize", "edit", "colour")):
+        data = load_images(str(tmp_path / name), split="test", resolution=8)
+
+        def losses(token, task=task, data=data):
+            result = measure(pipe, data, [task], 400, alike=True, task_token=token)
+            return result.by_image[0, -3:]  # sigma from 1 to 30, where the picture doesn't tell
+
+        right = losses("right")
+        for token in (other, None):
+            excess = losses(token) - right  # (3, 400)
+            error = excess.std(1) / 400**0.5
+            assert (excess.mean(1) > 3 * error).all(), (task, token, excess.mean(1), error)
+            assert excess.mean() > 0.005 * right.mean()
