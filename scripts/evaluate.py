@@ -61,8 +61,8 @@ def main() -> None:
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from accelerate import Accelerator
 
+    from mtl_diffusion.classifiers.classifier import Classifier
     from mtl_diffusion.data.images import load_split
-    from mtl_diffusion.evaluation.classifier import Classifier
     from mtl_diffusion.evaluation.evaluate import below, context, evaluate, parts_for
     from mtl_diffusion.evaluation.features import classifier_space, feature_space
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline

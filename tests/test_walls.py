@@ -153,6 +153,7 @@ def test_settings_do_not_wait_for_torch(path):
 
 # Folder: what none of its files may reach, when it is imported or later.
 WALLS = {
+    "classifiers": {"training", "train", "checkpoints", "launch", "publishing", "evaluation"},
     "data": {"training", "train", "checkpoints", "launch", "publishing", "config"},
     "pipeline": {"config", "data", "training", "train", "tools"},
     "training": {"train", "checkpoints", "launch", "publishing", "evaluation"},

@@ -20,7 +20,8 @@ _RANGES = (
         "1 or more",
     ),
     (
-        "reserved_tokens lr_warmup_steps adam_weight_decay seed",
+        "reserved_tokens lr_warmup_steps adam_weight_decay seed alignment_weight"
+        " perceptual_weight perceptual_images",
         lambda v: v >= 0,
         "0 or more",
     ),
@@ -32,7 +33,7 @@ _RANGES = (
     ),
     ("dropout adam_beta1 adam_beta2", lambda v: 0 <= v < 1, "0 or more, and below 1"),
     ("class_dropout task_dropout", lambda v: 0 <= v <= 1, "0 to 1"),
-    ("ema_half_life ema_ramp", lambda v: 0 < v <= 1, "above 0, and at most 1"),
+    ("ema_half_life ema_ramp lr_decay", lambda v: 0 < v <= 1, "above 0, and at most 1"),
     ("tasks task_weights", lambda v: v == 0 or 1e-6 <= v <= 1e6, "0, or 1e-6 to 1e6"),
     ("sigma_mean", lambda v: True, "any number"),
 )
@@ -119,6 +120,10 @@ def _model_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[
 
 def _task_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[str]) -> Faults:
     """Which tasks, how often, how heavy."""
+    if wrong.isdisjoint({"alignment_classifier", "perceptual_weight"}) and (
+        config.alignment_classifier is None and config.perceptual_weight > 0
+    ):
+        yield "perceptual_weight", "must be 0, or set alignment_classifier, whose features it needs"
     if "tasks" in wrong:
         return
     unknown = [str(name) for name in config.tasks if name not in known_tasks]

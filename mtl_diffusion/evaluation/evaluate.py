@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from .bulk import Bulk, Drawn
-from .classifier import Classifier
 from .density import Likelihood
 from .edit import Edit, nearest_strength
 from .features import FeatureSpace

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.rng import generator
 from .bulk import Drawn, Job, weights_digest
-from .classifier import Classifier
 from .features import FeatureSpace
 from .settings import Settings
 

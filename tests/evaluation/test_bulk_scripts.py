@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mtl_diffusion.classifiers.classifier import train_classifier
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data.images import load_images
-from mtl_diffusion.evaluation.classifier import train_classifier
 from mtl_diffusion.publishing.export import Trained, write
 
 ROOT = Path(__file__).parents[2]
