@@ -5,7 +5,6 @@ It needs the pipeline, a classifier and a dataset, and nothing of the training.
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,10 +95,14 @@ def _cost(entry: Drawn) -> dict[str, float]:
     }
 
 
-def _peak_memory(device: torch.device) -> float:
-    """Of the accelerator, or of this process where there is none; in MB."""
+def _peak_memory(device: torch.device) -> float | None:
+    """Of the accelerator, or of this process where there is none; in MB. None: not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
