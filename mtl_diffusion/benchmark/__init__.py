@@ -1,4 +1,1 @@
-"""How fast it is: side by side with diffusers' own training script and samplers, in one run.
-
-scripts/benchmark.py is its command; docs/performance.md has what came out.
-"""
+"""Speed: training and sampling, side by side with diffusers' own script and solvers."""

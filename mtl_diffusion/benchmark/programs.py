@@ -1,4 +1,4 @@
-"""Training programs as users start them, timed from outside by the clock in their own log files."""
+"""Training programs as users start them, timed by the clock in their own TensorBoard files."""
 
 import json
 import os
@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-import torch
-from diffusers import UNet2DModel
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ..config import TrainConfig, to_dict
 from ..data.images import ImageDataset
-from .measure import DeviceMemory
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 THEIRS = Path("examples/unconditional_image_generation/train_unconditional.py")
+_LAUNCH = ("-m", "accelerate.commands.accelerate_cli", "launch")
 
 
 @dataclass(frozen=True)
@@ -29,15 +27,13 @@ class Timed:
 
     Attributes:
         rate: images a second, from the log entry at `warm` steps to the last one.
-        first_step: seconds from its start to its first log entry.
-        host_bytes: most resident memory of its largest process.
-        device_bytes: most memory on the GPU; None on a CPU.
+        first_entry: seconds from its start to its first log entry.
+        host_bytes: peak resident memory of its largest process.
     """
 
     rate: float
-    first_step: float
+    first_entry: float
     host_bytes: int
-    device_bytes: int | None
 
 
 def write_images(data: ImageDataset, count: int, folder: Path) -> None:
@@ -49,7 +45,7 @@ def write_images(data: ImageDataset, count: int, folder: Path) -> None:
 
 
 def our_command(config: TrainConfig, steps: int, folder: Path) -> list[str]:
-    """`accelerate launch scripts/train.py`, as the README has it. It validates once, at its end."""
+    """`accelerate launch scripts/train.py`, as in the README. It validates once, at its end."""
     values = to_dict(config) | {
         "max_train_steps": steps,
         "max_train_minutes": None,
@@ -66,10 +62,9 @@ def our_command(config: TrainConfig, steps: int, folder: Path) -> list[str]:
         for name, value in values.items()
         if value is not None
     ]
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     precision = f"--mixed_precision={config.mixed_precision}"
-    launcher += ["--num_processes=1", "--num_machines=1", precision, "--dynamo_backend=no"]
-    return [*launcher, str(SCRIPTS / "train.py"), *flags]
+    launch = [*_LAUNCH, "--num_processes=1", "--num_machines=1", precision, "--dynamo_backend=no"]
+    return [sys.executable, *launch, str(SCRIPTS / "train.py"), *flags]
 
 
 def their_command(
@@ -77,13 +72,14 @@ def their_command(
 ) -> list[str]:
     """`accelerate launch train_unconditional.py` with the flags of its README.
 
-    It samples when an epoch ends: one image in one step, after all that is timed.
+    It samples at the end of an epoch: one image in one step, after what is timed.
 
     Args:
-        twin: folder with the config.json of the UNet. images: folder of `write_images`.
+        twin: folder with the config.json of the UNet.
+        images: folder of `write_images`.
     """
     return [
-        *(str(python), "-m", "accelerate.commands.accelerate_cli", "launch"),
+        *(str(python), *_LAUNCH),
         str(checkout / THEIRS),
         f"--dataset_name={images}",
         f"--model_config_name_or_path={twin}",
@@ -100,38 +96,37 @@ def their_command(
     ]
 
 
-def write_twin(unet: UNet2DModel, folder: Path) -> None:
-    unet.save_config(folder)
-
-
 def program(
     command: list[str], folder: Path, batch_size: int, warm: int, threads: int | None = None
 ) -> Timed:
     """Runs a training program to its end.
 
     Args:
-        folder: where it writes its log files, not there yet.
-        batch_size: images a step. warm: steps that are not counted.
-        threads: of a CPU; None leaves that to the program and to its launcher.
+        folder: its output_dir, which must not exist yet.
+        batch_size: images a step.
+        warm: first steps, which are not timed.
+        threads: on a CPU; None leaves the number to the program and to its launcher.
 
     Raises:
-        RuntimeError: it failed; the message has the end of what it said.
+        RuntimeError: it failed; the message has the end of its output.
     """
-    ours = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}  # not a user's
-    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
     environment |= {"HF_HUB_OFFLINE": "1"}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     log = folder.with_suffix(".log")
     started = time.time()
-    with open(log, "w") as output, DeviceMemory(device) as memory:
+    with open(log, "w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        said = log.read_text(errors="replace")[-3000:]
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{said}")
+        end = log.read_text(errors="replace")[-3000:]
+        raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}:\n{end}")
     times = step_times(folder)
     first = min(step for step in times if step >= warm)
     last = max(times)
@@ -139,9 +134,8 @@ def program(
         raise RuntimeError(f"no step was logged after the first {warm}: train for more steps")
     return Timed(
         rate=(last - first) * batch_size / (times[last] - times[first]),
-        first_step=times[min(times)] - started,
+        first_entry=times[min(times)] - started,
         host_bytes=usage.ru_maxrss * 1024,
-        device_bytes=memory.peak,
     )
 
 

@@ -1,4 +1,4 @@
-"""Our training step taken apart: where its time goes, and how near it comes to the hardware."""
+"""The parts of our training step, and the time that each takes."""
 
 import time
 from collections import defaultdict
@@ -15,17 +15,17 @@ from ..training.ema import EMA
 from ..training.meter import Meter
 from ..training.mixture import Mixture
 from ..training.run import Run
-from .measure import Spread, seconds, synchronise
+from .measure import Measured, seconds, synchronise
 
-# Each part of a step, and the calls of the step that it consists of.
-PARTS = {
+# Each part of a step, and the calls that it consists of.
+STEP_PARTS = {
     "data": [(Loader, "batch")],
     "corruption": [(Mixture, "draw"), (Mixture, "condition"), (loop, "draw_sigma")],
     "optimiser": [(torch.nn.utils, "clip_grad_norm_")],  # and the optimiser's own step
     "EMA": [(EMA, "update")],
     "logging": [(Meter, "add"), (Meter, "end_step"), (Meter, "read")],
 }
-NETWORK = ("forward", "backward")  # the objective's own, with the loss; and what accelerate calls
+NETWORK = ("forward", "backward")  # the objective with its loss; accelerator.backward
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,24 @@ class Breakdown:
     """Where the time of a step goes.
 
     Attributes:
-        whole: seconds a step, nothing in it being watched.
-        parts: name -> seconds a step, the device being waited for around each part.
-        device_bytes: most memory that PyTorch held on a GPU; None on a CPU.
+        whole: seconds a step, without timing its parts.
+        parts: name -> seconds a step, with a synchronisation around each part.
+        device_bytes: peak memory that PyTorch allocated on a GPU; None on a CPU.
     """
 
-    whole: Spread
-    parts: dict[str, Spread]
+    whole: Measured
+    parts: dict[str, Measured]
     device_bytes: int | None
 
     @property
     def overhead(self) -> float:
-        """The share of all that is neither forward nor backward in a step, 0 to 1."""
+        """The share of a step that is neither forward nor backward pass, 0 to 1."""
         total = sum(part.median for part in self.parts.values())
         return 1 - sum(self.parts[name].median for name in NETWORK) / total
 
 
 class Stopwatch:
-    """Adds up the seconds of calls, by the part that they belong to."""
+    """Sums the seconds of calls, by part."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -69,11 +69,11 @@ class Stopwatch:
 
 
 def break_down(run: Run, steps: int, warm: int = 3) -> Breakdown:
-    """Takes `steps` steps as they are, and as many that are watched, in turn.
+    """Alternates `steps` plain steps with as many whose parts are timed.
 
     Args:
-        run: it is trained by this.
-        warm: steps before that, which compile and fill caches.
+        run: its weights change.
+        warm: steps before that, to compile and to fill caches.
     """
     device, meter = run.accelerator.device, Meter(run)
     number = iter(range(10**9))
@@ -84,7 +84,7 @@ def break_down(run: Run, steps: int, warm: int = 3) -> Breakdown:
         if (i + 1) % run.config.logging_steps == 0:
             meter.read()
 
-    parts = PARTS | {"optimiser": [*PARTS["optimiser"], (type(run.optimizer), "step")]}
+    parts = STEP_PARTS | {"optimiser": [*STEP_PARTS["optimiser"], (type(run.optimizer), "step")]}
     for _ in range(warm):
         step(run)
     whole, watched = [], []
@@ -102,9 +102,9 @@ def break_down(run: Run, steps: int, warm: int = 3) -> Breakdown:
             took = seconds(lambda run=of_parts: step(run), device)
         watch.total["other"] = took - sum(watch.total.values())
         watched.append(watch.total)
-    names = [*NETWORK, *PARTS, "other"]
+    names = [*NETWORK, *STEP_PARTS, "other"]
     return Breakdown(
-        whole=Spread.of(whole),
-        parts={name: Spread.of([total[name] for total in watched]) for name in names},
+        whole=Measured.of(whole),
+        parts={name: Measured.of([total[name] for total in watched]) for name in names},
         device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )

@@ -1,10 +1,10 @@
-"""The model that diffusers' unconditional script trains: as like to ours as its class allows."""
+"""The model that diffusers' unconditional script trains: the UNet2DModel nearest to our UNet."""
 
 from dataclasses import dataclass
 
 from diffusers import UNet2DConditionModel, UNet2DModel
 
-from .measure import flops_of_unet
+from ..tools.flops import flops_of_unet
 
 
 @dataclass(frozen=True)
@@ -12,15 +12,15 @@ class Twin:
     """A UNet2DModel with our channels, and the FLOPs of an image, forward and backward, of both."""
 
     unet: UNet2DModel
-    flops: float
-    our_flops: float
+    flops: int
+    our_flops: int
 
 
 def build_twin(ours: UNet2DConditionModel) -> Twin:
     """Of the UNet2DModels with our channels, the one whose measured FLOPs are nearest to ours.
 
-    What may differ is from which level on it attends, and one residual layer a level: its blocks
-    have neither cross-attention nor feed-forward layers, so something has to make up for them.
+    Its blocks have neither cross-attention nor feed-forward layers. To make up for these, it may
+    have attention at other levels, and one more residual layer a level.
     """
     _, our_flops = flops_of_unet(ours)
     levels = len(ours.config.block_out_channels)

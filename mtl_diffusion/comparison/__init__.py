@@ -1,1 +1,1 @@
-"""Models that differ in how they were trained, held beside each other; trained where need be."""
+"""Models that differ in how they were trained, compared; those that are missing are trained."""

@@ -1,28 +1,21 @@
-"""What a comparison trains: the joint model, each task alone, and the subsets between them.
+"""The arms of a comparison: runs that differ from a base configuration in a few fields.
 
-Every arm takes the same number of optimiser steps, with the same schedule. What differs is what a
-step sees:
-
-    per-task  a task has as many samples in a step as it has in the joint model's, and no others are
-              there: the joint model's step, less the other tasks
-    total     a step has as many samples as the joint model's, all of the arm's own tasks
-
-The joint model of all tasks is the same under both.
+All arms have the base's number of optimiser steps and its schedules, unless they change them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig
+from ..config import ConfigError, TrainConfig, limits, to_dict
+from ..config.command_line import from_dict, known_tasks, load_yaml
 
-BUDGETS = ("per-task", "total")
-LOSS_WEIGHTINGS = ("uncertainty", "sum", "fixed")
-AGGREGATIONS = ("upgrad", "mgda", "imtlg", "alignedmtl")
+_OURS = ("seed", "output_dir", "push_to_hub", "dry_run")  # fields that a comparison sets itself
 
 
 @dataclass(frozen=True)
@@ -30,70 +23,97 @@ class Arm:
     """One way to train.
 
     Attributes:
-        tasks: what it learns, in the order of the configuration.
-        budget: one of `BUDGETS`.
-        weighting: one of `LOSS_WEIGHTINGS`; or of `AGGREGATIONS`, whose losses are not weighted.
+        name: its row in the tables, and part of the names of its folders.
+        changes: field of the configuration -> value; the other fields are the base's.
+        source: name of the arm whose pipeline of the same seed it starts from; None: the base's
+            start.
     """
 
-    tasks: tuple[str, ...]
-    budget: str
-    weighting: str
-
-    @property
-    def name(self) -> str:
-        return f"{'+'.join(self.tasks)}.{self.budget}.{self.weighting}"
+    name: str
+    changes: Mapping[str, Any]
+    source: str | None = None
 
     def run(self, seed: int) -> str:
-        """The name of its run with this seed."""
+        """The name of the folder of its run with this seed."""
         return f"{self.name}.seed{seed}"
 
 
-def plan(tasks: Sequence[str], weightings: Sequence[str], subsets: bool) -> list[Arm]:
-    """The arms of a comparison: joint with each weighting, then every part with the first one.
+def named_arms(name: str, base: TrainConfig, budget: str) -> list[Arm]:
+    """Every task alone, and all jointly ("alone"); all subsets ("subsets"); or those of a file."""
+    count = len(base.shares)
+    if name == "alone":
+        return subsets_of_tasks(base, sorted({1, count}), budget)
+    if name == "subsets":
+        return subsets_of_tasks(base, range(1, count + 1), budget)
+    return read_arms(Path(name))
+
+
+def subsets_of_tasks(base: TrainConfig, sizes: Sequence[int], budget: str) -> list[Arm]:
+    """An arm for every subset of the base's tasks that has one of these sizes.
 
     Args:
-        subsets: all subsets of the tasks; else only all of them, and each alone.
+        sizes: numbers of tasks, ascending.
+        budget: what a step has in common with a step of all tasks. "per_task": the number of
+            samples of each task. "total": the number of all samples.
     """
-    tasks, first = tuple(tasks), weightings[0]
-    sizes = range(1, len(tasks)) if subsets else (1,)
-    parts = [part for size in sizes for part in combinations(tasks, size)]
-    joint = [Arm(tasks, "total", weighting) for weighting in weightings]
-    return joint + [Arm(part, budget, first) for part in parts for budget in BUDGETS]
+    arms = []
+    for size in sizes:
+        for tasks in combinations(base.shares, size):
+            batch = base.total_batch_size
+            if budget == "per_task":
+                batch = max(round(batch * sum(base.shares[task] for task in tasks)), size)
+            changes = {"tasks": {t: base.tasks[t] for t in tasks}, "total_batch_size": batch}
+            if base.task_weights is not None:
+                changes["task_weights"] = {task: base.task_weights[task] for task in tasks}
+            # All tasks are the same arm under both budgets.
+            name = "+".join(tasks) if size == len(base.shares) else f"{'+'.join(tasks)}.{budget}"
+            arms.append(Arm(name, changes))
+    return arms
 
 
-def configure(arm: Arm, base: TrainConfig, seed: int, folder: Path) -> TrainConfig:
-    """The configuration of an arm's run, in `folder`.
+def read_arms(path: Path) -> list[Arm]:
+    """The arms of a YAML file: name -> changed fields, and `from`: the name of an earlier arm.
 
-    Fixed weights that the base doesn't have are the tasks' shares of a batch: every sample weighs
-    the same.
+    Raises:
+        ValueError: the file does not hold that.
+        OSError: it can't be read.
     """
-    share = sum(base.shares[task] for task in arm.tasks)
-    batch = base.total_batch_size
-    if arm.budget == "per-task":
-        batch = max(round(batch * share), len(arm.tasks))
-    return replace(
-        base,
-        tasks={task: base.tasks[task] for task in arm.tasks},
-        total_batch_size=batch,
-        seed=seed,
-        output_dir=str(folder),
-        **_weighted(arm, base),
-    )
+    entries = load_yaml(path.read_text(encoding="utf-8"))
+    if not isinstance(entries, dict) or not all(isinstance(v, dict) for v in entries.values()):
+        raise ValueError(f"arms: {path} must hold lines such as name: {{field: value}}")
+    arms: list[Arm] = []
+    for name, changes in entries.items():
+        source = changes.pop("from", None)
+        if not re.fullmatch(r"\w[\w.+-]*", str(name)):
+            raise ValueError(f"arms: found the name {name!r}; use letters, digits, '.', '+', '-'")
+        if source is not None and source not in [arm.name for arm in arms]:
+            raise ValueError(f"arms: {name} starts from {source}, which is no earlier arm")
+        if ours := [field for field in _OURS if field in changes]:
+            raise ValueError(f"arms: {name} changes {ours[0]}, which a comparison sets itself")
+        arms.append(Arm(str(name), changes, source))
+    return arms
 
 
-def _weighted(arm: Arm, base: TrainConfig) -> dict[str, Any]:
-    if arm.weighting in AGGREGATIONS:
-        changes = {"task_weighting": "sum", "gradient_aggregation": arm.weighting}
-    else:
-        changes = {"task_weighting": arm.weighting, "gradient_aggregation": "sum"}
-    weights = None
-    if arm.weighting == "fixed":
-        given = base.task_weights or {t: len(base.shares) * s for t, s in base.shares.items()}
-        weights = {task: given[task] for task in arm.tasks}
-    return {**changes, "task_weights": weights}
+def configure(
+    arm: Arm, base: TrainConfig, seed: int, folder: Path, source: Path | None = None
+) -> TrainConfig:
+    """The configuration of one run.
 
+    Args:
+        source: the exported pipeline of the arm that it starts from.
 
-def images_of_a_task(config: TrainConfig) -> dict[str, int]:
-    """Task -> how many samples of it a run sees, to within the few that a batch rounds."""
-    images = config.max_train_steps * config.total_batch_size
-    return {task: round(images * share) for task, share in config.shares.items()}
+    Raises:
+        ConfigError: a change is not allowed; the message names the arm.
+    """
+    values = to_dict(base) | dict(arm.changes)
+    values |= {"seed": seed, "output_dir": str(folder), "push_to_hub": False, "dry_run": False}
+    if source is not None:
+        values["pretrained_model_name_or_path"] = str(source)
+    try:
+        config = from_dict(values)
+        faults = limits.faults(config, known_tasks())
+    except ConfigError as error:
+        faults = error.faults
+    if faults:
+        raise ConfigError([f"{arm.name}: {fault}" for fault in faults])
+    return config

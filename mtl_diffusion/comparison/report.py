@@ -1,4 +1,7 @@
-"""Do the tasks help each other? Signed relative changes against the tasks learned alone."""
+"""Tables of a comparison: losses and their relative changes, with the spread over the seeds.
+
+Each task is compared with the first arm that has it, its reference, seed by seed.
+"""
 
 from __future__ import annotations
 
@@ -8,137 +11,95 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from .arms import BUDGETS, Arm
-from .measure import Losses, Score
+from .measure import Losses
 
-Scores = Mapping[str, Mapping[str, Score]]  # task -> metric -> figure
+MEAN = "mean"  # over the noise levels, which are evenly wide in ln sigma
+Runs = Mapping[str, Mapping[int, Losses]]  # arm -> seed -> task -> noise level -> loss
+Changes = dict[str, dict[str, dict[str, "MeanStd"]]]  # arm -> task -> noise level or MEAN -> change
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A figure over several seeds: mean, standard deviation (NaN of one seed), and each."""
+class MeanStd:
+    """A figure over several seeds: mean, standard deviation (NaN for one seed), and all values."""
 
     mean: float
     std: float
     values: tuple[float, ...]
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> MeanStd:
         std = stdev(values) if len(values) > 1 else math.nan
         return cls(fmean(values), std, tuple(values))
 
-
-def relative_change(ours: Score, base: Score) -> float:
-    """(ours - base) / |base|, with the sign turned so that positive is better; NaN of base 0.
-
-    Maninis et al. 2019, Attentive single-tasking of multiple tasks, eq. 1.
-    """
-    assert ours.higher_is_better == base.higher_is_better
-    if base.value == 0:
-        return math.nan
-    sign = 1 if base.higher_is_better else -1
-    return sign * (ours.value - base.value) / abs(base.value)
+    def show(self, mean: str, std: str, scale: float = 1) -> str:
+        """mean ± std, in these formats; the mean alone for one seed."""
+        text = format(scale * self.mean, mean)
+        return text if math.isnan(self.std) else f"{text} ± {scale * self.std:{std}}"
 
 
-def delta_m(changes: Mapping[str, Mapping[str, float]]) -> float:
-    """The mean over the tasks of the mean change of their metrics; those without one are left out.
+def changes(losses: Runs) -> Changes:
+    """Relative changes of the loss: 0.01 is one percent more than the reference has."""
+    found: Changes = {}
+    for arm, runs in losses.items():
+        found[arm] = {}
+        for task in _tasks(runs):
+            reference = next(other for other in losses if task in _tasks(losses[other]))
+            if reference == arm:
+                continue
+            pairs = [(runs[seed][task], losses[reference][seed][task]) for seed in runs]
+            found[arm][task] = {
+                level: MeanStd.of([own[level] / other[level] - 1 for own, other in pairs])
+                for level in pairs[0][0]
+            }
+            found[arm][task][MEAN] = MeanStd.of(
+                [fmean(own.values()) / fmean(other.values()) - 1 for own, other in pairs]
+            )
+    return found
 
-    A task with many metrics so weighs no more than a task with one.
-    """
-    tasks = []
-    for metrics in changes.values():
-        if known := [change for change in metrics.values() if not math.isnan(change)]:
-            tasks.append(fmean(known))
-    return fmean(tasks)
+
+def loss_table(losses: Runs, changed: Changes) -> str:
+    """Markdown: an arm a row, the loss and its change for each task, and the mean change."""
+    tasks = list(dict.fromkeys(task for runs in losses.values() for task in _tasks(runs)))
+    rows = []
+    for arm, runs in losses.items():
+        cells = []
+        for task in tasks:
+            if task not in _tasks(runs):
+                cells.append("")
+                continue
+            loss = MeanStd.of([fmean(run[task].values()) for run in runs.values()])
+            text = loss.show(".4f", ".4f")
+            if task in changed[arm]:
+                text += f" ({changed[arm][task][MEAN].show('+.1f', '.1f', 100)} %)"
+            cells.append(text)
+        of_tasks = [levels[MEAN].values for levels in changed[arm].values()]
+        means = [fmean(values) for values in zip(*of_tasks, strict=True)]
+        cells.append(f"{MeanStd.of(means).show('+.1f', '.1f', 100)} %" if means else "")
+        rows.append([arm, *cells])
+    return _markdown(["arm", *tasks, "mean change"], rows)
 
 
-def changes(arm: Arm, budget: str, first: str, scores: Mapping[tuple[Arm, int], Scores]) -> dict:
-    """An arm against each of its tasks alone, seed by seed.
+def scorecard_table(figures: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
+    """Markdown: a figure a row, an arm a column; empty if no run has a scorecard.
 
     Args:
-        budget: of the tasks alone. first: their weighting.
-        scores: (arm, seed) -> figures.
-
-    Returns:
-        {"tasks": task -> metric -> Spread, "delta_m": Spread}; a metric counts where both have it.
+        figures: arm -> seed -> figure -> value.
     """
-    by_seed = []
-    for seed in sorted({seed for other, seed in scores if other == arm}):
-        found = {}
-        for task in arm.tasks:
-            alone = scores[Arm((task,), budget, first), seed][task]
-            ours = scores[arm, seed][task]
-            found[task] = {
-                metric: relative_change(ours[metric], alone[metric])
-                for metric in alone
-                if metric in ours
-            }
-        by_seed.append(found)
-    shared = {t: [m for m in by_seed[0][t] if all(m in s[t] for s in by_seed)] for t in arm.tasks}
-    return {
-        "tasks": {
-            task: {m: Spread.of([found[task][m] for found in by_seed]) for m in metrics}
-            for task, metrics in shared.items()
-        },
-        "delta_m": Spread.of([delta_m(found) for found in by_seed]),
-    }
-
-
-def loss_gap(
-    joint: Arm, budget: str, first: str, losses: Mapping[tuple[Arm, int], Losses]
-) -> dict[str, dict[str, Spread]]:
-    """Task -> noise level -> how much more loss, relatively, the joint model has than the task
-    alone. Positive: joint training hurts there."""
-    seeds = sorted({seed for arm, seed in losses if arm == joint})
-    gap = {}
-    for task in joint.tasks:
-        alone = [losses[Arm((task,), budget, first), seed][task] for seed in seeds]
-        ours = [losses[joint, seed][task] for seed in seeds]
-        gap[task] = {
-            level: Spread.of([o[level] / a[level] - 1 for o, a in zip(ours, alone, strict=True)])
-            for level in ours[0]
-        }
-    return gap
-
-
-def percent(spread: Spread) -> str:
-    """+1.2 ± 0.3 %"""
-    if math.isnan(spread.mean):
-        return "no change: the baseline is 0"
-    text = f"{100 * spread.mean:+.1f}"
-    return f"{text} %" if math.isnan(spread.std) else f"{text} ± {100 * spread.std:.1f} %"
-
-
-def table(rows: Sequence[tuple[Arm, str, dict]], tasks: Sequence[str]) -> str:
-    """Markdown: an arm and a budget a row, the change of each task's metrics and Delta_m."""
-    names = {
-        task: list(dict.fromkeys(m for _, _, c in rows for m in c["tasks"].get(task, {})))
-        for task in tasks
-    }
-    columns = [(task, metric) for task in tasks for metric in names[task]]
-    head = [f"{task}: {metric}" for task, metric in columns]
-    lines = [
-        f"| tasks | weighting | against each alone, equal images | {' | '.join(head)} | Δm |",
-        f"|---|---|---|{'---|' * len(columns)}---|",
-    ]
-    for arm, budget, change in rows:
-        cells = [
-            percent(change["tasks"][task][metric])
-            if metric in change["tasks"].get(task, {})
-            else ""
-            for task, metric in columns
+    names = dict.fromkeys(
+        name for runs in figures.values() for found in runs.values() for name in found
+    )
+    rows = []
+    for name in names:
+        values = [
+            [found[name] for found in runs.values() if name in found] for runs in figures.values()
         ]
-        which = {"per-task": "per task", "total": "in total"}[budget]
-        lines.append(
-            f"| {' + '.join(arm.tasks)} | {arm.weighting} | {which} | {' | '.join(cells)} | "
-            f"{percent(change['delta_m'])} |"
-        )
-    return "\n".join(lines) + "\n"
+        rows.append([name, *(MeanStd.of(v).show(".4g", ".2g") if v else "" for v in values)])
+    return _markdown(["figure", *figures], rows) if rows else ""
 
 
 def plain(value: Any) -> Any:
-    """Spreads and NaN as JSON has them."""
-    if isinstance(value, Spread):
+    """The value as JSON can hold it: `MeanStd` as a dict, NaN as None."""
+    if isinstance(value, MeanStd):
         return plain(asdict(value))
     if isinstance(value, Mapping):
         return {key: plain(part) for key, part in value.items()}
@@ -149,14 +110,10 @@ def plain(value: Any) -> Any:
     return value
 
 
-def rows_of(
-    arms: Sequence[Arm], scores: Mapping[tuple[Arm, int], Scores]
-) -> list[tuple[Arm, str, dict]]:
-    """Every arm of several tasks, against its tasks alone at each budget that is its own."""
-    joint, first = arms[0].tasks, arms[0].weighting
-    return [
-        (arm, budget, changes(arm, budget, first, scores))
-        for arm in arms
-        if len(arm.tasks) > 1
-        for budget in (BUDGETS if arm.tasks == joint else (arm.budget,))
-    ]
+def _tasks(runs: Mapping[int, Losses]) -> list[str]:
+    return list(next(iter(runs.values())))
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -85,7 +85,7 @@ def known_tasks() -> list[str]:
 @cache
 def _parser() -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    set_loader("strict_yaml", _load_strictly, exceptions=(yaml.YAMLError,))
+    set_loader("strict_yaml", load_yaml, exceptions=(yaml.YAMLError,))
     parser = ArgumentParser(
         usage="%(prog)s [--config FILE.yaml] [--field VALUE ...]",
         description="Train one denoiser on several tasks.",
@@ -149,7 +149,8 @@ def _load(text: str) -> tuple[Any, list[str]]:
         loader.dispose()
 
 
-def _load_strictly(text: str) -> Any:
+def load_yaml(text: str) -> Any:
+    """One YAML document; a key that is given twice is a `yaml.YAMLError`."""
     value, duplicates = _load(text)
     if duplicates:
         raise yaml.YAMLError(f"given twice: {listed(duplicates)}")

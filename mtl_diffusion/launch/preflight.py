@@ -19,7 +19,6 @@ from accelerate.utils import (
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.tensorboard.summary import hparams
 
 from ..checkpoints.resume import folder_of
@@ -27,6 +26,7 @@ from ..config import ConfigError, TrainConfig, resolved, to_dict
 from ..publishing.export import PIPELINE, PUBLISHED, check_target
 from ..publishing.upload import check_right_to_write
 from ..tools.distributed import from_all_processes
+from ..tools.flops import flops_of_unet
 from ..training.aggregation import REQUIRED
 from ..training.run import Run
 from .host import choose_threads, keep_freed_memory
@@ -150,21 +150,10 @@ def check_room(run: Run) -> None:
 def describe(run: Run) -> str:
     """The resolved configuration, the number of parameters, and what a step costs."""
     config, unet = run.config, run.unet
-    size, length = config.resolution, run.vocabulary.size
-    device = run.accelerator.device
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        tokens = torch.zeros(1, 3, length, device=device)
-        unet(
-            torch.zeros(1, unet.config.in_channels, size, size, device=device),
-            torch.zeros(1, device=device),
-            encoder_hidden_states=tokens,
-            class_labels=tokens.flatten(1),
-        )
-    forward = counter.get_total_flops()
+    forward, both = flops_of_unet(unet)
     total = sum(p.numel() for p in unet.parameters())
     trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
-    # The backward pass costs about twice the forward pass.
-    step = 3 * forward * config.total_batch_size
+    step = both * config.total_batch_size
     return "\n".join(
         [
             resolved(config),

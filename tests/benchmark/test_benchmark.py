@@ -1,8 +1,7 @@
-"""The benchmark: what it counts, times and compares, on models of 8 channels."""
+"""The benchmark: timing, programs, the parts of a step, solvers, on models of 8 channels."""
 
 import json
 import math
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,35 +10,22 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
-from diffusers import UNet2DModel
+from in_process import run_script
 from tiny import MODEL, own_state, write_shapes
 from torch.utils.tensorboard import SummaryWriter
 
 from mtl_diffusion.benchmark import programs
-from mtl_diffusion.benchmark.measure import (
-    DeviceMemory,
-    Spread,
-    flops_of_unet,
-    interleaved,
-    matmul_rate,
-)
-from mtl_diffusion.benchmark.sampling import (
-    Point,
-    Sampler,
-    evaluations_for,
-    knee,
-    read_curve,
-    twin_times,
-)
-from mtl_diffusion.benchmark.steps import PARTS, break_down
+from mtl_diffusion.benchmark.measure import Measured, interleaved, matmul_rate
+from mtl_diffusion.benchmark.sampling import Point, Sampler, evaluations_for
+from mtl_diffusion.benchmark.steps import STEP_PARTS, break_down
 from mtl_diffusion.benchmark.twin import build_twin
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.config.command_line import parse
 from mtl_diffusion.data.images import ImageDataset
 from mtl_diffusion.launch.preflight import begin
+from mtl_diffusion.tools.flops import flops_of_unet
 from mtl_diffusion.training.run import build
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 CPU = torch.device("cpu")
 
 
@@ -64,10 +50,10 @@ def config(data, tmp_path):
 # --- counting and timing ------------------------------------------------------------------------
 
 
-def test_a_spread_is_median_and_ends():
-    spread = Spread.of([3.0, 1.0, 2.0, 10.0])
+def test_measurements_are_a_median_and_a_range():
+    spread = Measured.of([3.0, 1.0, 2.0, 10.0])
     assert (spread.median, spread.low, spread.high, spread.n) == (2.5, 1.0, 10.0, 4)
-    assert spread.times(1e3) == Spread(2500.0, 1000.0, 10_000.0, 4)
+    assert spread.times(1e3) == Measured(2500.0, 1000.0, 10_000.0, 4)
     assert str(spread) == "2.5 (1 to 10, n = 4)"
 
 
@@ -81,50 +67,6 @@ def test_contestants_take_turns():
 def test_the_rate_of_a_product_is_plausible():
     rate = matmul_rate(CPU, torch.float32, repeats=2)
     assert 1e8 < rate.low <= rate.median <= rate.high < 1e15 and rate.n == 2
-
-
-def test_a_cpu_has_no_device_memory():
-    with DeviceMemory(CPU) as memory:
-        pass
-    assert memory.peak is None
-
-
-def conv_net(size):
-    return UNet2DModel(
-        sample_size=size,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        norm_num_groups=4,
-        add_attention=False,
-    )
-
-
-def test_flops_are_those_of_the_convolutions():
-    """Counted a second time, from the shapes that pass by."""
-    unet, counted = conv_net(8), 0
-
-    def count(module, inputs, output):
-        nonlocal counted
-        counted += 2 * output.numel() * module.weight[0].numel()
-
-    for module in unet.modules():
-        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
-            module.register_forward_hook(count)
-    unet(torch.zeros(1, 3, 8, 8), 0)
-    forward, both = flops_of_unet(unet)
-    assert forward == counted
-    # Each product has two in the backward pass, but for the first, whose input needs no gradient.
-    first = (
-        2 * 8 * 8 * unet.conv_in.weight.numel() + 2 * unet.time_embedding.linear_1.weight.numel()
-    )
-    assert both == 3 * counted - first
-
-
-def test_the_flops_of_ours_are_counted_with_its_tokens(pipe):
-    forward, both = flops_of_unet(pipe.unet)
-    assert 2.5 * forward < both < 3 * forward
 
 
 def test_the_twin_has_our_channels_and_nearly_our_flops(pipe):
@@ -153,12 +95,12 @@ def test_a_program_is_timed_by_its_own_log(tmp_path):
     command = [sys.executable, "-c", PROGRAM, str(folder)]
     timed = programs.program(command, folder, batch_size=8, warm=2)
     assert timed.rate == pytest.approx(8 * 4 / 2)  # four steps after the second, half a second each
-    assert timed.host_bytes > 1e6 and timed.device_bytes is None
+    assert timed.host_bytes > 1e6
 
 
 def test_a_program_that_fails_says_why(tmp_path):
     command = [sys.executable, "-c", "raise SystemExit('no such flag')"]
-    with pytest.raises(RuntimeError, match=r"ended with 1:\nno such flag"):
+    with pytest.raises(RuntimeError, match=r"exited with 1:\nno such flag"):
         programs.program(command, tmp_path / "run", 8, 2)
 
 
@@ -195,8 +137,6 @@ def test_diffusers_gets_the_same_images_batch_and_precision(config, data, tmp_pa
     command = programs.their_command(Path("checkout"), Path("python"), config, *places)
     assert command[4] == str(Path("checkout") / programs.THEIRS)
     assert {"--train_batch_size=4", "--mixed_precision=no", "--use_ema"} < set(command)
-    programs.write_twin(conv_net(8), tmp_path / "twin")
-    assert UNet2DModel.load_config(tmp_path / "twin")["block_out_channels"] == [8, 8]
 
 
 # --- a step in its parts ------------------------------------------------------------------------
@@ -204,12 +144,14 @@ def test_diffusers_gets_the_same_images_batch_and_precision(config, data, tmp_pa
 
 def test_a_step_is_the_sum_of_its_parts_and_is_left_as_it_was(config):
     torch.optim.AdamW([torch.zeros(1)])  # the first one changes its class
-    originals = [getattr(home, name) for calls in PARTS.values() for home, name in calls]
+    originals = [getattr(home, name) for calls in STEP_PARTS.values() for home, name in calls]
     with own_state(), begin(config) as accelerator:
         run = build(config, accelerator)
         step = break_down(run, steps=4, warm=1)
-    assert originals == [getattr(home, name) for calls in PARTS.values() for home, name in calls]
-    assert list(step.parts) == ["forward", "backward", *PARTS, "other"]
+    assert originals == [
+        getattr(home, name) for calls in STEP_PARTS.values() for home, name in calls
+    ]
+    assert list(step.parts) == ["forward", "backward", *STEP_PARTS, "other"]
     assert all(part.median > 0 and part.n == 4 for part in step.parts.values())
     total = sum(part.median for part in step.parts.values())
     network = step.parts["forward"].median + step.parts["backward"].median
@@ -237,37 +179,11 @@ def test_times_are_an_image_s(pipe):
     assert all(0 < spread.median < 10 and spread.n == 2 for spread in times.values())
 
 
-def test_the_twin_is_sampled_by_diffusers_own_pipelines():
-    times = twin_times(conv_net(8), batch_size=2, steps=2, rounds=2, device=CPU)
-    assert set(times) == {"ddpm", "ddim"} and times["ddpm"].n == 2
-
-
 def test_how_many_evaluations_come_as_near():
     points = [Point(n, n, 8 / n**2) for n in (4, 8, 16)]
     assert evaluations_for(points, 8 / 10**2) == pytest.approx(10)
     assert evaluations_for(points, 0.5) == 4 and evaluations_for(points, 1) == 4
     assert evaluations_for(points, 0.001) is None
-
-
-def test_the_knee_of_the_scorecard(tmp_path):
-    path = tmp_path / "metrics.json"
-    fd = {6: 50.0, 12: 10.4, 18: 10.1, 36: 10.0}
-    entries = {
-        f"by_class_steps_{n}": {
-            "guidance_scale": 1.0,
-            "evaluations": n,
-            "frechet_distance_to_train": value,
-        }
-        for n, value in fd.items()
-    }
-    guided = {"guidance_scale": 2.0, "evaluations": 36, "frechet_distance_to_train": 1.0}
-    generate = {"floor": {}, "by_class_guidance_2_steps_18": guided, **entries}
-    path.write_text(json.dumps({"generate": generate}))
-    curve = read_curve(path)
-    assert curve == sorted(fd.items()) and knee(curve) == 12 and knee(curve, 0.01) == 18
-    path.write_text(json.dumps({"inpaint": {}}))
-    with pytest.raises(ValueError, match="no samplings of generate"):
-        read_curve(path)
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -282,26 +198,24 @@ def test_the_knee_of_the_scorecard(tmp_path):
         (["--parts", "steps", "--learning_rat", "1"], "learning_rat"),
     ],
 )
-def test_mistakes_are_told_at_once(flags, words):
-    done = subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True)
-    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+def test_mistakes_are_refused_at_once(flags, words, monkeypatch, capsys):
+    assert run_script("benchmark.py", *flags, monkeypatch=monkeypatch) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_command_measures_everything(config, pipe, tmp_path):
-    config = replace(config, dataset_name="shapes")
+def test_the_command_measures_everything(config, pipe, tmp_path, monkeypatch, capsys):
     pipe.save_pretrained(tmp_path / "pipeline")
-    flags = programs.our_command(config, 6, tmp_path / "unused")
-    flags = flags[flags.index(str(programs.SCRIPTS / "train.py")) + 1 :]
-    command = [
-        *(sys.executable, SCRIPT, "--rounds", "1", "--steps", "6", "--warm", "2"),
-        *("--pipeline", tmp_path / "pipeline", "--sample_batch", "2"),
-        *("--json", tmp_path / "speed.json", *flags),
-    ]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = programs.our_command(replace(config, dataset_name="shapes"), 6, tmp_path / "unused")
+    flags = (
+        *("--rounds", 1, "--steps", 6, "--warm", 2, "--sample_batch", 2),
+        *("--pipeline", tmp_path / "pipeline", "--json", tmp_path / "speed.json"),
+        *command[command.index(str(programs.SCRIPTS / "train.py")) + 1 :],
+    )
+    with own_state():
+        assert run_script("benchmark.py", *flags, monkeypatch=monkeypatch) == 0
     found = json.loads((tmp_path / "speed.json").read_text())
-    assert set(found) == {"machine", "training", "steps", "sampling", "startup"}
+    assert set(found) == {"machine", "training", "steps", "sampling"}
     assert found["training"]["ours"]["images_per_second"]["median"] > 0
-    assert set(found["startup"]) >= {"first step", "first image", "train.py --help"}
-    assert "training, ours: images/s" in done.stdout
+    assert found["sampling"]["at_equal_quality"]["18_steps"]["distance"] > 0
+    assert "training, ours, images_per_second " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Training runs as parts of a larger work: started, continued, or found finished and reused."""
+"""The runs of a comparison: started, continued, or found finished and reused."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..publishing.export import PIPELINE
 from ..tools.files import write_text
 
 
-class Stopped(Exception):
-    """A run was asked to stop, and has: what is done is saved, and the same command goes on."""
+class Stopped(RuntimeError):
+    """A run stopped after a checkpoint, because it was told to; the same command continues it."""
 
 
 def finished(config: TrainConfig) -> bool:
-    """Whether the run of this configuration is in its folder, trained to the end and exported.
+    """Whether the output_dir holds the run of this configuration, complete and exported.
 
     Raises:
         ValueError: the folder has a run of another configuration.
@@ -28,7 +28,7 @@ def finished(config: TrainConfig) -> bool:
     newest, _ = load_latest(folder / "checkpoints")
     if newest is None:
         return False
-    # A run may go on for longer than it was meant to, but its learning rate then differs.
+    # Resuming may change the length of a run, but its learning rates then differ.
     allowed = MAY_CHANGE - {"max_train_steps"}
     if lines := differences(newest.facts["config"], to_dict(config), allowed):
         raise ValueError(
@@ -40,7 +40,7 @@ def finished(config: TrainConfig) -> bool:
 
 
 def ensure_trained(config: TrainConfig, command: Sequence[str]) -> Path:
-    """Trains in a process of its own what is not trained yet; returns the exported pipeline.
+    """Trains in a subprocess unless the run is finished; returns the exported pipeline.
 
     Args:
         command: what starts scripts/train.py, up to its flags.
@@ -48,7 +48,7 @@ def ensure_trained(config: TrainConfig, command: Sequence[str]) -> Path:
     Raises:
         ValueError: the folder has a run of another configuration.
         Stopped: the run was stopped after a checkpoint.
-        RuntimeError: the run failed; it has said why.
+        RuntimeError: the run failed; its own output says why.
     """
     folder = Path(config.output_dir)
     if not finished(config):
@@ -57,7 +57,7 @@ def ensure_trained(config: TrainConfig, command: Sequence[str]) -> Path:
         write_text(path, resolved(config))
         code = subprocess.run([*command, "--config", str(path)]).returncode
         if code == STOPPED:
-            raise Stopped(f"{folder} was stopped; run the same command again to go on")
+            raise Stopped(f"{folder} was stopped; run the same command again to continue")
         if code:
             raise RuntimeError(f"{folder}: training exited with {code}")
     return folder / PIPELINE

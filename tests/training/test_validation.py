@@ -1,14 +1,8 @@
 """Whether a model listens to its task token, and the measurement that says so."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tiny import own_state
 
 from mtl_diffusion import train as train_module
@@ -19,8 +13,6 @@ from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 from mtl_diffusion.train import train
 from mtl_diffusion.training import validation
 from mtl_diffusion.training.validation import held_out_loss
-
-ROOT = Path(__file__).parents[2]
 
 
 def dataset(n=12, seed=0):
@@ -148,34 +140,6 @@ def test_alike_edit_of_a_grey_image_shows_what_colorize_of_its_colour_twin_does(
     # Grey pixels are whole numbers in a file, and colorize's are not: half a step of 2 / 255.
     torch.testing.assert_close(edit.image, colorize.image, rtol=0, atol=1.01 / 255)
     assert (to_unit_range(colour) - to_unit_range(grey)).abs().max() > 0.2
-
-
-def test_the_script_writes_a_table_and_a_plot(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path / "pipeline")
-    for split in ("train", "test"):
-        for name in ("cat", "dog", "ship"):
-            folder = tmp_path / "data" / split / name
-            folder.mkdir(parents=True)
-            for i in range(3):
-                Image.new("RGB", (8, 8), (80 * i, 40, 200)).save(folder / f"{i}.png")
-    command = [
-        *(sys.executable, str(ROOT / "scripts/task_tokens.py")),
-        *("--pipeline", str(tmp_path / "pipeline"), "--dataset_name", str(tmp_path / "data")),
-        *("--num_images", "6", "--output_dir", str(tmp_path / "out")),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads((tmp_path / "out/task_tokens.json").read_text())
-    assert report["num_images"] == 6 and list(report["loss"]) == list(TASKS)
-    for task, tokens in report["loss"].items():
-        assert next(iter(tokens)) == task and set(tokens) == {*TASKS, "null"}
-        for token, levels in tokens.items():
-            for level, entry in levels.items():
-                right = tokens[task][level]["loss"]
-                assert entry["loss"] - right == pytest.approx(entry["excess"], abs=3e-5)
-                assert entry["standard_error"] >= 0 and (token == task) == (entry["excess"] == 0)
-    assert Image.open(tmp_path / "out/task_tokens.png").width > 400
-    assert done.stdout.count("| wrong: ") == 12 and done.stdout.count("| none |") == 4
 
 
 # --- a trained model ----------------------------------------------------------------------------

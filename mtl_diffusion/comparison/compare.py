@@ -1,0 +1,99 @@
+"""A whole comparison: trains the runs that are missing, measures all, writes tables and a plot."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..config import TrainConfig, to_dict
+from ..data.images import load_split
+from ..pictures.plots import signed_matrix
+from ..publishing.export import PIPELINE
+from ..tools.files import write_text
+from .arms import Arm, configure
+from .measure import losses, scorecard
+from .report import Changes, changes, loss_table, plain, scorecard_table
+from .runs import ensure_trained
+
+
+def compare(
+    arms: Sequence[Arm],
+    base: TrainConfig,
+    seeds: Sequence[int],
+    folder: Path,
+    num_images: int,
+    metrics: str,
+    command: Sequence[str],
+) -> str:
+    """Trains each arm with each seed, in `folder`/runs, and compares them on held-out images.
+
+    Args:
+        num_images: held-out images of the base's validation_split.
+        metrics: where a run's folder has a metrics.json, if it has been evaluated.
+        command: what starts scripts/train.py, up to its flags.
+
+    Returns:
+        The tables as Markdown. They and comparison.json and changes.png are written to `folder`.
+
+    Raises:
+        ValueError: a configuration is not allowed, or a folder has a run of another one.
+        Stopped, RuntimeError: see `ensure_trained`.
+    """
+    if base.max_train_steps is None:
+        raise ValueError("max_train_steps: found null; runs that are compared need a number")
+    folders = {(arm.name, seed): folder / "runs" / arm.run(seed) for seed in seeds for arm in arms}
+    configs = {}  # all of them, before anything is trained
+    for seed in seeds:
+        for arm in arms:
+            source = arm.source and folders[arm.source, seed] / PIPELINE
+            configs[arm.name, seed] = configure(arm, base, seed, folders[arm.name, seed], source)
+    data = load_split(base, "validation_split", base.resolution)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(base.num_threads or torch.get_num_threads())
+
+    measured = {arm.name: {} for arm in arms}
+    figures = {arm.name: {} for arm in arms}
+    for (name, seed), run in tqdm(folders.items(), desc="Runs", unit="run"):
+        pipeline = ensure_trained(configs[name, seed], command)
+        measured[name][seed] = losses(pipeline, data, num_images, device)
+        figures[name][seed] = scorecard(run / metrics)
+
+    changed = changes(measured)
+    tables = "\n".join(filter(None, [loss_table(measured, changed), scorecard_table(figures)]))
+    report = {
+        "command": shlex.join(["python", *sys.argv]),
+        "base": to_dict(base),
+        "arms": [asdict(arm) for arm in arms],
+        "seeds": list(seeds),
+        "dataset_fingerprint": data.fingerprint,
+        "num_images": min(num_images, len(data)),
+        "losses": measured,
+        "changes": changed,
+        "scorecards": figures,
+    }
+    write_text(folder / "comparison.json", json.dumps(plain(report), indent=2) + "\n")
+    write_text(folder / "comparison.md", tables)
+    _plot(changed, folder / "changes.png")
+    return tables
+
+
+def _plot(changed: Changes, path: Path) -> None:
+    rows = {f"{arm}: {task}": row for arm, tasks in changed.items() for task, row in tasks.items()}
+    if rows:
+        cells = [list(row.values()) for row in rows.values()]
+        signed_matrix(
+            100 * np.array([[cell.mean for cell in row] for row in cells]),
+            100 * np.array([[cell.std for cell in row] for row in cells]),
+            list(rows),
+            list(next(iter(rows.values()))),
+            "more loss than the reference, %",
+            path,
+        )

@@ -1,0 +1,76 @@
+"""Runs of a comparison: finished ones are reused, others are continued, wrong ones are refused."""
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtl_diffusion.checkpoints.store import Checkpoint
+from mtl_diffusion.checkpoints.store import save as save_checkpoint
+from mtl_diffusion.comparison.runs import Stopped, ensure_trained
+from mtl_diffusion.config import TrainConfig, to_dict
+
+BASE = TrainConfig(tasks={"generate": 2, "inpaint": 1, "edit": 1}, total_batch_size=32)
+CHILD = "import sys; open(sys.argv[1], 'a').write('x'); sys.exit(int(sys.argv[2]))"
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A command that logs each start, and exits with the given code."""
+    log = tmp_path / "started"
+    log.touch()
+
+    def command(code=0):
+        return [sys.executable, "-c", CHILD, str(log), str(code)]
+
+    return log, command
+
+
+def pretend(config, step):
+    """What a run leaves after so many steps."""
+    folder = Path(config.output_dir)
+    checkpoint = Checkpoint(step, {"unet": {"w": torch.zeros(1)}}, {"config": to_dict(config)})
+    save_checkpoint(folder / "checkpoints", checkpoint)
+    (folder / "pipeline").mkdir(exist_ok=True)
+    (folder / "pipeline/model_index.json").write_text("{}")
+
+
+def test_a_finished_run_is_reused_and_an_unfinished_one_goes_on(tmp_path, started):
+    log, command = started
+    config = replace(BASE, max_train_steps=4, output_dir=str(tmp_path / "run"))
+    assert ensure_trained(config, command()) == tmp_path / "run/pipeline"
+    assert log.read_text() == "x" and (tmp_path / "run/config.yaml").exists()
+    pretend(config, 2)
+    ensure_trained(config, command())
+    assert log.read_text() == "xx"
+    pretend(config, 4)
+    ensure_trained(config, command())
+    assert log.read_text() == "xx"
+    shutil.rmtree(tmp_path / "run/pipeline")  # it was killed before the export
+    ensure_trained(config, command())
+    assert log.read_text() == "xxx"
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"max_train_steps": 8}, {"learning_rate": 1.0}])
+def test_a_run_of_another_configuration_is_refused_by_name(tmp_path, started, change):
+    log, command = started
+    config = replace(BASE, max_train_steps=4, output_dir=str(tmp_path / "run"))
+    pretend(config, 4)
+    (field,) = change
+    with pytest.raises(
+        ValueError, match=rf"another configuration.*\n  {field}: the checkpoint has"
+    ):
+        ensure_trained(replace(config, **change), command())
+    assert not log.read_text()
+
+
+def test_a_run_that_stops_or_fails_ends_the_comparison(tmp_path, started):
+    _, command = started
+    config = replace(BASE, output_dir=str(tmp_path / "run"))
+    with pytest.raises(Stopped, match="run the same command again"):
+        ensure_trained(config, command(75))
+    with pytest.raises(RuntimeError, match="training exited with 2"):
+        ensure_trained(config, command(2))
