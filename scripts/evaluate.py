@@ -61,7 +61,7 @@ def main() -> None:
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from accelerate import Accelerator
 
-    from mtl_diffusion.data.images import load_split
+    from mtl_diffusion.data.images import load_splits
     from mtl_diffusion.evaluation.classifier import Classifier
     from mtl_diffusion.evaluation.evaluate import below, context, evaluate, parts_for
     from mtl_diffusion.evaluation.features import classifier_space, feature_space
@@ -82,10 +82,7 @@ def main() -> None:
             else classifier_space(judge, args.classifier)
         )
         with accelerator.main_process_first():  # the first one decodes, the others read its cache
-            train, test = (
-                load_split(args, "train_split", pipe.size),
-                load_split(args, "validation_split", pipe.size),
-            )
+            train, test = load_splits(args, pipe.size)
         given = context(pipe, judge, space, train, test, settings, folder / "features")
         possible = parts_for(pipe)
         parts = args.parts or possible

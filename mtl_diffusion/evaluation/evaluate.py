@@ -48,6 +48,8 @@ def context(
         ValueError: the pipeline, the judge and the dataset don't know the same classes.
     """
     expected = set(pipe.class_names)
+    if not expected:
+        raise ValueError("pipeline: it has no classes, and a scorecard goes by what a class is")
     for name, classes in (("classifier", judge.class_names), ("dataset_name", test.class_names)):
         if set(classes) != expected:
             raise ValueError(

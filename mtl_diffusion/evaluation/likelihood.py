@@ -24,7 +24,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..data.images import to_unit_range
+from ..tools.tensors import to_unit_range
 from .denoise import Denoise, heun_step
 
 BIN = 2 / 255  # the distance of two grey levels in [-1, 1]

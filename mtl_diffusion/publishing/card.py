@@ -43,7 +43,8 @@ def model_card(
         name=name,
         tasks=", ".join(f"`{task}`" for task in pipe.tasks),
         resolution=pipe.size,
-        classes=", ".join(pipe.class_names),
+        class_tag="- class-conditional\n" if pipe.class_names else "",
+        classes=_classes(pipe),
         parameters=f"{sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.1f}",
         dataset=_dataset(config),
         gallery=_gallery(picture),
@@ -119,6 +120,12 @@ def _header(name: str, config: TrainConfig, rows: list[dict[str, Any]]) -> str:
     if results:
         header["model-index"] = [{"name": name, "results": results}]
     return yaml.safe_dump(header, sort_keys=False).strip() if header else "# nothing was measured"
+
+
+def _classes(pipe: MultiTaskPipeline) -> str:
+    if not pipe.class_names:
+        return "It has no classes: its training images had no labels."
+    return f"Classes: {', '.join(pipe.class_names)}."
 
 
 def _gallery(picture: str | None) -> str:

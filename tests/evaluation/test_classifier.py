@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
-from mtl_diffusion.data.images import load_images, to_unit_range
+from mtl_diffusion.data.images import load_images
 from mtl_diffusion.evaluation.classifier import Classifier, train_classifier
+from mtl_diffusion.tools.tensors import to_unit_range
 
 
 @pytest.fixture(scope="module")
