@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -192,7 +193,8 @@ def _keep(cached: Path, images: torch.Tensor) -> None:
             np.save(file, images.numpy())
         part.replace(cached)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         logger.warning("the decoded images are not kept for the next run: %s", error)
 
 

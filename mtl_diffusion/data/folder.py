@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ _CONTAINERS = frozenset((".parquet", ".arrow", ".tar", ".zip", ".h5", ".hdf5", "
 _METADATA = {
     # "NA" and "null" are names like any other.
     "metadata.csv": partial(pd.read_csv, keep_default_na=False),
-    "metadata.jsonl": partial(pd.read_json, lines=True, convert_dates=False),
+    "metadata.jsonl": lambda path: pd.DataFrame(
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ),
     "metadata.parquet": pd.read_parquet,
 }
 
