@@ -3,13 +3,14 @@
 import json
 import logging
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..config import ConfigError, differences, to_dict
+from ..config import ConfigError, differences, show, to_dict
 from ..data.streaming_loader import Position
 from ..tools.distributed import from_all_processes
 from ..training.run import Run, learning_rate
@@ -71,15 +72,66 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
     return Checkpoint(step, tensors, facts)
 
 
+def _is_mapping(value: Any, kind: type = object) -> bool:
+    return isinstance(value, dict) and all(isinstance(entry, kind) for entry in value.values())
+
+
+def _is_stream(value: Any) -> bool:
+    pairs = value if isinstance(value, list) else [None]
+    return value is None or all(
+        isinstance(pair, list) and [type(number) for number in pair] == [int, int] for pair in pairs
+    )
+
+
+# Name -> what a fact must be, and in words. "unet" and "scheduler" are missing in old checkpoints.
+_FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "config": (_is_mapping, "a mapping"),
+    "words": (lambda value: _is_mapping(value, int), "words with their ids"),
+    "unet": (lambda value: value is None or _is_mapping(value), "a mapping"),
+    "scheduler": (lambda value: value is None or _is_mapping(value), "a mapping"),
+    "data": (
+        lambda value: _is_mapping(value, str) and {"train", "held_out"} <= value.keys(),
+        "the fingerprints of train and held_out",
+    ),
+    "stream": (_is_stream, "null, or an epoch and a number of rows for each process"),
+    "num_processes": (lambda value: type(value) is int and value > 0, "1 or more"),
+    "versions": (_is_mapping, "libraries with their versions"),
+}
+
+
+def check_facts(checkpoint: Checkpoint) -> None:
+    """Checks that the facts have the form in which `snapshot` writes them.
+
+    Raises:
+        CheckpointError: it names each fact that is missing or of another form.
+    """
+    found = checkpoint.facts
+    faults = [
+        f"{name}: found {show(found[name]) if name in found else 'nothing'}; must be {words}"
+        for name, (fits, words) in _FACTS.items()
+        if not fits(found.get(name))
+    ]
+    if faults:
+        lines = "".join(f"\n  {fault}" for fault in faults)
+        raise CheckpointError(f"the facts.json of step-{checkpoint.step} can't be used:{lines}")
+
+
 def restore(run: Run) -> int:
     """Brings the run to where its checkpoint left it; returns the number of steps done.
 
     Raises:
         ConfigError: the checkpoint is of another configuration or other data, or a run is there
             that was not to be resumed.
-        CheckpointError: the checkpoint asked for is missing or damaged.
+        CheckpointError: the checkpoint asked for is missing or damaged, or could not be read on
+            one of the processes.
     """
-    checkpoint = _find(run)
+    fault = None
+    try:
+        checkpoint = _find(run)
+    except (CheckpointError, ConfigError) as error:
+        checkpoint, fault = None, error
+    if faults := from_all_processes([str(fault)] if fault else []):
+        raise fault or CheckpointError(f"another process: {faults[0]}")
     step = 0 if checkpoint is None else checkpoint.step
     if len(found := from_all_processes([str(step)])) > 1:
         raise ConfigError(
@@ -90,11 +142,12 @@ def restore(run: Run) -> int:
         )
     if checkpoint is None:
         return 0
+    check_facts(checkpoint)
     if faults := _mismatches(run, checkpoint):
         raise ConfigError([*faults, "to start anew, choose another output_dir"])
     try:
         _load_state(run, checkpoint)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"step-{step} does not fit this model: {error}") from error
     if run.config.streaming:
         _go_on_reading(run, checkpoint)
@@ -130,7 +183,8 @@ def _find(run: Run) -> Checkpoint | None:
     asked = load(Path(wish))
     if newest is None or newest.step <= asked.step:
         return asked
-    if newest.facts["config"]["resume_from_checkpoint"] == wish:  # the same command, run again
+    check_facts(newest)
+    if newest.facts["config"].get("resume_from_checkpoint") == wish:  # the same command, run again
         return newest
     raise ConfigError(
         [

@@ -1,33 +1,53 @@
-"""A checkpoint is complete or does not exist.
+"""Checkpoints on disk: a folder step-N is complete, or it does not exist.
 
-It is written to a temporary folder; each file reaches the disk; a manifest with the size and the
-sha256 of each comes last; the folder is renamed; and only then older ones are deleted, each by a
-rename first. Tensors are safetensors and everything else is JSON: nothing is ever unpickled.
+The files are written to a temporary folder, the manifest with the size and the sha256 of each last.
+The folder is synced and renamed, and only then older ones are deleted. Tensors are safetensors and
+everything else is JSON: nothing is ever unpickled.
 """
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
-import shutil
-from collections.abc import Iterator
+import stat
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..tools.files import delete, replaced_folder, tidy, write_bytes
+
+logger = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
 FACTS = "facts.json"
-_NAME = re.compile(r"step-(\d+)")
-# What is being written and what is being deleted; a killed process leaves such folders behind.
-_WRITING, _DELETING = ".writing-", ".deleting-"
+_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
+# Seconds before each new attempt to read what the system could not read.
+DELAYS = (0.1, 1.0, 3.0)
+# What the system says of a file that is not there, or is none. Any other error may pass.
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing or damaged: which file, what was found, what was expected."""
+
+
+class MissingError(CheckpointError):
+    """A file or a folder that is not there."""
+
+
+class UnreadableError(CheckpointError):
+    """The system could not read a checkpoint, which may be complete all the same."""
 
 
 @dataclass(frozen=True)
@@ -46,38 +66,31 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, total_limit: int | None = None) -> Path:
-    """Writes folder/step-N and then deletes others beyond total_limit, never the new one.
+    """Writes folder/step-N, and then deletes the oldest checkpoints beyond total_limit.
+
+    Checkpoints of later steps are kept. So is whatever this module did not write: if it has the
+    name of the new checkpoint, it is renamed.
 
     Raises:
-        OSError: the disk is full, say; it names the file. Whatever was complete before still is.
+        OSError: the disk is full, for example; it names the file. Older checkpoints are untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in [*folder.glob(f"{_WRITING}*"), *folder.glob(f"{_DELETING}*")]:
-        shutil.rmtree(leftover)
+    tidy(folder, "step-*")
     target = folder / f"step-{checkpoint.step}"
-    temporary = folder / f"{_WRITING}{target.name}"
-    temporary.mkdir()
-    try:
+    if os.path.lexists(target) and not _is_ours(target):
+        _move_aside(target)
+    with replaced_folder(target) as temporary:
         manifest = {}
         for name, content in _contents(checkpoint):
-            _write(temporary / name, content)
+            write_bytes(temporary / name, content)
             digest = hashlib.sha256(content).hexdigest()
             manifest[name] = {"size": len(content), "sha256": digest}
-        _write(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
-        _sync_folder(temporary)
-        if target.exists():  # a damaged one, which this run passed over when it resumed
-            _delete(target)
-        os.rename(temporary, target)
-        _sync_folder(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
     if total_limit is not None:
-        others = [(step, path) for step, path in _by_step(folder) if path != target]
-        # Later steps go first: this run would have resumed from them, had they been complete.
-        others.sort(key=lambda other: (other[0] < checkpoint.step, other[0]))
-        for _, path in others[: max(0, len(others) + 1 - total_limit)]:
-            _delete(path)
+        try:
+            _rotate(folder, checkpoint.step, total_limit)
+        except OSError as error:  # the new one is complete: nothing is lost
+            logger.warning("old checkpoints in %s could not be deleted: %s", folder, error)
     return target
 
 
@@ -87,6 +100,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing or differs from the manifest, there is no manifest, or
             it can't be one.
+        UnreadableError: the system failed to read a file, several times.
     """
     contents = _verified(path)
     try:
@@ -105,11 +119,17 @@ def load(path: Path) -> Checkpoint:
 
 
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest complete checkpoint, and why each newer one was passed over."""
+    """The newest complete checkpoint, and why each newer one was passed over.
+
+    Raises:
+        UnreadableError: the system failed to read one that is newer than those that it could.
+    """
     skipped = []
     for _, path in reversed(_by_step(folder)):
         try:
             return load(path), skipped
+        except UnreadableError:
+            raise
         except CheckpointError as error:
             skipped.append(str(error))
     return None, skipped
@@ -163,42 +183,74 @@ def _mapping(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise CheckpointError(
-            f"{path} can't be read: {getattr(error, 'strerror', error)}"
-        ) from error
+    return _insist(path.read_bytes, path)
+
+
+def _insist(read: Callable[[], T], path: Path) -> T:
+    """What `read` returns; an error that may pass is followed by another attempt.
+
+    Raises:
+        MissingError: nothing of that kind is at `path`.
+        UnreadableError: another error, at each attempt.
+    """
+    for delay in (*DELAYS, None):
+        try:
+            return read()
+        except ValueError as error:  # a name that no file can have
+            raise MissingError(f"{path} can't be read: {error}") from error
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                raise MissingError(f"{path} can't be read: {error.strerror}") from error
+            if delay is None or isinstance(error, PermissionError):
+                raise UnreadableError(
+                    f"{path} could not be read ({error.strerror}), and may be complete all the "
+                    "same: mend the cause and run again, or move the checkpoint away"
+                ) from error
+        time.sleep(delay)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _by_step(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints in a folder, oldest first."""
-    if not folder.is_dir():
+    """(step, path) of the folders that are called as checkpoints are, oldest first."""
+    try:
+        names = _insist(lambda: os.listdir(folder), folder)
+    except MissingError:
         return []
-    matches = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in matches if match)
+    matches = ((_NAME.fullmatch(name), folder / name) for name in names)
+    return sorted((int(match[1]), path) for match, path in matches if match and _is_folder(path))
 
 
-def _write(path: Path, content: bytes) -> None:
+def _is_folder(path: Path) -> bool:
     try:
-        with open(path, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:  # a write doesn't say which file it was
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        return stat.S_ISDIR(_insist(path.stat, path).st_mode)
+    except MissingError:
+        return False
 
 
-def _delete(path: Path) -> None:
-    """At once, as far as anybody who looks for checkpoints can see."""
-    doomed = path.with_name(f"{_DELETING}{path.name}")
-    os.rename(path, doomed)
-    shutil.rmtree(doomed)
+def _is_ours(path: Path) -> bool:
+    """Whether this module wrote it: a folder, and no link to one, with a manifest."""
+    return not path.is_symlink() and (path / MANIFEST).is_file()
 
 
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _rotate(folder: Path, step: int, total_limit: int) -> None:
+    """Deletes the oldest checkpoints until total_limit are left up to this step."""
+    for path in folder.glob("step-*"):
+        if not (_NAME.fullmatch(path.name) and _is_ours(path)):
+            _warn_of(path)
+    earlier = [path for other, path in _by_step(folder) if other < step and _is_ours(path)]
+    for path in earlier[: max(0, len(earlier) + 1 - total_limit)]:
+        delete(path)
+
+
+@cache  # once is enough
+def _warn_of(path: Path) -> None:
+    logger.warning("%s is not a checkpoint of this package, and is left alone", path)
+
+
+def _move_aside(path: Path) -> None:
+    """Renames what stands where a checkpoint has to be."""
+    number = 1
+    while os.path.lexists(other := path.with_name(f"moved-aside-{number}-{path.name}")):
+        number += 1
+    os.rename(path, other)
+    logger.warning("%s was not a checkpoint of this package; it is now %s", path, other.name)

@@ -10,8 +10,6 @@ which sees as many samples of the new thing:
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from ..config import TrainConfig
 from ..data.images import ImageDataset, load_split, load_splits
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..pipeline.tokens import Vocabulary
+from ..tools.files import replaced_folder
 from ..training.validation import held_out_loss
 from ..training.vocabulary import extend_tokenizer
 
@@ -156,19 +155,16 @@ def _together(one: ImageDataset, other: ImageDataset) -> ImageDataset:
 
 def _write(splits: Mapping[str, ImageDataset], folder: Path) -> dict[str, str | None]:
     """A folder that `load_images` reads, whole or not there; returns the fields that name it."""
-    temporary = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
     if not folder.exists():
-        temporary.mkdir(parents=True)
-        for field, data in splits.items():
-            features = datasets.Features(
-                image=datasets.Image(), label=datasets.ClassLabel(names=list(data.class_names))
-            )
-            pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in data.images]
-            rows = {"image": pictures, "label": data.labels.tolist()}
-            name = {"train_split": "train", "validation_split": "test"}[field]
-            datasets.Dataset.from_dict(rows, features).to_parquet(temporary / f"{name}.parquet")
-        os.rename(temporary, folder)
+        with replaced_folder(folder) as new:
+            for field, data in splits.items():
+                features = datasets.Features(
+                    image=datasets.Image(), label=datasets.ClassLabel(names=list(data.class_names))
+                )
+                pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in data.images]
+                rows = {"image": pictures, "label": data.labels.tolist()}
+                name = {"train_split": "train", "validation_split": "test"}[field]
+                datasets.Dataset.from_dict(rows, features).to_parquet(new / f"{name}.parquet")
     return {
         "dataset_name": str(folder),
         "dataset_config_name": None,

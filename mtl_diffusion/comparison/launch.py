@@ -11,6 +11,7 @@ from ..checkpoints.store import load_latest
 from ..config import TrainConfig, differences, resolved, to_dict
 from ..launch.stop import STOPPED
 from ..publishing.export import PIPELINE
+from ..tools.files import write_text
 
 
 class Stopped(Exception):
@@ -53,7 +54,7 @@ def ensure_trained(config: TrainConfig, command: Sequence[str]) -> Path:
     if not finished(config):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "config.yaml"
-        path.write_text(resolved(config))
+        write_text(path, resolved(config))
         code = subprocess.run([*command, "--config", str(path)]).returncode
         if code == STOPPED:
             raise Stopped(f"{folder} was stopped; run the same command again to go on")

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..data.images import ImageDataset
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..tools.files import write_text
 from ..training.validation import held_out_loss
 
 LOSS = "held-out loss"
@@ -81,7 +82,7 @@ def losses(
         task: {level: entry["loss"] for level, entry in levels.items()}
         for task, levels in found.table().items()
     }
-    kept.write_text(json.dumps({"key": key, "loss": table}, indent=2) + "\n")
+    write_text(kept, json.dumps({"key": key, "loss": table}, indent=2) + "\n")
     return table
 
 

@@ -1,5 +1,25 @@
 """What may be set in a run: fields, limits and the command line. No torch is imported."""
 
-from .fields import TYPES, ConfigError, TrainConfig, differences, resolved, to_dict
+from .fields import (
+    TYPES,
+    ConfigError,
+    TrainConfig,
+    differences,
+    hint,
+    listed,
+    resolved,
+    show,
+    to_dict,
+)
 
-__all__ = ["TYPES", "ConfigError", "TrainConfig", "differences", "resolved", "to_dict"]
+__all__ = [
+    "TYPES",
+    "ConfigError",
+    "TrainConfig",
+    "differences",
+    "hint",
+    "listed",
+    "resolved",
+    "show",
+    "to_dict",
+]

@@ -110,8 +110,13 @@ def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
         "generate": {
             f"unconditional_steps_{steps}": ("frechet_distance_to_train", "precision", "recall"),
             f"by_class_steps_{steps}": ("frechet_distance_to_train",),
-            guided: ("class_accuracy", "frechet_distance_to_train"),
-            "floor": ("frechet_distance_to_train",),
+            guided: (
+                "class_accuracy",
+                "frechet_distance_to_train",
+                "radial_power_largest_difference",
+                "radial_power_largest_difference_by_class",
+            ),
+            "floor": ("frechet_distance_to_train", "radial_power_largest_difference"),
         },
         "likelihood": {"": ("bits_per_dim",)},
         "inpaint": {

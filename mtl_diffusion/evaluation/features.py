@@ -79,15 +79,14 @@ def feature_space(name: str, device: str | torch.device = "cpu") -> FeatureSpace
     return _transformers_space(name, device)
 
 
-def classifier_space(judge: Classifier, name: str) -> FeatureSpace:
-    """What a classifier sees before its last layer, averaged over the image."""
+def classifier_space(classifier: Classifier, name: str) -> FeatureSpace:
+    """What a classifier's last layer sees."""
 
     def embed(images: Tensor) -> Tensor:
-        shown = (2 * images - 1).to(judge.model.device)
-        return judge.model.regnet(shown).pooler_output.flatten(1)
+        return classifier.features(2 * images - 1)
 
-    about = {"kind": "classifier", **judge.metrics}
-    return FeatureSpace(Path(name).name, weights_digest(judge.model), about, embed)
+    about = {"kind": "classifier", **classifier.metrics}
+    return FeatureSpace(Path(name).name, weights_digest(classifier.model), about, embed)
 
 
 def _inception(device: str | torch.device) -> FeatureSpace:

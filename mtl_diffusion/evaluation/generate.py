@@ -16,6 +16,7 @@ from ..pipeline.pipeline import TASKS
 from .bulk import Drawn, Job
 from .distances import frechet_distance, kernel_distance, nearest, precision_recall
 from .parts import Context, Part, mean, to_bytes
+from .spectrum import RealPower, plot, radial_power
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,12 @@ class Generate(Part):
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
         context = self.context
         train, test = context.features_of("train"), context.features_of("test")
+        real, names = RealPower.of(context.train, context.num_classes), context.pipe.class_names
         results: dict[str, Any] = {"floor": floor(train, test, context.settings.num_images)}
+        held_out = slice(results["floor"]["n"])
+        results["floor"] |= radial_power(
+            context.test.images[held_out], context.test.labels[held_out], real, names
+        )
         plain = self.samplings[0]
         for sampling in self.samplings:
             entry = drawn[f"generate-{sampling.name}"]
@@ -109,14 +115,15 @@ class Generate(Part):
                 results["memorisation"] = memorisation(
                     context, entry.values, features, train, test, folder
                 )
-            if sampling.by_class:
-                results[sampling.name] |= self._classes(entry.values)
+            asked = self._asked(range(len(entry.values))) if sampling.by_class else None
+            results[sampling.name] |= radial_power(entry.values, asked, real, names)
+            if asked is not None:
+                results[sampling.name] |= self._classes(entry.values, asked)
         self._plot(results, folder)
         return results
 
-    def _classes(self, images: Tensor) -> dict[str, Any]:
-        """How often the judge sees the class that was asked for."""
-        asked = self._asked(range(len(images)))
+    def _classes(self, images: Tensor, asked: Tensor) -> dict[str, Any]:
+        """How often the classifier sees the class that was asked for."""
         right = self.context.judged(images) == asked
         names = self.context.pipe.class_names
         return {
@@ -146,6 +153,8 @@ class Generate(Part):
             folder / "quality_against_evaluations.png",
             levels={f"{name.replace('_', ' ')}, floor": results["floor"][name] for name in names},
         )
+        shown = next(s for s in self.samplings[::-1] if s.guidance_interval is None)
+        plot(results[shown.name]["radial_power"], shown.name, folder / "radial_power.png")
 
 
 def distances(features: Tensor, train: Tensor, test: Tensor) -> dict[str, float]:

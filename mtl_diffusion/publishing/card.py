@@ -12,8 +12,8 @@ from .. import __version__
 from ..config import TrainConfig
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 
-# A template with $names; it stands at the top of the repository.
-TEMPLATE = Path(__file__).resolve().parents[2] / "model_card.md"
+# A template with $names. Here it is a link to the file at the top of the repository.
+TEMPLATE = Path(__file__).with_name("model_card.md")
 BUILT_IN = "shapes"
 _KINDS = {"generate": "unconditional-image-generation"}  # the Hub's names for tasks
 _SETTINGS = ("n", "seed", "guidance_scale", "seconds", "num_images", "num_inference_steps")

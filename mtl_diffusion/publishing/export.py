@@ -3,9 +3,7 @@
 import copy
 import json
 import logging
-import os
 import shlex
-import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +14,13 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler, UNet2DConditionModel
 from PIL import Image
 
-from ..checkpoints.store import Checkpoint, CheckpointError, load, load_latest
+from ..checkpoints.resume import check_facts
+from ..checkpoints.store import MANIFEST, Checkpoint, CheckpointError, load, load_latest
 from ..config import TrainConfig
 from ..config.command_line import from_dict
 from ..pictures import grids
 from ..pipeline.pipeline import MultiTaskPipeline
+from ..tools.files import replaced_folder
 from ..training.model import build_scheduler, build_unet
 from ..training.run import Run
 from ..training.vocabulary import tokenizer_of
@@ -53,25 +53,28 @@ def of_checkpoint(path: Path) -> Trained:
     Raises:
         CheckpointError: there is none, it is damaged, or it doesn't fit its own description.
     """
-    checkpoint = load(path) if (path / "manifest.json").exists() else _newest(path)
+    checkpoint = load(path) if (path / MANIFEST).exists() else _newest(path)
+    check_facts(checkpoint)
     facts = checkpoint.facts
     config = from_dict(facts["config"])
-    tokenizer = tokenizer_of(facts["words"])
-    # On "meta", building draws nothing from the generators, which a run in this process may use.
-    with torch.device("meta"):
-        if "unet" in facts:
-            unet = UNet2DConditionModel.from_config(facts["unet"])
-        else:  # of a run that started from nothing, before this was noted
-            unet = build_unet(config, len(facts["words"]))
-    weights = checkpoint.tensors.get("ema", checkpoint.tensors["unet"])
+    tensors = checkpoint.tensors.get("ema") or checkpoint.tensors.get("unet", {})
     try:
-        unet.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights don't fit its configuration: {error}") from None
-    scheduler = build_scheduler(config)
-    if "scheduler" in facts:
-        scheduler = EDMDPMSolverMultistepScheduler.from_config(facts["scheduler"])
-    pipeline = MultiTaskPipeline(unet.eval().requires_grad_(False), tokenizer, scheduler)
+        tokenizer, scheduler = tokenizer_of(facts["words"]), build_scheduler(config)
+        # On "meta", building draws nothing from the generators, which a run in this process may
+        # use.
+        with torch.device("meta"):
+            if facts.get("unet"):
+                unet = UNet2DConditionModel.from_config(facts["unet"])
+            else:  # of a run that started from nothing, before this was noted
+                unet = build_unet(config, len(facts["words"]))
+        unet.load_state_dict(tensors, assign=True)
+        if facts.get("scheduler"):
+            scheduler = EDMDPMSolverMultistepScheduler.from_config(facts["scheduler"])
+        pipeline = MultiTaskPipeline(unet.eval().requires_grad_(False), tokenizer, scheduler)
+    except Exception as error:  # whatever diffusers says of a description that is none
+        raise CheckpointError(
+            f"{path}: its weights don't fit its configuration: {error}"
+        ) from error
     return Trained(pipeline, config, checkpoint.step)
 
 
@@ -112,30 +115,40 @@ def write(
         max_shard_size: cut the weights into files of this size or less, such as "15MB".
 
     Raises:
-        ValueError: the target is a folder of something else.
+        ValueError: the target is something else, which is not replaced.
+        OSError: the disk is full, for example. The target is as it was.
     """
-    is_export = (target / "model_index.json").is_file()
-    if target.exists() and not is_export and not (target.is_dir() and not any(target.iterdir())):
-        raise ValueError(
-            f"output_dir {target} is neither empty nor an exported pipeline, and is left alone"
-        )
-    temporary = target.with_name(f".writing-{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    check_target(target)
     pipeline = trained.pipeline
     if half:
         unet = copy.deepcopy(pipeline.unet).half()
         pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler)
-    pipeline.save_pretrained(temporary, max_shard_size=max_shard_size)
-    drawn = _draw(trained.pipeline, temporary) if pictures else None
-    if metrics is not None:
-        (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    name = repository or repository_of(trained.config)
-    text = model_card(trained.pipeline, trained.config, trained.step, name, metrics, drawn)
-    (temporary / "README.md").write_text(text, encoding="utf-8")
-    if target.exists():
-        shutil.rmtree(target)
-    os.rename(temporary, target)
+    with replaced_folder(target) as folder:
+        pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
+        drawn = _draw(trained.pipeline, folder) if pictures else None
+        if metrics is not None:
+            (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        name = repository or repository_of(trained.config)
+        text = model_card(trained.pipeline, trained.config, trained.step, name, metrics, drawn)
+        (folder / "README.md").write_text(text, encoding="utf-8")
     return target
+
+
+def check_target(target: Path) -> None:
+    """Refuses a target that an export may not replace.
+
+    Raises:
+        ValueError: it is a file, a link or a folder of something else.
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        kind = "a link" if target.is_symlink() else "a file"
+        raise ValueError(
+            f"output_dir: {target} is {kind}, and is left alone: an export is a folder of its own"
+        )
+    if target.exists() and not (target / "model_index.json").is_file() and any(target.iterdir()):
+        raise ValueError(
+            f"output_dir: {target} is neither empty nor an exported pipeline, and is left alone"
+        )
 
 
 def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:

@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of diffusion: random numbers, tensors, processes."""
+"""Small helpers that know nothing of diffusion: random numbers, tensors, files, processes."""

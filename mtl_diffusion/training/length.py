@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..config import TrainConfig
+from ..config import ConfigError, TrainConfig
+from ..tools.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +33,12 @@ def with_length(
     if config.max_train_steps is not None:
         return config
     noted = Path(config.output_dir) / "length.json"
-    found = [None]
-    if noted.exists():
-        found = [json.loads(noted.read_text())["seconds_per_step"]]
     # One process's reading is everybody's: they have to agree on the step.
-    seconds = broadcast_object_list(found)[0]
+    seconds = broadcast_object_list([_read(noted)])[0]
     if seconds is None:
         seconds = broadcast_object_list([seconds_per_step(config, accelerator)])[0]
         if accelerator.is_main_process and not config.dry_run:
-            noted.write_text(json.dumps({"seconds_per_step": seconds}) + "\n")
+            write_text(noted, json.dumps({"seconds_per_step": seconds}) + "\n")
     steps = max(1, round(60 * config.max_train_minutes / seconds))
     if accelerator.is_main_process:
         logger.warning(
@@ -47,3 +46,21 @@ def with_length(
             *(seconds, config.max_train_minutes, steps, steps * config.total_batch_size),
         )
     return replace(config, max_train_steps=steps)
+
+
+def _read(noted: Path) -> float | None:
+    """The seconds per step that were noted; None: nothing was."""
+    if not noted.exists():
+        return None
+    try:
+        seconds = json.loads(noted.read_text())["seconds_per_step"]
+        if 0 < seconds < math.inf:
+            return seconds
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    raise ConfigError(
+        [
+            f'output_dir: found {noted}, which does not hold {{"seconds_per_step": NUMBER}}: mend '
+            "it, or delete it to measure the rate anew, with which the length of the run changes"
+        ]
+    )

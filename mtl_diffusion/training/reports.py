@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..pictures.grids import task_picture, to_pictures
 from ..tools.distributed import any_process, io_errors_logged
+from ..tools.files import write_text
 from .run import Run
 from .validation import HeldOutLoss, evaluating, held_out_loss
 
@@ -53,7 +54,7 @@ def write_validation(
         picture.save(path.parent / f"step-{step}-{name}.png")
     log_pictures(run, pictures, step)
     table = {"step": step, "num_images": held_out.num_images, "loss": held_out.table()}
-    path.write_text(json.dumps(table, indent=2) + "\n")
+    write_text(path, json.dumps(table, indent=2) + "\n")
 
 
 def _losses(run: Run) -> HeldOutLoss:

@@ -8,6 +8,8 @@ import safetensors.torch
 import torch
 from forked import SHORT, STATE, STEPS, die, poison_loss, train
 
+from mtl_diffusion.checkpoints.store import CheckpointError, load, save
+
 VARIANTS = {
     "one process": {},
     "accumulation": {"per_device_batch_size": 3},
@@ -168,6 +170,52 @@ def test_a_finished_run_can_be_made_longer(tmp_path):
     assert train(tmp_path / "run", *SHORT, max_train_steps=5)[0] == 0  # and run again in vain
 
 
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("config", MISSING, "config: found nothing; must be a mapping"),
+        ("config", [], "config: found []; must be a mapping"),
+        ("words", MISSING, "words: found nothing; must be words with their ids"),
+        ("words", {"<null>": "0"}, 'words: found {"<null>": "0"}; must be words with their ids'),
+        ("words", {"<null>": 0}, "don't fit its configuration"),
+        ("unet", "big", 'unet: found "big"; must be a mapping'),
+        ("unet", {"sample_size": {}}, "don't fit its configuration"),
+        ("scheduler", {"sigma_min": "low"}, "don't fit its configuration"),
+        ("data", {"train": "abc"}, "the fingerprints of train and held_out"),
+        ("data", {"train": 1, "held_out": 2}, "the fingerprints of train and held_out"),
+        ("stream", [[0]], "stream: found [[0]]; must be null, or an epoch and a number of rows"),
+        ("stream", 3, "stream: found 3; must be null, or"),
+        ("num_processes", "two", 'num_processes: found "two"; must be 1 or more'),
+        ("num_processes", 0, "num_processes: found 0; must be 1 or more"),
+        ("versions", None, "versions: found null; must be libraries with their versions"),
+    ],
+)
+def test_facts_of_another_form_are_named(halfway, name, value, words, tmp_path):
+    """The sha256 is right: another program wrote them, or somebody changed both."""
+    from mtl_diffusion.publishing.export import of_checkpoint
+
+    checkpoint = load(halfway.folder / "checkpoints" / "step-6")
+    checkpoint.facts[name] = value
+    if value is MISSING:
+        del checkpoint.facts[name]
+    with pytest.raises(CheckpointError) as raised:
+        of_checkpoint(save(tmp_path, checkpoint))
+    assert words in str(raised.value)
+
+
+def test_facts_of_another_form_are_refused(halfway, tmp_path):
+    checkpoint = load(halfway.folder / "checkpoints" / "step-6")
+    del checkpoint.facts["words"], checkpoint.facts["data"]
+    save(tmp_path / "run" / "checkpoints", checkpoint)
+    code, run = train(tmp_path / "run", *SHORT)
+    assert code == 2 and "Traceback" not in run.text
+    assert "the facts.json of step-6 can't be used:\n  words: found nothing" in run.text
+    assert "data: found nothing; must be the fingerprints of train and held_out" in run.text
+
+
 # --- which checkpoint -----------------------------------------------------------------------------
 
 
@@ -179,6 +227,36 @@ def test_a_damaged_one_is_passed_over_and_the_end_is_the_same(reference, tmp_pat
     assert code == 0 and "resuming after step 3" in run.text
     assert f"passed over a checkpoint: {file} has" in run.text
     assert run.steps == [9, 12] and run.state() == reference.state()
+
+
+def errors_of_the_disk(folder, processes):
+    """Reading the newest checkpoint fails, on the last process."""
+    from forked import rank
+
+    import mtl_diffusion.checkpoints.store as module
+
+    module.DELAYS = (0, 0)
+    read = type(folder).read_bytes
+
+    def fail(path):
+        if path.parent == folder / "step-6" and rank() == processes - 1:
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    type(folder).read_bytes = fail
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_that_cannot_be_read_is_neither_passed_over_nor_deleted(processes, tmp_path):
+    common = {"processes": processes, "checkpoints_total_limit": 1}
+    folder = tmp_path / "run"
+    assert train(folder, *SHORT, max_train_steps=6, **common)[0] in (0, [0, 0])
+    fault = partial(errors_of_the_disk, folder / "checkpoints", processes)
+    code, run = train(folder, *SHORT, fault, **common)
+    assert code in (2, [2, 2]) and "Traceback" not in run.text and run.steps == [6], run.text
+    assert "step-6/manifest.json could not be read (Input/output error)" in run.text
+    code, run = train(folder, *SHORT, **common)
+    assert code in (0, [0, 0]) and "resuming after step 6" in run.text
 
 
 def test_if_all_are_damaged_nothing_is_started_anew(tmp_path):

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from mtl_diffusion.checkpoints.store import (
     MANIFEST,
     Checkpoint,
     CheckpointError,
+    UnreadableError,
     load,
     load_latest,
     save,
@@ -71,12 +73,60 @@ def test_rotation_keeps_the_newest(tmp_path):
     assert steps(tmp_path) == [4, 5, 6, 7]
 
 
-def test_rotation_never_deletes_what_was_just_written(tmp_path):
-    """A later step that is there was passed over as damaged: it is the first to go."""
+def test_rotation_keeps_later_steps_until_the_run_has_passed_them(tmp_path):
+    """They were passed over when the run was resumed: damaged, as far as this machine could see."""
     save(tmp_path, checkpoint(10))
     (save(tmp_path, checkpoint(30)) / FACTS).unlink()
     save(tmp_path, checkpoint(15), total_limit=1)
-    assert steps(tmp_path) == [15]
+    assert steps(tmp_path) == [15, 30]
+    save(tmp_path, checkpoint(45), total_limit=1)
+    assert steps(tmp_path) == [45]
+
+
+def test_what_is_not_ours_is_neither_deleted_nor_in_the_way(tmp_path, caplog):
+    """Files, links and folders that are called as checkpoints are, and leftovers' names."""
+    folder, elsewhere = tmp_path / "checkpoints", save(tmp_path / "elsewhere", checkpoint(3))
+    folder.mkdir()
+    long = "step-" + "1" * 250
+    for name in ("step-99", "step-20", "step-", "step-0x1", "step-007", long, ".writing-step-30"):
+        (folder / name).write_text(name)
+    (folder / "step-3").symlink_to(elsewhere)
+    (folder / "step-4").symlink_to("nowhere")
+    (folder / "step-5").mkdir()
+    assert same(load_latest(folder)[0], checkpoint(3))  # a link is as good as a folder
+    foreign = {path.name for path in folder.iterdir()} - {"step-20", ".writing-step-30"}
+    for step in (10, 20, 30):
+        save(folder, checkpoint(step), total_limit=1)
+        assert same(load_latest(folder)[0], checkpoint(step))
+    assert {path.name for path in folder.iterdir()} == {
+        *foreign,
+        "step-30",
+        "moved-aside-1-step-20",
+    }
+    assert (folder / "moved-aside-1-step-20").read_text() == "step-20"
+    assert same(load(elsewhere), checkpoint(3))
+    for name in ("step-99", "step-3", "step-5", long):
+        assert caplog.text.count(f"{folder / name} is not a checkpoint of this package") == 1
+
+
+def test_a_clean_up_that_fails_fails_no_save(tmp_path, monkeypatch, caplog):
+    import mtl_diffusion.tools.files as files
+
+    def fail(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    save(tmp_path, checkpoint(1))
+    (tmp_path / ".deleting-step-0").mkdir()
+    monkeypatch.setattr(files.shutil, "rmtree", fail)
+    save(tmp_path, checkpoint(2), total_limit=1)
+    assert same(load_latest(tmp_path)[0], checkpoint(2)) and "could not be removed" in caplog.text
+    rename = os.rename
+    monkeypatch.setattr(
+        files.os, "rename", lambda a, b: fail() if a.name == "step-2" else rename(a, b)
+    )
+    save(tmp_path, checkpoint(3), total_limit=1)
+    assert same(load_latest(tmp_path)[0], checkpoint(3)) and steps(tmp_path) == [2, 3]
+    assert f"{tmp_path / 'step-2'} could not be deleted" in caplog.text
 
 
 def test_a_damaged_one_of_the_same_step_is_replaced(tmp_path):
@@ -183,6 +233,51 @@ def test_damage_is_named_and_the_one_before_is_taken(damage, tmp_path):
         assert word in str(raised.value)
     newest, skipped = load_latest(tmp_path)
     assert same(newest, checkpoint(1)) and skipped == [str(raised.value)]
+
+
+@pytest.mark.parametrize("what", ["step-2/unet.safetensors", "step-2/manifest.json", "step-2", ""])
+@pytest.mark.parametrize("times", [1, 4])
+def test_what_could_not_be_read_is_not_damaged(what, times, tmp_path, monkeypatch):
+    """An error of the disk or the network is waited for, and then refused: not passed over."""
+    import mtl_diffusion.checkpoints.store as module
+
+    save(tmp_path, checkpoint(1))
+    save(tmp_path, checkpoint(2))
+    monkeypatch.setattr(module, "DELAYS", (0, 0, 0))
+    left = times
+
+    def at_fault(call):
+        def may_fail(path, *rest, **options):
+            nonlocal left
+            if Path(path) == tmp_path / what and left:
+                left -= 1
+                raise OSError(5, "Input/output error")
+            return call(path, *rest, **options)
+
+        return may_fail
+
+    for owner, name in ((Path, "read_bytes"), (Path, "stat"), (os, "listdir")):
+        monkeypatch.setattr(owner, name, at_fault(getattr(owner, name)))
+    if times == 1:
+        assert same(load_latest(tmp_path)[0], checkpoint(2))
+        return
+    with pytest.raises(UnreadableError) as raised:
+        load_latest(tmp_path)
+    assert str(raised.value).startswith(f"{tmp_path / what} could not be read (Input/output error)")
+
+
+def test_a_checkpoint_of_somebody_else_is_not_damaged(tmp_path, monkeypatch):
+    save(tmp_path, checkpoint(1))
+    save(tmp_path, checkpoint(2))
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(
+        UnreadableError, match=r"step-2/manifest.json could not be read \(Permission"
+    ):
+        load_latest(tmp_path)
 
 
 def test_a_folder_that_was_renamed_is_refused(tmp_path):

@@ -105,12 +105,15 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(work, build_pipe, t
     assert one["generate"]["by_class_steps_3"]["evaluations"] == 3
     limited = one["generate"]["by_class_guidance_2_interval_0_1_steps_2"]
     assert limited["evaluations"] == 3 and limited["guidance_interval"] == [0, 1]
+    power = one["generate"]["by_class_guidance_2_steps_2"]["radial_power"]
+    assert power["n"] == 10 and len(power["decades"]) == 4 and len(power["by_class"]) == 5
     assert one["edit"]["edit_image_guidance_1.5"]["strength_0.5"]["evaluations"] == 2 * 3
     assert one["inpaint"]["center"]["repaint"]["evaluations"] > 2
     assert one["likelihood"]["n"] == 3 and one["likelihood"]["bits_per_dim"] > 0
     assert {path.name for path in (work / "one").glob("*.png")} == {
         "quality_against_evaluations.png",
         "nearest_training_images.png",
+        "radial_power.png",
         "inpaint.png",
         "edit.png",
         "edit_curves.png",

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from mtl_diffusion.data.images import load_images
-from mtl_diffusion.evaluation.classifier import Classifier, train_classifier
+from mtl_diffusion.evaluation.classifier import Classifier, _cut_out, train_classifier
+from mtl_diffusion.evaluation.resnet9 import ResNet9, ResNet9Config
+from mtl_diffusion.tools.rng import generator
 from mtl_diffusion.tools.tensors import to_unit_range
 
 
@@ -13,9 +15,12 @@ def data():
     return load_images("shapes", split="train[:640]", resolution=16)
 
 
-@pytest.fixture(scope="module")
-def trained(data):
-    return train_classifier(data, epochs=4, batch_size=64, learning_rate=1e-2, width=8)
+@pytest.fixture(scope="module", params=["regnet", "resnet9"])
+def trained(data, request):
+    rate = {"regnet": 1e-2, "resnet9": 0.2}[request.param]
+    return train_classifier(
+        data, request.param, epochs=4, batch_size=64, learning_rate=rate, width=8
+    )
 
 
 def test_it_learns(trained):
@@ -33,14 +38,18 @@ def test_saved_and_loaded_it_answers_the_same(trained, data, tmp_path):
     # otherwise.
     torch.testing.assert_close(loaded(images), trained(images))
     assert loaded(images).shape == (5, 5)
+    torch.testing.assert_close(loaded.features(images), trained.features(images))
     assert loaded.class_names == data.class_names
     metrics = json.loads((tmp_path / "judge" / "metrics.json").read_text())
     assert metrics == {"accuracy": 0.5, "resolution": 16}
 
 
-def test_training_is_a_function_of_the_seed(data):
+@pytest.mark.parametrize("architecture", ["regnet", "resnet9"])
+def test_training_is_a_function_of_the_seed(data, architecture):
     def weights(seed):
-        model = train_classifier(data, epochs=1, batch_size=320, width=8, seed=seed).model
+        model = train_classifier(
+            data, architecture, epochs=1, batch_size=320, width=8, seed=seed
+        ).model
         return torch.cat([parameter.flatten() for parameter in model.parameters()])
 
     first = weights(0)
@@ -63,6 +72,49 @@ def test_another_datasets_classes_are_refused(trained, data):
 def test_a_folder_without_a_classifier(tmp_path):
     with pytest.raises(ValueError, match=r"classifier: .* has no config\.json"):
         Classifier.load(tmp_path)
+
+
+def test_another_models_folder(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(ValueError, match="'bert'; allowed are resnet9, regnet"):
+        Classifier.load(tmp_path)
+
+
+def test_resnet9_is_the_published_network():
+    """Its parameters, counted from the channels 64, 128, 256, 512 of the original."""
+    convolutions = 3 * 64 + 64 * 128 + 2 * 128**2 + 128 * 256 + 256 * 512 + 2 * 512**2
+    norms = 2 * (64 + 3 * 128 + 256 + 3 * 512)
+    model = ResNet9(ResNet9Config(width=64, num_labels=10))
+    assert model.num_parameters() == 9 * convolutions + norms + 10 * 512 == 6_573_120
+
+
+def test_bf16_learns_what_float32_learns(data):
+    def accuracy(mixed_precision):
+        trained = train_classifier(
+            data, "resnet9", 3, 64, 0.2, width=8, mixed_precision=mixed_precision
+        )
+        assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
+        return trained.accuracy(data)
+
+    assert abs(accuracy("bf16") - accuracy("no")) < 0.1
+
+
+def test_the_cut_out_square():
+    """It lies partly outside of some images, and is grey in all channels; all places occur."""
+    cut = _cut_out(torch.ones(400, 3, 8, 8), 2, generator(0)) == 0
+    assert torch.equal(cut[:, 0], cut[:, 2])
+    sizes = cut[:, 0].sum((1, 2))
+    assert set(sizes.tolist()) == {1, 2, 4} and cut.any(0).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"architecture": "vgg"}, {"mixed_precision": "fp16"}], ids=lambda w: next(iter(w))
+)
+def test_what_is_not_there_is_refused(data, wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=rf"{name}: .*is not one of"):
+        train_classifier(data, **wrong)
 
 
 def test_no_epochs(data):

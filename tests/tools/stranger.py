@@ -62,6 +62,9 @@ def bare_environment(folder: Path, *names: str) -> Path:
     """A virtual environment of these packages and what they require; returns its Python.
 
     Nothing is downloaded: the packages are links to those that are installed here.
+
+    Args:
+        names: requirements, such as "torch" or "jsonargparse[signatures]>=4.40".
     """
     venv.create(folder, with_pip=False, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -75,16 +78,17 @@ def bare_environment(folder: Path, *names: str) -> Path:
     return folder / "bin" / "python"
 
 
-def _required(*names: str) -> set[str]:
-    """Names of distributions, with those that they require without extras, and so on."""
-    found, wanted = set(), list(names)
+def _required(*texts: str) -> set[str]:
+    """Names of distributions, with those that they require, and so on."""
+    found, wanted = set(), list(texts)
     while wanted:
-        name = wanted.pop()
-        if name in found:
+        requirement = Requirement(wanted.pop())
+        if requirement in found:
             continue
-        found.add(name)
-        for text in distribution(name).requires or ():
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                wanted.append(requirement.name)
-    return found
+        found.add(requirement)
+        for text in distribution(requirement.name).requires or ():
+            marker = Requirement(text).marker
+            extras = ("", *requirement.extras)
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
+                wanted.append(text.partition(";")[0])
+    return {requirement.name for requirement in found}

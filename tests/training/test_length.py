@@ -124,3 +124,12 @@ def test_runs_that_are_compared_need_a_number_of_steps(script, tmp_path):
         text=True,
     )
     assert done.returncode and "max_train_steps: found null" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"seconds_per_step": "1"}', "[" * 9999])
+def test_a_note_that_is_none_is_named(config, text):
+    note = Path(config.output_dir) / "length.json"
+    note.parent.mkdir()
+    note.write_text(text)
+    with pytest.raises(ConfigError, match=r"length\.json, which does not hold .*delete it"):
+        train(config)

@@ -1,0 +1,143 @@
+"""Radial power: whether samples are blurred or speckled, beside real images.
+
+Blurred images have too little power at high spatial frequencies, speckled or sharpened ones too
+much. The power of a set of images, with pixels in [-1, 1], is the square of their discrete Fourier
+transform, averaged over images and channels. Its log10 is averaged over rings of frequency, so
+differences are in decades: 0.1 decades are 26 % more power.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.images import ImageDataset
+from ..pictures.plots import curves
+from ..tools.tensors import to_unit_range
+
+# Upper ends in cycles per pixel. The last ring also has the corners of the plane, up to 0.71.
+RING_ENDS = (0.125, 0.25, 0.375, 0.5)
+LINES = 20  # classes in the plot, at most
+_ROUNDING = (2 / 255) ** 2 / 12  # the power of rounding to bytes, so that none is 0
+
+
+@dataclass(frozen=True)
+class RealPower:
+    """The mean power of real images.
+
+    Attributes:
+        whole: (H, W), of all images.
+        by_class: (K, H, W); NaN for a class without images.
+    """
+
+    whole: Tensor
+    by_class: Tensor
+
+    @classmethod
+    def of(cls, dataset: ImageDataset, num_classes: int) -> RealPower:
+        """Of a dataset on the CPU."""
+        sums = torch.zeros(max(num_classes, 1), dataset.resolution, dataset.resolution)
+        chunks = zip(dataset.images.split(1000), dataset.labels.split(1000), strict=True)
+        for images, labels in chunks:
+            sums.index_add_(0, labels, power(images))
+        counts = dataset.labels.bincount(minlength=len(sums))[:, None, None]
+        return cls(sums.sum(0) / len(dataset), sums / counts)
+
+
+def power(images: Tensor) -> Tensor:
+    """(N, 3, H, W) uint8 -> (N, H, W) float32, the power of each image at each frequency."""
+    spectra = [
+        torch.fft.fft2(to_unit_range(part), norm="ortho").abs().square().mean(1)
+        for part in images.split(1000)
+    ]
+    return torch.cat(spectra) + _ROUNDING
+
+
+def rings_of(side: int) -> Tensor:
+    """(side, side) int64: the ring of each frequency; -1 for frequency 0, the image's mean."""
+    frequency = torch.fft.fftfreq(side)
+    radius = torch.hypot(frequency[:, None], frequency[None])
+    return torch.where(radius > 0, torch.bucketize(radius, torch.tensor(RING_ENDS[:-1])), -1)
+
+
+def difference(spectra: Tensor, real: Tensor) -> dict[str, Any]:
+    """log10 power of samples minus that of real images, in each ring.
+
+    Args:
+        spectra: (N, H, W), of the samples. real: (H, W), a mean.
+
+    Returns:
+        n; "decades" and their "standard_error" over the samples, both a list of four.
+    """
+    mean = spectra.mean(0)
+    rings = rings_of(len(real))
+    decades, errors = [], []
+    for ring in range(len(RING_ENDS)):
+        inside = rings == ring
+        decades.append((mean[inside] / real[inside]).log10().mean().item())
+        # The derivative of log10 of the mean: what each sample adds to it.
+        parts = (spectra[:, inside] / mean[inside]).mean(1) / math.log(10)
+        errors.append(parts.std().item() / math.sqrt(len(parts)) if len(parts) > 1 else 0.0)
+    return {"n": len(spectra), "decades": decades, "standard_error": errors}
+
+
+def radial_power(
+    images: Tensor, labels: Tensor | None, real: RealPower, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """A set of images against real ones of the same classes, as frequent as here.
+
+    Args:
+        images: (N, 3, H, W) uint8. labels: (N,), or None: against all real images. Images of a
+            class of which there is no real one are left out.
+
+    Returns:
+        "radial_power": what `difference` says, and "by_class"; and the largest absolute
+        difference of any ring, over all classes and of any class.
+    """
+    spectra = power(images)
+    if labels is None:
+        found = difference(spectra, real.whole)
+        return {"radial_power": found, "radial_power_largest_difference": _largest(found)}
+    there = real.by_class.isfinite().all((1, 2))[labels]
+    spectra, labels = spectra[there], labels[there]
+    shares = labels.bincount(minlength=len(real.by_class)) / len(labels)
+    mixed = torch.einsum("k,khw->hw", shares, real.by_class.nan_to_num(0))
+    by_class = {
+        class_names[k]: difference(spectra[labels == k], real.by_class[k])
+        for k in labels.unique().tolist()
+    }
+    found = difference(spectra, mixed)
+    return {
+        "radial_power": {**found, "by_class": by_class},
+        "radial_power_largest_difference": _largest(found),
+        "radial_power_largest_difference_by_class": max(
+            map(_largest, by_class.values()), default=math.nan
+        ),
+    }
+
+
+def _largest(found: dict[str, Any]) -> float:
+    return max(map(abs, found["decades"]))
+
+
+def plot(found: dict[str, Any], title: str, path: Path) -> None:
+    """The differences in each ring: over all classes, and of the first twenty."""
+    centers = [end - RING_ENDS[0] / 2 for end in RING_ENDS]
+    by_class = list(found.get("by_class", {}).items())[:LINES]
+    curves(
+        {
+            name: list(zip(centers, entry["decades"], strict=True))
+            for name, entry in [*by_class, ("all classes", found)]
+        },
+        f"spatial frequency in cycles per pixel, in four rings ({title}, n = {found['n']})",
+        "log10 power minus that of real images",
+        path,
+        levels={"real images": 0.0},
+        heavy="all classes",
+    )

@@ -1,0 +1,129 @@
+"""Atomic writes: a file or a folder is complete under its name, or it is not there.
+
+New content is written beside its place, synced to the disk, and renamed into place.
+"""
+
+import glob
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# Prefixes of what a killed process leaves behind: new content that is not complete, old content
+# that was renamed to make room for it, and what is being deleted.
+_WRITING, _REPLACED, _DELETING = ".writing-", ".replaced-", ".deleting-"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes or replaces a UTF-8 text file.
+
+    Raises:
+        OSError: it names the file. What was there before still is.
+    """
+    temporary = path.with_name(f"{_WRITING}{path.name}")
+    try:
+        write_bytes(temporary, text.encode())
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder, which takes the place of `target` when the block ends.
+
+    An earlier `target` is renamed aside first and deleted last. If the block raises, `target` is
+    left as it was. What a killed process left of an earlier attempt is tidied up first.
+
+    Raises:
+        OSError: a file or a folder can't be written.
+    """
+    tidy(target.parent, glob.escape(target.name))
+    temporary = target.with_name(f"{_WRITING}{target.name}")
+    aside = target.with_name(f"{_REPLACED}{target.name}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        if os.path.lexists(target):
+            os.rename(target, aside)
+        os.rename(temporary, target)
+        _sync(target.parent)
+    except BaseException:
+        if os.path.lexists(aside) and not os.path.lexists(target):
+            os.rename(aside, target)
+        _remove(temporary)
+        raise
+    _remove(aside)
+
+
+def tidy(folder: Path, pattern: str) -> None:
+    """Removes what killed processes left of the targets in `folder` that match a glob pattern.
+
+    A target that was renamed aside, and has no successor, gets its name back.
+    """
+    for old in folder.glob(f"{_REPLACED}{pattern}"):
+        target = old.with_name(old.name.removeprefix(_REPLACED))
+        if not os.path.lexists(target):
+            os.rename(old, target)
+            logger.warning("%s is back in its place: replacing it was interrupted", target)
+    for prefix in (_WRITING, _REPLACED, _DELETING):
+        for leftover in folder.glob(f"{prefix}{pattern}"):
+            _remove(leftover)
+
+
+def delete(path: Path) -> None:
+    """Deletes a file or a folder, for other processes at once; logs what can't be deleted."""
+    doomed = path.with_name(f"{_DELETING}{path.name}")
+    try:
+        os.rename(path, doomed)
+    except OSError as error:
+        logger.warning("%s could not be deleted: %s", path, error)
+    else:
+        _remove(doomed)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file; unlike `Path.write_bytes`, every OSError names it."""
+    with _named(path), open(path, "wb") as file:
+        file.write(content)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, a link or a folder, if it is there; logs what can't be removed."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s could not be removed: %s", path, error)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return  # Windows opens no folders
+    with _named(path):
+        descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts the path into an OSError: a write and a sync don't say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
