@@ -138,7 +138,8 @@ def _gallery(picture: str | None) -> str:
 
 
 def _snippet(pipe: MultiTaskPipeline, repository: str) -> str:
-    label = pipe.class_names[-1] if pipe.class_names else None
+    names = pipe.class_names
+    first, last = (names[0], names[-1]) if names else (None, None)
     lines = [
         "from diffusers import DiffusionPipeline",
         "from PIL import Image",
@@ -147,7 +148,7 @@ def _snippet(pipe: MultiTaskPipeline, repository: str) -> str:
         "",
     ]
     if "generate" in pipe.tasks:
-        lines.append(f'image = pipe(task="generate", class_label={label!r}).images[0]')
+        lines.append(f'image = pipe(task="generate", class_label={last!r}).images[0]')
     else:
         lines.append('image = Image.new("RGB", (pipe.size, pipe.size), "gray")  # yours')
     calls = {
@@ -157,8 +158,7 @@ def _snippet(pipe: MultiTaskPipeline, repository: str) -> str:
             'inpainted = pipe(task="inpaint", image=image, mask_image=mask).images[0]',
         ],
         "edit": [
-            f'edited = pipe(task="edit", image=image, class_label="{pipe.class_names[0]}")'
-            ".images[0]"
+            f'edited = pipe(task="edit", image=image, class_label="{first}").images[0]',
         ],
     }
     for task in pipe.tasks:
