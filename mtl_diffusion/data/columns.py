@@ -65,16 +65,17 @@ def find_label_column(features: datasets.Features, given: str | None) -> str | N
     classes = [key for key, feature in features.items() if _is_class_label(feature)]
     usable = [key for key, feature in features.items() if _is_usable(feature)]
     kind = "of classes, integers, booleans or strings"
+    or_none = f', or "{_NO_LABELS}"'
     if given == _NO_LABELS and given not in features:
         return None
     if given is not None:
-        return _choose("label_column", given, usable, features, kind)
+        return _choose("label_column", given, usable, features, kind, or_none)
     candidates = classes or [key for key in features if key.lower() in _LABEL_NAMES]
     if not candidates:
         return None
     if len(candidates) == 1:  # named as labels are; if it can't be used that is said
         return _choose("label_column", candidates[0], usable, features, kind)
-    return _choose("label_column", None, candidates, features, "of labels", f', or "{_NO_LABELS}"')
+    return _choose("label_column", None, candidates, features, "of labels", or_none)
 
 
 def _choose(
@@ -88,7 +89,10 @@ def _choose(
     columns = ", ".join(f"{name} ({_type_name(feature)})" for name, feature in features.items())
     if given is not None:
         if given not in features:
-            raise DataError(f"{field}: there is no column {given!r}; the columns are {columns}.")
+            raise DataError(
+                f"{field}: there is no column {given!r}; the columns are {columns}. Name one of"
+                f" them{or_else}."
+            )
         if given not in fitting:
             raise DataError(f"{field}: {given!r} is not a column {kind}; there are {columns}.")
         return given
