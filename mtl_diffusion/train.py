@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from .checkpoints.resume import restore
 from .checkpoints.saver import Saver
 from .config import ConfigError, TrainConfig
-from .launch.preflight import begin, check_room, describe
+from .launch.preflight import begin, check_room, describe, start_trackers
 from .launch.stop import STOPPED, StopRequest
 from .publishing.export import BackgroundPublisher, export, push
 from .tools.distributed import Terminal, any_process, io_errors_logged
@@ -50,7 +50,9 @@ def train(config: TrainConfig) -> None:
         try:
             config = with_length(config, accelerator, seconds_per_step)
             run = build(config, accelerator)
-        except ValueError as error:  # of the data, or of the pretrained model
+        except ConfigError:
+            raise
+        except (ValueError, OSError) as error:  # of the data, or of the pretrained model
             raise ConfigError([str(error)]) from error
         check_room(run)
         if config.dry_run:
@@ -58,6 +60,7 @@ def train(config: TrainConfig) -> None:
                 print(describe(run))
             return
         first = restore(run)
+        start_trackers(run, first)
         with stop, BackgroundPublisher(config) as publisher, Saver(run, publisher.submit) as saver:
             done = loop(run, first, stop, saver)
             # gloo can hang at its end, if its last work was on tensors, which belong to Python.

@@ -212,6 +212,12 @@ def test_nothing_is_pickled(path):
     assert "allow_pickle=True" not in text
 
 
+def test_nothing_is_imported_that_windows_lacks():
+    posix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+    for path in OURS:
+        assert not {name.partition(".")[0] for name in at_import(path)} & posix, path
+
+
 @pytest.mark.parametrize("path", OURS, ids=ids)
 def test_a_file_has_one_subject(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400

@@ -8,6 +8,7 @@ that help is shown at once.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -204,7 +205,8 @@ class RunConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     num_threads: int | None = None
-    """CPU threads of a process. None: all cores, shared evenly by this machine's processes."""
+    """CPU threads of a process. None: OMP_NUM_THREADS, or else all cores, shared evenly by this
+    machine's processes."""
     num_processes: int | None = None
     """Processes that the run is meant to have; another number is refused. None: as many as the
     launcher starts."""
@@ -255,6 +257,12 @@ class TrainConfig(RunConfig, OptimisationConfig, NoiseConfig, TaskConfig, ModelC
         """The share of a batch of each task that takes part; they sum to 1."""
         total = sum(self.tasks.values())
         return {name: part / total for name, part in self.tasks.items() if part > 0}
+
+    @property
+    def repository(self) -> str:
+        """The repository on the Hub: hub_model_id, or the last part of output_dir as it is given,
+        whether it is a link or not."""
+        return self.hub_model_id or os.path.basename(os.path.abspath(self.output_dir))
 
     @property
     def warmup_steps(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
 
 from .fields import TYPES, TrainConfig, hint, listed, show
 
@@ -189,6 +188,6 @@ def _run_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[st
     elif (
         config.push_to_hub
         and "hub_model_id" not in wrong
-        and not _REPO_NAME.fullmatch(Path(config.output_dir).name)
+        and not _REPO_NAME.fullmatch(config.repository)
     ):
         yield "output_dir", "must end in a name that the Hub accepts, or set hub_model_id"
