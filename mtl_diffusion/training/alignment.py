@@ -75,7 +75,7 @@ class Alignment(nn.Module):
         """
         with torch.no_grad():
             clean = self.stages(image)
-        features = self.projector(self._features).float()
+        features, self._features = self.projector(self._features).float(), None
         # The kernel for channels_last is 100 times faster on a GPU than the other one.
         target = (clean[-1] - self._mean).contiguous(memory_format=torch.channels_last)
         target = F.interpolate(target, features.shape[-2:], mode="bilinear")

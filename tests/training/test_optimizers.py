@@ -1,4 +1,4 @@
-"""Muon against torch's own, by the singular values of an update, and as one optimiser with AdamW."""
+"""Muon against torch's own, by an update's singular values, and as one optimiser with AdamW."""
 
 import copy
 
