@@ -14,7 +14,7 @@ from .checkpoints.resume import restore
 from .checkpoints.saver import Saver
 from .config import ConfigError, TrainConfig
 from .data.images import data_line
-from .launch.preflight import begin, check_room, describe
+from .launch.preflight import begin, check_room, describe, start_trackers
 from .launch.stop import STOPPED, StopRequest
 from .publishing.export import BackgroundPublisher, export, push
 from .tools.distributed import Terminal, any_process, io_errors_logged
@@ -24,8 +24,10 @@ from .training.length import with_length
 from .training.losses import sum_of_task_means
 from .training.meter import Meter
 from .training.noise import draw_sigma
+from .training.optimizers import trained_parameters
 from .training.reports import validate, validation_due
-from .training.run import Run, build, learning_rate, microbatches, process_rows
+from .training.run import Run, build, microbatches, process_rows
+from .training.schedule import learning_rate, lengthening_steps, perceptual_weight
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,9 @@ def train(config: TrainConfig) -> None:
         try:
             config = with_length(config, accelerator, seconds_per_step)
             run = build(config, accelerator)
-        except ValueError as error:  # of the data, or of the pretrained model
+        except ConfigError:
+            raise
+        except (ValueError, OSError) as error:  # of the data, or of the pretrained model
             raise ConfigError([str(error)]) from error
         if accelerator.is_main_process:
             print(data_line(run.train_data, run.held_out), flush=True)
@@ -59,6 +63,7 @@ def train(config: TrainConfig) -> None:
                 print(describe(run))
             return
         first = restore(run)
+        start_trackers(run, first)
         with stop, BackgroundPublisher(config) as publisher, Saver(run, publisher.submit) as saver:
             done = loop(run, first, stop, saver)
             # gloo can hang at its end, if its last work was on tensors, which belong to Python.
@@ -121,7 +126,8 @@ def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:
             curves = {f"train/{name}": loss for name, loss in losses.items()}
             with io_errors_logged("the curves could not be logged"):
                 accelerator.log({**curves, "learning_rate": learning_rate(config, step)}, step=done)
-        if stopping or done == last or done % config.checkpointing_steps == 0:
+        due = done % config.checkpointing_steps == 0 or done in lengthening_steps(config)
+        if stopping or done == last or due:
             meter.check()  # after a step that failed nothing is saved
             saver.save(done, needed=stopping or done == last)
         if validation_due(config, done):
@@ -147,6 +153,7 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     random = generator(config.seed, step, "noise", device=device)
     sigma = draw_sigma(batch_size, config.sigma_mean, config.sigma_std, random)
     noise = torch.randn(batch_size, 3, size, size, generator=random, device=device)
+    perceptual = perceptual_weight(config, step)
 
     pieces = microbatches(process_rows(batch_size, rank, world), config.per_device_batch_size)
     for i, rows in enumerate(pieces):
@@ -158,10 +165,10 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
         inputs = (batch.images, noise[rows], sigma[rows], conditioning, task)
         is_last = i == len(pieces) - 1
         if run.jacobian is not None:
-            plain = run.jacobian.add(inputs, draw.counts)
+            plain = run.jacobian.add(inputs, draw.counts, perceptual_weight=perceptual)
         else:
             with nullcontext() if is_last else accelerator.no_sync(run.objective):
-                plain, weighted = run.objective(*inputs)
+                plain, weighted = run.objective(*inputs, perceptual_weight=perceptual)
                 # Processes average their gradients, and the parts of a sum must be added.
                 loss = world * sum_of_task_means(weighted, task, draw.counts)
                 accelerator.backward(loss)
@@ -169,12 +176,13 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
 
     if run.jacobian is not None:
         run.jacobian.write_gradients(draw.counts, accelerator)
-    parameters = run.optimizer.param_groups[0]["params"]
+    parameters = trained_parameters(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-    # A fused optimiser leaves all as it is if this says 1, on the device, as it does for a
+    # The optimiser leaves all as it is if this says 1, on the device, as it does for a
     # GradScaler. Nobody waits for it: `loop` learns of it when it next looks at the meter.
     run.optimizer.found_inf = meter.end_step(step, norm)
-    run.optimizer.param_groups[0]["lr"] = learning_rate(config, step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
     run.optimizer.step()
     run.optimizer.zero_grad()
     if run.ema is not None:

@@ -59,9 +59,9 @@ def main() -> None:
     import torch
 
     from mtl_diffusion.benchmark.measure import matmul_rate
-    from mtl_diffusion.launch.host import use_all_cores
+    from mtl_diffusion.launch.host import choose_threads
 
-    use_all_cores(config.num_threads)
+    choose_threads(config.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = config.mixed_precision == "bf16"
     rate = matmul_rate(device, torch.bfloat16 if half else torch.float32)

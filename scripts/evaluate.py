@@ -28,11 +28,11 @@ def parse():
     add = parser.add_argument
     add("--pipeline", required=True, help="exported folder or name on the Hub")
     add("--revision", help="branch, tag or commit of a pipeline on the Hub")
-    add("--classifier", required=True, help="the judge: output_dir of scripts/train_classifier.py")
+    add("--classifier", required=True, help="output_dir of scripts/train_classifier.py")
     add(
         "--feature_space",
         help='where distances are taken: "inception", an image model of transformers such as'
-        " facebook/dinov2-base, or a folder of scripts/train_classifier.py; default: the judge",
+        " facebook/dinov2-base, or a folder of scripts/train_classifier.py; default: --classifier",
     )
     add("--dataset_name", default="shapes", help="default: %(default)s")
     add("--dataset_config_name", help="configuration of the dataset")
@@ -61,8 +61,8 @@ def main() -> None:
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from accelerate import Accelerator
 
+    from mtl_diffusion.classifiers.classifier import Classifier
     from mtl_diffusion.data.images import load_splits
-    from mtl_diffusion.evaluation.classifier import Classifier
     from mtl_diffusion.evaluation.evaluate import below, context, evaluate, parts_for
     from mtl_diffusion.evaluation.features import classifier_space, feature_space
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
@@ -75,15 +75,15 @@ def main() -> None:
 
     try:
         settings = Settings(**{f.name: args[f.name] for f in fields(Settings)})
-        judge = Classifier.load(args.classifier, device)
+        classifier = Classifier.load(args.classifier, device)
         space = (
             feature_space(args.feature_space, device)
             if args.feature_space
-            else classifier_space(judge, args.classifier)
+            else classifier_space(classifier, args.classifier)
         )
         with accelerator.main_process_first():  # the first one decodes, the others read its cache
             train, test = load_splits(args, pipe.size)
-        given = context(pipe, judge, space, train, test, settings, folder / "features")
+        given = context(pipe, classifier, space, train, test, settings, folder / "features")
         possible = parts_for(pipe)
         parts = args.parts or possible
         if strangers := set(parts) - set(possible):
@@ -108,7 +108,7 @@ def main() -> None:
             "validation_fingerprint": test.fingerprint,
         },
         "feature_space": {"name": space.name, "weights": space.digest, **space.about},
-        "judge": judge.metrics,
+        "classifier": classifier.metrics,
         "sampler": type(pipe.scheduler).__name__,
         "settings": vars(settings),
         "device": str(pipe.device),

@@ -40,13 +40,13 @@ def main() -> None:
     args = parse()
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
-    from mtl_diffusion.publishing.export import of_checkpoint, push_folder, repository_of, write
+    from mtl_diffusion.publishing.export import of_checkpoint, push_folder, write
     from mtl_diffusion.publishing.upload import UploadError
 
     try:
         metrics = json.loads(args.metrics.read_text()) if args.metrics else None
         trained = of_checkpoint(args.checkpoint)
-        repository = args.hub_model_id or repository_of(trained.config)
+        repository = args.hub_model_id or trained.config.repository
         folder = write(
             trained,
             args.output_dir,

@@ -9,6 +9,7 @@ import sys
 
 from mtl_diffusion.launch.stop import (  # first: it notes which process launched this one
     REFUSED,
+    SIGNALS,
     STOPPED,
 )
 
@@ -37,7 +38,7 @@ def main() -> None:
     except SystemExit as stop:
         if stop.code == STOPPED:
             # All is saved. What launchers send after the first signal mustn't change the code.
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
         raise
 

@@ -60,8 +60,8 @@ def main() -> None:
 
     import torch  # after --help and after mistakes in the flags, because it takes seconds
 
+    from mtl_diffusion.classifiers.classifier import train_classifier
     from mtl_diffusion.data.images import load_splits
-    from mtl_diffusion.evaluation.classifier import train_classifier
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     started = time.monotonic()

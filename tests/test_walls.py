@@ -153,6 +153,7 @@ def test_settings_do_not_wait_for_torch(path):
 
 # Folder: what none of its files may reach, when it is imported or later.
 WALLS = {
+    "classifiers": {"training", "train", "checkpoints", "launch", "publishing", "evaluation"},
     "data": {"training", "train", "checkpoints", "launch", "publishing", "config"},
     "pipeline": {"config", "data", "training", "train", "tools"},
     "training": {"train", "checkpoints", "launch", "publishing", "evaluation"},
@@ -209,6 +210,12 @@ def test_nothing_is_pickled(path):
     assert not found & {"torch.load", "torch.save", "eval", "exec"}
     text = {ast.unparse(node) for node in ast.walk(tree(path)) if isinstance(node, ast.keyword)}
     assert "allow_pickle=True" not in text
+
+
+def test_nothing_is_imported_that_windows_lacks():
+    posix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+    for path in OURS:
+        assert not {name.partition(".")[0] for name in at_import(path)} & posix, path
 
 
 @pytest.mark.parametrize("path", OURS, ids=ids)

@@ -21,7 +21,7 @@ from .measure import Spread, seconds, synchronise
 PARTS = {
     "data": [(Loader, "batch")],
     "corruption": [(Mixture, "draw"), (Mixture, "condition"), (loop, "draw_sigma")],
-    "optimiser": [(torch.nn.utils, "clip_grad_norm_"), (torch.optim.AdamW, "step")],
+    "optimiser": [(torch.nn.utils, "clip_grad_norm_")],  # and the optimiser's own step
     "EMA": [(EMA, "update")],
     "logging": [(Meter, "add"), (Meter, "end_step"), (Meter, "read")],
 }
@@ -84,6 +84,7 @@ def break_down(run: Run, steps: int, warm: int = 3) -> Breakdown:
         if (i + 1) % run.config.logging_steps == 0:
             meter.read()
 
+    parts = PARTS | {"optimiser": [*PARTS["optimiser"], (type(run.optimizer), "step")]}
     for _ in range(warm):
         step(run)
     whole, watched = [], []
@@ -91,7 +92,7 @@ def break_down(run: Run, steps: int, warm: int = 3) -> Breakdown:
         whole.append(seconds(lambda: step(run), device))
         watch = Stopwatch(device)
         with ExitStack() as patches:
-            for part, calls in PARTS.items():
+            for part, calls in parts.items():
                 for home, name in calls:
                     watching = watch.around(part, getattr(home, name))
                     patches.enter_context(patch.object(home, name, watching))

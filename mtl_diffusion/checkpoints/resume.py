@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
-from ..config import ConfigError, differences, show, to_dict
+from ..config import ConfigError, TrainConfig, differences, show, to_dict
+from ..config.command_line import from_dict
 from ..data.streaming_loader import Position
 from ..tools.distributed import from_all_processes
-from ..training.run import Run, learning_rate
+from ..training.run import Run
+from ..training.schedule import decay_start, learning_rate
 from .store import Checkpoint, CheckpointError, load, load_latest
 
 logger = logging.getLogger(__name__)
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE = frozenset(
     (
         *("output_dir", "dataset_name", "resume_from_checkpoint", "dry_run", "num_threads"),
-        "num_processes",
+        *("num_processes", "alignment_classifier", "mixed_precision"),
         *("max_train_steps", "max_train_minutes", "checkpointing_steps", "checkpoints_total_limit"),
         *("validation_steps", "validation_images", "logging_steps", "report_to"),
         *("tracker_project_name", "push_to_hub", "hub_strategy", "hub_model_id"),
@@ -43,19 +45,19 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
     Args:
         positions: how far each process has read, if the data is streamed.
     """
-    names = _trained_names(run)
-    moments = run.optimizer.state_dict()["state"]
     tensors = {
         "unet": run.unet.state_dict(),
         "weighting": run.weighting.state_dict(),
         "optimizer": {
-            f"{key} of {names[index]}": value
-            for index, state in moments.items()
-            for key, value in state.items()
+            f"{key} of {name}": value
+            for name, parameter in _trained(run).items()
+            for key, value in run.optimizer.state[parameter].items()
         },
     }
     if run.ema is not None:
         tensors["ema"] = run.ema.module.state_dict()
+    if run.alignment is not None:
+        tensors["alignment"] = run.alignment.state_dict()
     facts = {
         "config": to_dict(run.config),
         "words": run.tokenizer.get_vocab(),
@@ -65,6 +67,7 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
         "data": {"train": run.train_data.fingerprint, "held_out": run.held_out.fingerprint},
         "stream": positions,
         "num_processes": run.accelerator.num_processes,
+        "alignment": run.alignment.fingerprint if run.alignment else None,
         "images_seen": step * run.config.total_batch_size,
         "learning_rate": learning_rate(run.config, step),
         "versions": _versions(),
@@ -161,6 +164,8 @@ def _find(run: Run) -> Checkpoint | None:
     """What `resume_from_checkpoint` asks for."""
     wish = run.config.resume_from_checkpoint
     newest, skipped = load_latest(folder_of(run))
+    if newest and wish == "latest" and not _leads_to(run.config, newest):
+        newest = _before_the_decay(run, newest.step)
     if run.accelerator.is_main_process and newest:
         for reason in skipped:
             logger.warning("passed over a checkpoint: %s", reason)
@@ -194,10 +199,46 @@ def _find(run: Run) -> Checkpoint | None:
     )
 
 
+def _leads_to(config: TrainConfig, checkpoint: Checkpoint) -> bool:
+    """Whether a run of this length takes the checkpoint's steps: not those of a shorter decay."""
+    old = from_dict(checkpoint.facts["config"])
+    return (
+        old.lr_scheduler != "warmup_stable_decay"
+        or old.max_train_steps == config.max_train_steps
+        or checkpoint.step <= decay_start(old)
+    )
+
+
+def _before_the_decay(run: Run, newest: int) -> Checkpoint:
+    """The newest checkpoint that a lengthened run goes on from."""
+    found, _ = load_latest(folder_of(run), lambda checkpoint: _leads_to(run.config, checkpoint))
+    if found is None:
+        raise ConfigError(
+            [
+                f"max_train_steps: found {run.config.max_train_steps}; step {newest} is in the "
+                f"decay of a run of another length, and {folder_of(run)} has no checkpoint from "
+                "before it: give the length that the run had, or choose another output_dir"
+            ]
+        )
+    if run.accelerator.is_main_process:
+        logger.warning(
+            "the run was of another length: it goes on from step %d, before the decay", found.step
+        )
+    return found
+
+
 def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
     """A line for each thing that forbids to continue the checkpoint with this run."""
     facts = checkpoint.facts
-    faults = differences(facts["config"], to_dict(run.config), MAY_CHANGE)
+    # A field that is younger than the checkpoint had one value then.
+    before = to_dict(TrainConfig()) | {"optimizer": "adamw"} | facts["config"]
+    faults = differences(before, to_dict(run.config), MAY_CHANGE)
+    classifier = run.alignment.fingerprint if run.alignment else None
+    if facts.get("alignment") != classifier:
+        faults.append(
+            f"alignment_classifier: the checkpoint has one of the fingerprint "
+            f"{facts.get('alignment')}, this run has {classifier}"
+        )
     for field, split, data in (
         ("train_split", "train", run.train_data),
         ("validation_split", "held_out", run.held_out),
@@ -227,18 +268,18 @@ def _load_state(run: Run, checkpoint: Checkpoint) -> None:
     run.weighting.load_state_dict(checkpoint.tensors["weighting"])
     if run.ema is not None:
         run.ema.module.load_state_dict(checkpoint.tensors["ema"])
-    names, parameters = _trained_names(run), run.optimizer.param_groups[0]["params"]
-    state = {index: {} for index in range(len(names))}
+    if run.alignment is not None:
+        run.alignment.load_state_dict(checkpoint.tensors["alignment"])
+    parameters, state = _trained(run), run.optimizer.state
     for name, value in checkpoint.tensors["optimizer"].items():
         key, _, owner = name.partition(" of ")
-        index = names.index(owner)
-        if value.ndim:
+        parameter = parameters[owner]
+        if key not in state[parameter]:
             # Files are row-major. The fused AdamW walks a weight and its moments side by side in
             # memory, so they must lie in the same order, which channels_last has changed.
-            value = torch.empty_like(parameters[index]).copy_(value)
-        state[index][key] = value
-    groups = run.optimizer.state_dict()["param_groups"]
-    run.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            like = parameter if value.ndim else value.to(parameter.device)
+            state[parameter][key] = torch.empty_like(like)
+        state[parameter][key].copy_(value)
 
 
 def _go_on_reading(run: Run, checkpoint: Checkpoint) -> None:
@@ -263,6 +304,11 @@ def _note_changes(run: Run, checkpoint: Checkpoint) -> None:
         logger.warning(
             "the checkpoint is of %d processes and this run has %d: %s", before, now, what
         )
+    old, new = checkpoint.facts["config"]["mixed_precision"], run.config.mixed_precision
+    if old != new:
+        logger.warning(
+            "mixed_precision was %s and is %s now: the rounding is another one", old, new
+        )
     versions = _versions()
     for name, old in checkpoint.facts["versions"].items():
         if old != versions.get(name):
@@ -285,7 +331,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
-def _trained_names(run: Run) -> list[str]:
-    """Names of what the optimiser holds, in its order."""
+def _trained(run: Run) -> dict[str, torch.nn.Parameter]:
+    """What the optimiser holds, by name."""
     objective = run.accelerator.unwrap_model(run.objective, keep_torch_compile=False)
-    return [name for name, p in objective.named_parameters() if p.requires_grad]
+    return {name: p for name, p in objective.named_parameters() if p.requires_grad}

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from ..tools.distributed import any_process
 from ..training.run import Run
+from ..training.schedule import lengthening_steps
 from .resume import folder_of, snapshot
 from .store import Checkpoint
 from .store import save as write
@@ -78,7 +79,12 @@ class Saver:
     def _write(self, checkpoint: Checkpoint, needed: bool) -> None:
         config, self._failure = self.run.config, None
         try:
-            path = write(folder_of(self.run), checkpoint, config.checkpoints_total_limit)
+            path = write(
+                folder_of(self.run),
+                checkpoint,
+                config.checkpoints_total_limit,
+                keep=lengthening_steps(config),
+            )
         except Exception as error:  # nobody would see it in this thread
             self._failure = error
             logger.error(

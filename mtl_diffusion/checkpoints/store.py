@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -65,11 +65,19 @@ class Checkpoint:
     facts: dict[str, Any]
 
 
-def save(folder: Path, checkpoint: Checkpoint, total_limit: int | None = None) -> Path:
+def save(
+    folder: Path,
+    checkpoint: Checkpoint,
+    total_limit: int | None = None,
+    keep: Collection[int] = (),
+) -> Path:
     """Writes folder/step-N, and then deletes the oldest checkpoints beyond total_limit.
 
     Checkpoints of later steps are kept. So is whatever this module did not write: if it has the
     name of the new checkpoint, it is renamed.
+
+    Args:
+        keep: steps whose checkpoints are neither deleted nor counted.
 
     Raises:
         OSError: the disk is full, for example; it names the file. Older checkpoints are untouched.
@@ -88,7 +96,7 @@ def save(folder: Path, checkpoint: Checkpoint, total_limit: int | None = None) -
         write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
     if total_limit is not None:
         try:
-            _rotate(folder, checkpoint.step, total_limit)
+            _rotate(folder, checkpoint.step, total_limit, keep)
         except OSError as error:  # the new one is complete: nothing is lost
             logger.warning("old checkpoints in %s could not be deleted: %s", folder, error)
     return target
@@ -118,8 +126,10 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(step=step, tensors=tensors, facts=facts)
 
 
-def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest complete checkpoint, and why each newer one was passed over.
+def load_latest(
+    folder: Path, accept: Callable[[Checkpoint], bool] = lambda checkpoint: True
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest complete checkpoint that is accepted, and why each newer one was passed over.
 
     Raises:
         UnreadableError: the system failed to read one that is newer than those that it could.
@@ -127,11 +137,14 @@ def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     skipped = []
     for _, path in reversed(_by_step(folder)):
         try:
-            return load(path), skipped
+            checkpoint = load(path)
         except UnreadableError:
             raise
         except CheckpointError as error:
             skipped.append(str(error))
+            continue
+        if accept(checkpoint):
+            return checkpoint, skipped
     return None, skipped
 
 
@@ -232,12 +245,16 @@ def _is_ours(path: Path) -> bool:
     return not path.is_symlink() and (path / MANIFEST).is_file()
 
 
-def _rotate(folder: Path, step: int, total_limit: int) -> None:
+def _rotate(folder: Path, step: int, total_limit: int, keep: Collection[int]) -> None:
     """Deletes the oldest checkpoints until total_limit are left up to this step."""
     for path in folder.glob("step-*"):
         if not (_NAME.fullmatch(path.name) and _is_ours(path)):
             _warn_of(path)
-    earlier = [path for other, path in _by_step(folder) if other < step and _is_ours(path)]
+    earlier = [
+        path
+        for other, path in _by_step(folder)
+        if other < step and other not in keep and _is_ours(path)
+    ]
     for path in earlier[: max(0, len(earlier) + 1 - total_limit)]:
         delete(path)
 

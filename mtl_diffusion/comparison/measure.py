@@ -36,9 +36,9 @@ METRICS = (
     Metric("generate", "summary.generate.*steps*.class_accuracy", True),
     Metric("generate", "likelihood.bits_per_dim", False),
     Metric("inpaint", "summary.inpaint.*.psnr_in_hole", True),
-    Metric("inpaint", "summary.inpaint.*.judge_agrees", True),
-    Metric("edit", "summary.edit.*.class_accuracy", True),
-    Metric("edit", "summary.edit.*.ssim_to_source", True),
+    Metric("inpaint", "summary.inpaint.*.same_class", True),
+    Metric("edit", "summary.edit.strength_*.class_accuracy", True),
+    Metric("edit", "summary.edit.strength_*.ssim_to_source", True),
 )
 
 

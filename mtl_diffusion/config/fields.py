@@ -8,6 +8,7 @@ that help is shown at once.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -116,6 +117,18 @@ class TaskConfig:
     """Share of the samples, 0 to 1, whose class token is hidden, for guidance."""
     task_dropout: float = 0.1
     """Share of the samples, 0 to 1, whose task token is hidden."""
+    alignment_classifier: str | None = None
+    """Folder of an image classifier, from scripts/train_classifier.py. The middle features of the
+    UNet learn to align with its features of the clean image. It is used in training only. None: no
+    alignment."""
+    alignment_weight: float = 0.5
+    """Weight of 1 - the cosine between the two; 0 or more."""
+    perceptual_weight: float = 0.0
+    """Weight of a perceptual loss in the features of alignment_classifier, early in the run; 0 or
+    more."""
+    perceptual_images: float = 0.15
+    """How long it lasts: at full weight for one half of this, fading out over the other. Below 1: a
+    share of the run's images; 1 or more: images."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +159,19 @@ class OptimisationConfig:
     per_device_batch_size: int | None = None
     """Most samples that a process holds at once; the rest of its share is accumulated. None: the
     whole share at once."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon: Muon for the hidden weights of the UNet, AdamW for the others. adamw: AdamW for all."""
     learning_rate: float = 2e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate, of Muon and AdamW alike."""
     lr_warmup_steps: float = 0.04
     """Linear warm-up of the learning rate. Below 1: a share of the run; 1 or more: steps."""
-    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up; cosine and linear decay to zero."""
+    lr_scheduler: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = "cosine"
+    """Shape of the learning rate after the warm-up; cosine and linear decay to zero.
+    warmup_stable_decay is constant until lr_decay of the run is left, then linear to zero. Such a
+    run can be lengthened: run again with more max_train_steps, it goes on from where the decay
+    began."""
+    lr_decay: float = 0.2
+    """Share of the run that the decay of warmup_stable_decay takes; above 0, at most 1."""
     adam_beta1: float = 0.9
     """Decay of AdamW's mean of gradients; 0 or more, below 1."""
     adam_beta2: float = 0.99
@@ -159,7 +179,7 @@ class OptimisationConfig:
     adam_epsilon: float = 1e-8
     """What AdamW adds to its denominator."""
     adam_weight_decay: float = 0.0
-    """Decoupled weight decay."""
+    """Decoupled weight decay, of Muon and AdamW alike."""
     max_grad_norm: float = 1.0
     """Norm that the gradient is clipped to. A large number, such as 1e9, never clips."""
     use_ema: bool = True
@@ -187,7 +207,8 @@ class RunConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     num_threads: int | None = None
-    """CPU threads of a process. None: all cores, shared evenly by this machine's processes."""
+    """CPU threads of a process. None: OMP_NUM_THREADS, or else all cores, shared evenly by this
+    machine's processes."""
     num_processes: int | None = None
     """Processes that the run is meant to have; another number is refused. None: as many as the
     launcher starts."""
@@ -238,6 +259,12 @@ class TrainConfig(RunConfig, OptimisationConfig, NoiseConfig, TaskConfig, ModelC
         """The share of a batch of each task that takes part; they sum to 1."""
         total = sum(self.tasks.values())
         return {name: part / total for name, part in self.tasks.items() if part > 0}
+
+    @property
+    def repository(self) -> str:
+        """The repository on the Hub: hub_model_id, or the last part of output_dir as it is given,
+        whether it is a link or not."""
+        return self.hub_model_id or os.path.basename(os.path.abspath(self.output_dir))
 
     @property
     def warmup_steps(self) -> int:

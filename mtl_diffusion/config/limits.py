@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
 
 from .fields import TYPES, TrainConfig, hint, listed, show
 
@@ -21,7 +20,8 @@ _RANGES = (
         "1 or more",
     ),
     (
-        "reserved_tokens lr_warmup_steps adam_weight_decay seed",
+        "reserved_tokens lr_warmup_steps adam_weight_decay seed alignment_weight"
+        " perceptual_weight perceptual_images",
         lambda v: v >= 0,
         "0 or more",
     ),
@@ -33,7 +33,7 @@ _RANGES = (
     ),
     ("dropout adam_beta1 adam_beta2", lambda v: 0 <= v < 1, "0 or more, and below 1"),
     ("class_dropout task_dropout", lambda v: 0 <= v <= 1, "0 to 1"),
-    ("ema_half_life ema_ramp", lambda v: 0 < v <= 1, "above 0, and at most 1"),
+    ("ema_half_life ema_ramp lr_decay", lambda v: 0 < v <= 1, "above 0, and at most 1"),
     ("tasks task_weights", lambda v: v == 0 or 1e-6 <= v <= 1e6, "0, or 1e-6 to 1e6"),
     ("sigma_mean", lambda v: True, "any number"),
 )
@@ -120,6 +120,10 @@ def _model_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[
 
 def _task_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[str]) -> Faults:
     """Which tasks, how often, how heavy."""
+    if wrong.isdisjoint({"alignment_classifier", "perceptual_weight"}) and (
+        config.alignment_classifier is None and config.perceptual_weight > 0
+    ):
+        yield "perceptual_weight", "must be 0, or set alignment_classifier, whose features it needs"
     if "tasks" in wrong:
         return
     unknown = [str(name) for name in config.tasks if name not in known_tasks]
@@ -184,6 +188,6 @@ def _run_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[st
     elif (
         config.push_to_hub
         and "hub_model_id" not in wrong
-        and not _REPO_NAME.fullmatch(Path(config.output_dir).name)
+        and not _REPO_NAME.fullmatch(config.repository)
     ):
         yield "output_dir", "must end in a name that the Hub accepts, or set hub_model_id"

@@ -1,12 +1,13 @@
 """How good edits are: is the class reached, and how much of the source is left.
 
 Neither says anything without the other: a method that ignores the source reaches every class, and
-one that returns it is perfectly faithful. So every method is a curve over its strengths.
+one that returns it is perfectly faithful. So every method is a curve over its strengths, and the
+methods are compared where they reach the class equally often.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +23,16 @@ from ..pipeline.pipeline import TASKS
 from .baselines import ddim_inversion, flowedit, sdedit
 from .bulk import Drawn, Job
 from .denoise import generate_denoiser, noise_levels
+from .equal_class import SHARES, Measured, at_class_found
 from .likeness import feature_distance, low_frequency_error, ssim
 from .parts import Context, Part, Seen, mean, to_bytes
+
+LIKENESS = ("ssim_to_source", "low_frequency_error", "feature_distance")
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to edit, and the strengths it is tried at.
+    """A way to edit.
 
     Attributes:
         edit: (sources (b, 3, H, W) uint8, own labels (b,), labels asked for (b,), strength, rows)
@@ -49,6 +53,10 @@ class Edit(Part):
         super().__init__(context)
         self.sources, self.own, self.asked = pairs(context)
         self.guidance = TASKS["edit"].default_guidance_scale
+        count = context.settings.num_strengths
+        self.ladder = [k / count for k in range(1, count + 1)]
+        further = {TASKS["edit"].default_strength, *context.settings.strengths}
+        self.strengths = sorted({*self.ladder, *further})
 
     @cached_property
     def sources_seen(self) -> Seen:
@@ -102,8 +110,7 @@ class Edit(Part):
         return edit
 
     def jobs(self) -> list[Job]:
-        strengths = self.context.settings.strengths
-        return [self._job(method, strength) for method in self.methods for strength in strengths]
+        return [self._job(way, strength) for way in self.methods for strength in self.strengths]
 
     def _job(self, method: Method, strength: float) -> Job:
         context = self.context
@@ -125,49 +132,54 @@ class Edit(Part):
         )
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
-        strengths = self.context.settings.strengths
-        results: dict[str, Any] = {}
-        for method in self.methods:
-            entries = {
-                f"strength_{strength:g}": {
-                    "num_inference_steps": self.context.settings.num_inference_steps,
-                    "evaluations": drawn[_name(method, strength)].evaluations,
-                    "guidance_scale": self.guidance,
-                    **edit_scores(
-                        self.context,
-                        self.sources,
-                        self.sources_seen,
-                        drawn[_name(method, strength)].values,
-                        self.own,
-                        self.asked,
-                    ),
-                }
-                for strength in strengths
-            }
-            points = [(e["ssim_to_source"], e["class_accuracy"]) for e in entries.values()]
-            n = next(iter(entries.values()))["n"]
-            results[method.name] = entries | {"curve": {"area": dominated_area(points), "n": n}}
+        results = {method.name: self._score_method(method, drawn) for method in self.methods}
         self._plots(results, drawn, folder)
         return results
 
+    def _score_method(self, method: Method, drawn: Mapping[str, Drawn]) -> dict[str, Any]:
+        others = self.own != self.asked
+        results: dict[str, Any] = {}
+        curve = [self._measured(0.0, 0.0, self.compared(self.sources), others)]
+        for strength in self.strengths:
+            entry = drawn[_name(method, strength)]
+            compared = self.compared(entry.values)
+            results[f"strength_{strength:g}"] = {
+                "num_inference_steps": self.context.settings.num_inference_steps,
+                "evaluations": entry.evaluations,
+                "guidance_scale": self.guidance,
+                **edit_scores(compared, others),
+            }
+            if strength in self.ladder:
+                curve.append(self._measured(strength, entry.evaluations, compared, others))
+        equal = {f"class_found_{share:g}": at_class_found(curve, share) for share in SHARES}
+        return {**results, **equal}
+
+    def compared(self, edited: Tensor) -> dict[str, Tensor]:
+        return compare(self.context, self.sources, self.sources_seen, edited, self.own, self.asked)
+
+    @staticmethod
+    def _measured(
+        strength: float, evaluations: float, compared: Mapping[str, Tensor], rows: Tensor
+    ) -> Measured:
+        likeness = {name: compared[name][rows] for name in LIKENESS}
+        return Measured(strength, evaluations, compared["class_accuracy"][rows], likeness)
+
     def _plots(self, results: Mapping[str, Any], drawn: Mapping[str, Drawn], folder: Path) -> None:
         def points(method: Method) -> list[tuple[float, float]]:
-            entries = results[method.name].items()
-            return [(e["ssim_to_source"], e["class_accuracy"]) for k, e in entries if k != "curve"]
+            entries = (results[method.name][f"strength_{s:g}"] for s in self.strengths)
+            return [(e["ssim_to_source"], e["class_accuracy"]) for e in entries]
 
-        n = results[self.methods[0].name]["curve"]["n"]
+        n = int((self.own != self.asked).sum())
         curves(
             {method.name: points(method) for method in self.methods},
             "SSIM to the source: how much of it is left",
             f"share whose class is the one asked for (n = {n})",
             folder / "edit_curves.png",
         )
-        method = self.methods[0]
-        strengths = self.context.settings.strengths
-        default = nearest_strength(strengths)
-        values = drawn[_name(method, default)].values
+        default = TASKS["edit"].default_strength
+        values = drawn[_name(self.methods[0], default)].values
         names = self.context.pipe.class_names
-        right = (self.context.judged(values) == self.asked).float()
+        right = (self.context.classes_of(values) == self.asked).float()
         shares = np.full((len(names), len(names)), np.nan)
         for a in range(len(names)):
             for b in range(len(names)):
@@ -214,45 +226,39 @@ def pairs(context: Context) -> tuple[Tensor, Tensor, Tensor]:
     return context.test.images[index], labels[index], torch.cat(asked)
 
 
-def edit_scores(
+def compare(
     context: Context, sources: Tensor, seen: Seen, edited: Tensor, own: Tensor, asked: Tensor
-) -> dict[str, Any]:
-    """Of edits into another class, and, under "control", of edits into the source's own.
+) -> dict[str, Tensor]:
+    """Figure -> (N,), what is found of each edit.
 
     Args:
         sources, edited: (N, 3, H, W) uint8. seen: of the sources. own, asked: (N,) classes.
     """
     found = Seen.of(context, edited)
-
-    def scores(rows: Tensor) -> dict[str, float]:
-        a, b = sources[rows].float() / 255, edited[rows].float() / 255
-        return {
-            "n": int(rows.sum()),
-            **mean("class_accuracy", found.classes[rows] == asked[rows]),
-            **mean("source_class_kept", found.classes[rows] == own[rows]),
-            **mean("ssim_to_source", ssim(a, b)),
-            **mean("low_frequency_error", low_frequency_error(a, b)),
-            **mean("feature_distance", feature_distance(seen.features[rows], found.features[rows])),
-        }
-
-    control = scores(own == asked)
-    del control["source_class_kept"]  # it is the accuracy
-    return {**scores(own != asked), "control": control}
+    a, b = sources.float() / 255, edited.float() / 255
+    return {
+        "class_accuracy": found.classes == asked,
+        "source_class_kept": found.classes == own,
+        "ssim_to_source": ssim(a, b),
+        "low_frequency_error": low_frequency_error(a, b),
+        "feature_distance": feature_distance(seen.features, found.features),
+    }
 
 
-def nearest_strength(strengths: Sequence[float]) -> float:
-    """The measured strength that is nearest to what users get by default."""
-    return min(strengths, key=lambda strength: abs(strength - TASKS["edit"].default_strength))
+def edit_scores(compared: Mapping[str, Tensor], others: Tensor) -> dict[str, Any]:
+    """Means over the edits into another class, and, under "control", over those into their own.
 
-
-def dominated_area(points: Sequence[tuple[float, float]]) -> float:
-    """Area of the unit square that lies below and left of some point: 1 is perfect, in both.
-
-    It takes the best of each curve, wherever its strengths happen to lie, and extrapolates nothing.
+    Args:
+        compared: of `compare`. others: (N,) bool, the edits into another class.
     """
-    area, best = 0.0, 0.0
-    for x, y in sorted(points, reverse=True):  # from the most faithful on
-        if y > best:
-            area += max(x, 0.0) * (y - best)
-            best = y
-    return area
+
+    def scores(rows: Tensor) -> dict[str, Any]:
+        found = {"n": int(rows.sum())}
+        for name, values in compared.items():
+            found |= mean(name, values[rows])
+        return found
+
+    control = scores(~others)
+    # Of an edit into its own class it is the accuracy.
+    del control["source_class_kept"], control["source_class_kept_standard_error"]
+    return {**scores(others), "control": control}

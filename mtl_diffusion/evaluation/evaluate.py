@@ -1,26 +1,26 @@
-"""The scorecard: what an exported pipeline does, as figures, plots and pictures.
+"""The scorecard: figures, plots and pictures of what an exported pipeline does.
 
-It sees the pipeline, a judge and a dataset, and nothing of the training.
+It needs the pipeline, a classifier and a dataset, and nothing of the training.
 """
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from .bulk import Bulk, Drawn
-from .classifier import Classifier
-from .density import Likelihood
-from .edit import Edit, nearest_strength
+from .edit import Edit
+from .equal_class import SHARES
 from .features import FeatureSpace
 from .generate import Generate
 from .inpaint import Inpaint
+from .likelihood import Likelihood
 from .parts import Context, Part
 from .settings import Settings
 
@@ -35,29 +35,32 @@ def parts_for(pipe: MultiTaskPipeline) -> list[str]:
 
 def context(
     pipe: MultiTaskPipeline,
-    judge: Classifier,
+    classifier: Classifier,
     space: FeatureSpace,
     train: ImageDataset,
     test: ImageDataset,
     settings: Settings,
     cache: Path,
 ) -> Context:
-    """What the parts look at, with the splits labelled in the pipeline's order.
+    """The inputs of all parts, with the splits labelled in the pipeline's order of classes.
 
     Raises:
-        ValueError: the pipeline, the judge and the dataset don't know the same classes.
+        ValueError: the pipeline, the classifier and the dataset have different classes.
     """
     expected = set(pipe.class_names)
     if not expected:
         raise ValueError("pipeline: it has no classes, and a scorecard goes by what a class is")
-    for name, classes in (("classifier", judge.class_names), ("dataset_name", test.class_names)):
+    for name, classes in (
+        ("classifier", classifier.class_names),
+        ("dataset_name", test.class_names),
+    ):
         if set(classes) != expected:
             raise ValueError(
                 f"{name} has the classes {', '.join(classes)}; the pipeline knows "
                 f"{', '.join(pipe.class_names)}; give what belongs to the pipeline's dataset"
             )
     splits = (split.relabelled(pipe.class_names) for split in (train, test))
-    return Context(pipe, judge, space, *splits, settings, cache)
+    return Context(pipe, classifier, space, *splits, settings, cache)
 
 
 def evaluate(context: Context, parts: Sequence[str], folder: Path) -> dict[str, Any] | None:
@@ -94,67 +97,80 @@ def _cost(entry: Drawn) -> dict[str, float]:
     }
 
 
-def _peak_memory(device: torch.device) -> float:
-    """Of the accelerator, or of this process where there is none; in MB."""
+def _peak_memory(device: torch.device) -> float | None:
+    """Of the accelerator, or of this process where there is none; in MB. None: not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
-    """The figures that stand for the whole, each with its n: the card's table is made of them."""
+    """The figures that stand for the whole, each with its n: the model card is made of them.
+
+    Under "baselines", those of other methods with the same weights: method -> task -> figures.
+    """
     steps = context.settings.num_inference_steps
     guided = f"by_class_guidance_{TASKS['generate'].default_guidance_scale:g}_steps_{steps}"
-    strength = nearest_strength(context.settings.strengths)
-    chosen = {
+    generate, inpaint, edit = (results.get(part, {}) for part in ("generate", "inpaint", "edit"))
+    power = ("radial_power_largest_difference", "radial_power_largest_difference_by_class")
+    distances = ("frechet_distance_to_train", "precision", "recall")
+    hole = ("psnr_in_hole", "ssim_in_hole", "same_class", "frechet_distance", "evaluations")
+    found = {
         "generate": {
-            f"unconditional_steps_{steps}": ("frechet_distance_to_train", "precision", "recall"),
-            f"by_class_steps_{steps}": ("frechet_distance_to_train",),
-            guided: (
-                "class_accuracy",
-                "frechet_distance_to_train",
-                "radial_power_largest_difference",
-                "radial_power_largest_difference_by_class",
-            ),
-            "floor": ("frechet_distance_to_train", "radial_power_largest_difference"),
+            name: _pick(generate.get(name, {}), *distances, "class_accuracy", *power, "evaluations")
+            for name in (f"unconditional_steps_{steps}", f"by_class_steps_{steps}", guided, "floor")
         },
-        "likelihood": {"": ("bits_per_dim",)},
-        "inpaint": {
-            kind: ("psnr_in_hole", "ssim_in_hole", "judge_agrees")
-            for kind in results.get("inpaint", {})
-            if kind != "floor"
+        "likelihood": {"held_out": _pick(results.get("likelihood", {}), "bits_per_dim")},
+        "inpaint": {kind: _pick(inpaint.get(kind, {}), *hole) for kind in inpaint},
+        "edit": _edits(edit.get("edit", {})),
+    }
+    baselines = {
+        "repaint": {
+            "inpaint": {
+                kind: _pick(entry.get("repaint", {}), *hole) for kind, entry in inpaint.items()
+            }
         },
-        "edit": {
-            f"edit/strength_{strength:g}": ("class_accuracy", "source_class_kept", "ssim_to_source")
+        **{
+            name: {"edit": _edits(edit.get(name, {}))}
+            for name in ("sdedit", "flowedit", "ddim_inversion")
         },
     }
-    found: dict[str, Any] = {}
-    for part, entries in chosen.items():
-        if part not in results:
-            continue
-        for place, names in entries.items():
-            entry = results[part]
-            for step in filter(None, place.split("/")):
-                entry = entry.get(step, {})
-            kept = {
-                key: entry[key]
-                for name in names
-                for key in (name, f"{name}_standard_error")
-                if key in entry
-            }
-            if kept:
-                found.setdefault(part, {})[place.rpartition("/")[2] or part] = {
-                    **kept,
-                    "n": entry["n"],
-                }
-    return found
+    return _without_empty({**found, "baselines": baselines})
+
+
+def _edits(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Of one method: at the default strength, and where the class is found equally often."""
+    reached = ("class_accuracy", "source_class_kept", "ssim_to_source", "feature_distance")
+    names = [f"class_found_{share:g}" for share in SHARES]
+    equal = ("ssim_to_source", "feature_distance", "strength", "evaluations", "largest_share")
+    strength = f"strength_{TASKS['edit'].default_strength:g}"
+    return {
+        strength: _pick(entries.get(strength, {}), *reached, "evaluations"),
+        **{name: _pick(entries.get(name, {}), *equal) for name in names},
+    }
+
+
+def _pick(entry: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Some figures of an entry, with their standard errors and the entry's n."""
+    wanted = [key for name in names for key in (name, f"{name}_standard_error")]
+    kept = {key: entry[key] for key in wanted if key in entry}
+    return {**kept, "n": entry["n"]} if kept else {}
+
+
+def _without_empty(table: dict[str, Any]) -> dict[str, Any]:
+    cleaned = {k: _without_empty(v) if isinstance(v, dict) else v for k, v in table.items()}
+    return {key: value for key, value in cleaned.items() if value != {}}
 
 
 def below(results: Mapping[str, Any], limit: float) -> list[str]:
     """The tasks whose class accuracy, at the default settings, is under a limit."""
     return [
         task
-        for task, entries in results["summary"].items()
-        for entry in entries.values()
+        for task in ("generate", "edit")
+        for entry in results["summary"].get(task, {}).values()
         if entry.get("class_accuracy", 1.0) < limit
     ]

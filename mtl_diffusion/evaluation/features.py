@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from .bulk import weights_digest
-from .classifier import Classifier
 
 KINDS = 'a folder of scripts/train_classifier.py, "inception", or an image model of transformers'
 

@@ -124,7 +124,7 @@ class Generate(Part):
 
     def _classes(self, images: Tensor, asked: Tensor) -> dict[str, Any]:
         """How often the classifier sees the class that was asked for."""
-        right = self.context.judged(images) == asked
+        right = self.context.classes_of(images) == asked
         names = self.context.pipe.class_names
         return {
             **mean("class_accuracy", right),

@@ -43,7 +43,7 @@ class Inpaint(Part):
 
     @cached_property
     def originals(self) -> Seen:
-        """What feature space and judge see in the images before any of them is painted over."""
+        """The unpainted images."""
         return Seen.of(self.context, self.images)
 
     @property
@@ -155,7 +155,7 @@ def completion_scores(
         **mean("psnr_in_hole", psnr(a, b, mask)),
         **mean("ssim_in_hole", ssim(a, b, mask)),
         **mean("feature_distance", feature_distance(seen.features, found.features)),
-        **mean("judge_agrees", seen.classes == found.classes),
+        **mean("same_class", seen.classes == found.classes),
         "frechet_distance": frechet_distance(found.features, seen.features),
     }
 

@@ -1,6 +1,6 @@
-"""What the parts of the scorecard have in common: what they are given, and how they ask a pipeline.
+"""The parts of the scorecard: their common inputs, and their interface.
 
-A part says what it wants drawn, and what it makes of that. Between the two all processes draw.
+A part lists its sampling jobs; all processes draw them; then it computes its figures.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.rng import generator
 from .bulk import Drawn, Job, weights_digest
-from .classifier import Classifier
 from .features import FeatureSpace
 from .settings import Settings
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a part may look at: an exported pipeline, a judge, a feature space and two splits.
+    """The inputs of the parts.
 
     Attributes:
-        judge: a classifier that no training or filtering of the pipeline has seen.
+        classifier: none that took part in training or filtering of the pipeline.
         train, test: what the pipeline was trained on, and held-out images; on the CPU, labelled in
             the pipeline's order of classes.
         cache: folder for the features of the splits.
     """
 
     pipe: MultiTaskPipeline
-    judge: Classifier
+    classifier: Classifier
     space: FeatureSpace
     train: ImageDataset
     test: ImageDataset
@@ -46,7 +46,7 @@ class Context:
 
     @cached_property
     def model(self) -> str:
-        """Tells this model from every other one."""
+        """Digest of the weights."""
         return weights_digest(self.pipe.unet)
 
     @property
@@ -59,30 +59,30 @@ class Context:
         count = min(self.settings.reference_images or len(dataset), len(dataset))
         return self.space.reference(dataset, count, self.cache)
 
-    def judged(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 -> (N,) the classes that the judge sees, in the pipeline's order."""
-        table = torch.tensor([self.pipe.class_names.index(n) for n in self.judge.class_names])
+    def classes_of(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 -> (N,) their classes, in the pipeline's order."""
+        table = torch.tensor([self.pipe.class_names.index(n) for n in self.classifier.class_names])
         batches = images.split(500)
         return torch.cat(
-            [table[self.judge(b.float() / 127.5 - 1).argmax(1).cpu()] for b in batches]
+            [table[self.classifier(b.float() / 127.5 - 1).argmax(1).cpu()] for b in batches]
         )
 
     def generators(self, *key: int | str, rows: range) -> list[torch.Generator]:
-        """One a row. The same key gives different methods the same noise."""
+        """One a row, a function of key and row: with one key, methods get the same noise."""
         seed, device = self.settings.seed, self.pipe.device
         return [generator(seed, *key, row, device=device) for row in rows]
 
     def job(
         self, name: str, count: int, draw: Callable[[range], Tensor], **key: str | float | None
     ) -> Job:
-        """A job of this model; `key` is what else its outcome depends on."""
+        """A job of this model; `key` is all else that its outcome depends on."""
         facts = {"model": self.model, "seed": self.settings.seed, "name": name, **key}
         return Job(name, facts, count, draw)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the feature space and the judge see in N images: features (N, D), classes (N,)."""
+    """The features (N, D) of N images, and their classes (N,) by the classifier."""
 
     features: Tensor
     classes: Tensor
@@ -90,14 +90,14 @@ class Seen:
     @classmethod
     def of(cls, context: Context, images: Tensor) -> Seen:
         """images: (N, 3, H, W) uint8."""
-        return cls(context.space.features(images), context.judged(images))
+        return cls(context.space.features(images), context.classes_of(images))
 
 
 class Part(ABC):
     """One subject of the scorecard.
 
     Class attributes:
-        name: in metrics.json. task: what a model must have learned to have this part.
+        name: in metrics.json. task: the task that a model must have learned.
     """
 
     name: ClassVar[str]
@@ -108,11 +108,11 @@ class Part(ABC):
 
     @abstractmethod
     def jobs(self) -> list[Job]:
-        """What it wants drawn."""
+        """What is to be sampled."""
 
     @abstractmethod
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
-        """What it makes of that: figures, each with its n; plots and pictures go to the folder."""
+        """Computes the figures, each with its n, and writes plots and pictures to the folder."""
 
 
 def to_bytes(images: Tensor) -> Tensor:

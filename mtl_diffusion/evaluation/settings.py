@@ -29,8 +29,11 @@ class Settings:
     """Completions of each of them, for their diversity."""
     edit_images: int = 20
     """Held-out images of each class that are edited into each class."""
-    strengths: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8])
-    """Strengths of edits and of their baselines, 0 to 1."""
+    num_strengths: int = 10
+    """Strengths of edits and of their baselines, evenly spaced up to 1. Likeness at equal class
+    found is interpolated between them."""
+    strengths: list[float] = field(default_factory=list)
+    """Further strengths, 0 to 1: measured too, without any influence on the comparison."""
     image_guidance_scales: list[float] = field(default_factory=lambda: [1.0, 1.5])
     """Image guidance of edits; 1 is off."""
     likelihood_images: int = 512
@@ -51,15 +54,17 @@ class Settings:
         for name, low in least.items():
             value = getattr(self, name)
             given = value if isinstance(value, list | tuple) else [value]
-            if not given or any(v is not None and v < low for v in given):
-                raise ValueError(f"{name} is {value}; it must be {low} or more, and not empty")
+            if any(v is not None and not v >= low for v in given):
+                raise ValueError(f"{name} is {value}; it must be {low} or more")
+            if not given and name != "strengths":
+                raise ValueError(f"{name} is empty; give a number or more")
         low, high = self.guidance_interval
         if not low <= high < math.inf:
             raise ValueError(
                 f"guidance_interval is {self.guidance_interval}; it must be two finite numbers, "
                 "the lower one first"
             )
-        if max(self.strengths) > 1:
+        if any(strength > 1 for strength in self.strengths):
             raise ValueError(f"strengths are {self.strengths}; they must be 0 to 1")
 
 
@@ -72,7 +77,6 @@ PRESETS = {
         inpaint_images=20,
         inpaint_seeds=2,
         edit_images=1,
-        strengths=[0.05, 0.2, 0.35, 0.5, 0.65],
         image_guidance_scales=[1.0],
         likelihood_images=20,
         likelihood_steps=16,

@@ -1,4 +1,4 @@
-"""How a training process uses its machine: the processor's cores, and memory on the host."""
+"""CPU threads, and memory on the host."""
 
 import ctypes
 import os
@@ -6,17 +6,29 @@ import sys
 
 import torch
 
+from .stop import LAUNCHER
+
 # mallopt's names in malloc.h, and the largest threshold that every version of glibc takes.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST = 2**31 - 1
 LARGEST_MMAP = 4 * 1024 * 1024 * ctypes.sizeof(ctypes.c_long)
 
 
-def use_all_cores(num_threads: int | None) -> None:
-    """Shares the cores among this machine's processes; `accelerate launch` would leave one each."""
+def choose_threads(num_threads: int | None) -> None:
+    """Sets torch's number of threads.
+
+    Args:
+        num_threads: what the configuration says. None: what OMP_NUM_THREADS says, or else the
+            cores of this machine, shared evenly by its processes.
+    """
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(num_threads or max(1, cores // local_processes))
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    # Launchers set it to 1 where the user has not, and would leave the other cores idle.
+    if asked == "1" and LAUNCHER is not None:
+        asked = ""
+    threads = num_threads or (int(asked) if asked.isdecimal() else 0)
+    torch.set_num_threads(threads or max(1, (cores or 1) // local_processes))
 
 
 def keep_freed_memory() -> None:

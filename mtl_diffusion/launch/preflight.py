@@ -1,60 +1,78 @@
-"""Before any work: can this run be done here, and is it the only one in its folder?"""
+"""Preflight checks, and the lock of output_dir."""
 
-import errno
-import fcntl
 import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import ProjectConfiguration, is_bf16_available, parse_flag_from_env
+from accelerate.utils import (
+    ProjectConfiguration,
+    get_int_from_env,
+    is_bf16_available,
+    parse_flag_from_env,
+)
+from filelock import FileLock, Timeout
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.tensorboard.summary import hparams
 
 from ..checkpoints.resume import folder_of
 from ..config import ConfigError, TrainConfig, resolved, to_dict
+from ..publishing.export import PIPELINE, PUBLISHED, check_target
 from ..publishing.upload import check_right_to_write
 from ..tools.distributed import from_all_processes
 from ..training.aggregation import REQUIRED
 from ..training.run import Run
-from .host import keep_freed_memory, use_all_cores
+from .host import choose_threads, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
-# gloo's threads need Python's lock to let go of their last tensors, and whoever destroys the group
-# waits for them: with the lock in hand, if it is DDP, and then both wait for ever (seen in 2 of 6
-# runs). Python's own handle gives the lock back first, so it has to be the last.
+# gloo's threads need Python's lock to release their last tensors, and whoever destroys the group
+# waits for those threads. DDP would destroy it with the lock held, and both would wait for ever
+# (seen in 2 of 6 runs). Python's own handle releases the lock first, so it has to be the last one.
 _groups: list[torch.distributed.ProcessGroup] = []
+# Set by every launcher that accelerate knows: how many processes it has started.
+_WORLD_SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
+_SMALL_FILES = 1_000_000  # bytes of an export beside its weights: sources, tokenizer, pictures
+# What accelerate would do to a model, other than what this package does.
+_PLUGINS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
 @contextmanager
 def begin(config: TrainConfig) -> Iterator[Accelerator]:
     """The accelerator of this run, after everything that can be checked without data is.
 
-    Inside, the run's folder is its own.
+    Inside the context, this run holds the lock of output_dir.
 
     Raises:
         ConfigError: every fault of every process at once, each naming the field.
     """
-    use_all_cores(config.num_threads)
     keep_freed_memory()
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    try:
+        started = get_int_from_env(_WORLD_SIZES, 1)
+        several_on_cpu = started > 1 and not torch.accelerator.is_available()
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or several_on_cpu)
+    except ValueError as error:  # a variable that is no number, or that is missing
+        fault = f"num_processes: the launcher's variables can't be used: {error}"
+        raise ConfigError([fault]) from error
+    choose_threads(config.num_threads)  # after accelerate, which sets a number too
     output_dir = Path(config.output_dir)
     with ExitStack() as held:
         faults = [
-            *_process_faults(config, state.num_processes),
+            *_process_faults(config, state.num_processes, started),
+            *_launcher_faults(config, os.environ),
             *_precision_faults(config, state.device),
             *_tracker_faults(config),
             *_aggregation_faults(config),
         ]
         if state.is_main_process:
-            folder_faults = list(_folder_faults(output_dir))
+            folder_faults = list(_folder_faults(config))
             if not folder_faults and not config.dry_run:
                 folder_faults += _lock_faults(output_dir, held)
             faults += folder_faults
@@ -66,18 +84,46 @@ def begin(config: TrainConfig) -> Iterator[Accelerator]:
             log_with=None if config.report_to == "none" else config.report_to,
             project_config=ProjectConfiguration(config.output_dir, str(output_dir / "logs")),
         )
-        if not config.dry_run:
-            # Trackers take flat tables of plain values.
-            table = to_dict(config).items()
-            plain = {k: v if isinstance(v, int | float) else str(v) for k, v in table}
-            accelerator.init_trackers(config.tracker_project_name, config=plain)
         if accelerator.num_processes > 1:
             _groups.append(torch.distributed.group.WORLD)
         yield accelerator
 
 
+def start_trackers(run: Run, first: int) -> None:
+    """Starts to log; what was logged after step `first`, before a kill, is replaced.
+
+    Raises:
+        ConfigError: the tracker can't be started: it wants a key, for example.
+    """
+    config, accelerator, faults = run.config, run.accelerator, []
+    # Trackers take flat tables of plain values.
+    table = to_dict(config).items()
+    plain = {k: v if isinstance(v, int | float) else str(v) for k, v in table}
+    tensorboard = config.report_to == "tensorboard"
+    try:
+        accelerator.init_trackers(
+            config.tracker_project_name,
+            # accelerate would make two new folders for it at each start of the run.
+            config=None if tensorboard else plain,
+            init_kwargs={"tensorboard": {"purge_step": first + 1}},
+        )
+        if config.report_to != "none" and not accelerator.trackers:
+            raise RuntimeError("accelerate passes it over")  # with a warning only
+        if tensorboard and accelerator.is_main_process:
+            writer = accelerator.get_tracker("tensorboard", unwrap=True).file_writer
+            for summary in hparams(plain, {}):
+                writer.add_summary(summary)
+    except Exception as error:  # each tracker has its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        faults = [
+            f"report_to: found {config.report_to!r}, which could not be started: {reason}; "
+            "correct that, or choose another one, or none"
+        ]
+    _refuse(faults)
+
+
 def check_room(run: Run) -> None:
-    """Two checkpoints must fit: the last one, and the one that is being written.
+    """Checks that two checkpoints, the last one and the next one, and the export fit on the disk.
 
     Raises:
         ConfigError: they don't.
@@ -89,11 +135,14 @@ def check_room(run: Run) -> None:
         size = 2 * trained + sum(t.nbytes for m in modules for t in m.state_dict().values())
         folder = folder_of(run)
         there = any(folder.glob("step-*"))
-        needed, free = (1 if there else 2) * size, shutil.disk_usage(run.config.output_dir).free
+        export = sum(t.nbytes for t in run.best_unet.state_dict().values()) + _SMALL_FILES
+        needed = (1 if there else 2) * size + export
+        free = shutil.disk_usage(run.config.output_dir).free
         if free < needed:
             faults.append(
                 f"output_dir: found {run.config.output_dir}, with {free / 1e6:,.0f} MB free; "
-                f"{needed / 1e6:,.0f} MB are needed, a checkpoint being {size / 1e6:,.1f} MB"
+                f"{needed / 1e6:,.0f} MB are needed, a checkpoint being {size / 1e6:,.1f} MB and "
+                f"the exported pipeline {export / 1e6:,.1f} MB"
             )
     _refuse(faults)
 
@@ -135,21 +184,27 @@ def _refuse(faults: list[str]) -> None:
         raise ConfigError(faults)
 
 
-def _process_faults(config: TrainConfig, processes: int) -> Iterator[str]:
-    if config.num_processes not in (None, processes):
+def _process_faults(config: TrainConfig, processes: int, started: int) -> Iterator[str]:
+    if started != processes:
+        yield (
+            f"num_processes: {started} processes were started, and accelerate joins {processes}; "
+            "launch with ACCELERATE_USE_CPU=true to train on CPUs, or start one process"
+        )
+    elif config.num_processes not in (None, processes):
         yield f"num_processes: found {config.num_processes}; {processes} were started"
     elif (
         # `accelerate launch --cpu --num_processes 2` sets an address for its processes to meet at,
         # and then starts one.
         config.num_processes is None
         and processes == 1
-        and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
+        and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
         and "WORLD_SIZE" not in os.environ
     ):
         yield (
-            "num_processes: accelerate launch was told of several processes and started one; "
-            "on CPUs, launch with ACCELERATE_USE_CPU=true and --multi_gpu in place of --cpu, or "
-            "set num_processes to 1"
+            "num_processes: found null; accelerate launch started one process, and MASTER_ADDR and "
+            "MASTER_PORT are set, as it sets them for several. For several on CPUs, launch with "
+            "ACCELERATE_USE_CPU=true and --multi_gpu in place of --cpu; if one is meant, set "
+            "num_processes to 1"
         )
     if config.total_batch_size < processes:
         yield (
@@ -158,8 +213,42 @@ def _process_faults(config: TrainConfig, processes: int) -> Iterator[str]:
         )
 
 
+def _launcher_faults(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[str]:
+    """What the launcher asks for, and this run's own settings decide otherwise."""
+    name = "ACCELERATE_MIXED_PRECISION"  # accelerate launch always sets it
+    if environ.get(name, "no").lower() not in ("no", config.mixed_precision):
+        yield (
+            f"mixed_precision: found {config.mixed_precision!r}; the launcher was given "
+            f"{environ[name]!r} ({name}): set mixed_precision, to no or bf16, and give the "
+            "launcher the same or no"
+        )
+    name = "ACCELERATE_DYNAMO_BACKEND"
+    if environ.get(name, "no").lower() != "no":
+        yield (
+            f"compile: found {str(config.compile).lower()}; the launcher was given the dynamo "
+            f"backend {environ[name]!r} ({name}): give it no, and set compile to true"
+        )
+    name = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+    if environ.get(name, "1") != "1":
+        yield (
+            f"per_device_batch_size: {name} is {environ[name]!r}: unset it. A process accumulates "
+            "what its share of total_batch_size has beyond per_device_batch_size"
+        )
+    for name in (f"ACCELERATE_USE_{plugin}" for plugin in _PLUGINS):
+        if parse_flag_from_env(name):
+            yield f"num_processes: {name} is set: unset it. Training is data-parallel only (DDP)"
+
+
 def _precision_faults(config: TrainConfig, device: torch.device) -> Iterator[str]:
-    if config.mixed_precision == "no" or device.type == "cpu":
+    if config.mixed_precision == "no":
+        return
+    if device.type == "cpu":
+        # torch's own questions to the processor are private; it has no public ones before 2.12.
+        if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+            logger.warning(
+                "mixed_precision bf16 is slower than no on this CPU, which has neither AVX512_BF16 "
+                "nor AMX"
+            )
         return
     if device.type == "cuda":  # emulation is slower than float32
         possible = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -187,32 +276,41 @@ def _aggregation_faults(config: TrainConfig) -> Iterator[str]:
         )
 
 
-def _folder_faults(output_dir: Path) -> Iterator[str]:
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        probe = output_dir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        yield f"output_dir: found {output_dir}; can't write there: {error}"
+def _folder_faults(config: TrainConfig) -> Iterator[str]:
+    """Every folder that the run writes to, now or at its end."""
+    output_dir = Path(config.output_dir)
+    parts = [output_dir / name for name in ("checkpoints", "validation", "logs")]
+    for folder in [output_dir, *(part for part in parts if os.path.lexists(part))]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            yield f"output_dir: found {output_dir}; can't write to {folder}: {error}"
+            return
+    for name in (PIPELINE, PUBLISHED):
+        try:
+            check_target(output_dir / name)
+        except (ValueError, OSError) as error:
+            yield str(error)
 
 
 def _lock_faults(output_dir: Path, held: ExitStack) -> Iterator[str]:
-    """Takes the folder's lock, which the system releases when the process ends, however it does."""
-    lock = os.open(output_dir / ".lock", os.O_WRONLY | os.O_CREAT)
-    held.callback(os.close, lock)
+    """Takes the lock of the folder, which the system releases when the process ends."""
+    lock = FileLock(output_dir / ".lock", timeout=0)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            yield f"output_dir: found {output_dir}; another run is writing there: wait or change it"
-        else:  # some network file systems have no locks
-            logger.warning("%s can't be locked: %s. Start no second run there", output_dir, error)
+        lock.acquire()
+        held.callback(lock.release)
+    except Timeout:
+        yield f"output_dir: found {output_dir}; another run is writing there: wait or change it"
+    except (OSError, NotImplementedError) as error:  # some network file systems have no locks
+        logger.warning("%s can't be locked: %s. Start no second run there", output_dir, error)
 
 
 def _hub_faults(config: TrainConfig) -> Iterator[str]:
     """Creates the repository, unless it is there, and asks whether this account may write to it."""
-    repository = config.hub_model_id or Path(config.output_dir).name
+    repository = config.repository
     api = HfApi()
     try:
         api.whoami()

@@ -11,6 +11,11 @@ import time
 REFUSED = 2  # nothing was trained: the configuration, the data or the checkpoint is at fault
 STOPPED = 75  # a checkpoint was saved: sysexits.h's EX_TEMPFAIL, "try again later"
 
+# Windows has no SIGHUP.
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+]
+
 # SIGTERM to `accelerate launch` with one process kills the launcher and leaves the trainer. So the
 # launcher is noted at import, seconds before it is first looked for. A parent that is no launcher
 # may go: `nohup python scripts/train.py &` outlives its shell.
@@ -32,7 +37,7 @@ class StopRequest:
         self._previous = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in SIGNALS:
             # `nohup` and `&` have a process ignore signals; it goes on ignoring them.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._on_signal)

@@ -176,11 +176,11 @@ def _results(rows: list[dict[str, Any]], metrics: Mapping[str, Any]) -> str:
         lines.append(f"| {row['path']} | {row['value']:.4g} | {error} | {row['n']} |")
     text = "\n".join(lines)
     if "feature_space" in metrics:  # of a scorecard, which says how it measured
-        space, judge = metrics["feature_space"], metrics["judge"]
+        space, classifier = metrics["feature_space"], metrics["classifier"]
         text += (
             f"\n\nSampler: {metrics['sampler']}. Frechet distances are taken in the feature space "
             f"`{space['name']}` ({space['kind']}), and can't be held beside those of another one. "
-            f"The judge, a classifier, is right in {judge['accuracy']:.2%} of {judge['n']:,} "
+            f"The classifier is right in {classifier['accuracy']:.2%} of {classifier['n']:,} "
             "held-out images. The rest of the scorecard is in metrics.json."
         )
     if "command" in metrics:

@@ -29,7 +29,8 @@ from .upload import UploadError, upload, without_secrets
 
 logger = logging.getLogger(__name__)
 
-PIPELINE = "pipeline"  # the folder of a run that its export is in
+# Folders of a run: its export, and that of the checkpoint that was published last.
+PIPELINE, PUBLISHED = "pipeline", "published"
 # What is uploaded of an exported folder, besides the sources that ship. Nothing else ever is.
 UPLOADED = ("*.safetensors", "*.json", "README.md", "*.png")
 LAST_WAIT = 30.0  # seconds that a stopping run waits for an upload
@@ -128,7 +129,7 @@ def write(
         drawn = _draw(trained.pipeline, folder) if pictures else None
         if metrics is not None:
             (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        name = repository or repository_of(trained.config)
+        name = repository or trained.config.repository
         text = model_card(trained.pipeline, trained.config, trained.step, name, metrics, drawn)
         (folder / "README.md").write_text(text, encoding="utf-8")
     return target
@@ -179,10 +180,6 @@ def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
 # --- to the Hub ---------------------------------------------------------------------------------
 
 
-def repository_of(config: TrainConfig) -> str:
-    return config.hub_model_id or Path(config.output_dir).resolve().name
-
-
 def files_to_upload(folder: Path) -> dict[str, Path]:
     """Path in the repository -> file, of what an exported folder publishes."""
     files = [path for pattern in UPLOADED for path in folder.rglob(pattern)]
@@ -202,7 +199,7 @@ def push(folder: Path, config: TrainConfig) -> str:
     """
     return push_folder(
         folder,
-        repository_of(config),
+        config.repository,
         checkpoint=config.output_dir,
         step=config.max_train_steps,
         private=config.hub_private_repo,
@@ -280,13 +277,13 @@ class BackgroundPublisher:
             self._thread.join(timeout)
 
     def _publish(self, checkpoint: Path) -> None:
-        folder = Path(self.config.output_dir) / "published"
+        folder = Path(self.config.output_dir) / PUBLISHED
         try:
             trained = of_checkpoint(checkpoint)
             write(trained, folder, pictures=False)
             push_folder(
                 folder,
-                repository_of(self.config),
+                self.config.repository,
                 checkpoint=checkpoint,
                 step=trained.step,
                 private=self.config.hub_private_repo,

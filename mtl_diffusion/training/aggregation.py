@@ -41,11 +41,12 @@ class Jacobian:
         self.objective = objective
         self.aggregate = aggregate
         self.shared = [p for p in objective.unet.parameters() if p.requires_grad]
-        self.parameters = [*self.shared, *objective.weighting.parameters()]
+        heads = [module for module in objective.children() if module is not objective.unet]
+        self.parameters = [*self.shared, *(p for head in heads for p in head.parameters())]
         size = sum(p.numel() for p in self.parameters)
         self.rows = torch.zeros(num_tasks, size, device=self.parameters[0].device)
 
-    def add(self, inputs: tuple, counts: Tensor) -> Tensor:
+    def add(self, inputs: tuple, counts: Tensor, **options: float) -> Tensor:
         """Adds the gradients of some of the batch's samples; returns their plain losses (b,).
 
         A sample is of one task. So each task has a forward and a backward pass of its own samples,
@@ -54,6 +55,7 @@ class Jacobian:
         Args:
             inputs: arguments of the objective, each with b rows; the last is the task indices (b,).
             counts: (T,) samples of each task in the global batch.
+            options: the objective's.
         """
         task = inputs[-1]
         plain = torch.zeros(len(task), device=task.device)
@@ -61,7 +63,8 @@ class Jacobian:
             mine = (task == i).nonzero()[:, 0]
             if not len(mine):
                 continue
-            plain[mine], weighted = self.objective(*(part[mine] for part in inputs))
+            rows = (part[mine] for part in inputs)
+            plain[mine], weighted = self.objective(*rows, **options)
             gradients = torch.autograd.grad(
                 weighted.sum() / counts[i], self.parameters, materialize_grads=True
             )

@@ -78,23 +78,41 @@ def build_weighting(kind: str, tasks: list[str], weights: dict[str, float] | Non
 
 
 class Objective(nn.Module):
-    """Everything that learns: the denoiser and the weighting. One module to wrap for many GPUs."""
+    """Everything that learns: the denoiser, the weighting, the projector of alignment.
 
-    def __init__(self, unet: nn.Module, scheduler, weighting: nn.Module):
+    One module to wrap for several processes.
+    """
+
+    def __init__(
+        self, unet: nn.Module, scheduler, weighting: nn.Module, alignment: nn.Module | None = None
+    ):
         super().__init__()
         self.unet = unet
         self.weighting = weighting
+        self.alignment = alignment
         self.scheduler = scheduler
 
     def forward(
-        self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
+        self,
+        image: Tensor,
+        noise: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        task: Tensor,
+        perceptual_weight: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """The loss of each sample, plain and weighted: (B,), (B,)."""
-        output = predict(self.unet, self.scheduler, image + sigma * noise, sigma, conditioning)
+        """The denoising loss of each sample, and what is minimised: (B,), (B,)."""
+        noisy = image + sigma * noise
+        output = predict(self.unet, self.scheduler, noisy, sigma, conditioning)
         # Only the network runs in mixed precision: u in bfloat16 would move in steps of a percent.
         with torch.autocast(image.device.type, enabled=False):
             loss = denoising_loss(output, image, noise, sigma, conditioning.mask, self.scheduler)
-            return loss.detach(), self.weighting(loss, sigma, task)
+            weighted = self.weighting(loss, sigma, task)
+        if self.alignment is not None:
+            denoised = self.scheduler.precondition_outputs(noisy, output, sigma)
+            denoised = torch.where(conditioning.mask > 0, denoised, image)
+            weighted = weighted + self.alignment(image, denoised, perceptual_weight)
+        return loss.detach(), weighted
 
 
 def sum_of_task_means(loss: Tensor, task: Tensor, counts: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """The parts of a run, built from its configuration."""
 
 import json
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from diffusers import EDMDPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from ..classifiers.classifier import Classifier
 from ..config import TrainConfig
 from ..data.decode import Decoder
 from ..data.images import ImageDataset, load_splits
@@ -19,11 +19,14 @@ from ..data.streaming_loader import StreamingLoader
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
+from ..tools.tensors import to_unit_range
 from .aggregation import Jacobian, build_aggregator
+from .alignment import Alignment
 from .ema import EMA
 from .losses import Objective, build_weighting
 from .mixture import Mixture
 from .model import build_scheduler, build_unet, freeze, train_mode
+from .optimizers import build_optimizer
 from .vocabulary import build_tokenizer, extend_tokenizer
 
 
@@ -34,6 +37,7 @@ class Run:
     Attributes:
         objective: the trained module as it is called: wrapped for several processes.
         unet: the denoiser inside it. weighting: the weighting inside it.
+        alignment: the losses in a classifier's features, or None.
         jacobian: where the tasks' gradients are aggregated, or None if they are summed.
         ema: the averaged denoiser, or None.
         train_data, held_out: the two splits, labelled in the vocabulary's order.
@@ -46,6 +50,7 @@ class Run:
     scheduler: EDMDPMSolverMultistepScheduler
     unet: UNet2DConditionModel
     weighting: nn.Module
+    alignment: Alignment | None
     objective: nn.Module
     jacobian: Jacobian | None
     optimizer: torch.optim.Optimizer
@@ -106,19 +111,13 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         unet.compile()
     names = list(config.shares)
     weighting = build_weighting(config.task_weighting, names, config.task_weights).to(device)
-    objective = Objective(unet, scheduler, weighting)
+    alignment = _alignment(config, unet, train_data, held_out, device)
+    objective = Objective(unet, scheduler, weighting, alignment)
     jacobian = None
     if config.gradient_aggregation != "sum":
         aggregate = build_aggregator(config.gradient_aggregation)
         jacobian = Jacobian(objective, len(names), aggregate)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in objective.parameters() if parameter.requires_grad],
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        weight_decay=config.adam_weight_decay,
-        fused=True,
-    )
+    optimizer = build_optimizer(config, objective)
     mixture = Mixture(
         tasks=tuple(TASKS[name] for name in names),
         proportions=tuple(config.shares.values()),
@@ -135,6 +134,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         scheduler=scheduler,
         unet=unet,
         weighting=weighting,
+        alignment=alignment,
         objective=accelerator.prepare(objective),
         jacobian=jacobian,
         optimizer=optimizer,
@@ -144,20 +144,6 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         train_data=train_data,
         held_out=held_out,
     )
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of the update that follows `step` finished ones: a function of the step alone."""
-    warmup = config.warmup_steps
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, config.max_train_steps - warmup)  # 0 to 1
-    shape = {
-        "constant": 1.0,
-        "linear": 1 - done,
-        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
-    }
-    return config.learning_rate * shape[config.lr_scheduler]
 
 
 def process_rows(total: int, rank: int, world: int) -> range:
@@ -206,6 +192,27 @@ def _check_classes(config: TrainConfig, class_names: tuple[str, ...]) -> None:
             f"tasks: {', '.join(needy)} needs a class for each image, and the data has none; name"
             f" their column as label_column, or leave it out: --tasks '{json.dumps(rest)}'"
         )
+
+
+def _alignment(
+    config: TrainConfig,
+    unet: UNet2DConditionModel,
+    train_data: ImageDataset | ImageStream,
+    held_out: ImageDataset,
+    device: torch.device,
+) -> Alignment | None:
+    if config.alignment_classifier is None:
+        return None
+    classifier = Classifier.load(config.alignment_classifier, device)
+    if classifier.resolution != config.resolution:
+        raise ValueError(
+            f"alignment_classifier: {config.alignment_classifier} is for images of "
+            f"{classifier.resolution} pixels, resolution is {config.resolution}; train one for it"
+        )
+    # A stream keeps no images; their mean is hardly another one on the held-out split.
+    images = (held_out if config.streaming else train_data).images
+    images = to_unit_range(images[:: max(1, len(images) // 512)][:512].to(device))
+    return Alignment(unet, classifier, images, config.alignment_weight, config.seed).to(device)
 
 
 def _components(config: TrainConfig, class_names: tuple[str, ...]):

@@ -116,6 +116,8 @@ def held_out_loss(
     labels = dataset.labels[:n].to(device)
     bins = list(pairwise(SIGMA_EDGES))
     model, zero = torch.zeros(2, len(tasks), len(bins), n)
+    own = torch.arange(n, device=device)[rank::world]
+    own = own.split(batch_size) if len(own) else ()  # a process may have none
     with evaluating(unet):
         for i, task in enumerate(tasks):
             random = generator(seed, "alike" if alike else task.name, "held out", device=device)
@@ -128,7 +130,7 @@ def held_out_loss(
             told = _with_task_token(tell(hint, task, labels, vocabulary), task_token, vocabulary)
             for k, (low, high) in enumerate(bins):
                 sigma = low * (high / low) ** place
-                for rows in torch.arange(rank, n, world, device=device).split(batch_size):
+                for rows in own:
                     x, eps, s, c = images[rows], noise[rows], sigma[rows], told[rows]
                     F = predict(unet, scheduler, x + s * eps, s, c)
                     for table, output in ((model, F), (zero, torch.zeros_like(F))):

@@ -60,7 +60,12 @@ def test_what_a_checkpoint_holds(reference):
     assert facts["learning_rate"] == pytest.approx(0, abs=1e-9)  # the cosine's end
     assert {"python", "torch", "diffusers", "safetensors"} <= set(facts["versions"])
     moments = safetensors.torch.load_file(folder / "optimizer.safetensors")
-    assert {name.partition(" of ")[0] for name in moments} == {"exp_avg", "exp_avg_sq", "step"}
+    assert {name.partition(" of ")[0] for name in moments} == {
+        "exp_avg",
+        "exp_avg_sq",
+        "step",
+        "momentum",
+    }
     assert any("weighting" in name for name in moments)
 
 

@@ -13,10 +13,10 @@ def write_of(step, what):
 
     write = module.write
 
-    def changed(folder, checkpoint, total_limit):
+    def changed(folder, checkpoint, total_limit, keep):
         if checkpoint.step == step:
             what()
-        return write(folder, checkpoint, total_limit)
+        return write(folder, checkpoint, total_limit, keep)
 
     module.write = changed
 

@@ -319,7 +319,8 @@ def test_ranges(name, value):
             (f"hub_model_id={name}", f'hub_model_id: found "{name}"; must be user/name')
             for name in ["it", "a/b/c", "/it", "me/", "me/a--b", "me/a..b", "me/-a", "me/x.git"]
         ],
-        ("push_to_hub output_dir=runs/..", 'output_dir: found "runs/.."; must end in a name'),
+        ("push_to_hub output_dir=runs/a..b", 'output_dir: found "runs/a..b"; must end in a name'),
+        ("push_to_hub output_dir=/", 'output_dir: found "/"; must end in a name'),
     ],
 )
 def test_contradictions(argv, fault):
@@ -388,6 +389,16 @@ def test_shares_are_normalised_and_leave_out_zero():
 @pytest.mark.parametrize("given, steps", [(0, 0), (0.04, 48), (1, 1), (100, 100)])
 def test_warmup_is_a_share_or_steps(given, steps):
     assert TrainConfig(max_train_steps=1200, lr_warmup_steps=given).warmup_steps == steps
+
+
+def test_the_repository_is_called_as_the_folder_is(tmp_path, monkeypatch):
+    (tmp_path / "disk-3").mkdir()
+    (tmp_path / "flowers").symlink_to(tmp_path / "disk-3")
+    monkeypatch.chdir(tmp_path)
+    for given in ("flowers", "flowers/", "./flowers", "x/../flowers", str(tmp_path / "flowers")):
+        assert TrainConfig(output_dir=given).repository == "flowers"
+    assert TrainConfig(output_dir=".").repository == tmp_path.name
+    assert TrainConfig(output_dir="flowers", hub_model_id="me/it").repository == "me/it"
 
 
 def test_resolved_reads_back(write):

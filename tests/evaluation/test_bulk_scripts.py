@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mtl_diffusion.classifiers.classifier import train_classifier
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data.images import load_images
-from mtl_diffusion.evaluation.classifier import train_classifier
 from mtl_diffusion.publishing.export import Trained, write
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ TINY = {
     "inpaint_images": 3,
     "inpaint_seeds": 2,
     "edit_images": 1,
-    "strengths": [0.5, 1.0],
+    "num_strengths": 2,
     "image_guidance_scales": [1.0, 1.5],
     "likelihood_images": 3,
     "likelihood_steps": 3,
@@ -47,19 +47,19 @@ def run(launcher, script, *arguments):
 
 @pytest.fixture(scope="module")
 def work(build_pipe, tmp_path_factory):
-    """A pipeline that is not trained, and a judge that hardly is, of the shapes at 8 pixels."""
+    """An untrained pipeline, and a classifier that hardly is, of the shapes at 8 pixels."""
     work = tmp_path_factory.mktemp("work")
     data = load_images("shapes", split="train[:200]", resolution=8)
     build_pipe(classes=data.class_names).save_pretrained(work / "pipeline")
-    judge = train_classifier(data, epochs=1, batch_size=50, width=4)
-    judge.save(work / "judge", {"accuracy": 0.3, "n": 1000})
+    classifier = train_classifier(data, epochs=1, batch_size=50, width=4)
+    classifier.save(work / "classifier", {"accuracy": 0.3, "n": 1000})
     return work
 
 
 def evaluated(work, launcher, name, *more):
     done = run(
         *(launcher, "evaluate.py", "--pipeline", work / "pipeline"),
-        *("--classifier", work / "judge", "--output_dir", work / name),
+        *("--classifier", work / "classifier", "--output_dir", work / name),
         *(f"--{key}={value}" for key, value in TINY.items()),
         *more,
     )
@@ -100,7 +100,7 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(work, build_pipe, t
     assert drawn[0].keys() == drawn[1].keys() and len(drawn[0]) > 20
     assert all(torch.equal(values, drawn[1][path]) for path, values in drawn[0].items())
     for part in ("generate", "likelihood", "inpaint", "edit", "summary"):
-        # Only close: loaded weights lie at other addresses, and the judge rounds otherwise.
+        # Only close: loaded weights lie at other addresses, and the classifier rounds otherwise.
         assert flat(one[part]) == pytest.approx(flat(two[part]), rel=1e-3, abs=1e-4), part
     assert one["generate"]["by_class_steps_3"]["evaluations"] == 3
     limited = one["generate"]["by_class_guidance_2_interval_0_1_steps_2"]
@@ -119,6 +119,8 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(work, build_pipe, t
         "edit_curves.png",
         "edit_pairs.png",
     }
+    assert one["edit"]["flowedit"]["class_found_0.5"]["n"] == 5 * 4
+    assert one["summary"]["baselines"]["repaint"]["inpaint"]["center"]["n"] == 3
 
     # Run again it draws nothing; and it can fail.
     before = {path: path.stat().st_mtime_ns for path in chunks_of(work / "one")}
@@ -130,10 +132,10 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(work, build_pipe, t
     config = TrainConfig(dataset_name="shapes", resolution=8)
     folder = write(Trained(build_pipe(), config, 5), tmp_path / "out", metrics=one, pictures=False)
     card = (folder / "README.md").read_text()
-    value = one["summary"]["edit"]["strength_0.5"]["class_accuracy"]
-    assert f"| edit strength 0.5 class accuracy | {value:.4g} |" in card
-    assert f"| likelihood likelihood bits per dim | {one['likelihood']['bits_per_dim']:.4g}" in card
-    assert "feature space `judge` (classifier)" in card and "right in 30.00% of 1,000" in card
+    value = one["summary"]["edit"]["strength_0.65"]["class_accuracy"]
+    assert f"| edit strength 0.65 class accuracy | {value:.4g} |" in card
+    assert f"| likelihood held out bits per dim | {one['likelihood']['bits_per_dim']:.4g}" in card
+    assert "feature space `classifier` (classifier)" in card and "right in 30.00% of 1,000" in card
 
 
 def test_a_part_that_a_pipeline_cannot_have_is_refused(work):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
+from mtl_diffusion.classifiers.classifier import Classifier, train_classifier
 from mtl_diffusion.data.images import load_images
-from mtl_diffusion.evaluation.classifier import Classifier, train_classifier
 from mtl_diffusion.evaluation.features import FeatureSpace, classifier_space, feature_space
 
 
@@ -17,22 +17,22 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def judge(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("judge")
+def classifier(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
     train_classifier(data, epochs=1, batch_size=20, width=8).save(folder, {"accuracy": 0.25})
     return folder
 
 
-def test_a_classifiers_space_is_its_last_but_one_layer(judge, data):
-    space = feature_space(str(judge))
+def test_a_classifiers_space_is_its_last_but_one_layer(classifier, data):
+    space = feature_space(str(classifier))
     features = space.features(data.images, batch_size=7)
     assert features.shape == (40, 32) and features.isfinite().all()
-    model = Classifier.load(judge).model
+    model = Classifier.load(classifier).model
     logits = model.classifier(features)
     expected = model(data.images.float() / 127.5 - 1).logits
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     assert space.about == {"kind": "classifier", "accuracy": 0.25}
-    assert space.digest == classifier_space(Classifier.load(judge), "any").digest
+    assert space.digest == classifier_space(Classifier.load(classifier), "any").digest
 
 
 def test_an_image_model_of_transformers_gets_its_own_size_and_normalisation(tmp_path, data):

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from mtl_diffusion.data.images import ImageDataset
-from mtl_diffusion.evaluation.bulk import evaluations_of
-from mtl_diffusion.evaluation.edit import dominated_area, edit_scores, pairs
+from mtl_diffusion.evaluation.bulk import Drawn, evaluations_of
+from mtl_diffusion.evaluation.edit import Edit, compare, edit_scores, pairs
+from mtl_diffusion.evaluation.equal_class import SHARES
 from mtl_diffusion.evaluation.evaluate import below, context, parts_for
 from mtl_diffusion.evaluation.features import FeatureSpace
 from mtl_diffusion.evaluation.generate import Generate, distances, floor, memorisation
 from mtl_diffusion.evaluation.inpaint import completion_scores
 from mtl_diffusion.evaluation.parts import Context, Seen, mean
-from mtl_diffusion.evaluation.settings import PRESETS, Settings
-from mtl_diffusion.pipeline.pipeline import TASKS
+from mtl_diffusion.evaluation.settings import Settings
 
 NAMES = ("red", "green", "blue")
 
@@ -28,7 +28,7 @@ def colours(labels, seed=0, size=16):
     return images.to(torch.uint8)
 
 
-class Judge:
+class FakeClassifier:
     """Sees the brightest channel; its classes are in another order than the pipeline's."""
 
     class_names = ("blue", "red", "green")
@@ -49,7 +49,7 @@ def given(tmp_path):
 
     return Context(
         pipe=SimpleNamespace(class_names=NAMES, device=torch.device("cpu")),
-        judge=Judge(),
+        classifier=FakeClassifier(),
         space=FeatureSpace("moments", "abc", {}, embed),
         train=dataset(90),
         test=dataset(60, seed=1),
@@ -58,13 +58,18 @@ def given(tmp_path):
     )
 
 
-def test_the_judges_order_of_classes_is_not_the_pipelines(given):
-    assert given.judged(given.test.images).tolist() == given.test.labels.tolist()
+def test_the_classifiers_order_of_classes_is_not_the_pipelines(given):
+    assert given.classes_of(given.test.images).tolist() == given.test.labels.tolist()
+
+
+def scores_of(given, sources, edited, own, asked):
+    seen = Seen.of(given, sources)
+    return edit_scores(compare(given, sources, seen, edited, own, asked), own != asked)
 
 
 def test_the_identity_editor_is_faithful_and_reaches_nothing(given):
     sources, own, asked = pairs(given)
-    found = edit_scores(given, sources, Seen.of(given, sources), sources, own, asked)
+    found = scores_of(given, sources, sources, own, asked)
     assert found["n"] == 3 * 2 * 4 and found["control"]["n"] == 3 * 4
     assert found["class_accuracy"] == 0 and found["source_class_kept"] == 1
     assert found["ssim_to_source"] == pytest.approx(1, abs=1e-5)
@@ -75,24 +80,55 @@ def test_the_identity_editor_is_faithful_and_reaches_nothing(given):
 
 def test_an_editor_that_ignores_its_source_reaches_the_class_and_keeps_nothing(given):
     sources, own, asked = pairs(given)
-    found = edit_scores(given, sources, Seen.of(given, sources), colours(asked, seed=9), own, asked)
+    found = scores_of(given, sources, colours(asked, seed=9), own, asked)
     assert found["class_accuracy"] == 1 and found["source_class_kept"] == 0
     assert found["ssim_to_source"] < 0.3 and found["low_frequency_error"] > 0.2
 
 
 def test_a_model_that_ignores_its_token_is_at_chance(given):
     sources, own, asked = pairs(given)
-    found = edit_scores(
-        given, sources, Seen.of(given, sources), colours(own * 0, seed=9), own, asked
-    )
+    found = scores_of(given, sources, colours(own * 0, seed=9), own, asked)
     assert found["class_accuracy"] == pytest.approx(1 / 3)
+
+
+def drawn_by(part, knees):
+    """Edits that fade to the class that was asked for; each method at another rate."""
+    target = colours(part.asked, seed=9).float()
+    table = {}
+    for method, knee in knees.items():
+        random = torch.rand(len(part.own), generator=torch.Generator().manual_seed(len(method)))
+        for strength in part.strengths:
+            share = (strength / random).clamp(max=1) ** knee
+            mixed = torch.lerp(part.sources.float(), target, share[:, None, None, None])
+            images = mixed.round().to(torch.uint8)
+            table[f"{method}-{strength:g}"] = Drawn(images, 20 * strength, 1.0)
+    return table
+
+
+def test_further_strengths_change_no_ranking(given, tmp_path):
+    """Nor any figure that the methods are compared by."""
+    knees = {"edit": 1.0, "sdedit": 2.0, "ddim_inversion": 0.7, "flowedit": 1.4}
+    given.pipe.tasks = ("generate", "edit")
+    found, rankings = [], []
+    for i, further in enumerate(([], [0.05, 0.33, 0.47, 0.72, 0.95])):
+        settings = replace(given.settings, strengths=further, image_guidance_scales=[1.0])
+        part = Edit(replace(given, settings=settings))
+        assert [method.name for method in part.methods] == list(knees)
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        results = part.score(drawn_by(part, knees), folder)
+        assert {f"strength_{s:g}" for s in [*part.ladder, *further]} <= results["edit"].keys()
+        found.append({m: [results[m][f"class_found_{s:g}"] for s in SHARES] for m in knees})
+        rankings.append(sorted(knees, key=lambda m: -found[-1][m][1]["ssim_to_source"]))
+    assert all(entry["reached"] for entries in found[0].values() for entry in entries)
+    assert found[0] == found[1] and rankings[0] == rankings[1]
 
 
 def test_pairs_are_all_ordered_ones_and_each_source_is_of_its_class(given):
     sources, own, asked = pairs(given)
     found = torch.stack([own, asked], 1).unique(dim=0, return_counts=True)
     assert len(found[0]) == 9 and (found[1] == 4).all()
-    assert given.judged(sources).tolist() == own.tolist()
+    assert given.classes_of(sources).tolist() == own.tolist()
 
 
 def test_a_perfect_inpainter(given):
@@ -102,7 +138,7 @@ def test_a_perfect_inpainter(given):
     found = completion_scores(given, images, Seen.of(given, images), images, mask)
     assert found["psnr_in_hole"] == pytest.approx(54.15, abs=0.01)
     assert found["ssim_in_hole"] == pytest.approx(1, abs=1e-5)
-    assert found["judge_agrees"] == 1 and abs(found["frechet_distance"]) < 1e-6
+    assert found["same_class"] == 1 and abs(found["frechet_distance"]) < 1e-6
     spoilt = torch.where(mask > 0, 255 - images, images)
     worse = completion_scores(given, images, Seen.of(given, images), spoilt, mask)
     assert worse["psnr_in_hole"] < 15 and worse["frechet_distance"] > 0.001
@@ -153,22 +189,6 @@ def test_the_samplings_of_generate_and_what_they_cost(given, pipe):
     }
 
 
-@pytest.mark.parametrize(
-    "points, area",
-    [
-        ([(1, 1)], 1),
-        ([(1, 0), (0, 1)], 0),
-        ([(0.5, 0.8)], 0.4),
-        ([(0.8, 0.25), (0.5, 0.75)], 0.8 * 0.25 + 0.5 * 0.5),
-        ([(0.8, 0.25), (0.5, 0.75), (0.4, 0.7)], 0.8 * 0.25 + 0.5 * 0.5),  # dominated: no gain
-        ([(-0.1, 0.9)], 0),
-    ],
-)
-def test_dominated_area(points, area):
-    assert dominated_area(points) == pytest.approx(area)
-    assert dominated_area(points[::-1]) == pytest.approx(area)
-
-
 def test_mean_has_its_standard_error():
     found = mean("x", torch.tensor([1.0, 2.0, 3.0, 6.0]))
     assert found["x"] == 3 and found["x_standard_error"] == pytest.approx((14 / 3 / 4) ** 0.5)
@@ -187,7 +207,7 @@ def test_below_names_the_poor_tasks():
 def test_other_classes_are_refused(given):
     other = ImageDataset.of(colours(torch.zeros(4).long()), torch.zeros(4).long(), ("cat",))
     with pytest.raises(ValueError, match=r"dataset_name has the classes cat; .*red, green, blue"):
-        context(given.pipe, Judge(), given.space, other, other, Settings(), given.cache)
+        context(given.pipe, FakeClassifier(), given.space, other, other, Settings(), given.cache)
 
 
 def test_a_model_without_edit_has_no_edit_part():
@@ -203,8 +223,9 @@ def test_a_model_without_edit_has_no_edit_part():
     "change",
     [
         {"num_images": 3},
-        {"strengths": []},
         {"strengths": [1.5]},
+        {"num_strengths": 0},
+        {"step_counts": []},
         {"batch_size": 0},
         {"guidance_interval": (-1.0, 2.0)},
         {"guidance_interval": (2.0, 1.0)},
@@ -215,8 +236,3 @@ def test_a_model_without_edit_has_no_edit_part():
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         Settings(**change)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_presets_measure_the_default_strength(preset):
-    assert TASKS["edit"].default_strength in PRESETS[preset].strengths

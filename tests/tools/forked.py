@@ -250,8 +250,8 @@ def poison_loss(step, row, only_rank=0):
 
     forward, poisoned = Objective.forward, []
 
-    def poison(self, *arguments):
-        plain, weighted = forward(self, *arguments)
+    def poison(self, *arguments, **options):
+        plain, weighted = forward(self, *arguments, **options)
         if poisoned:
             factor = plain.new_ones(len(plain))
             factor[row] = float("nan")
@@ -269,8 +269,8 @@ def poison_gradient(step, only_rank=0):
 
     forward, poisoned = Objective.forward, []
 
-    def poison(self, *arguments):
-        plain, weighted = forward(self, *arguments)
+    def poison(self, *arguments, **options):
+        plain, weighted = forward(self, *arguments, **options)
         if poisoned:
             weighted.register_hook(lambda gradient: gradient * float("inf"))
             poisoned.clear()

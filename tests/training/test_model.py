@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 PARAMETERS = {
     "quickstart": (1.0, 1.2),
     "cifar10_cpu": (1.5, 1.8),
+    "cifar10_15min": (7, 9),
     "cifar10": (20, 25),
     "cifar10_multi_gpu": (20, 25),
 }

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from mtl_diffusion.config import TrainConfig
-from mtl_diffusion.training.run import learning_rate, microbatches, process_rows
+from mtl_diffusion.training.run import microbatches, process_rows
+from mtl_diffusion.training.schedule import learning_rate
 
 CONFIG = TrainConfig(max_train_steps=1000, learning_rate=2e-3, lr_warmup_steps=0.04)
 

@@ -132,8 +132,8 @@ def poisoned(monkeypatch, part):
     """From now on the loss or the gradient of one sample is not finite."""
     forward = Objective.forward
 
-    def poison(self, *arguments):
-        plain, weighted = forward(self, *arguments)
+    def poison(self, *arguments, **options):
+        plain, weighted = forward(self, *arguments, **options)
         if part == "loss":
             factor = torch.ones_like(plain)
             factor[2] = torch.inf

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
+from mtl_diffusion.classifiers.classifier import Classifier, _cut_out, train_classifier
+from mtl_diffusion.classifiers.resnet9 import ResNet9, ResNet9Config
 from mtl_diffusion.data.images import load_images
-from mtl_diffusion.evaluation.classifier import Classifier, _cut_out, train_classifier
-from mtl_diffusion.evaluation.resnet9 import ResNet9, ResNet9Config
 from mtl_diffusion.tools.rng import generator
 from mtl_diffusion.tools.tensors import to_unit_range
 
@@ -29,8 +29,8 @@ def test_it_learns(trained):
 
 
 def test_saved_and_loaded_it_answers_the_same(trained, data, tmp_path):
-    trained.save(tmp_path / "judge", {"accuracy": 0.5})
-    loaded = Classifier.load(tmp_path / "judge")
+    trained.save(tmp_path / "classifier", {"accuracy": 0.5})
+    loaded = Classifier.load(tmp_path / "classifier")
     images = to_unit_range(data.images[:5])
     for name, weight in trained.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], weight)
@@ -40,7 +40,7 @@ def test_saved_and_loaded_it_answers_the_same(trained, data, tmp_path):
     assert loaded(images).shape == (5, 5)
     torch.testing.assert_close(loaded.features(images), trained.features(images))
     assert loaded.class_names == data.class_names
-    metrics = json.loads((tmp_path / "judge" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "classifier" / "metrics.json").read_text())
     assert metrics == {"accuracy": 0.5, "resolution": 16}
 
 

@@ -1,0 +1,1 @@
+"""Image classifiers: what figures are measured with, and what alignment learns from."""

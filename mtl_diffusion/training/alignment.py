@@ -1,0 +1,97 @@
+"""Losses in the features of a frozen image classifier, which help the denoiser early.
+
+The classifier sees clean images, is trained on the training split alone, and is not exported.
+"""
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..classifiers.classifier import Classifier
+from ..tools.rng import generator
+
+HIDDEN = 256  # channels inside the projector
+
+
+class Alignment(nn.Module):
+    """Representation alignment, and a perceptual loss, with one classifier.
+
+    Alignment: what the UNet's middle block computes for a noisy image points, through a small
+    projector, where the classifier's last features of the clean image point (REPA, Yu et al. 2024,
+    arXiv:2410.06940). Perceptual: the denoised and the clean image have like features in every
+    stage of the classifier (LPIPS, Zhang et al. 2018, arXiv:1801.03924, without learned weights).
+
+    The projector is trained with the UNet, and belongs to the checkpoint alone.
+
+    Attributes:
+        fingerprint: of the classifier's weights.
+
+    Args:
+        unet: its middle block is listened to.
+        classifier: on the device of the run; its weights don't change.
+        images: (N, 3, H, W) in [-1, 1], some of the training images: the mean of their features
+            is subtracted before directions are compared.
+        weight: of alignment, per sample.
+        seed: keys the projector's initial weights.
+    """
+
+    def __init__(
+        self, unet: nn.Module, classifier: Classifier, images: Tensor, weight: float, seed: int
+    ):
+        super().__init__()
+        # Inside a tuple, so that it is no part of this module: neither trained nor saved.
+        network = classifier.model.requires_grad_(False).regnet
+        self._network = (network.to(memory_format=torch.channels_last),)
+        self.weight = weight
+        self.fingerprint = _fingerprint(classifier.model)
+        with torch.no_grad():
+            last = torch.cat([self.stages(part)[-1] for part in images.split(128)])
+        self._mean = last.mean((0, 2, 3), keepdim=True)
+        width = unet.config.block_out_channels[-1]
+        with torch.random.fork_rng():
+            torch.manual_seed(generator(seed, "projector").initial_seed())
+            self.projector = nn.Sequential(
+                nn.Conv2d(width, HIDDEN, 1), nn.SiLU(), nn.Conv2d(HIDDEN, last.shape[1], 1)
+            )
+        unet.mid_block.register_forward_hook(self._listen)
+
+    def _listen(self, block: nn.Module, inputs: tuple, output: Tensor) -> None:
+        self._features = output
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] -> the features (B, C, h, w) of each stage."""
+        output = self._network[0](images, output_hidden_states=True, return_dict=True)
+        return [features.float() for features in output.hidden_states[1:]]
+
+    def forward(self, image: Tensor, denoised: Tensor, perceptual_weight: float) -> Tensor:
+        """The weighted losses of each sample, (B,), right after the UNet has denoised them.
+
+        Args:
+            image, denoised: (B, 3, H, W) in [-1, 1].
+            perceptual_weight: 0 leaves the perceptual loss out, and its cost.
+        """
+        with torch.no_grad():
+            clean = self.stages(image)
+        features, self._features = self.projector(self._features).float(), None
+        # The kernel for channels_last is 100 times faster on a GPU than the other one.
+        target = (clean[-1] - self._mean).contiguous(memory_format=torch.channels_last)
+        target = F.interpolate(target, features.shape[-2:], mode="bilinear")
+        loss = self.weight * (1 - F.cosine_similarity(features, target, dim=1).mean((1, 2)))
+        if perceptual_weight > 0:
+            pairs = zip(self.stages(denoised), clean, strict=True)
+            loss = loss + perceptual_weight * sum(_distance(one, other) for one, other in pairs)
+        return loss
+
+
+def _fingerprint(module: nn.Module) -> str:
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
+    return hashlib.sha256(save(tensors)).hexdigest()[:16]
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    """(B,) squared difference of features (B, C, h, w), each position scaled to length one."""
+    difference = F.normalize(one, dim=1) - F.normalize(other, dim=1)
+    return difference.square().sum(1).mean((1, 2))
