@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..config import TrainConfig
-from ..data.images import load_split
+from ..data.images import load_splits
 from ..launch.preflight import begin
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.flops import flops_of_unet
@@ -58,7 +58,7 @@ def measure(args: Namespace, config: TrainConfig, folder: Path) -> dict[str, Any
 
 def training(args: Namespace, config: TrainConfig, folder: Path, matmul: float) -> dict[str, Any]:
     """Both programs as their READMEs launch them, and diffusers' with as many threads as ours."""
-    data = load_split(config, "train_split", config.resolution)
+    data, _ = load_splits(config, config.resolution)
     extra = (config.strength_levels, config.reserved_tokens)
     words = build_tokenizer(list(config.shares), data.class_names, *extra).get_vocab()
     twin = build_twin(build_unet(config, len(words)))

@@ -12,8 +12,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..config import ConfigError, TrainConfig, limits, to_dict
-from ..config.command_line import from_dict, known_tasks, load_yaml
+from ..config.command_line import from_dict, known_tasks
+from ..config.yaml_reader import load_strictly
 
 _OURS = ("seed", "output_dir", "push_to_hub", "dry_run")  # fields that a comparison sets itself
 
@@ -78,7 +81,10 @@ def read_arms(path: Path) -> list[Arm]:
         ValueError: the file does not hold that.
         OSError: it can't be read.
     """
-    entries = load_yaml(path.read_text(encoding="utf-8"))
+    try:
+        entries = load_strictly(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"arms: {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, dict) or not all(isinstance(v, dict) for v in entries.values()):
         raise ValueError(f"arms: {path} must hold lines such as name: {{field: value}}")
     arms: list[Arm] = []

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..config import TrainConfig, to_dict
-from ..data.images import load_split
+from ..data.images import load_splits
 from ..pictures.plots import signed_matrix
 from ..publishing.export import PIPELINE
 from ..tools.files import write_text
@@ -55,7 +55,7 @@ def compare(
         for arm in arms:
             source = arm.source and folders[arm.source, seed] / PIPELINE
             configs[arm.name, seed] = configure(arm, base, seed, folders[arm.name, seed], source)
-    data = load_split(base, "validation_split", base.resolution)
+    _, data = load_splits(base, base.resolution)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(base.num_threads or torch.get_num_threads())
 

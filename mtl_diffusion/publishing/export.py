@@ -165,7 +165,7 @@ def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
         "inpaint": lambda: grids.inpaint_picture(pipe, sources),
         "edit": lambda: grids.edit_picture(pipe, sources[:2]),
     }
-    labels = [i % len(pipe.class_names) for i in range(len(sources[:4]))]
+    labels = grids.labels_in_turn(pipe, len(sources[:4]))
     pictures = [
         draw[name]()
         if name in draw
@@ -183,7 +183,7 @@ def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
 def files_to_upload(folder: Path) -> dict[str, Path]:
     """Path in the repository -> file, of what an exported folder publishes."""
     files = [path for pattern in UPLOADED for path in folder.rglob(pattern)]
-    files += [folder / name for name in MultiTaskPipeline._sources]
+    files += [folder / name for name in MultiTaskPipeline.code_files()]
     return {
         path.relative_to(folder).as_posix(): path
         for path in sorted(files)

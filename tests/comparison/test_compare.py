@@ -75,6 +75,7 @@ def test_the_arms_that_are_shipped_are_configurations_without_fault(path):
         ("a/b: {}", "found the name 'a/b'"),
         ("a: {from: b}\nb: {}", "a starts from b, which is no earlier arm"),
         ("a: {seed: 1}", "a changes seed"),
+        ("a: {}\na: {}", "is not YAML: given twice: a"),
     ],
 )
 def test_a_file_that_does_not_hold_arms_is_refused(text, words, tmp_path):
