@@ -1,1 +1,1 @@
-"""What `mtl-diffusion NAME` and `scripts/NAME.py` run: a module NAME each, a parser and a call."""
+"""The commands `mtl-diffusion NAME`, which `scripts/NAME.py` call too: a parser and a call each."""
