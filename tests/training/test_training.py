@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import MODEL, own_state, reset_state, write_shapes
 
-from mtl_diffusion import train as train_module
+from mtl_diffusion import loop as train_module
 from mtl_diffusion.config import ConfigError, TrainConfig, to_dict
+from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.pipeline.tokens import Vocabulary
-from mtl_diffusion.train import train
 from mtl_diffusion.training import reports
 from mtl_diffusion.training import run as run_module
 from mtl_diffusion.training.aggregation import AGGREGATORS
