@@ -38,6 +38,6 @@ def test_the_tree_of_the_design_is_that_of_the_package():
 
 def test_files_that_the_design_names_are_there():
     design = (ROOT / "docs/design.md").read_text(encoding="utf-8")
-    named = re.findall(r"^\d+\. `(\w+/\w+\.py|train\.py)`", design, re.M)
+    named = re.findall(r"^\d+\. `(\w+/\w+\.py|loop\.py)`", design, re.M)
     assert len(named) == 13
     assert all((ROOT / "mtl_diffusion" / name).exists() for name in named)
