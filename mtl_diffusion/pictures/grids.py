@@ -146,7 +146,7 @@ def task_picture(
     results = pipe(task=task, image=list(sources), generator=random, **arguments).images
     pixels = torch.from_numpy(np.stack([np.asarray(source) for source in sources]))
     image = pixels.permute(0, 3, 1, 2) / 127.5 - 1
-    strength = torch.full((len(sources),), spec.default_strength)
+    strength = torch.full((len(sources),), spec.default_strength or 0.0)
     hint = spec.condition(image, mask, strength, torch.randn(image.shape, generator=random))
     shown = to_pictures(((hint.image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
     names = [pipe.class_names[label] for label in arguments["class_label"]]
