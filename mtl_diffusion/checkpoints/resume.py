@@ -201,6 +201,7 @@ def _find(run: Run) -> Checkpoint | None:
 
 def _leads_to(config: TrainConfig, checkpoint: Checkpoint) -> bool:
     """Whether a run of this length takes the checkpoint's steps: not those of a shorter decay."""
+    check_facts(checkpoint)
     old = from_dict(checkpoint.facts["config"])
     return (
         old.lr_scheduler != "warmup_stable_decay"
@@ -304,7 +305,7 @@ def _note_changes(run: Run, checkpoint: Checkpoint) -> None:
         logger.warning(
             "the checkpoint is of %d processes and this run has %d: %s", before, now, what
         )
-    old, new = checkpoint.facts["config"]["mixed_precision"], run.config.mixed_precision
+    old, new = checkpoint.facts["config"].get("mixed_precision"), run.config.mixed_precision
     if old != new:
         logger.warning(
             "mixed_precision was %s and is %s now: the rounding is another one", old, new

@@ -28,6 +28,7 @@ from ..publishing.export import PIPELINE, PUBLISHED, check_target
 from ..publishing.upload import check_right_to_write
 from ..tools.distributed import from_all_processes
 from ..training.aggregation import REQUIRED
+from ..training.optimizers import trained_parameters
 from ..training.run import Run
 from .host import choose_threads, keep_freed_memory
 
@@ -130,9 +131,12 @@ def check_room(run: Run) -> None:
     """
     faults = []
     if run.accelerator.is_main_process:
-        trained = sum(p.nbytes for group in run.optimizer.param_groups for p in group["params"])
-        modules = [run.unet, run.weighting, *([run.ema.module] if run.ema else [])]
-        size = 2 * trained + sum(t.nbytes for m in modules for t in m.state_dict().values())
+        modules = [run.unet, run.weighting, run.ema and run.ema.module, run.alignment]
+        size = sum(t.nbytes for m in modules if m for t in m.state_dict().values())
+        for parameter in trained_parameters(run.optimizer):
+            state = run.optimizer.state.get(parameter, {}).values()
+            # AdamW makes its two moments in the first step.
+            size += sum(t.nbytes for t in state) if state else 2 * parameter.nbytes
         folder = folder_of(run)
         there = any(folder.glob("step-*"))
         export = sum(t.nbytes for t in run.best_unet.state_dict().values()) + _SMALL_FILES
@@ -173,9 +177,7 @@ def describe(run: Run) -> str:
             f"step: {step / 1e9:.1f} GFLOP over {config.total_batch_size} images, "
             f"on {run.accelerator.num_processes} process(es)",
             f"run: {step * config.max_train_steps / 1e15:.3f} PFLOP over "
-            f"{config.total_batch_size * config.max_train_steps:,} images; "
-            f"{run.train_data.extent} training and {run.held_out.extent} held-out images, "
-            f"{len(run.vocabulary.classes)} classes",
+            f"{config.total_batch_size * config.max_train_steps:,} images",
         ]
     )
 

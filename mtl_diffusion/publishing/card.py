@@ -43,7 +43,8 @@ def model_card(
         name=name,
         tasks=", ".join(f"`{task}`" for task in pipe.tasks),
         resolution=pipe.size,
-        classes=", ".join(pipe.class_names),
+        class_tag="- class-conditional\n" if pipe.class_names else "",
+        classes=_classes(pipe),
         parameters=f"{sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.1f}",
         dataset=_dataset(config),
         gallery=_gallery(picture),
@@ -121,6 +122,12 @@ def _header(name: str, config: TrainConfig, rows: list[dict[str, Any]]) -> str:
     return yaml.safe_dump(header, sort_keys=False).strip() if header else "# nothing was measured"
 
 
+def _classes(pipe: MultiTaskPipeline) -> str:
+    if not pipe.class_names:
+        return "It has no classes: its training images had no labels."
+    return f"Classes: {', '.join(pipe.class_names)}."
+
+
 def _gallery(picture: str | None) -> str:
     if picture is None:
         return ""
@@ -131,7 +138,8 @@ def _gallery(picture: str | None) -> str:
 
 
 def _snippet(pipe: MultiTaskPipeline, repository: str) -> str:
-    label = pipe.class_names[-1] if pipe.class_names else None
+    names = pipe.class_names
+    first, last = (names[0], names[-1]) if names else (None, None)
     lines = [
         "from diffusers import DiffusionPipeline",
         "from PIL import Image",
@@ -140,7 +148,7 @@ def _snippet(pipe: MultiTaskPipeline, repository: str) -> str:
         "",
     ]
     if "generate" in pipe.tasks:
-        lines.append(f'image = pipe(task="generate", class_label={label!r}).images[0]')
+        lines.append(f'image = pipe(task="generate", class_label={last!r}).images[0]')
     else:
         lines.append('image = Image.new("RGB", (pipe.size, pipe.size), "gray")  # yours')
     calls = {
@@ -150,8 +158,7 @@ def _snippet(pipe: MultiTaskPipeline, repository: str) -> str:
             'inpainted = pipe(task="inpaint", image=image, mask_image=mask).images[0]',
         ],
         "edit": [
-            f'edited = pipe(task="edit", image=image, class_label="{pipe.class_names[0]}")'
-            ".images[0]"
+            f'edited = pipe(task="edit", image=image, class_label="{first}").images[0]',
         ],
     }
     for task in pipe.tasks:

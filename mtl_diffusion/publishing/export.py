@@ -165,7 +165,7 @@ def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
         "inpaint": lambda: grids.inpaint_picture(pipe, sources),
         "edit": lambda: grids.edit_picture(pipe, sources[:2]),
     }
-    labels = [i % len(pipe.class_names) for i in range(len(sources[:4]))]
+    labels = grids.labels_in_turn(pipe, len(sources[:4]))
     pictures = [
         draw[name]()
         if name in draw
