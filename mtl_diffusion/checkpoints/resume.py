@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE = frozenset(
     (
         *("output_dir", "dataset_name", "resume_from_checkpoint", "dry_run", "num_threads"),
-        *("num_processes", "alignment_classifier", "mixed_precision"),
+        *("num_processes", "alignment_classifier", "mixed_precision", "compile_mode"),
         *("max_train_steps", "max_train_minutes", "checkpointing_steps", "checkpoints_total_limit"),
         *("validation_steps", "validation_images", "logging_steps", "report_to"),
         *("tracker_project_name", "push_to_hub", "hub_strategy", "hub_model_id"),

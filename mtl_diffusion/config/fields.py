@@ -222,6 +222,9 @@ class RunConfig:
     """Precision of the network's arithmetic; the weights stay float32."""
     compile: bool = False
     """Compile the network; the first step waits for it."""
+    compile_mode: Literal["default", "reduce-overhead"] = "default"
+    """torch.compile's mode. reduce-overhead replays CUDA graphs: for a model so small that a GPU
+    waits for the kernels to be launched."""
     channels_last: bool = True
     """Keep images in channels-last memory order."""
     gradient_checkpointing: bool = False

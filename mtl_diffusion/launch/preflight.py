@@ -108,9 +108,10 @@ def start_trackers(run: Run, first: int) -> None:
             config=None if tensorboard else plain,
             init_kwargs={"tensorboard": {"purge_step": first + 1}},
         )
-        if config.report_to != "none" and not accelerator.trackers:
+        main = accelerator.is_main_process  # the others have no trackers
+        if main and config.report_to != "none" and not accelerator.trackers:
             raise RuntimeError("accelerate passes it over")  # with a warning only
-        if tensorboard and accelerator.is_main_process:
+        if main and tensorboard:
             writer = accelerator.get_tracker("tensorboard", unwrap=True).file_writer
             for summary in hparams(plain, {}):
                 writer.add_summary(summary)

@@ -232,7 +232,7 @@ def push_folder(
             revision=revision,
         )
     except UploadError as error:
-        command = ["python", "scripts/publish.py", "--checkpoint", str(checkpoint)]
+        command = ["mtl-diffusion", "publish", "--checkpoint", str(checkpoint)]
         command += ["--output_dir", str(folder), "--push_to_hub", "--hub_model_id", repository]
         command += ["--private"] if private else []
         command += ["--revision", revision] if revision else []

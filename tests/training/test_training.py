@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import MODEL, own_state, reset_state, write_shapes
 
-from mtl_diffusion import train as train_module
+from mtl_diffusion import loop as train_module
 from mtl_diffusion.config import ConfigError, TrainConfig, to_dict
+from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.pipeline.tokens import Vocabulary
-from mtl_diffusion.train import train
 from mtl_diffusion.training import reports
 from mtl_diffusion.training import run as run_module
 from mtl_diffusion.training.aggregation import AGGREGATORS
@@ -301,7 +301,7 @@ def test_a_compiled_run_has_one_graph_and_compiles_it_once(config, monkeypatch, 
     # Graphs and guards are the same for every backend, and C++ takes minutes to compile.
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager")
+        torch.nn.Module, "compile", lambda self, mode: compile_module(self, backend="aot_eager")
     )
     graphs, train_step = [], train_module.train_step
 
