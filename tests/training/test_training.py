@@ -518,7 +518,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-from .task import Choice, Hint, Task, bernoulli, no_strength
+from .task import Choice, Hint, Task, bernoulli
 
 
 class Upscale(Task):
@@ -527,17 +527,12 @@ class Upscale(Task):
     optional = frozenset({"class_label"})
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
-        device = generator.device
-        return Choice(
-            mask=torch.ones(n, 1, size, size, device=device),
-            strength=no_strength(n, device),
-            drop_class=bernoulli(n, class_dropout, generator),
-            drop_image=torch.zeros(n, dtype=torch.bool, device=device),
-        )
+        mask = torch.ones(n, 1, size, size, device=generator.device)
+        return Choice(mask=mask, drop_class=bernoulli(n, class_dropout, generator))
 
     def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
         small = interpolate(avg_pool2d(image, 2), scale_factor=2)
-        return Hint(image=small, mask=torch.ones_like(mask), strength=strength)
+        return Hint(image=small, mask=torch.ones_like(mask))
 '''
 
 
