@@ -194,6 +194,14 @@ def test_only_its_command_and_the_benchmark_import_the_loop():
     assert importers == ["mtl_diffusion/benchmark/steps.py", "mtl_diffusion/commands/train.py"]
 
 
+@pytest.mark.parametrize("path", folder("demo"), ids=ids)
+def test_the_page_imports_nothing_of_ours_outside_itself(path):
+    """A Space carries copies of these files, and a pipeline."""
+    others = {name for name in imports(path) if not name.startswith("mtl_diffusion.demo.")}
+    tops = {name.partition(".")[0] for name in others} - sys.stdlib_module_names
+    assert tops <= {"torch", "PIL", "gradio", "starlette"}
+
+
 def test_the_package_takes_nothing_from_its_own_top_but_the_version():
     taken = {
         alias.name
