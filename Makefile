@@ -5,13 +5,14 @@ OLDEST := .venv-oldest/bin
 LAUNCH := $(BIN)/accelerate launch \
 	--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 QUICKSTART := runs/quickstart
+DEMO := pretrained/mtl-cifar10
 # Of what is published; `make test-oldest OLDEST_TESTS=` runs all that are fast.
 OLDEST_TESTS := tests/publishing/test_upload.py \
 	$(patsubst %,tests/data/test_%.py,columns decode folder images loader) \
 	$(patsubst %,tests/pipeline/test_%.py,\
 	contract loading pipeline pipeline_errors shipping tokens)
 
-.PHONY: setup test test-fast test-oldest lint quickstart clean
+.PHONY: setup test test-fast test-oldest lint quickstart demo clean
 
 setup: .venv/.installed
 
@@ -20,7 +21,7 @@ setup: .venv/.installed
 .venv/.installed: export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,torchjd]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
 test: setup
@@ -49,6 +50,10 @@ quickstart: setup
 	$(LAUNCH) scripts/train.py --config configs/quickstart.yaml
 	$(BIN)/python scripts/gallery.py --pipeline $(QUICKSTART)/pipeline --dataset_name shapes \
 		--output_dir $(QUICKSTART)/gallery
+
+# `make demo DEMO=FOLDER` shows another model.
+demo: setup
+	$(BIN)/python scripts/demo.py --pipeline $(DEMO)
 
 clean:
 	rm -rf .venv .venv-oldest runs build *.egg-info .pytest_cache .ruff_cache

@@ -18,8 +18,17 @@ SHIPPED = sorted(path for path in PIPELINE.glob("*.py") if path.name != "__init_
 
 MAY_SHIP = {"torch", "diffusers", "transformers", "safetensors", "PIL", "numpy"}
 # No network, no process, no pickle.
-STANDARD_LIBRARY_TO_SHIP = {"abc", "collections", "dataclasses", "functools", "hashlib", "json"}
-STANDARD_LIBRARY_TO_SHIP |= {"math", "numbers", "pathlib", "re", "time", "typing", "warnings"}
+STANDARD_LIBRARY_TO_SHIP = {"abc", "collections", "copy", "dataclasses", "functools", "hashlib"}
+STANDARD_LIBRARY_TO_SHIP |= {
+    "json",
+    "math",
+    "numbers",
+    "pathlib",
+    "re",
+    "time",
+    "typing",
+    "warnings",
+}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "open", "input", "breakpoint"}
 
 
@@ -192,6 +201,14 @@ def test_only_its_command_and_the_benchmark_import_the_loop():
     importers = [ids(path) for path in EVERYWHERE if "mtl_diffusion.loop" in imports(path)]
     importers.remove("mtl_diffusion/__init__.py")
     assert importers == ["mtl_diffusion/benchmark/steps.py", "mtl_diffusion/commands/train.py"]
+
+
+@pytest.mark.parametrize("path", folder("demo"), ids=ids)
+def test_the_page_imports_nothing_of_ours_outside_itself(path):
+    """A Space carries copies of these files, and a pipeline."""
+    others = {name for name in imports(path) if not name.startswith("mtl_diffusion.demo.")}
+    tops = {name.partition(".")[0] for name in others} - sys.stdlib_module_names
+    assert tops <= {"torch", "PIL", "gradio", "starlette"}
 
 
 def test_the_package_takes_nothing_from_its_own_top_but_the_version():

@@ -1,0 +1,68 @@
+"""A server of the page on this machine, which asks nothing of any other machine."""
+
+import os
+import tempfile
+
+# gradio and the Hub's client read these when they are imported.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Uploads and results are files. They go when the server does.
+_files = tempfile.TemporaryDirectory(prefix="mtl_diffusion-demo-")
+os.environ["GRADIO_TEMP_DIR"] = _files.name
+
+import gradio as gr  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
+
+from .page import CSS, build  # noqa: E402
+from .studio import Studio  # noqa: E402
+
+# The browser fetches nothing from elsewhere, whatever a version of gradio puts in its page.
+POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+
+
+class OnlyFromHere:
+    """Adds the policy to each answer, as an ASGI middleware."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def send_with_policy(message):
+            if message["type"] == "http.response.start":
+                header = (b"content-security-policy", POLICY.encode())
+                message["headers"] = [*message.get("headers", []), header]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def serve(pipe, name: str, port: int | None = None, wait: bool = True) -> gr.Blocks:
+    """Opens the page, on 127.0.0.1 unless GRADIO_SERVER_NAME says another address.
+
+    Args:
+        pipe: a `MultiTaskPipeline`.
+        name: of the model, for the heading.
+        port: None: the first free one from 7860 on.
+        wait: return only when the server is stopped, by Ctrl-C.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    page = build(Studio(pipe), name)
+    page.launch(
+        server_port=port,
+        prevent_thread_lock=not wait,
+        share=False,
+        allowed_paths=[],
+        max_file_size="16mb",
+        app_kwargs={"middleware": [Middleware(OnlyFromHere)]},
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        theme=gr.themes.Default(),
+        css=CSS,
+    )
+    return page

@@ -1,0 +1,181 @@
+"""What the page asks a pipeline for: pictures of any size and plain numbers in, pictures out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+import torch
+from PIL import Image, ImageChops, ImageOps
+
+Progress = Callable[[int, int], None]  # steps done, steps in all
+Captioned = tuple[Image.Image, str]
+
+MAX_SEED = 2**31 - 1
+SHOWN = 384  # pixels: the least that a picture is enlarged to, to be looked at and painted on
+STRENGTH_STEPS = (-0.2, -0.1, 0.0, 0.1, 0.2)  # an edit is shown at these, around the one asked for
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every task takes.
+
+    Attributes:
+        class_label: a class's name, or None for any.
+        seed: 0 to `MAX_SEED`. Image i is drawn from seed + i.
+        steps: evaluations of the denoiser.
+        guidance_scale: how much more the class counts; 1 is off. None: the task's default.
+    """
+
+    class_label: str | None
+    seed: int
+    steps: int
+    guidance_scale: float | None = None
+
+
+class Studio:
+    """One pipeline, used by one caller at a time: its scheduler has a state."""
+
+    def __init__(self, pipe):
+        """pipe: a `MultiTaskPipeline`, installed here or loaded with its own code."""
+        pipe.set_progress_bar_config(disable=True)
+        self.pipe = pipe
+        self.size: int = pipe.size
+        self.side = self.size * -(-SHOWN // self.size)  # of a picture that is enlarged
+        self._lock = Lock()
+        self._examples: list[Image.Image] | None = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.pipe.tasks
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.pipe.class_names
+
+    def generate(self, settings: Settings, count: int, progress: Progress) -> list[Image.Image]:
+        """`count` images of `size` pixels."""
+        return self._draw("generate", settings, count, progress, num_images_per_prompt=count)
+
+    def inpaint(
+        self,
+        image: Image.Image | None,
+        layers: Sequence[Image.Image],
+        settings: Settings,
+        count: int,
+        progress: Progress,
+    ) -> list[Captioned]:
+        """What the model is given, with its hole in grey; and `count` ways to fill that.
+
+        Args:
+            image: any size and mode.
+            layers: RGBA, of the image's shape; opaque where it is painted over.
+        """
+        source, mask = self.fit(image), hole(layers, self.size)
+        grey = Image.new("RGB", source.size, "gray")
+        results = self._draw(
+            *("inpaint", settings, count, progress),
+            image=source,
+            mask_image=mask,
+            num_images_per_prompt=count,
+        )
+        captions = [f"seed {settings.seed + i}" for i in range(count)]
+        given = Image.composite(grey, source, mask)
+        return [(given, "given"), *zip(results, captions, strict=True)]
+
+    def edit(
+        self, image: Image.Image | None, settings: Settings, strength: float, progress: Progress
+    ) -> list[Captioned]:
+        """The source, and what becomes of it at several strengths, all from the same noise."""
+        source = self.fit(image)
+        if settings.class_label is None:
+            raise ValueError("Choose the class that the picture is to be turned into.")
+        strengths = sorted({min(max(round(strength + d, 2), 0.0), 1.0) for d in STRENGTH_STEPS})
+        results = self._draw(
+            *("edit", settings, len(strengths), progress),
+            same_noise=True,
+            image=source,
+            strength=strengths,
+        )
+        labels = [f"strength {value:g}" for value in strengths]
+        return [(source, "source"), *zip(results, labels, strict=True)]
+
+    def examples(self) -> list[Image.Image]:
+        """A sample of each class, or a few without one; drawn once."""
+        with self._lock:
+            if self._examples is None:
+                names = list(self.class_names[:10])
+                self._examples = self.pipe(
+                    task="generate",
+                    class_label=names or None,
+                    num_images_per_prompt=1 if names else 6,
+                    generator=torch.Generator().manual_seed(0),
+                ).images
+        return self._examples
+
+    def fit(self, image: Image.Image | None) -> Image.Image:
+        """The square in the middle, upright, in RGB over white, `size` pixels wide.
+
+        One that `enlarged` made comes back as it was, pixel by pixel.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if image is None:
+            raise ValueError("There is no picture yet: upload one, or take an example.")
+        image = ImageOps.exif_transpose(image).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+        small = image.resize((self.size, self.size), Image.Resampling.NEAREST)
+        again = small.resize(image.size, Image.Resampling.NEAREST)
+        if ImageChops.difference(image, again).getbbox() is None:
+            return small
+        return image.resize(small.size, Image.Resampling.LANCZOS)
+
+    def enlarged(self, image: Image.Image) -> Image.Image:
+        """Every pixel as a square of pixels, so that the picture can be seen."""
+        return image.resize((self.side, self.side), Image.Resampling.NEAREST)
+
+    def _draw(
+        self,
+        task: str,
+        settings: Settings,
+        count: int,
+        progress: Progress,
+        same_noise: bool = False,
+        **arguments,
+    ) -> list[Image.Image]:
+        if not 0 <= settings.seed <= MAX_SEED:
+            raise ValueError(f"The seed is {settings.seed}; it must be from 0 to {MAX_SEED}.")
+
+        def on_step_end(pipe, step: int, timestep, tensors: dict) -> None:
+            progress(step + 1, pipe.num_timesteps)
+
+        seeds = [settings.seed + (0 if same_noise else i) for i in range(count)]
+        with self._lock:
+            return self.pipe(
+                task=task,
+                class_label=settings.class_label,
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance_scale,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                callback_on_step_end=on_step_end,
+                **arguments,
+            ).images
+
+
+def hole(layers: Sequence[Image.Image], size: int) -> Image.Image:
+    """White where at least half of a pixel of the model is painted over; mode L.
+
+    Raises:
+        ValueError: nowhere.
+    """
+    mask = Image.new("L", (size, size), 0)
+    for layer in layers:
+        alpha = layer.convert("RGBA").getchannel("A")
+        mask = ImageChops.lighter(mask, alpha.resize((size, size), Image.Resampling.BOX))
+    mask = mask.point(lambda value: 255 if value >= 128 else 0)
+    if mask.getbbox() is None:
+        raise ValueError("Nothing is painted over yet: paint over what is to be replaced.")
+    return mask

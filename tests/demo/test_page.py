@@ -1,0 +1,217 @@
+"""The page in a real browser, without a head: what a user sees and does, on a tiny model."""
+
+import io
+import json
+import os
+import shutil
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+gradio = pytest.importorskip("gradio", reason="gradio is not installed: mtl_diffusion[demo]")
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+from mtl_diffusion.demo.serve import serve  # noqa: E402
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::Warning:gradio.queueing"),  # of pandas
+]
+
+SECONDS = 120  # of a busy machine
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1400")
+FLAGS += ("--enable-unsafe-swiftshader", "--disable-background-networking")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def url(build_pipe):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    page = serve(build_pipe(), "tiny", port, wait=False)
+    yield page.local_url.rstrip("/")
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser(url):
+    names = ("chromium", "chromium-browser", "google-chrome")
+    binary = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver", path=os.environ.get("CHROMEWEBDRIVER")) or shutil.which(
+        "chromedriver"
+    )
+    if binary is None or driver is None:
+        pytest.skip("no Chromium with its chromedriver; Debian has chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    browser.get(url)
+    yield browser
+    browser.quit()
+
+
+def wait(browser, condition):
+    return WebDriverWait(browser, SECONDS).until(lambda _: condition())
+
+
+def find(browser, selector):
+    """Those that are displayed."""
+    found = browser.find_elements(By.CSS_SELECTOR, selector)
+    return [element for element in found if element.is_displayed()]
+
+
+def click(browser, selector, text=None):
+    def button():
+        found = find(browser, selector)
+        return next((e for e in found if text is None or e.text.strip() == text), None)
+
+    element = wait(browser, button)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    element.click()
+
+
+def results(browser, task, count):
+    """The pictures of a gallery, at the model's size, once there are so many of them."""
+    selector = f"#{task}-results .grid-wrap img"
+    wait(browser, lambda: len(find(browser, selector)) == count)
+    wait(browser, lambda: find(browser, f"#{task}-took")[0].text.endswith(" s"))
+    return [picture(element.get_attribute("src")) for element in find(browser, selector)]
+
+
+def picture(address):
+    assert address.startswith("http://127.0.0.1:")
+    with urllib.request.urlopen(address) as answer:
+        image = Image.open(io.BytesIO(answer.read())).convert("RGB")
+    assert image.size == (384, 384)
+    return np.asarray(image.resize((8, 8), Image.Resampling.NEAREST))
+
+
+def message(browser, words):
+    """Waits for a message on the page, and closes it."""
+    wait(browser, lambda: any(words in e.text for e in find(browser, ".toast-body")))
+    click(browser, ".toast-close")
+    wait(browser, lambda: not find(browser, ".toast-body"))
+
+
+@pytest.fixture(scope="module")
+def upload(tmp_path_factory):
+    """Wide, and not of the model's size; of eight by eight coloured squares in its middle."""
+    path = tmp_path_factory.mktemp("upload") / "wide.png"
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    wide = Image.new("RGB", (320, 160), "white")
+    wide.paste(Image.fromarray(colours).resize((160, 160), Image.Resampling.NEAREST), (80, 0))
+    wide.save(path)
+    return str(path), colours
+
+
+def test_generate(browser):
+    click(browser, "#generate-draw")
+    images = results(browser, "generate", 8)
+    assert len({image.tobytes() for image in images}) == 8
+
+
+def test_a_mask_is_painted_and_inpainted(browser, upload):
+    path, colours = upload
+    click(browser, "button[role=tab]", "Inpaint")
+    wait(browser, lambda: find(browser, "#inpaint-source canvas"))
+    click(browser, "#inpaint-draw")
+    message(browser, "no picture yet")
+
+    browser.find_element(By.CSS_SELECTOR, "#inpaint-source input[type=file]").send_keys(path)
+    # Cropped in view of the user: then the corner of the canvas is a colour of the middle.
+    canvas = find(browser, "#inpaint-source canvas")[0]
+    wait(browser, lambda: shown_square(canvas) is not None)
+    click(browser, "#inpaint-draw")
+    message(browser, "paint over what is to be replaced")
+
+    stroke = ActionChains(browser).move_to_element(canvas).click_and_hold()
+    stroke.move_by_offset(80, 0).move_by_offset(0, 20).release().perform()
+    click(browser, "#inpaint-draw")
+    given, *images = results(browser, "inpaint", 6)
+    painted = (given == 128).all(axis=-1)
+    assert 2 <= painted.sum() <= 40 and painted[4, 4]
+    for image in images:
+        assert (image[~painted] == colours[~painted]).all()
+        assert (image[painted] != colours[painted]).any()
+    assert len({image.tobytes() for image in images}) == 5
+
+
+def shown_square(canvas):
+    """The side in pixels of the picture on a canvas whose corners aren't white; None: not yet."""
+    image = Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("L")
+    inside = np.asarray(image)[image.height // 2]
+    coloured = np.flatnonzero(inside < 250)
+    square = len(coloured) and abs(int(np.ptp(coloured)) + 1 - image.height) < 0.2 * image.height
+    return int(np.ptp(coloured)) if square else None
+
+
+def test_an_example_is_edited(browser, tmp_path):
+    click(browser, "button[role=tab]", "Edit")
+    wait(browser, lambda: len(find(browser, ".examples img")) == 3)
+    click(browser, "#edit-draw")
+    message(browser, "no picture yet")
+    (tmp_path / "text.png").write_text("no picture")
+    file = browser.find_element(By.CSS_SELECTOR, "#edit-source input[type=file]")
+    file.send_keys(str(tmp_path / "text.png"))
+    message(browser, "can't be read as a picture")
+    find(browser, ".examples img")[1].click()
+    wait(browser, lambda: find(browser, "#edit-source img"))
+    example = picture(find(browser, "#edit-source img")[0].get_attribute("src"))
+    click(browser, "#edit-draw")
+    message(browser, "Choose the class")
+
+    menu = find(browser, "input[aria-label='Turn it into']")[0]
+    menu.send_keys("ship\n")
+    click(browser, "#edit-draw")
+    source, *images = results(browser, "edit", 6)
+    assert (source == example).all()
+    assert len({image.tobytes() for image in images}) == 5
+    captions = [e.text for e in find(browser, "#edit-results .caption-label")]
+    assert captions == ["source", *(f"strength {s}" for s in (0.45, 0.55, 0.65, 0.75, 0.85))]
+
+
+def test_a_sample_is_taken_to_another_tab(browser):
+    click(browser, "button[role=tab]", "Generate")
+    third = results(browser, "generate", 8)[2]
+    find(browser, "#generate-results .grid-wrap button")[2].click()
+    click(browser, "button", "Edit the chosen one")
+    wait(browser, lambda: find(browser, "#edit-draw"))
+    shown = "#edit-source img"
+    wait(browser, lambda: (picture(find(browser, shown)[0].get_attribute("src")) == third).all())
+
+
+def test_nothing_is_asked_of_another_machine(browser, url):
+    """Of all that the tests above had it do."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    asked = {params["request"]["url"] for params in sent}
+    assert len(asked) > 20
+    assert not [u for u in asked if not u.startswith((url, "data:", "blob:"))]
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", str(ROOT / "pyproject.toml"), "pyproject.toml"])
+def test_files_of_the_machine_are_not_given_out(url, path):
+    assert Path(path).exists() or not Path(path).is_absolute()
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(f"{url}/gradio_api/file={path}")
+    assert refusal.value.code in (403, 404)
+
+
+def test_telemetry_is_off(url):
+    from gradio import analytics, utils
+
+    assert not analytics.analytics_enabled()
+    assert utils.get_upload_folder().startswith(os.environ["GRADIO_TEMP_DIR"])

@@ -1,0 +1,115 @@
+"""What the page asks a pipeline for, without a page."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from mtl_diffusion.demo.studio import MAX_SEED, Settings, Studio, hole
+
+SETTINGS = Settings(class_label="dog", seed=3, steps=2)
+
+
+def ignore(done, total):
+    pass
+
+
+def noise(width, height, mode="RGB"):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def layer(*boxes, side=384):
+    painted = Image.new("RGBA", (side, side), (0, 0, 0, 0))
+    for box in boxes:
+        ImageDraw.Draw(painted).rectangle(box, fill=(255, 0, 255, 255))
+    return painted
+
+
+@pytest.fixture(scope="module")
+def studio(pipe):
+    return Studio(pipe)
+
+
+def same(one, other):
+    return one.size == other.size and one.tobytes() == other.tobytes()
+
+
+def test_a_picture_is_cropped_to_its_middle_and_shown_enlarged(studio):
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste("blue", (100, 0, 200, 100))
+    assert same(studio.fit(wide), Image.new("RGB", (8, 8), "blue"))
+    assert studio.enlarged(studio.fit(wide)).size == (384, 384)
+    assert studio.fit(Image.new("RGBA", (9, 5), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    assert studio.fit(noise(50, 30, "L")).mode == studio.fit(noise(3, 7, "P")).mode == "RGB"
+
+
+def test_what_was_enlarged_comes_back_pixel_by_pixel(studio):
+    small = noise(8, 8)
+    assert same(studio.fit(studio.enlarged(small)), small)
+    assert same(studio.fit(small), small)
+    # One pixel aside, and it is a photograph like any other: averaged, not picked.
+    changed = studio.enlarged(small)
+    changed.putpixel((5, 5), (1, 2, 3))
+    assert not same(studio.fit(changed), small)
+
+
+def test_a_hole_is_where_half_of_a_pixel_is_painted(studio):
+    pitch = 384 // 8
+    strokes = [(0, 0, pitch - 1, pitch // 2 + 2), (pitch, 0, 2 * pitch - 1, pitch // 2 - 3)]
+    mask = hole([layer(strokes[0]), layer(strokes[1])], 8)
+    assert mask.getpixel((0, 0)) == 255 and np.asarray(mask).astype(bool).sum() == 1
+
+
+def test_inpainting_keeps_what_is_not_painted_over(studio):
+    image = noise(8, 8)
+    (given, _), *results = studio.inpaint(
+        studio.enlarged(image), [layer((0, 0, 191, 383))], SETTINGS, 2, ignore
+    )
+    assert given.getpixel((0, 0)) == (128, 128, 128)
+    assert [caption for _, caption in results] == ["seed 3", "seed 4"]
+    for result in [given, *(result for result, _ in results)]:
+        assert same(result.crop((4, 0, 8, 8)), image.crop((4, 0, 8, 8)))
+        assert not same(result, image)
+    assert not same(results[0][0], results[1][0])
+
+
+def test_an_edit_is_shown_at_several_strengths_from_one_noise(studio):
+    image = noise(8, 8)
+    (source, caption), *results = studio.edit(image, SETTINGS, 0.1, ignore)
+    assert same(source, image) and caption == "source"
+    captions = [caption for _, caption in results]
+    assert captions == ["strength 0", "strength 0.1", "strength 0.2", "strength 0.3"]
+    assert same(results[0][0], image)  # nothing is hidden at 0
+    alone = studio.edit(image, SETTINGS, 0.3, ignore)
+    assert same(dict(map(reversed, alone))["strength 0.2"], results[2][0])
+
+
+def test_image_i_is_drawn_from_seed_plus_i_and_steps_are_told(studio):
+    steps = []
+    first = studio.generate(SETTINGS, 2, lambda done, total: steps.append((done, total)))
+    assert steps == [(1, 2), (2, 2)]
+    (second,) = studio.generate(Settings("dog", 4, 2), 1, ignore)
+    assert same(first[1], second) and not same(first[0], second)
+
+
+def test_examples_are_a_sample_of_each_class_and_drawn_once(studio):
+    assert len(studio.examples()) == 3
+    assert studio.examples() is studio.examples()
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda s: s.edit(None, SETTINGS, 0.5, ignore), "no picture yet: upload one"),
+        (lambda s: s.inpaint(noise(8, 8), [], SETTINGS, 1, ignore), "paint over what is"),
+        (lambda s: s.inpaint(noise(8, 8), [layer()], SETTINGS, 1, ignore), "paint over what is"),
+        (lambda s: s.edit(noise(8, 8), Settings(None, 0, 2), 0.5, ignore), "Choose the class"),
+        (lambda s: s.generate(Settings("dog", -1, 2), 1, ignore), "seed is -1"),
+        (lambda s: s.generate(Settings("dog", MAX_SEED + 1, 2), 1, ignore), "seed is 2147483648"),
+        (lambda s: s.generate(Settings("cow", 0, 2), 1, ignore), "class_label is 'cow'"),
+        (lambda s: s.generate(Settings("dog", 0, 2, -1.0), 1, ignore), "guidance_scale is -1"),
+    ],
+)
+def test_what_is_wrong_is_said(studio, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(studio)
