@@ -1,4 +1,4 @@
-"""What keeps a run alive: processes that agree, and outputs whose loss costs a line of the log."""
+"""Agreement between processes, and I/O errors that are logged instead of raised."""
 
 import logging
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def any_process(flag: bool | Tensor) -> bool:
-    """Whether the flag is set on any process: the same answer on all of them."""
+    """Whether the flag is set on any process; all processes get the same answer."""
     if PartialState().num_processes == 1:
         return bool(flag)
     total = torch.tensor(float(flag))
@@ -24,9 +24,9 @@ def any_process(flag: bool | Tensor) -> bool:
 
 @cache
 def _host_group() -> torch.distributed.ProcessGroup | None:
-    """Where processes agree on what their hosts know, without waiting for their GPUs; None: all.
+    """A gloo group, in which hosts communicate without waiting for their GPUs.
 
-    Made at the first call, which all of them make together. It lives to the end, see `startup`.
+    None: the default group is gloo. All processes must make the first call together.
     """
     if torch.distributed.get_backend() == "gloo":
         return None
@@ -34,7 +34,7 @@ def _host_group() -> torch.distributed.ProcessGroup | None:
 
 
 def from_all_processes(lines: list[str]) -> list[str]:
-    """The lines of every process, in the order of the processes, each of them once."""
+    """The lines of all processes, in the order of the processes, without duplicates."""
     state = PartialState()
     gathered = [lines]
     if state.num_processes > 1:
@@ -45,7 +45,7 @@ def from_all_processes(lines: list[str]) -> list[str]:
 
 @contextmanager
 def io_errors_logged(what: str) -> Iterator[None]:
-    """A full disk loses the curves and the pictures, not the run."""
+    """Logs an OSError instead of raising it; what: the message."""
     try:
         yield
     except OSError as error:
@@ -53,7 +53,7 @@ def io_errors_logged(what: str) -> Iterator[None]:
 
 
 class Terminal:
-    """A text stream that may go away: the window is closed, or the other end of a pipe dies."""
+    """A text stream that ignores errors: a terminal may be closed, the reader of a pipe may end."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

@@ -1,4 +1,4 @@
-"""How long a run is: so many steps, or as many as fit into its minutes."""
+"""The length of a run: a number of steps, or as many as fit into a number of minutes."""
 
 import json
 import logging
@@ -21,11 +21,11 @@ def with_length(
     accelerator: Accelerator,
     seconds_per_step: Callable[[TrainConfig, Accelerator], float],
 ) -> TrainConfig:
-    """The configuration with a number of steps: where it has none, what max_train_minutes allow.
+    """The configuration with a number of steps: its own, or what max_train_minutes allow.
 
-    The schedules are functions of the step, so the rate is measured once, before the run, and
-    noted in <output_dir>/length.json: a run that goes on, here or on another machine, has the
-    length that it had. Given other minutes, it is stretched in proportion.
+    The schedules are functions of the step. So the rate is measured once, before the run, and kept
+    in <output_dir>/length.json: a resumed run, here or on another machine, keeps its length. With
+    other minutes its length changes in proportion.
 
     Args:
         seconds_per_step: how long a step takes on this machine.
@@ -33,7 +33,7 @@ def with_length(
     if config.max_train_steps is not None:
         return config
     noted = Path(config.output_dir) / "length.json"
-    # One process's reading is everybody's: they have to agree on the step.
+    # All processes take the number of the first: they have to agree on the length.
     seconds = broadcast_object_list([_read(noted)])[0]
     if seconds is None:
         seconds = broadcast_object_list([seconds_per_step(config, accelerator)])[0]
@@ -49,7 +49,7 @@ def with_length(
 
 
 def _read(noted: Path) -> float | None:
-    """The seconds per step that were noted; None: nothing was."""
+    """The seconds per step in length.json; None: there is no such file."""
     if not noted.exists():
         return None
     try:
@@ -60,7 +60,7 @@ def _read(noted: Path) -> float | None:
         pass
     raise ConfigError(
         [
-            f'output_dir: found {noted}, which does not hold {{"seconds_per_step": NUMBER}}: mend '
-            "it, or delete it to measure the rate anew, with which the length of the run changes"
+            f'output_dir: found {noted}, which does not hold {{"seconds_per_step": NUMBER}};'
+            " correct it, or delete it to measure the rate again, which changes the length of the run"
         ]
     )
