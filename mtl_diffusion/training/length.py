@@ -60,7 +60,7 @@ def _read(noted: Path) -> float | None:
         pass
     raise ConfigError(
         [
-            f'output_dir: found {noted}, which does not hold {{"seconds_per_step": NUMBER}};'
-            " correct it, or delete it to measure the rate again, which changes the length of the run"
+            f'output_dir: found {noted}, which does not hold {{"seconds_per_step": NUMBER}}; '
+            "correct it, or delete it to measure the rate again, which changes the length of the run"
         ]
     )
