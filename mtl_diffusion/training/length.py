@@ -61,6 +61,6 @@ def _read(noted: Path) -> float | None:
     raise ConfigError(
         [
             f'output_dir: found {noted}, which does not hold {{"seconds_per_step": NUMBER}}; '
-            "correct it, or delete it to measure the rate again, which changes the length of the run"
+            "correct it, or delete it to measure the rate again, which changes the run's length"
         ]
     )
