@@ -1,4 +1,4 @@
-"""Export a checkpoint to a folder that anybody can load, and put it on the Hub.
+"""Export a checkpoint as a pipeline, and publish it on the Hub.
 
     mtl-diffusion publish --checkpoint runs/c10 --output_dir runs/c10/pipeline
     mtl-diffusion publish --checkpoint runs/c10/checkpoints/step-300 --output_dir export \\
@@ -7,16 +7,15 @@
 Exit codes: 0 done; 1 exported and not uploaded; 2 refused.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from mtl_diffusion.config.flags import refusing, script_parser
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+
+def main() -> None:
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add(
         "--checkpoint",
@@ -24,26 +23,27 @@ def parse() -> argparse.Namespace:
         type=Path,
         help="a checkpoint's folder, or a run's output_dir: its newest complete checkpoint",
     )
-    add("--output_dir", required=True, type=Path, help="where to write; an earlier export goes")
+    add(
+        "--output_dir",
+        required=True,
+        type=Path,
+        help="folder to write; an earlier export is replaced",
+    )
     add("--metrics", type=Path, help="metrics.json of scripts/evaluate.py, for the model card")
-    add("--no_pictures", action="store_true", help="draw no gallery for the model card")
-    add("--half", action="store_true", help="write float16: half the bytes, and loads as float32")
-    add("--max_shard_size", help="cut the weights into files of this size, such as 15MB")
+    add("--no_pictures", action="store_true", help="no gallery for the model card")
+    add("--half", action="store_true", help="write float16, which loads as float32")
+    add("--max_shard_size", help="split the weights into files of this size, such as 15MB")
     add("--push_to_hub", action="store_true", help="upload the folder")
-    add("--hub_model_id", help="user/name; default: what the run was configured with")
+    add("--hub_model_id", help="user/name; default: the run's own")
     add("--private", action="store_true", help="make the repository private when it is created")
-    add("--revision", help="branch to upload to, created where it isn't there; default: main")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse()
+    add("--revision", help="branch to upload to, created if needed; default: main")
+    args = parser.parse_args()
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from mtl_diffusion.publishing.export import of_checkpoint, push_folder, write
     from mtl_diffusion.publishing.upload import UploadError
 
-    try:
+    with refusing(ValueError, OSError):
         metrics = json.loads(args.metrics.read_text()) if args.metrics else None
         trained = of_checkpoint(args.checkpoint)
         repository = args.hub_model_id or trained.config.repository
@@ -56,9 +56,6 @@ def main() -> None:
             half=args.half,
             max_shard_size=args.max_shard_size,
         )
-    except (ValueError, OSError) as error:
-        print(f"publish: {error}", file=sys.stderr)
-        sys.exit(2)
     print(f"Step {trained.step} is in {folder}")
     if not args.push_to_hub:
         return
