@@ -17,18 +17,8 @@ from mtl_diffusion.config.flags import refusing, script_parser
 def main() -> None:
     parser = script_parser(__doc__)
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        help="a checkpoint's folder, or a run's output_dir: its newest complete checkpoint",
-    )
-    add(
-        "--output_dir",
-        required=True,
-        type=Path,
-        help="folder to write; an earlier export is replaced",
-    )
+    add("--checkpoint", required=True, type=Path, help="a checkpoint, or a run: its newest one")
+    add("--output_dir", required=True, type=Path, help="folder; an earlier export is replaced")
     add("--metrics", type=Path, help="metrics.json of scripts/evaluate.py, for the model card")
     add("--no_pictures", action="store_true", help="no gallery for the model card")
     add("--half", action="store_true", help="write float16, which loads as float32")
@@ -59,15 +49,10 @@ def main() -> None:
     print(f"Step {trained.step} is in {folder}")
     if not args.push_to_hub:
         return
+    private = args.private or trained.config.hub_private_repo
+    where = {"checkpoint": args.checkpoint, "private": private, "revision": args.revision}
     try:
-        address = push_folder(
-            folder,
-            repository,
-            checkpoint=args.checkpoint,
-            step=trained.step,
-            private=args.private or trained.config.hub_private_repo,
-            revision=args.revision,
-        )
+        address = push_folder(folder, repository, step=trained.step, **where)
     except UploadError as error:
         sys.exit(str(error))
     print(f"Published as {address}")
