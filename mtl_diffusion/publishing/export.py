@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, UNet2DConditionModel
-from PIL import Image
 
 from ..checkpoints.resume import check_facts
 from ..checkpoints.store import MANIFEST, Checkpoint, CheckpointError, load, load_latest
@@ -156,24 +155,10 @@ def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
     """The card's gallery, of the model's own samples and the first seeds; returns its name."""
     bar = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)
-    if "generate" in pipe.tasks:
-        sources = grids.own_samples(pipe, 10)
-    else:
-        sources = [Image.new("RGB", (pipe.size, pipe.size), "gray")]
-    draw = {
-        "generate": lambda: grids.generate_picture(pipe, count=2),
-        "inpaint": lambda: grids.inpaint_picture(pipe, sources),
-        "edit": lambda: grids.edit_picture(pipe, sources[:2]),
-    }
-    labels = [i % len(pipe.class_names) for i in range(len(sources[:4]))]
-    pictures = [
-        draw[name]()
-        if name in draw
-        else grids.task_picture(pipe, name, sources[:4], labels, seed=0)
-        for name in pipe.tasks
-    ]
+    sources = grids.own_samples(pipe, 10)
+    pictures = grids.pictures_of(pipe, sources, samples=2, edits=2)
     pipe.set_progress_bar_config(**bar)
-    grids.side_by_side(pictures).save(folder / "gallery.png")
+    grids.side_by_side(list(pictures.values())).save(folder / "gallery.png")
     return "gallery.png"
 
 
