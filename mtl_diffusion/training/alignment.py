@@ -43,7 +43,8 @@ class Alignment(nn.Module):
     ):
         super().__init__()
         # Inside a tuple, so that it is no part of this module: neither trained nor saved.
-        self._network = (classifier.model.requires_grad_(False).regnet,)
+        network = classifier.model.requires_grad_(False).regnet
+        self._network = (network.to(memory_format=torch.channels_last),)
         self.weight = weight
         self.fingerprint = _fingerprint(classifier.model)
         with torch.no_grad():
@@ -74,8 +75,10 @@ class Alignment(nn.Module):
         """
         with torch.no_grad():
             clean = self.stages(image)
-        features = self.projector(self._features).float()
-        target = F.interpolate(clean[-1] - self._mean, features.shape[-2:], mode="bilinear")
+        features, self._features = self.projector(self._features).float(), None
+        # The kernel for channels_last is 100 times faster on a GPU than the other one.
+        target = (clean[-1] - self._mean).contiguous(memory_format=torch.channels_last)
+        target = F.interpolate(target, features.shape[-2:], mode="bilinear")
         loss = self.weight * (1 - F.cosine_similarity(features, target, dim=1).mean((1, 2)))
         if perceptual_weight > 0:
             pairs = zip(self.stages(denoised), clean, strict=True)

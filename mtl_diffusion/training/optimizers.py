@@ -98,40 +98,49 @@ class Muon(torch.optim.Optimizer):
 
         by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, int]]] = defaultdict(list)
         for weight, count in zip(hidden, parts, strict=True):
-            rows, columns = _matrix(weight).shape
-            by_shape[rows // count, columns].append((weight, count))
-        self._stacks = []
-        for shape, members in by_shape.items():
-            weights = [weight for weight, _ in members]
+            rows = weight.shape[0] // count
+            by_shape[rows, weight[0].numel()].append((weight, count))
+        self._weights: list[nn.Parameter] = []  # in the order of the stacks
+        self._momenta: list[Tensor] = []  # a stack of matrices for each shape
+        self._updates: list[Tensor] = []  # likewise; first the gradients are written there
+        self._by_weight: list[Tensor] = []  # views of the latter, each of the shape of its weight
+        for (rows, columns), members in by_shape.items():
             counts = [count for _, count in members]
-            momentum = weights[0].new_zeros(sum(counts), *shape)
-            self._stacks.append((weights, counts, momentum))
-            for weight, part in zip(weights, momentum.split(counts), strict=True):
-                # A view: what is loaded into it is loaded into the stack.
-                self.state[weight]["momentum"] = _like(part.flatten(0, 1), weight)
+            momentum, update = members[0][0].new_zeros(2, sum(counts), rows, columns)
+            self._momenta.append(momentum)
+            self._updates.append(update)
+            views = zip(members, momentum.split(counts), update.split(counts), strict=True)
+            for (weight, _), own_momentum, own_update in views:
+                self._weights.append(weight)
+                # A view, too: what is loaded into it is loaded into the stack.
+                self.state[weight]["momentum"] = _as_weight(own_momentum, weight)
+                self._by_weight.append(_as_weight(own_update, weight))
 
     @torch.no_grad()
     def step(self) -> None:
+        takes_part = 1.0
+        if self.found_inf is not None:
+            takes_part = 1 - self.found_inf
         if self._adamw is not None:
             self._adamw.found_inf = self.found_inf
             self._adamw.step()
-        for weights, counts, momentum in self._stacks:
-            group = self.param_groups[0]
-            gradient = torch.cat([_matrix(w.grad) for w in weights]).view_as(momentum)
-            takes_part = 1.0
-            if self.found_inf is not None:
-                gradient = torch.where(self.found_inf > 0, momentum, gradient)
-                takes_part = 1 - self.found_inf
-            momentum.lerp_(gradient, 1 - MOMENTUM)
-            update = orthogonalised(gradient.lerp(momentum, MOMENTUM))
-            update *= group["lr"] * 0.2 * math.sqrt(max(momentum.shape[1:])) * takes_part
-            if group["weight_decay"]:
-                keep = 1 - group["lr"] * group["weight_decay"] * takes_part
-                torch._foreach_mul_(weights, keep)
-            updates = [part.flatten(0, 1) for part in update.split(counts)]
-            torch._foreach_sub_(
-                weights, [_like(u, w) for u, w in zip(updates, weights, strict=True)]
-            )
+        if not self._weights:
+            return
+        group = self.param_groups[0]
+        torch._foreach_copy_(self._by_weight, [weight.grad for weight in self._weights])
+        gradients, momenta = self._updates, self._momenta
+        if self.found_inf is not None:  # the momentum does not move towards itself
+            bad = self.found_inf > 0
+            gradients = [torch.where(bad, m, g) for m, g in zip(momenta, gradients, strict=True)]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        nesterov = torch._foreach_lerp(gradients, momenta, MOMENTUM)
+        for matrices, update in zip(nesterov, self._updates, strict=True):
+            size = group["lr"] * 0.2 * math.sqrt(max(update.shape[1:]))
+            torch.mul(orthogonalised(matrices), size * takes_part, out=update)
+        if group["weight_decay"]:
+            keep = 1 - group["lr"] * group["weight_decay"] * takes_part
+            torch._foreach_mul_(self._weights, keep)
+        torch._foreach_sub_(self._weights, self._by_weight)
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
@@ -150,14 +159,12 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     return (X if wide is matrices else X.mT).to(matrices.dtype)
 
 
-def _matrix(weight: Tensor) -> Tensor:
-    """(out, in, h, w) -> (out, h w in), or a matrix as it is. In channels_last it is a view."""
-    return weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight
+def _as_weight(matrices: Tensor, weight: Tensor) -> Tensor:
+    """(parts, rows, columns) as a view of the weight's shape, (out, in) or (out, in, h, w).
 
-
-def _like(matrix: Tensor, weight: Tensor) -> Tensor:
-    """Undoes `_matrix`, as a view."""
+    The columns are in the order (h, w, in), in which a weight in channels_last lies in memory.
+    """
     if weight.ndim == 2:
-        return matrix
-    out, columns, height, width = weight.shape
-    return matrix.view(out, height, width, columns).permute(0, 3, 1, 2)
+        return matrices.view(weight.shape)
+    out, channels, height, width = weight.shape
+    return matrices.view(out, height, width, channels).permute(0, 3, 1, 2)
