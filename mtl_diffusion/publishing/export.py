@@ -6,7 +6,6 @@ import logging
 import shlex
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from ..tools.files import replaced_folder
 from ..training.model import build_scheduler, build_unet
 from ..training.run import Run
 from ..training.vocabulary import tokenizer_of
-from .card import model_card
-from .upload import UploadError, upload, without_secrets
+from .card import Trained, model_card
+from .upload import UploadError, full_name, upload, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +32,6 @@ PIPELINE, PUBLISHED = "pipeline", "published"
 # What is uploaded of an exported folder, besides the sources that ship. Nothing else ever is.
 UPLOADED = ("*.safetensors", "*.json", "README.md", "*.png")
 LAST_WAIT = 30.0  # seconds that a stopping run waits for an upload
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model as it is published, after `step` steps of a run of this configuration."""
-
-    pipeline: MultiTaskPipeline
-    config: TrainConfig
-    step: int
 
 
 def of_checkpoint(path: Path) -> Trained:
@@ -75,7 +65,9 @@ def of_checkpoint(path: Path) -> Trained:
         raise CheckpointError(
             f"{path}: its weights don't fit its configuration: {error}"
         ) from error
-    return Trained(pipeline, config, checkpoint.step)
+    return Trained(
+        pipeline, config, checkpoint.step, facts.get("minutes") or {}, facts.get("on_hub")
+    )
 
 
 def _newest(path: Path) -> Checkpoint:
@@ -91,8 +83,9 @@ def _newest(path: Path) -> Checkpoint:
 def export(run: Run) -> Path:
     """Writes <output_dir>/pipeline: weights, tokenizer, scheduler, sources and model card."""
     config = run.config
-    trained = Trained(run.pipeline(), config, config.max_train_steps)
-    return write(trained, Path(config.output_dir) / PIPELINE, pictures=config.push_to_hub)
+    trained = Trained(run.pipeline(), config, config.max_train_steps, run.clock.minutes)
+    repository = full_name(config.repository) if config.push_to_hub else None
+    return write(trained, Path(config.output_dir) / PIPELINE, repository=repository)
 
 
 def write(
@@ -101,21 +94,22 @@ def write(
     *,
     repository: str | None = None,
     metrics: Mapping[str, Any] | None = None,
-    pictures: bool = True,
+    pictures: bool | None = None,
     half: bool = False,
     max_shard_size: str | None = None,
 ) -> Path:
     """Writes a folder for `from_pretrained`; it is whole, or it is the one before.
 
     Args:
-        repository: where it will be found, for the card. None: what the configuration says.
+        repository: user/name on the Hub, for the card's snippet. None: hub_model_id, if the
+            configuration has one, or else the folder.
         metrics: of scripts/evaluate.py; the card's figures, and metrics.json beside it.
-        pictures: draw the card's gallery.
+        pictures: draw the card's gallery. None: what the configuration says.
         half: write the weights as float16, in half the bytes; they load as float32 all the same.
         max_shard_size: cut the weights into files of this size or less, such as "15MB".
 
     Raises:
-        ValueError: the target is something else, which is not replaced.
+        ValueError: the target is something else, which is not replaced; or `metrics` are.
         OSError: the disk is full, for example. The target is as it was.
     """
     check_target(target)
@@ -125,13 +119,20 @@ def write(
         pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler)
     with replaced_folder(target) as folder:
         pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
-        drawn = _draw(trained.pipeline, folder) if pictures else None
+        wanted = trained.config.gallery if pictures is None else pictures
+        drawn = _draw(trained.pipeline, folder) if wanted else None
         if metrics is not None:
             (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        name = repository or trained.config.repository
-        text = model_card(trained.pipeline, trained.config, trained.step, name, metrics, drawn)
+        source = repository or trained.config.hub_model_id or _as_given(target)
+        text = model_card(trained, source, metrics, drawn)
         (folder / "README.md").write_text(text, encoding="utf-8")
     return target
+
+
+def _as_given(target: Path) -> str:
+    """The folder's path, from here where it is below."""
+    path, here = target.absolute(), Path.cwd()
+    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
 
 
 def check_target(target: Path) -> None:
@@ -265,7 +266,7 @@ class BackgroundPublisher:
         folder = Path(self.config.output_dir) / PUBLISHED
         try:
             trained = of_checkpoint(checkpoint)
-            write(trained, folder, pictures=False)
+            write(trained, folder, repository=full_name(self.config.repository))
             push_folder(
                 folder,
                 self.config.repository,
