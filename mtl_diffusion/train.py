@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from .checkpoints.resume import restore
 from .checkpoints.saver import Saver
 from .config import ConfigError, TrainConfig
+from .data.images import data_line
 from .launch.preflight import begin, check_room, describe, start_trackers
 from .launch.stop import STOPPED, StopRequest
 from .publishing.export import BackgroundPublisher, export, push
@@ -54,6 +55,8 @@ def train(config: TrainConfig) -> None:
             raise
         except (ValueError, OSError) as error:  # of the data, or of the pretrained model
             raise ConfigError([str(error)]) from error
+        if accelerator.is_main_process:
+            print(data_line(run.train_data, run.held_out), flush=True)
         check_room(run)
         if config.dry_run:
             if accelerator.is_main_process:

@@ -107,13 +107,17 @@ def memory(name: str, arguments: argparse.Namespace) -> dict:
 
 
 def stream(name: str, arguments: argparse.Namespace) -> dict:
-    from mtl_diffusion.data.stream import open_stream
+    from mtl_diffusion.config import TrainConfig
+    from mtl_diffusion.data.decode import Decoder
+    from mtl_diffusion.data.stream import open_streams
     from mtl_diffusion.data.streaming_loader import Position, StreamingLoader
 
     size = arguments.batch_size
     start = time.perf_counter()
+    config = TrainConfig(dataset_name=name, resolution=arguments.resolution)
+    (rows,) = open_streams(config, ["train_split"])
     loader = StreamingLoader(
-        open_stream(name, resolution=arguments.resolution),
+        rows,
         total_batch_size=size,
         mine=range(size),
         rank=0,
@@ -121,6 +125,7 @@ def stream(name: str, arguments: argparse.Namespace) -> dict:
         buffer_size=arguments.shuffle_buffer_size,
         seed=0,
         random_flip=True,
+        decoder=Decoder(arguments.resolution, threads=1),
     )
     loader.batch(0)
     first = time.perf_counter() - start

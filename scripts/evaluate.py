@@ -62,7 +62,7 @@ def main() -> None:
     from accelerate import Accelerator
 
     from mtl_diffusion.classifiers.classifier import Classifier
-    from mtl_diffusion.data.images import load_split
+    from mtl_diffusion.data.images import load_splits
     from mtl_diffusion.evaluation.evaluate import below, context, evaluate, parts_for
     from mtl_diffusion.evaluation.features import classifier_space, feature_space
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
@@ -82,10 +82,7 @@ def main() -> None:
             else classifier_space(classifier, args.classifier)
         )
         with accelerator.main_process_first():  # the first one decodes, the others read its cache
-            train, test = (
-                load_split(args, "train_split", pipe.size),
-                load_split(args, "validation_split", pipe.size),
-            )
+            train, test = load_splits(args, pipe.size)
         given = context(pipe, classifier, space, train, test, settings, folder / "features")
         possible = parts_for(pipe)
         parts = args.parts or possible

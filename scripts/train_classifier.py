@@ -61,15 +61,16 @@ def main() -> None:
     import torch  # after --help and after mistakes in the flags, because it takes seconds
 
     from mtl_diffusion.classifiers.classifier import train_classifier
-    from mtl_diffusion.data.images import load_split
+    from mtl_diffusion.data.images import load_splits
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     started = time.monotonic()
     try:
-        train, test = (
-            load_split(args, "train_split", args.resolution),
-            load_split(args, "test_split", args.resolution),
-        )
+        train, test = load_splits(args, args.resolution, ("train_split", "test_split"))
+        if not train.class_names:
+            raise ValueError(
+                "label_column: the images have no labels; name the column, or give another dataset"
+            )
         if train.class_names != test.class_names:
             raise ValueError(
                 f"test_split: its classes are {list(test.class_names)}, and train_split's are"

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, RegNetConfig, RegNetForImageClassification
 
-from ..data.images import ImageDataset, to_unit_range
+from ..data.images import ImageDataset
 from ..data.loader import Loader
 from ..tools.rng import generator
+from ..tools.tensors import to_unit_range
 from .resnet9 import ResNet9, ResNet9Config
 
 

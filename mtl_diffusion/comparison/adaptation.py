@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from ..config import TrainConfig
-from ..data.images import ImageDataset, load_split
+from ..data.images import ImageDataset, load_split, load_splits
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..pipeline.tokens import Vocabulary
 from ..tools.files import replaced_folder
@@ -73,7 +73,7 @@ def novelty(kind: str, name: str, base: TrainConfig, folder: Path) -> Novelty:
         both = {task: (1 - share) * part / rest for task, part in old.items()} | {name: share}
         return Novelty(Part(old, {}), Part({name: 1.0}, {}), Part(both, {}), share)
     fields = ("train_split", "validation_split")
-    splits = {field: load_split(base, field, base.resolution) for field in fields}
+    splits = dict(zip(fields, load_splits(base, base.resolution), strict=True))
     if kind == "class":
         names = splits["train_split"].class_names
         if name not in names or len(names) < 2:
@@ -83,7 +83,8 @@ def novelty(kind: str, name: str, base: TrainConfig, folder: Path) -> Novelty:
         new = {field: _of_classes(data, (name,)) for field, data in splits.items()}
     else:
         other = TrainConfig(dataset_name=name, resolution=base.resolution)
-        old, new = splits, {field: load_split(other, field, base.resolution) for field in fields}
+        found = load_splits(other, base.resolution)
+        old, new = splits, dict(zip(fields, found, strict=True))
     both = {field: _together(old[field], new[field]) for field in fields}
     parts = [
         Part(base.shares, _write(data, folder / word))

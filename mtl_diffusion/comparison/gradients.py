@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.images import ImageDataset, to_unit_range
+from ..data.images import ImageDataset
 from ..pipeline.denoiser import predict, tell
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..pipeline.task import Task
 from ..tools.rng import generator
+from ..tools.tensors import to_unit_range
 from ..training.losses import denoising_loss
 from ..training.validation import SIGMA_EDGES
 

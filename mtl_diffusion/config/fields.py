@@ -36,17 +36,19 @@ class DataConfig:
 
     dataset_name: str = "shapes"
     """"shapes" (drawn by this package, no download), a dataset's name on the Hub, or a local
-    folder, such as one with a folder of images per class."""
+    folder: of images, of folders of images per class, or of parquet and other tables."""
     dataset_config_name: str | None = None
     """Configuration of the dataset. None: its only or default one."""
     train_split: str = "train"
     """Split that is trained on; slices such as train[:90%] work."""
     validation_split: str = "test"
-    """Held-out split, for validation and evaluation; slices such as train[90%:] work."""
+    """Held-out split, for validation and evaluation; slices such as train[90%:] work. Of a dataset
+    with no other split than train_split, test is a tenth of it, which is not trained on."""
     image_column: str | None = None
     """Column with the images. None: the only column of images."""
     label_column: str | None = None
-    """Column with the class labels. None: the only column of class labels."""
+    """Column with the class labels. None: the only column of class labels; without one, and with
+    "none", there are no classes."""
     resolution: int = 16
     """Side of the square images, in pixels; 8 or more, and divisible by
     2 ** (number of block_out_channels - 1)."""

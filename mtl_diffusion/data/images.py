@@ -1,30 +1,21 @@
-"""Labelled images from `datasets`, decoded once, and batches of them in a keyed order."""
+"""Images and labels of a split of a dataset, decoded and held in memory."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
-import fsspec
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 
-from .shapes import shapes
+from .columns import DataError, Rows, find_image_column, find_label_column, listed, read_labels
+from .decode import decode_rows, digests_of
+from .source import Source, explained, open_source
 
-EMBEDDED = "shapes"
-
-# Raise this when decoding changes. `datasets` keys its cache by the arguments and the name of
-# `_decode_rows`, not by its code, and would go on answering with the old pixels.
-_DECODING = 1
-_LABEL_NAMES = ("label", "labels", "class", "classes", "target")
+TEST = "test"  # the split that a dataset without it gives a tenth of its only one for
 
 
 @dataclass(frozen=True)
@@ -33,20 +24,27 @@ class ImageDataset:
 
     Attributes:
         images: (N, 3, H, W) uint8, RGB.
-        labels: (N,) int64, indices into `class_names`.
-        class_names: one name a class.
+        labels: (N,) int64, indices into `class_names`; -1 for an image without a class.
+        class_names: one name a class; empty if the images have no labels.
         fingerprint: 16 hex digits of the sha256 of the pixels, labels and names. It tells data
             apart, not files: the same pixels from another folder or machine have the same one.
+        where: words for the dataset. split: words for the split.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     class_names: tuple[str, ...]
     fingerprint: str
+    where: str = field(default="memory", compare=False)
+    split: str = field(default="all", compare=False)
 
     @classmethod
     def of(
-        cls, images: torch.Tensor, labels: torch.Tensor, class_names: tuple[str, ...]
+        cls,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        class_names: tuple[str, ...],
+        **words: str,
     ) -> ImageDataset:
         """The dataset of these CPU tensors, with its fingerprint computed."""
         assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3
@@ -54,7 +52,7 @@ class ImageDataset:
         digest = hashlib.sha256(repr((tuple(images.shape), tuple(class_names))).encode())
         digest.update(images.contiguous().numpy())
         digest.update(labels.numpy().astype("<i8"))
-        return cls(images, labels, tuple(class_names), digest.hexdigest()[:16])
+        return cls(images, labels, tuple(class_names), digest.hexdigest()[:16], **words)
 
     @property
     def resolution(self) -> int:
@@ -63,8 +61,14 @@ class ImageDataset:
 
     @property
     def extent(self) -> str:
-        """How many images there are, for a message."""
+        """The number of images, for a message."""
         return f"{len(self):,}"
+
+    @property
+    def absent_classes(self) -> tuple[str, ...]:
+        """Names of the classes that no image is of."""
+        counts = torch.bincount(self.labels[self.labels >= 0], minlength=len(self.class_names))
+        return tuple(self.class_names[i] for i in (counts == 0).nonzero().flatten().tolist())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,7 +78,8 @@ class ImageDataset:
 
         The fingerprint stays: it is of the data as it was read.
         """
-        table = torch.tensor([class_names.index(name) for name in self.class_names])
+        places = {name: place for place, name in enumerate(class_names)}
+        table = torch.tensor([*(places[name] for name in self.class_names), -1])
         return dataclasses.replace(self, labels=table[self.labels], class_names=class_names)
 
     def to(self, device: str | torch.device) -> ImageDataset:
@@ -82,11 +87,6 @@ class ImageDataset:
         return dataclasses.replace(
             self, images=self.images.to(device), labels=self.labels.to(device)
         )
-
-
-def to_unit_range(images: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels -> float32 in [-1, 1], of the same shape and on the same device."""
-    return images.float() / 127.5 - 1
 
 
 def load_images(
@@ -99,297 +99,152 @@ def load_images(
     *,
     split_field: str = "train_split",
 ) -> ImageDataset:
-    """Load one split of a labelled image dataset, decoded to uint8.
+    """Load one split of an image dataset, decoded to uint8.
 
-    Every image becomes `resolution` x `resolution` RGB. Greyscale, palette and CMYK images are
-    converted, transparency is composited over white, EXIF orientation is applied, and only the
-    first frame is read. An image of another size is centre-cropped to a square and resized with
-    Lanczos, which antialiases; an RGB image that has the size already passes bit-exactly. The
-    decoding goes through `Dataset.map`, so the next run reads it from the cache of `datasets`.
-
-    Class names are the names of a `ClassLabel` column. Integers without names are named "0" to the
-    largest, and strings are sorted; both over all splits, so that the splits of a dataset agree.
+    How images are decoded is said in `decode.Decoder`, what a folder of images is in
+    `folder.read_folder`, and which the classes are in `columns.read_labels`.
 
     Args:
-        dataset_name: "shapes" for the embedded dataset, drawn at `resolution`; else what
-            `datasets.load_dataset` takes: a Hub name, a folder in the Hub's layout, or a folder
-            with one folder of images a class. A folder named shapes is reached as "./shapes".
+        dataset_name: "shapes" for the embedded dataset, drawn at `resolution`; else a folder of
+            images, or what `datasets.load_dataset` takes: a folder of parquet or other files, or a
+            name on the Hub. A folder named shapes is reached as "./shapes".
         dataset_config_name: the dataset's configuration, where it has several.
-        split: a split, or slices of it: "train", "train[:90%]", "train[:90%]+test".
+        split: a split, or slices of it: "train", "train[:90%]", "train[:90%]+test". Of a dataset
+            with one split, "test" is a tenth of it, always the same one.
         image_column: None for the one column of type Image.
         label_column: None for the one ClassLabel column, else the one called label, labels, class,
-            classes or target.
+            classes or target; without one the images have no classes. "none": no classes.
         resolution: side in pixels.
         split_field: what error messages call `split`: "train_split", "validation_split".
 
     Raises:
-        ValueError: the dataset, configuration, split or a column is not there or is ambiguous,
-            the split is empty, an image does not decode, or a label is not among its names. The
-            last two name the row of `split`.
+        DataError: a ValueError. The dataset, configuration, split or a column is not there or is
+            ambiguous, the split is empty, an image does not decode, or a label is not among its
+            names. The last two name the row of `split`.
     """
-    if resolution < 1:
-        raise ValueError(f"resolution: {resolution} is not a size in pixels; give 1 or more.")
-    source = _load(dataset_name, dataset_config_name, resolution)
-    rows = _select(source, dataset_name, split, split_field)
-    image_column = find_image_column(rows.features, image_column)
-    label_column = find_label_column(rows.features, label_column)
-    labels, class_names = _labels(source, rows, label_column, split)
-    return ImageDataset.of(_pixels(rows, image_column, resolution, split), labels, class_names)
+    source = _open(dataset_name, dataset_config_name, resolution)
+    columns = (image_column, label_column, resolution)
+    only = only_split(source.splits, split)
+    if only is None:
+        return _load(source, _slices(source, split, split_field), *columns)
+    return _load(source, _parts(source, only, image_column)[1], *columns)
 
 
-def load_split(source: Any, split_field: str, resolution: int, load: Callable = load_images) -> Any:
-    """`load` the split that a configuration, or a script's flags, name.
+def load_splits(
+    config: Any, resolution: int, fields: tuple[str, str] = ("train_split", "validation_split")
+) -> tuple[ImageDataset, ImageDataset]:
+    """The images to train on, and those that are held out.
+
+    Where the second split is "test" and the dataset has only the first one, a tenth of that is
+    held out: the same images each time, and no copy of one of them is among the others.
 
     Args:
-        source: has dataset_name, dataset_config_name, image_column, label_column and the field.
-        split_field: the one that holds the split, such as "train_split".
-        load: `load_images`, or `stream.open_stream`.
+        config: has dataset_name, dataset_config_name, image_column, label_column and the fields.
+        fields: those that hold the splits.
     """
-    return load(
-        source.dataset_name,
-        source.dataset_config_name,
-        split=getattr(source, split_field),
-        image_column=source.image_column,
-        label_column=source.label_column,
+    source = _open(config.dataset_name, config.dataset_config_name, resolution)
+    columns = (config.image_column, config.label_column, resolution)
+    splits = [getattr(config, name) for name in fields]
+    if splits[0] == only_split(source.splits, splits[1]):
+        parts = _parts(source, splits[0], config.image_column)
+    else:
+        parts = [_slices(source, *pair) for pair in zip(splits, fields, strict=True)]
+    train, held_out = (_load(source, rows, *columns) for rows in parts)
+    return train, held_out
+
+
+def load_split(config: Any, split_field: str, resolution: int) -> ImageDataset:
+    """The split that a configuration names in this field; see `load_splits`."""
+    return load_images(
+        config.dataset_name,
+        config.dataset_config_name,
+        split=getattr(config, split_field),
+        image_column=config.image_column,
+        label_column=config.label_column,
         resolution=resolution,
         split_field=split_field,
     )
 
 
-def _load(name: str, config: str | None, resolution: int) -> datasets.DatasetDict:
-    if name == EMBEDDED:
-        if config is not None:
-            raise ValueError(
-                f"dataset_config_name: the embedded dataset {name!r} has no configurations, got"
-                f" {config!r}; leave it out, or give ./{name} for a folder of that name."
-            )
-        return shapes(resolution)
-    with opened(name, config) as builder:
-        builder.download_and_prepare()
-    # `load_dataset` does the same, but for an empty split, where it refuses the whole dataset.
-    features = builder.info.features
-    empty = datasets.Dataset.from_dict({column: [] for column in features}, features=features)
-    return datasets.DatasetDict(
-        {
-            split: builder.as_dataset(split) if info.num_examples else empty
-            for split, info in builder.info.splits.items()
-        }
+def data_line(train: Any, held_out: ImageDataset) -> str:
+    """One line: how many images and classes, from where.
+
+    Args:
+        train: an ImageDataset or an ImageStream.
+    """
+    names = train.class_names
+    classes = f"{len(names):,} class{'' if len(names) == 1 else 'es'}" if names else "no classes"
+    absent = train.absent_classes
+    without = f", {len(absent):,} of them without a training image: {listed(absent)}"
+    return (
+        f"Data: {train.extent} training and {held_out.extent} held-out images, {classes}"
+        f"{without if absent else ''}, from {train.where} ({train.split}; {held_out.split})"
     )
 
 
-@contextmanager
-def opened(name: str, config: str | None) -> Iterator[datasets.DatasetBuilder]:
-    """The builder of a dataset on disk or on the Hub; nothing is read of its rows yet.
-
-    Raises:
-        ValueError: the dataset can't be loaded, neither here nor in what is done inside.
-    """
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
-        raise ValueError(f"dataset_name: there is no {name!r} here; check the path.")
-    try:
-        yield datasets.load_dataset_builder(str(Path(name).expanduser()), config)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        cause = str(error).strip() or type(error).__name__
-        raise ValueError(
-            f"dataset_name: {name!r} (dataset_config_name: {config!r}) could not be loaded: {cause}"
-            f'\nGive the name of a dataset on the Hub, a local folder, or "{EMBEDDED}", which needs'
-            " no network."
-        ) from error
+def _open(name: str, config: str | None, resolution: int) -> Source:
+    if resolution < 1:
+        raise DataError(f"resolution: {resolution} is not a size in pixels; give 1 or more.")
+    return open_source(name, config, resolution)
 
 
-def _select(
-    source: datasets.DatasetDict, name: str, split: str, split_field: str
-) -> datasets.Dataset:
-    sizes = {key: len(rows) for key, rows in source.items()}
+def _load(
+    source: Source, rows: Rows, image_column: str | None, label_column: str | None, resolution: int
+) -> ImageDataset:
+    with explained(source.name):
+        image_column = find_image_column(rows.table.features, image_column)
+        label_column = find_label_column(rows.table.features, label_column)
+        labels, class_names = read_labels(source.splits, rows, label_column)
+        images = decode_rows(rows, image_column, resolution, torch.get_num_threads())
+    return ImageDataset.of(images, labels, class_names, where=source.where, split=rows.words)
+
+
+def only_split(splits: Mapping[str, Any], split: str) -> str | None:
+    """The only split, where "test" is asked for and there is none: a tenth of it is held out."""
+    name, *others = splits
+    return name if split == TEST and not others and name != TEST else None
+
+
+def _parts(source: Source, split: str, image_column: str | None) -> tuple[Rows, Rows]:
+    """The images of the only split that are trained on, and the tenth that is held out."""
+    whole = Rows(source.splits[split], range(len(source.splits[split])), split)
+    with explained(source.name):
+        column = find_image_column(whole.table.features, image_column)
+        digests = digests_of(whole, column, torch.get_num_threads())
+    last = sorted(digests)[max(1, len(digests) // 10) - 1] if digests else b""
+    held_out = [row for row, digest in enumerate(digests) if digest <= last]
+    kept = [row for row, digest in enumerate(digests) if digest > last]
+    if not kept:
+        raise DataError(
+            f"validation_split: {source.name!r} has one split, {split}, of too few different"
+            f" images to hold some of them out: {len(digests)} in all; add some, or a split {TEST}."
+        )
+    return (
+        Rows(whole.table.select(kept), kept, split, f"the rest of {split}"),
+        Rows(whole.table.select(held_out), held_out, split, f"a tenth of {split}, by a fixed key"),
+    )
+
+
+def _slices(source: Source, split: str, split_field: str) -> Rows:
+    sizes = {key: len(rows) for key, rows in source.splits.items()}
     there = ", ".join(f"{key} ({size} rows)" for key, size in sizes.items())
     try:
         parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
     except ValueError as error:
-        raise ValueError(
-            f"{split_field}: {split!r} is not in {name!r}, which has {there}: {error}\n"
-            "A part of a split is a slice, so one split can serve for two: "
-            '--train_split "train[:90%]" --validation_split "train[90%:]".'
+        raise DataError(
+            f"{split_field}: {split!r} is not in {source.name!r}, which has {there}: {error}\n"
+            f"Of a dataset with one split, --validation_split {TEST} holds a tenth out. Slices"
+            ' work, too: --train_split "train[:90%]" --validation_split "train[90%:]".'
         ) from error
     chosen = [
-        source[part.splitname].select(range(part.from_, part.to))
+        source.splits[part.splitname].select(range(part.from_, part.to))
         for part in parts
         if part.from_ < part.to
     ]
     if not chosen:
-        raise ValueError(
-            f"{split_field}: {split!r} of {name!r} has no rows; it has {there}."
+        raise DataError(
+            f"{split_field}: {split!r} of {source.name!r} has no rows; it has {there}."
             " Choose another split or slice."
         )
-    return datasets.concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
-
-
-def find_image_column(features: datasets.Features, given: str | None) -> str:
-    """The column named, or else the only one of type Image."""
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    return _choose("image_column", given, images, features, "of type Image")
-
-
-def find_label_column(features: datasets.Features, given: str | None) -> str:
-    """The column named, or else the one of classes, or the one with a label's name."""
-    classes = [key for key, feature in features.items() if _is_class_label(feature)]
-    usable = [key for key, feature in features.items() if _is_usable_label(feature)]
-    if given is not None:
-        return _choose("label_column", given, usable, features, "of classes, integers or strings")
-    candidates = classes or [key for key in usable if key.lower() in _LABEL_NAMES]
-    return _choose("label_column", None, candidates, features, "of labels")
-
-
-def _choose(
-    field: str, given: str | None, fitting: list[str], features: datasets.Features, kind: str
-) -> str:
-    columns = ", ".join(f"{name} ({_type_name(feature)})" for name, feature in features.items())
-    if given is not None:
-        if given not in features:
-            raise ValueError(f"{field}: there is no column {given!r}; the columns are {columns}.")
-        if given not in fitting:
-            raise ValueError(f"{field}: {given!r} is not a column {kind}; there are {columns}.")
-        return given
-    if len(fitting) != 1:
-        count = f"{len(fitting)} columns" if fitting else "no column"
-        raise ValueError(
-            f"{field}: found {count} {kind}; the columns are {columns}. Name the one to use."
-        )
-    return fitting[0]
-
-
-def _is_class_label(feature) -> bool:
-    return isinstance(feature, datasets.ClassLabel)
-
-
-def _is_integer(feature) -> bool:
-    return isinstance(feature, datasets.Value) and "int" in feature.dtype
-
-
-def _is_string(feature) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-
-
-def _is_usable_label(feature) -> bool:
-    return _is_class_label(feature) or _is_integer(feature) or _is_string(feature)
-
-
-def _type_name(feature) -> str:
-    return feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-
-
-def _labels(
-    source: datasets.DatasetDict, rows: datasets.Dataset, column: str, split: str
-) -> tuple[torch.Tensor, tuple[str, ...]]:
-    feature = rows.features[column]
-    values = rows[column][:]
-    if _is_class_label(feature):
-        names = tuple(feature.names)
-    else:
-        seen = {value for part in source.values() for value in part.unique(column)} - {None}
-        if _is_string(feature):
-            names = tuple(sorted(seen))
-            numbers = {name: number for number, name in enumerate(names)}
-            values = [numbers.get(value) for value in values]
-        else:
-            names = tuple(str(number) for number in range(max(seen, default=-1) + 1))
-    for row, value in enumerate(values):
-        check_label(value, len(names), column, f"row {row} of {split!r}")
-    return torch.tensor(values, dtype=torch.int64), names
-
-
-def check_label(value: int | None, num_classes: int, column: str, row: str) -> None:
-    """Raises a ValueError that names the row, unless its label is one of the classes."""
-    if value is None or not 0 <= value < num_classes:
-        raise ValueError(
-            f"label_column: {row} has the label {value} in column {column!r},"
-            f" which is none of its {num_classes} classes; remove the row or correct its label."
-        )
-
-
-def _pixels(rows: datasets.Dataset, column: str, resolution: int, split: str) -> torch.Tensor:
-    """The images of `column` as (N, 3, H, W) uint8."""
-    # Undecoded, because a row that fails to decode inside `datasets` cannot be named.
-    encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    decoded = encoded.map(
-        _decode_rows,
-        batched=True,
-        batch_size=256,
-        with_indices=True,
-        remove_columns=[column],
-        features=datasets.Features(pixels=datasets.Value("binary")),
-        fn_kwargs={
-            "column": column,
-            "resolution": resolution,
-            "split": split,
-            "decoding": _DECODING,
-        },
-        desc=f"Decoding {split}",
-    )
-    images = torch.empty(len(rows), 3, resolution, resolution, dtype=torch.uint8)
-    start = 0
-    for part in decoded.iter(batch_size=1024):
-        flat = np.frombuffer(b"".join(part["pixels"]), np.uint8).copy()
-        part = torch.from_numpy(flat).view(-1, resolution, resolution, 3)
-        images[start : start + len(part)] = part.permute(0, 3, 1, 2)
-        start += len(part)
-    return images
-
-
-def _decode_rows(
-    batch: dict, indices: list[int], column: str, resolution: int, split: str, decoding: int
-) -> dict:
-    rows = zip(indices, batch[column], strict=True)
-    return {
-        "pixels": [
-            decode_image(encoded, resolution, f"row {row} of {split!r}").tobytes()
-            for row, encoded in rows
-        ]
-    }
-
-
-def decode_image(encoded: dict | None, resolution: int, row: str) -> Image.Image:
-    """`{"bytes", "path"}` as `datasets` stores an image -> a square RGB image of `resolution`.
-
-    Raises:
-        ValueError: it does not decode; the message names the row.
-    """
-    try:
-        return _fit(_decode(encoded), resolution)
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
-        path = encoded and encoded["path"]
-        file = f" ({path})" if path else ""
-        raise ValueError(
-            f"image_column: {row}{file} does not decode as an image: {error};"
-            " remove the row or replace the file."
-        ) from error
-
-
-def _decode(encoded: dict | None) -> Image.Image:
-    """An upright RGB image."""
-    if encoded is None:
-        raise ValueError("the row is empty")
-    data = encoded["bytes"]
-    if data is None:
-        with fsspec.open(encoded["path"], "rb") as file:
-            data = file.read()
-    with Image.open(io.BytesIO(data)) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "F":
-            raise ValueError("its pixels are floating point numbers, whose range is not known")
-        if image.mode.startswith("I"):  # 16-bit greyscale, which `convert` would clip at 255
-            grey = np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8
-            return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(white, image).convert("RGB")
-        return image.convert("RGB")
-
-
-def _fit(image: Image.Image, resolution: int) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    if side == resolution:
-        return image
-    return image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    rows = datasets.concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
+    return Rows(rows, range(len(rows)), split)

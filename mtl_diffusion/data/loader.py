@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from ..tools.rng import generator
-from ..tools.tensors import upload
-from .images import ImageDataset, to_unit_range
+from ..tools.tensors import to_unit_range, upload
+from .images import ImageDataset
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,25 @@
-"""A split that is read as it goes, from disk or from the Hub, and never held whole."""
+"""A split that is read as it is needed, from disk or from the Hub, and never held whole."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import fsspec
-import numpy as np
 import torch
 
 from ..tools.rng import generator
-from .images import (
-    ImageDataset,
-    check_label,
-    decode_image,
-    find_image_column,
-    find_label_column,
-    opened,
-)
+from .columns import DataError, check_label, find_image_column, find_label_column, listed
+from .decode import Decoder, Encoded, check_depth
+from .images import ImageDataset
+from .source import Source, explained, open_source
 
 # Files that are read side by side, and how many rows of each at a time: rows that lie together in
 # a file are often alike, and the shuffle buffer should hold rows of several.
@@ -36,25 +32,24 @@ class Example:
     """A row as it is stored.
 
     Attributes:
-        encoded: `{"bytes", "path"}`, an image file in memory or on disk.
-        label: index into the class names of its stream.
-        row: words for it, for messages.
+        image: undecoded.
+        label: index into the class names of its stream, -1 for no class.
     """
 
-    encoded: dict
+    image: Encoded
     label: int
-    row: str
 
 
 @dataclass(frozen=True)
 class ImageStream:
-    """One split of a labelled image dataset, in an order that is keyed, without random access.
+    """One split of an image dataset, in an order that is keyed, without random access.
 
     Attributes:
-        rows: the undecoded rows, of an image and a label column.
+        rows: the undecoded rows, of an image column and perhaps a label column.
+        label_column: None if the images have no classes.
         split: its name.
-        resolution: side of the decoded images in pixels.
-        class_names: one name a class.
+        where: words for the dataset.
+        class_names: one name a class; empty if the images have no labels.
         table: (C,) what a stored label becomes, an index into `class_names`.
         fingerprint: 16 hex digits of the sha256 of the names and sizes of the files and of the
             names of the classes: the pixels themselves are not known before they are read.
@@ -62,21 +57,27 @@ class ImageStream:
 
     rows: datasets.IterableDataset
     image_column: str
-    label_column: str
+    label_column: str | None
     split: str
-    resolution: int
+    where: str
     class_names: tuple[str, ...]
     table: tuple[int, ...]
     fingerprint: str
 
     @property
     def extent(self) -> str:
-        """How many images there are, for a message: that is not known."""
+        """The number of images, for a message: it is not known."""
         return "a stream of"
+
+    @property
+    def absent_classes(self) -> tuple[str, ...]:
+        """Names of the classes that no image is of: none is known."""
+        return ()
 
     def relabelled(self, class_names: tuple[str, ...]) -> ImageStream:
         """The same stream with labels that index into `class_names`, which has all of ours."""
-        places = [class_names.index(name) for name in self.class_names]
+        numbers = {name: number for number, name in enumerate(class_names)}
+        places = [numbers[name] for name in self.class_names]
         table = tuple(places[label] for label in self.table)
         return dataclasses.replace(self, class_names=class_names, table=table)
 
@@ -108,31 +109,21 @@ class ImageStream:
             shuffled = _shuffled(everything, buffer_size, generator(seed, epoch, "rows"))
             yield from islice(shuffled, rank, None, world)
 
-    def decode(self, example: Example) -> np.ndarray:
-        """(H, W, 3) uint8, RGB.
+    def head(self, num_images: int, buffer_size: int, decoder: Decoder) -> ImageDataset:
+        """The first `num_images` rows of an epoch of a fixed key, or all if there are fewer.
 
         Raises:
-            ValueError: it does not decode; the message names the row.
+            DataError: there is no row, or one of them is bad.
         """
-        return np.asarray(decode_image(example.encoded, self.resolution, example.row))
-
-    def head(self, num_images: int, buffer_size: int) -> ImageDataset:
-        """So many rows in memory, or all if there are fewer, always the same ones.
-
-        They come in the order of an epoch of a fixed key, because files may be sorted by class.
-
-        Raises:
-            ValueError: there is no row, or one of them is bad.
-        """
-        examples = list(islice(self.epoch(0, 0, buffer_size), num_images))
+        with explained(self.where):
+            examples = list(islice(self.epoch(0, 0, buffer_size), num_images))
         if not examples:
-            raise ValueError(f"validation_split: {self.split!r} has no rows; choose another split.")
-        pixels = torch.from_numpy(np.stack([self.decode(example) for example in examples]))
-        dataset = ImageDataset.of(
-            pixels.permute(0, 3, 1, 2).contiguous(),
-            torch.tensor([example.label for example in examples]),
-            self.class_names,
-        )
+            raise DataError(f"validation_split: {self.split!r} has no rows; choose another split.")
+        images, peak = decoder([example.image for example in examples])
+        check_depth(peak, self.split)
+        labels = torch.tensor([example.label for example in examples])
+        words = {"where": self.where, "split": self.split}
+        dataset = ImageDataset.of(images, labels, self.class_names, **words)
         return dataclasses.replace(dataset, fingerprint=self.fingerprint)
 
     def _interleaved(self, shards: list[int]) -> Iterator[Example]:
@@ -150,76 +141,85 @@ class ImageStream:
             rows = self.rows.shard(self.rows.num_shards, shard)
             row = 0
             for part in rows.iter(batch_size=_TURN):
-                columns = part[self.image_column], part[self.label_column]
-                for encoded, label in zip(*columns, strict=True):
+                images = part[self.image_column]
+                labels = [-1] * len(images)
+                if self.label_column is not None:
+                    labels = part[self.label_column]
+                for stored, label in zip(images, labels, strict=True):
                     name = f"row {row} of file {shard} of {self.split!r}"
-                    check_label(label, len(self.table), self.label_column, name)
-                    yield Example(encoded, self.table[label], name)
+                    if self.label_column is not None:
+                        check_label(label, len(self.table), self.label_column, name)
+                        label = self.table[label]
+                    yield Example(Encoded.of(stored, name), label)
                     row += 1
 
 
-def open_stream(
-    dataset_name: str,
-    dataset_config_name: str | None = None,
-    split: str = "train",
-    image_column: str | None = None,
-    label_column: str | None = None,
-    resolution: int = 32,
-    *,
-    split_field: str = "train_split",
-) -> ImageStream:
-    """Open one whole split of a labelled image dataset for streaming; no row is read yet.
+def open_streams(
+    config: Any, fields: Sequence[str] = ("train_split", "validation_split")
+) -> tuple[ImageStream, ...]:
+    """Opens whole splits for streaming; no row is read yet.
 
-    Images are decoded as `load_images` does. Class names have to be among what the dataset says
-    of itself, a `ClassLabel` column: no row is read to find them.
+    The classes are those that the dataset declares, in a `ClassLabel` column: no row is read to
+    find others.
 
     Args:
-        as of `load_images`, but that `split` is the name of one split.
+        config: has dataset_name, dataset_config_name, image_column, label_column, resolution and
+            the fields.
+        fields: those that hold the splits.
 
     Raises:
-        ValueError: the dataset, configuration, split or a column is not there or is ambiguous, or
+        DataError: the dataset, configuration, split or a column is not there or is ambiguous, or
             the classes have no names.
     """
-    with opened(dataset_name, dataset_config_name) as builder:
-        splits = builder.as_streaming_dataset()
-    if split not in splits:
-        raise ValueError(
-            f"{split_field}: {split!r} is not in {dataset_name!r}, which has {', '.join(splits)};"
-            " a stream is a whole split, not slices of one."
+    name, columns = config.dataset_name, (config.image_column, config.label_column)
+    source = open_source(name, config.dataset_config_name, config.resolution, streaming=True)
+    with explained(name):
+        return tuple(_open(source, getattr(config, field), field, *columns) for field in fields)
+
+
+def _open(
+    source: Source, split: str, field: str, image_column: str | None, label_column: str | None
+) -> ImageStream:
+    if split not in source.splits:
+        raise DataError(
+            f"{field}: {split!r} is not in {source.name!r}, which has {listed(source.splits)}; a"
+            " stream is a whole split, no part of one: add a split, or set streaming to false."
         )
-    rows = splits[split]
+    rows = source.splits[split]
     if rows.features is None:
-        raise ValueError(
-            f"dataset_name: {dataset_name!r} does not declare its columns, which streaming needs;"
+        raise DataError(
+            f"dataset_name: {source.name!r} does not declare its columns, which streaming needs;"
             " set streaming to false."
         )
     image_column = find_image_column(rows.features, image_column)
     label_column = find_label_column(rows.features, label_column)
-    feature = rows.features[label_column]
-    if not isinstance(feature, datasets.ClassLabel):
-        raise ValueError(
-            f"label_column: {label_column!r} ({feature.dtype}) has no names of its classes, and a"
-            " stream isn't read to find them; make it a ClassLabel column, or set streaming to"
-            " false."
-        )
-    names = tuple(feature.names)
+    names: tuple[str, ...] = ()
+    if label_column is not None:
+        feature = rows.features[label_column]
+        if not isinstance(feature, datasets.ClassLabel):
+            raise DataError(
+                f"label_column: {label_column!r} ({feature.dtype}) has no names of its classes, and"
+                " a stream isn't read to find them; make it a ClassLabel column, or set streaming"
+                " to false."
+            )
+        names = tuple(feature.names)
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
     return ImageStream(
-        rows=rows.select_columns([image_column, label_column]),
+        rows=rows.select_columns([image_column, *([label_column] if label_column else [])]),
         image_column=image_column,
         label_column=label_column,
         split=split,
-        resolution=resolution,
+        where=source.where,
         class_names=names,
         table=tuple(range(len(names))),
-        fingerprint=_fingerprint(builder.config.data_files[split], names),
+        fingerprint=_fingerprint(source.files[split], names),
     )
 
 
 def _shuffled(
     examples: Iterator[Example], buffer_size: int, random: torch.Generator
 ) -> Iterator[Example]:
-    """Every example once: each that comes in sends out a random one of those that wait."""
+    """Shuffle buffer: returns a random entry and puts the new one in its place."""
     buffer = list(islice(examples, buffer_size))
     places = iter(())
     for example in examples:

@@ -8,10 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from .images import to_unit_range
+from ..tools.tensors import to_unit_range
+from .columns import DataError
+from .decode import Decoder
 from .loader import Batch, flipped
 from .stream import Example, ImageStream
 
@@ -50,7 +51,7 @@ class StreamingLoader:
         buffer_size: rows in the shuffle buffer.
         seed: keys the order and the flips.
         random_flip: mirror each sample left-right with probability one half.
-        threads: how many decode.
+        decoder: what decodes the images.
         device: where batches are delivered.
     """
 
@@ -64,7 +65,7 @@ class StreamingLoader:
         buffer_size: int,
         seed: int,
         random_flip: bool,
-        threads: int = 1,
+        decoder: Decoder,
         device: str | torch.device = "cpu",
     ):
         self.stream = stream
@@ -75,10 +76,8 @@ class StreamingLoader:
         self.seed = seed
         self.random_flip = random_flip
         self.device = torch.device(device)
-        self._threads = threads
-        # One reads and leads, the others only decode. Tasks are short, so all end with Python.
-        self._reader = ThreadPoolExecutor(1)
-        self._decoders = ThreadPoolExecutor(threads)
+        self._decoder = decoder
+        self._reader = ThreadPoolExecutor(1)  # its tasks are short, so it ends with Python
         self.go_to(0, Position(0, 0))
 
     @property
@@ -148,26 +147,15 @@ class StreamingLoader:
                 if seen > skipped:
                     yield Position(epoch, seen), example
             if not seen:
-                raise ValueError(
+                raise DataError(
                     f"train_split: {self.stream.split!r} has no rows for process {self.rank} of"
                     f" {self.world}; use fewer processes."
                 )
             epoch, skipped = epoch + 1, 0
 
     def _decoded(self, examples: list[Example], end: Position) -> _Share:
-        parts = [examples[i :: self._threads] for i in range(self._threads)]
-        size = self.stream.resolution
-        pixels = np.empty((len(examples), size, size, 3), np.uint8)
-        for i, part in enumerate(self._decoders.map(self._decode, parts)):
-            pixels[i :: self._threads] = part
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        images, _ = self._decoder([example.image for example in examples])
         labels = torch.tensor([example.label for example in examples])
         if self.device.type == "cuda":
             images, labels = images.pin_memory(), labels.pin_memory()
         return _Share(images, labels, end)
-
-    def _decode(self, examples: list[Example]) -> np.ndarray:
-        size = self.stream.resolution
-        if not examples:
-            return np.empty((0, size, size, 3), np.uint8)
-        return np.stack([self.stream.decode(example) for example in examples])

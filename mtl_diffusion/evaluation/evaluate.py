@@ -48,6 +48,8 @@ def context(
         ValueError: the pipeline, the classifier and the dataset have different classes.
     """
     expected = set(pipe.class_names)
+    if not expected:
+        raise ValueError("pipeline: it has no classes, and a scorecard goes by what a class is")
     for name, classes in (
         ("classifier", classifier.class_names),
         ("dataset_name", test.class_names),

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.images import to_unit_range
+from ..tools.tensors import to_unit_range
 from .bulk import Drawn, Job
 from .denoise import Denoise, generate_denoiser, heun_step, noise_levels
 from .parts import Part, mean

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.images import ImageDataset, to_unit_range
+from ..data.images import ImageDataset
 from ..pictures.plots import curves
+from ..tools.tensors import to_unit_range
 
 # Upper ends in cycles per pixel. The last ring also has the corners of the plane, up to 0.71.
 RING_ENDS = (0.125, 0.25, 0.375, 0.5)

@@ -173,9 +173,7 @@ def describe(run: Run) -> str:
             f"step: {step / 1e9:.1f} GFLOP over {config.total_batch_size} images, "
             f"on {run.accelerator.num_processes} process(es)",
             f"run: {step * config.max_train_steps / 1e15:.3f} PFLOP over "
-            f"{config.total_batch_size * config.max_train_steps:,} images; "
-            f"{run.train_data.extent} training and {run.held_out.extent} held-out images, "
-            f"{len(run.vocabulary.classes)} classes",
+            f"{config.total_batch_size * config.max_train_steps:,} images",
         ]
     )
 

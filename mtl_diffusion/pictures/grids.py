@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..pipeline.masks import MASKS, draw_masks
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..tools.rng import generator
+from ..tools.tensors import to_uint8, to_unit_range
 
 Picture = Image.Image
 LIMIT = 2000  # pixels: no picture is wider or higher
@@ -184,32 +185,43 @@ def edit_picture(
 
 
 def task_picture(
-    pipe: MultiTaskPipeline, task: str, sources: Sequence[Picture], labels: Sequence[int], seed: int
+    pipe: MultiTaskPipeline,
+    task: str,
+    sources: Sequence[Picture],
+    labels: Sequence[int | None],
+    seed: int,
 ) -> Picture:
     """One grid for any task: sources, what the network is shown of them, and the results.
 
-    A task that needs a class gets the one after the source's own.
+    A task that needs a class gets the one after the source's own. A label may be None or negative,
+    for no class.
     """
     spec = TASKS[task]
     takes = spec.required | spec.optional
     random = generator(seed, task, "picture")
-    arguments = {"class_label": list(labels)}
+    known = [None if label is None or label < 0 else label for label in labels]
+    arguments = {"class_label": known}
     if "image" not in takes:
         images = pipe(task=task, generator=random, **arguments).images
-        return grid([images], ["result"], [pipe.class_names[label] for label in labels])
+        return grid([images], ["result"], _names(pipe, known))
     if "class_label" in spec.required:
-        arguments["class_label"] = [(label + 1) % len(pipe.class_names) for label in labels]
+        after = [0 if label is None else label + 1 for label in known]
+        arguments["class_label"] = [label % len(pipe.class_names) for label in after]
     mask = torch.ones(len(sources), 1, pipe.size, pipe.size)
     if "mask_image" in spec.required:
         mask = arguments["mask_image"] = draw_masks(len(sources), pipe.size, random)
     results = pipe(task=task, image=list(sources), generator=random, **arguments).images
     pixels = torch.from_numpy(np.stack([np.asarray(source) for source in sources]))
-    image = pixels.permute(0, 3, 1, 2) / 127.5 - 1
+    image = to_unit_range(pixels.permute(0, 3, 1, 2))
     strength = torch.full((len(sources),), spec.default_strength)
     hint = spec.condition(image, mask, strength, torch.randn(image.shape, generator=random))
-    shown = to_pictures(((hint.image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
-    names = [pipe.class_names[label] for label in arguments["class_label"]]
+    shown = to_pictures(to_uint8(hint.image))
+    names = _names(pipe, arguments["class_label"])
     return grid([list(sources), shown, results], ["source", "shown", "result"], names)
+
+
+def _names(pipe: MultiTaskPipeline, labels: Sequence[int | None]) -> list[str]:
+    return ["any" if label is None else pipe.class_names[label] for label in labels]
 
 
 def _masked(image: Picture, mask: torch.Tensor) -> Picture:

@@ -1,4 +1,5 @@
-"""What ships with a model, and nothing else: an exported pipeline carries copies of these files.
+"""What ships with a model, and nothing else: an exported pipeline carries this code.
 
-They import torch, diffusers, transformers, PIL and numpy, and each other relatively.
+They import torch, diffusers, transformers, safetensors, PIL and numpy, and each other as
+`from .file import name`. An export has them as one file, which source.py makes of them.
 """

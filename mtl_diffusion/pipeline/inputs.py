@@ -198,6 +198,8 @@ def _check_size(height: int, width: int, size: int, name: str) -> None:
 def _label(item, classes: Sequence[str], name: str) -> int:
     if item is None:
         return -1
+    if not classes:
+        raise ValueError(f"{name} is {item!r}; this model has no classes: leave it out")
     if isinstance(item, str):
         if item not in classes:
             raise ValueError(f"{name} is {item!r}; this model knows {', '.join(classes)}")

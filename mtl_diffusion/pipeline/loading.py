@@ -1,11 +1,11 @@
 """Saving a pipeline as a folder that needs nothing beside it, and checking what was loaded."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
-from typing import ClassVar
 
-from diffusers import DiffusionPipeline
+from .source import source
 
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 # What the libraries note when they load: where from, which is nobody else's business.
@@ -16,24 +16,29 @@ AGAIN = "download or save the model again"
 SHARD = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a part of the weights
 
 
-def read_sources(pipeline_file: Path) -> dict[str, str]:
-    """A file and the siblings it imports, name -> text."""
-    text = pipeline_file.read_text(encoding="utf-8")
-    names = re.findall(r"^from \.(\w+) import ", text, re.MULTILINE)
-    files = [pipeline_file, *(pipeline_file.with_name(f"{name}.py") for name in names)]
-    return {file.name: file.read_text(encoding="utf-8") for file in files}
-
-
-class SelfContained(DiffusionPipeline):
+class SelfContained:
     """A pipeline whose folders and repositories load where its package is not installed.
 
-    Class attributes:
-        _sources: the files that ship, name -> text, read once, at import: diffusers copies every
-            folder's to one place, where a later one overwrites those of an earlier one. The first
-            is the pipeline's own.
+    It goes before `DiffusionPipeline` among the bases of the pipeline's class.
     """
 
-    _sources: ClassVar[dict[str, str]]
+    @classmethod
+    def module_name(cls) -> str:
+        """The name of the file with the code. A digest keeps those of two versions apart."""
+        return f"pipeline_{hashlib.sha256(source().encode()).hexdigest()[:8]}"
+
+    @classmethod
+    def code_files(cls) -> dict[str, str]:
+        """File name -> text of the code in an exported folder.
+
+        All code is in the first file. pipeline.py is where diffusers looks for the class that
+        `custom_pipeline="user/model"` asks for.
+        """
+        module = cls.module_name()
+        entry = (
+            f'"""The code is in {module}.py."""\n\nfrom .{module} import {cls.__name__}  # noqa\n'
+        )
+        return {f"{module}.py": source(), "pipeline.py": entry}
 
     def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
         """As in diffusers, in safetensors only.
@@ -53,7 +58,9 @@ class SelfContained(DiffusionPipeline):
         """Writes model_index.json and the source files; `save_pretrained` calls it last."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in self._sources.items():
+        for file in folder.glob("pipeline_????????.py"):  # of another version
+            file.unlink()
+        for name, text in self.code_files().items():
             (folder / name).write_text(text, encoding="utf-8")
         changes = {
             # transformers 5 writes a class name that 4.x doesn't know.
@@ -79,7 +86,7 @@ class SelfContained(DiffusionPipeline):
     def to_json_string(self) -> str:
         """The text of model_index.json, with the class named as a file of the folder has it."""
         changes = {
-            "_class_name": [Path(next(iter(self._sources))).stem, type(self).__name__],
+            "_class_name": [self.module_name(), type(self).__name__],
             "tokenizer": ["transformers", TOKENIZER_CLASS],
         }
         return tidy(super().to_json_string(), changes)

@@ -1,4 +1,4 @@
-"""The pipeline: one model, several tasks. It ships with every model, with the files it imports.
+"""The pipeline: one model, several tasks.
 
 pipe = DiffusionPipeline.from_pretrained("user/model", trust_remote_code=True)
 pipe(task="generate", class_label="cat").images[0]
@@ -7,20 +7,16 @@ pipe(task="edit", image=image, class_label="dog", strength=0.7).images[0]
 """
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import torch
-from diffusers import ImagePipelineOutput, UNet2DConditionModel
+from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-# The loader copies the siblings that this file imports, and no others: so it imports all of them.
 from .colorize import Colorize
-from .degradation import degrade  # noqa: F401
 from .denoiser import Conditioning, predict_guided, tell
 from .edit import Edit
 from .generate import Generate
@@ -35,8 +31,7 @@ from .inputs import (
     read_numbers,
     repeat_to_batch,
 )
-from .loading import SelfContained, read_sources
-from .masks import draw_masks  # noqa: F401
+from .loading import SelfContained
 from .task import Task
 from .tokens import Vocabulary
 
@@ -76,7 +71,7 @@ class Source:
         return Source(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
-class MultiTaskPipeline(SelfContained):
+class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     """One small UNet that synthesises, inpaints and edits.
 
     Args:
@@ -346,8 +341,6 @@ class MultiTaskPipeline(SelfContained):
             )
         return latents.to(self._execution_device, torch.float32)
 
-    _sources = read_sources(Path(__file__))
-
 
 def _finish(latents: Tensor, mask: Tensor, source: Tensor, output_type: str):
     """Images of the kind asked for. Where the mask is 0 the source stands, in [0, 1] as it came."""
@@ -370,10 +363,3 @@ def _replaced(latents: Tensor, answer: dict | None) -> Tensor:
             f"{tuple(latents.shape)}"
         )
     return new.to(latents)
-
-
-# diffusers gives the files of every folder the same names, and would take these, once loaded, for
-# those of the next folder. This class keeps its own; the next one has to find none.
-if __package__.startswith("diffusers_modules."):
-    for file in MultiTaskPipeline._sources:
-        sys.modules.pop(f"{__package__}.{Path(file).stem}", None)

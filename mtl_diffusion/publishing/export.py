@@ -169,7 +169,7 @@ def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
 def files_to_upload(folder: Path) -> dict[str, Path]:
     """Path in the repository -> file, of what an exported folder publishes."""
     files = [path for pattern in UPLOADED for path in folder.rglob(pattern)]
-    files += [folder / name for name in MultiTaskPipeline._sources]
+    files += [folder / name for name in MultiTaskPipeline.code_files()]
     return {
         path.relative_to(folder).as_posix(): path
         for path in sorted(files)

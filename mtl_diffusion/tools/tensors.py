@@ -1,4 +1,4 @@
-"""What the host has decided, brought to the device without waiting for the device."""
+"""Tensors: asynchronous copies from host to device, and the ranges of pixels."""
 
 import torch
 from torch import Tensor
@@ -12,3 +12,13 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 pixels -> float32 in [-1, 1], of the same shape and on the same device."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Pixels in [-1, 1] -> uint8, clipped and rounded: the inverse of `to_unit_range`."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

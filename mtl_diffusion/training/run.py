@@ -1,5 +1,6 @@
 """The parts of a run, built from its configuration."""
 
+import json
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +11,15 @@ from transformers import PreTrainedTokenizerFast
 
 from ..classifiers.classifier import Classifier
 from ..config import TrainConfig
-from ..data.images import ImageDataset, load_images, load_split, to_unit_range
+from ..data.decode import Decoder
+from ..data.images import ImageDataset, load_splits
 from ..data.loader import Loader
-from ..data.stream import ImageStream, open_stream
+from ..data.stream import ImageStream, open_streams
 from ..data.streaming_loader import StreamingLoader
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
+from ..tools.tensors import to_unit_range
 from .aggregation import Jacobian, build_aggregator
 from .alignment import Alignment
 from .clock import Clock
@@ -77,17 +80,19 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     Raises:
         ValueError: the data or the pretrained model don't fit the configuration.
     """
+    decoder = Decoder(config.resolution, torch.get_num_threads())
     with accelerator.main_process_first():  # the first one decodes, the others read its cache
-        load = open_stream if config.streaming else load_images
-        train_data = load_split(config, "train_split", config.resolution, load)
-        held_out = load_split(config, "validation_split", config.resolution, load)
         if config.streaming:
-            held_out = held_out.head(config.validation_images, config.shuffle_buffer_size)
+            train_data, stream = open_streams(config)
+            held_out = stream.head(config.validation_images, config.shuffle_buffer_size, decoder)
+        else:
+            train_data, held_out = load_splits(config, config.resolution)
     if set(held_out.class_names) - set(train_data.class_names):
         raise ValueError(
             f"validation_split has the classes {held_out.class_names}, train_split has "
             f"{train_data.class_names}; they must be the same"
         )
+    _check_classes(config, train_data.class_names)
     tokenizer, unet, scheduler = _components(config, train_data.class_names)
     vocabulary = Vocabulary.of(tokenizer.get_vocab())
     train_data = train_data.relabelled(tuple(vocabulary.classes))
@@ -138,7 +143,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         optimizer=optimizer,
         ema=ema,
         mixture=mixture,
-        loader=_loader(config, train_data, accelerator),
+        loader=_loader(config, train_data, decoder, accelerator),
         train_data=train_data,
         held_out=held_out,
         clock=Clock(accelerator),
@@ -157,7 +162,10 @@ def microbatches(rows: range, limit: int | None) -> list[slice]:
 
 
 def _loader(
-    config: TrainConfig, data: ImageDataset | ImageStream, accelerator: Accelerator
+    config: TrainConfig,
+    data: ImageDataset | ImageStream,
+    decoder: Decoder,
+    accelerator: Accelerator,
 ) -> Loader | StreamingLoader:
     common = {
         "total_batch_size": config.total_batch_size,
@@ -174,9 +182,20 @@ def _loader(
         rank=rank,
         world=world,
         buffer_size=config.shuffle_buffer_size,
-        threads=torch.get_num_threads(),
+        decoder=decoder,
         **common,
     )
+
+
+def _check_classes(config: TrainConfig, class_names: tuple[str, ...]) -> None:
+    """Raises a ValueError if a task needs classes and the images have none."""
+    needy = [name for name in config.shares if "class_label" in TASKS[name].required]
+    if needy and not class_names:
+        rest = {name: share for name, share in config.tasks.items() if name not in needy}
+        raise ValueError(
+            f"tasks: {', '.join(needy)} needs a class for each image, and the data has none; name"
+            f" their column as label_column, or leave it out: --tasks '{json.dumps(rest)}'"
+        )
 
 
 def _alignment(
@@ -204,7 +223,13 @@ def _components(config: TrainConfig, class_names: tuple[str, ...]):
     """Tokenizer, unet and scheduler: from a published pipeline, or new from the seed."""
     tasks, source = list(config.shares), config.pretrained_model_name_or_path
     if source is not None:
-        pipeline = MultiTaskPipeline.from_pretrained(source, revision=config.revision)
+        try:
+            pipeline = MultiTaskPipeline.from_pretrained(source, revision=config.revision)
+        except OSError as error:
+            raise ValueError(
+                f"pretrained_model_name_or_path: {source} can't be loaded: {error}; give the folder"
+                " of an exported pipeline, or a name on the Hub"
+            ) from error
         if pipeline.size != config.resolution:
             raise ValueError(
                 f"pretrained_model_name_or_path {source} was trained at resolution "

@@ -8,11 +8,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ..data.images import ImageDataset, to_unit_range
+from ..data.images import ImageDataset
 from ..pipeline.denoiser import TASK, Conditioning, predict, tell
 from ..pipeline.task import Choice, Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
+from ..tools.tensors import to_unit_range
 from .losses import denoising_loss
 
 # Borders of the noise levels that are reported apart.

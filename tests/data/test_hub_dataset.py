@@ -182,4 +182,4 @@ def test_one_that_is_not_there_is_named(hub, tmp_path):
         text=True,
     )
     assert done.returncode != 0
-    assert "ValueError: dataset_name: 'uoft-cs/none'" in done.stderr
+    assert "DataError: dataset_name: 'uoft-cs/none'" in done.stderr

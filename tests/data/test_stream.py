@@ -14,9 +14,11 @@ from PIL import Image
 
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.config.limits import faults
+from mtl_diffusion.data import decode as decode_module
+from mtl_diffusion.data.decode import Decoder
 from mtl_diffusion.data.images import load_images
 from mtl_diffusion.data.loader import Batch, Loader
-from mtl_diffusion.data.stream import open_stream
+from mtl_diffusion.data.stream import open_streams
 from mtl_diffusion.data.streaming_loader import Position, StreamingLoader
 
 NAMES = ("a", "b", "c")
@@ -45,6 +47,18 @@ def write(folder, sizes, features=FEATURES, labels=None, split="train"):
     return str(folder)
 
 
+def open_stream(name, field="train_split", **fields):
+    config = TrainConfig(dataset_name=name, streaming=True, resolution=8, **fields)
+    (stream,) = open_streams(config, [field])
+    return stream
+
+
+def decoded(examples) -> torch.Tensor:
+    """(n, 3, 8, 8) uint8."""
+    images, _ = Decoder(8, threads=1)([example.image for example in examples])
+    return images
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Thirty rows in four files of unequal size."""
@@ -53,11 +67,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stream(folder):
-    return open_stream(folder, resolution=8)
+    return open_stream(folder)
 
 
 def rows_of(stream, seed=0, epoch=0, buffer_size=10, **options):
-    return [example.row for example in stream.epoch(seed, epoch, buffer_size, **options)]
+    return [example.image.row for example in stream.epoch(seed, epoch, buffer_size, **options)]
 
 
 # --- which rows, in which order -----------------------------------------------------------------
@@ -65,12 +79,13 @@ def rows_of(stream, seed=0, epoch=0, buffer_size=10, **options):
 
 def test_it_has_the_rows_that_memory_would_hold(stream, folder):
     whole = load_images(folder, resolution=8)
-    expected = Counter(
-        (image.permute(1, 2, 0).numpy().tobytes(), label)
-        for image, label in zip(whole.images, whole.labels.tolist(), strict=True)
+    examples = list(stream.epoch(0, 0, 5))
+    labels = [example.label for example in examples]
+    ours, theirs = (
+        Counter((image.numpy().tobytes(), label) for image, label in zip(*pair, strict=True))
+        for pair in ((decoded(examples), labels), (whole.images, whole.labels.tolist()))
     )
-    examples = stream.epoch(0, 0, 5)
-    assert Counter((stream.decode(e).tobytes(), e.label) for e in examples) == expected
+    assert ours == theirs
     assert stream.class_names == whole.class_names == NAMES
 
 
@@ -96,10 +111,10 @@ def test_processes_share_an_epoch_and_no_row(stream, world, own_files):
 def test_rows_that_lie_together_do_not_come_together(tmp_path):
     """Files sorted by class, as a folder of folders is: a batch has the classes of several."""
     name = write(tmp_path / "d", [40] * 3, labels=[0] * 40 + [1] * 40 + [2] * 40)
-    stream = open_stream(name, resolution=8)
+    stream = open_stream(name)
     early = Counter(example.label for example in islice(stream.epoch(0, 0, 60), 30))
     assert len(early) == 3 and max(early.values()) < 20
-    kept = [e.row for e in stream.epoch(0, 0, 1) if "of file 1 " in e.row]
+    kept = [row for row in rows_of(stream, buffer_size=1) if "of file 1 " in row]
     assert [int(row.split()[1]) for row in kept] == list(range(40))  # a buffer of 1 mixes nothing
 
 
@@ -108,36 +123,48 @@ def test_a_folder_of_folders(tmp_path):
         (tmp_path / "photos" / "train" / name).mkdir(parents=True)
         for i, picture in enumerate(pictures(4, seed=number)):
             picture.save(tmp_path / "photos" / "train" / name / f"{i}.png")
-    stream = open_stream(str(tmp_path / "photos"), resolution=8)
+    stream = open_stream(str(tmp_path / "photos"))
     assert stream.class_names == ("cat", "dog")
     assert Counter(example.label for example in stream.epoch(0, 0, 4)) == {0: 4, 1: 4}
 
 
 def test_labels_follow_the_names_of_a_vocabulary(stream):
     changed = stream.relabelled(("x", "c", "b", "a"))
-    before = {example.row: NAMES[example.label] for example in stream.epoch(0, 0, 4)}
-    after = {example.row: changed.class_names[example.label] for example in changed.epoch(0, 0, 4)}
+    before = {example.image.row: NAMES[example.label] for example in stream.epoch(0, 0, 4)}
+    after = {
+        example.image.row: changed.class_names[example.label] for example in changed.epoch(0, 0, 4)
+    }
     assert before == after
     again = changed.relabelled(("a", "b", "c", "x"))
-    assert {e.row: again.class_names[e.label] for e in again.epoch(0, 0, 4)} == before
+    assert {e.image.row: again.class_names[e.label] for e in again.epoch(0, 0, 4)} == before
 
 
 def test_the_held_out_images_are_always_the_same_ones(stream):
-    twelve, five = stream.head(12, 8), stream.head(5, 8)
+    twelve, five, all_there_are = (stream.head(n, 8, Decoder(8, 1)) for n in (12, 5, 100))
     assert len(twelve) == 12 and torch.equal(five.images, twelve.images[:5])
-    assert len(stream.head(100, 8)) == 30
+    assert len(all_there_are) == 30
     assert twelve.fingerprint == five.fingerprint == stream.fingerprint
 
 
 def test_the_fingerprint_tells_data_apart_not_places(folder, stream, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
-    assert open_stream(str(tmp_path / "copy"), resolution=8).fingerprint == stream.fingerprint
+    assert open_stream(str(tmp_path / "copy")).fingerprint == stream.fingerprint
     write(tmp_path / "longer", [10, 9, 8, 4])
     write(tmp_path / "less", [10, 9, 8])
     names = [*FEATURES["label"].names[:2], "d"]
     write(tmp_path / "names", [10, 9, 8, 3], FEATURES | {"label": datasets.ClassLabel(names=names)})
     others = [open_stream(str(tmp_path / name)) for name in ("longer", "less", "names")]
     assert len({stream.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_images_without_labels(tmp_path):
+    for i, picture in enumerate(pictures(5)):
+        picture.save(tmp_path / f"{i}.png")
+    stream = open_stream(str(tmp_path))
+    assert stream.class_names == ()
+    assert [example.label for example in stream.epoch(0, 0, 4)] == [-1] * 5
+    changed = stream.relabelled(("a", "b"))
+    assert loader(changed, size=4).batch(0).labels.tolist() == [-1] * 4
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -154,7 +181,7 @@ def test_classes_without_names(tmp_path, feature, labels):
 
 
 def test_a_label_outside_its_names_is_located(tmp_path):
-    stream = open_stream(write(tmp_path / "d", [3, 2], labels=[0, 1, 2, 0, -1]), resolution=8)
+    stream = open_stream(write(tmp_path / "d", [3, 2], labels=[0, 1, 2, 0, -1]))
     with pytest.raises(ValueError, match="label_column: row 1 of file 1 of 'train' has the label"):
         list(stream.epoch(0, 0, 4))
 
@@ -165,14 +192,14 @@ def test_a_truncated_image_is_located(tmp_path):
         pictures(1)[0].save(tmp_path / "train" / name / "1.png")
     broken = tmp_path / "train" / "dog" / "1.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    stream = open_stream(str(tmp_path), resolution=8)
+    stream = open_stream(str(tmp_path))
     with pytest.raises(ValueError, match=r"image_column: row 1 of file 0 of .*1\.png\) does not"):
-        stream.head(2, 4)
+        stream.head(2, 4, Decoder(8, 1))
 
 
 def test_a_split_that_is_not_there(folder):
     with pytest.raises(ValueError, match=r"validation_split: 'test' .* which has train; a stream"):
-        open_stream(folder, split="test", split_field="validation_split")
+        open_stream(folder, "validation_split")
 
 
 def test_columns_that_are_not_declared(tmp_path):
@@ -190,9 +217,9 @@ def test_a_dataset_that_cannot_be_found(name):
 # --- batches ------------------------------------------------------------------------------------
 
 
-def loader(stream, size=8, rank=0, world=1, seed=0, random_flip=True, **options):
-    mine = range(size * rank // world, size * (rank + 1) // world)
-    return StreamingLoader(stream, size, mine, rank, world, 10, seed, random_flip, **options)
+def loader(stream, size=8, rank=0, world=1, seed=0, random_flip=True, threads=1):
+    mine, decoder = range(size * rank // world, size * (rank + 1) // world), Decoder(8, threads)
+    return StreamingLoader(stream, size, mine, rank, world, 10, seed, random_flip, decoder)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -207,8 +234,7 @@ def test_a_batch_is_what_the_stream_says(stream):
     batch = loader(stream, random_flip=False).batch(0)
     assert type(batch) is Batch and batch.labels.dtype == torch.int64
     examples = list(islice(stream.epoch(0, 0, 10), 8))
-    pixels = torch.from_numpy(np.stack([stream.decode(example) for example in examples]))
-    assert torch.equal(batch.images, pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    assert torch.equal(batch.images, decoded(examples).float() / 127.5 - 1)
     assert batch.labels.tolist() == [example.label for example in examples]
 
 
@@ -270,17 +296,17 @@ def test_a_process_asks_for_its_own_rows_and_goes_only_forward(stream):
 
 
 def test_decoding_is_ahead_and_not_in_the_way(stream, monkeypatch):
-    decoders, decode = set(), type(stream).decode
+    decoders, decode = set(), decode_module.decode
 
-    def watched(self, example):
+    def watched(*arguments):
         decoders.add(threading.current_thread())
-        return decode(self, example)
+        return decode(*arguments)
 
-    monkeypatch.setattr(type(stream), "decode", watched)
+    monkeypatch.setattr(decode_module, "decode", watched)
     batches = loader(stream)
     batches.batch(0)
     batches._ahead[-1].result()
-    assert threading.main_thread() not in decoders and len(batches._ahead) == 3
+    assert decoders and threading.main_thread() not in decoders and len(batches._ahead) == 3
 
 
 def test_a_bad_row_ends_the_run_when_its_batch_is_due(tmp_path):
@@ -289,7 +315,7 @@ def test_a_bad_row_ends_the_run_when_its_batch_is_due(tmp_path):
         {"image": images, "label": [0] * 40}, features=datasets.Features(FEATURES)
     )
     rows.to_parquet(tmp_path / "train.parquet")
-    batches = loader(open_stream(str(tmp_path), resolution=8))
+    batches = loader(open_stream(str(tmp_path)))
     due = rows_of(batches.stream).index("row 39 of file 0 of 'train'") // 8
     for step in range(due):
         batches.batch(step)
@@ -299,7 +325,7 @@ def test_a_bad_row_ends_the_run_when_its_batch_is_due(tmp_path):
 
 
 def test_more_processes_than_rows(tmp_path):
-    stream = open_stream(write(tmp_path / "d", [1]), resolution=8)
+    stream = open_stream(write(tmp_path / "d", [1]))
     batches = loader(stream, rank=1, world=2)
     with pytest.raises(ValueError, match="train_split: 'train' has no rows for process 1 of 2"):
         batches.batch(0, slice(4, 8))

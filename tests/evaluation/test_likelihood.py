@@ -6,9 +6,9 @@ import pytest
 import torch
 from gaussian import DIM, SHAPE, Gaussian, correlated, keyed
 
-from mtl_diffusion.data.images import to_unit_range
 from mtl_diffusion.evaluation.denoise import generate_denoiser, noise_levels
 from mtl_diffusion.evaluation.likelihood import bits_per_dim, denoised_and_trace, log_density
+from mtl_diffusion.tools.tensors import to_unit_range
 
 
 def even(steps, low=0.002, high=80.0):

@@ -1,8 +1,11 @@
 """What `save_pretrained` writes loads anywhere, without this package, and draws the same."""
 
+import hashlib
 import inspect
+import io
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,14 +16,46 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from packaging.version import Version
 from stranger import NOT_INSTALLED, files, sample_every_task
 
-import mtl_diffusion.pipeline
 from mtl_diffusion import MultiTaskPipeline
+from mtl_diffusion.pipeline.source import FILES, join, source
 
-HUB = Path(mtl_diffusion.pipeline.__file__).parent
-SOURCES = {path.name for path in HUB.glob("*.py")} - {"__init__.py"}
+CODE = MultiTaskPipeline.code_files()
+MODULE = MultiTaskPipeline.module_name()
+
+
+def trusted(folder, **options):
+    return DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **options)
+
+
+def another_version(folder, target, before, after):
+    """A copy whose code differs, saved as a package with that code would save it."""
+    shutil.copytree(folder, target)
+    text = (target / f"{MODULE}.py").read_text()
+    assert text.count(before) == 1
+    text = text.replace(before, after)
+    module = f"pipeline_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    (target / f"{MODULE}.py").unlink()
+    (target / f"{module}.py").write_text(text)
+    for name in ("pipeline.py", "model_index.json"):
+        (target / name).write_text((target / name).read_text().replace(MODULE, module))
+    return target
+
+
+def flat_layout(folder, target):
+    """A copy with the code as it was saved before: short files that import one another."""
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("pipeline*.py"))
+    names = set(FILES) - {"__init__.py", "pipeline.py"}
+    imports = [f"from .{name.removesuffix('.py')} import *  # noqa" for name in sorted(names)]
+    for name in names:
+        (target / name).write_text(FILES[name])
+    (target / "pipeline.py").write_text("\n".join([FILES["pipeline.py"], *imports]))
+    index = (target / "model_index.json").read_text().replace(MODULE, "pipeline")
+    (target / "model_index.json").write_text(index)
+    return target
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +71,7 @@ def folder(pipe, tmp_path_factory):
 
 
 def test_what_is_written(folder):
-    assert set(files(folder)) == SOURCES | {
+    assert set(files(folder)) == set(CODE) | {
         "model_index.json",
         "scheduler/scheduler_config.json",
         "tokenizer/tokenizer.json",
@@ -44,14 +79,52 @@ def test_what_is_written(folder):
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
     }
-    for name in SOURCES:
-        assert (folder / name).read_bytes() == (HUB / name).read_bytes()
+    for name, text in CODE.items():
+        assert (folder / name).read_text() == text
+
+
+def test_the_code_is_one_file_whose_name_tells_its_text(folder):
+    text = (folder / f"{MODULE}.py").read_text()
+    assert f"pipeline_{hashlib.sha256(text.encode()).hexdigest()[:8]}" == MODULE
+    assert get_relative_imports(folder / f"{MODULE}.py") == []
+    shipped = [name for name in FILES if name != "__init__.py"]
+    headings = [line[2:] for line in text.splitlines() if line[2:] in shipped]
+    assert sorted(headings) == shipped and headings[-1] == "pipeline.py"
+    assert text == source()
+    assert '"""Draws images.' in text and "    # Guidance needs F(I, 0) and F(0, 0)." in text
+
+
+def test_joining_files():
+    a = "import re\nfrom math import (\n    pi,\n)\n\nfrom .b import b\n\nA = b  # three\n"
+    b = "import os.path\nfrom math import e, pi\n\nimport re\n\n# kept\nb = 3\n"
+    joined = join({"a.py": '"""A."""\n\n' + a, "b.py": '"""B."""\n\n' + b}, "a.py")
+    lines = [line for line in joined.splitlines() if line.strip("# -")]
+    start = lines.index("import os.path")
+    assert joined.startswith('"""A.\n') and lines[start : start + 9] == [
+        *("import os.path", "import re", "from math import e, pi"),
+        *("# b.py", "# B.", "# kept", "b = 3", "# a.py", "A = b  # three"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("from .b import b\n\ndef b():\n    pass\n", "b is defined by b.py and by a.py"),
+        ("from .b import b\nfrom os import path as np\n", "np is defined by the import of .*numpy"),
+        ("from .b import b as c\n", "a.py has `from .b import b as c`; write `from .file"),
+        ("from . import b\n", "write `from .file import name`"),
+        ("def f():\n    from .b import b\n", "a.py imports a sibling inside a function"),
+    ],
+)
+def test_files_that_cannot_be_joined(text, words):
+    with pytest.raises(ValueError, match=words):
+        join({"a.py": text, "b.py": "import numpy as np\n\nb = 3\n"}, "a.py")
 
 
 def test_the_index_names_stock_components_that_older_libraries_know(folder):
     index = json.loads((folder / "model_index.json").read_text())
     assert {name: value for name, value in index.items() if name != "_diffusers_version"} == {
-        "_class_name": ["pipeline", "MultiTaskPipeline"],
+        "_class_name": [MODULE, "MultiTaskPipeline"],
         "scheduler": ["diffusers", "EDMDPMSolverMultistepScheduler"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "unet": ["diffusers", "UNet2DConditionModel"],
@@ -81,6 +154,67 @@ def test_the_folder_is_not_trusted_unasked(folder):
         DiffusionPipeline.from_pretrained(folder)
 
 
+@pytest.fixture(scope="module")
+def gentle(folder, tmp_path_factory):
+    """The same model with the code of another version: generate's default guidance is less."""
+    target = tmp_path_factory.mktemp("gentle") / "pipeline"
+    return another_version(folder, target, "guidance_scale = 2.0", "guidance_scale = 1.25")
+
+
+def default_guidance(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    pipe(num_inference_steps=1)
+    return pipe.guidance_scale
+
+
+def test_versions_live_side_by_side_and_can_be_pickled(folder, gentle, tmp_path):
+    first, other = trusted(folder), trusted(gentle)
+    flat = trusted(flat_layout(folder, tmp_path / "flat"))
+    assert default_guidance(flat) == 2.0
+    assert type(trusted(folder)) is type(first) is not type(other)
+    for pipe, scale, where in ((first, 2.0, folder), (other, 1.25, gentle)):
+        again = pickle.loads(pickle.dumps(pipe))
+        assert type(again) is type(pipe) and default_guidance(again) == scale
+        buffer = io.BytesIO()
+        torch.save(pipe, buffer)
+        buffer.seek(0)
+        assert default_guidance(torch.load(buffer, weights_only=False)) == scale
+        text = inspect.getsource(type(pipe))
+        (file,) = where.glob("pipeline_*.py")
+        assert text.startswith("class MultiTaskPipeline(") and text in file.read_text()
+        pipe.save_pretrained(tmp_path / str(scale))
+        assert files(tmp_path / str(scale)) == files(where)
+
+
+def test_an_edited_file_is_read_anew(folder, tmp_path):
+    edited = Path(shutil.copytree(folder, tmp_path / "edited"))
+    assert default_guidance(trusted(edited)) == 2.0
+    text = (edited / f"{MODULE}.py").read_text()
+    (edited / f"{MODULE}.py").write_text(text.replace("guidance_scale = 2.0", "guidance_scale = 4"))
+    assert default_guidance(trusted(edited)) == 4
+
+
+def test_an_export_of_before_loads(folder, pipe, tmp_path):
+    flat = flat_layout(folder, tmp_path / "flat")
+    for loaded in (MultiTaskPipeline.from_pretrained(flat), trusted(flat)):
+        images = sample_every_task(loaded)
+        for task, expected in sample_every_task(pipe).items():
+            assert np.allclose(images[task], expected, atol=1e-4)
+
+
+def test_the_code_of_another_version_is_replaced(gentle, tmp_path):
+    folder = Path(shutil.copytree(gentle, tmp_path / "saved"))
+    MultiTaskPipeline.from_pretrained(folder).save_pretrained(folder)
+    assert {path.name for path in folder.glob("*.py")} == set(CODE)
+
+
+def test_the_class_by_itself(folder, gentle, tmp_path):
+    """`custom_pipeline` takes the code of one folder for the model of another."""
+    weights = Path(shutil.copytree(folder, tmp_path / "weights"))
+    (weights / f"{MODULE}.py").unlink()
+    assert default_guidance(trusted(weights, custom_pipeline=str(gentle))) == 1.25
+
+
 def test_saving_again_writes_the_same_bytes(folder, tmp_path):
     MultiTaskPipeline.from_pretrained(folder).save_pretrained(tmp_path / "again")
     before, after = files(folder), files(tmp_path / "again")
@@ -105,6 +239,8 @@ def test_a_tokenizer_of_another_model_is_refused(folder, other_pipe, tmp_path):
 
 
 ELSEWHERE = """
+from multiprocessing import get_context
+
 from diffusers import DiffusionPipeline
 import numpy as np
 
@@ -128,27 +264,24 @@ keep("second")
 for name, scale in (("first", 2.0), ("second", 2.0), ("third", 1.25)):
     pipes[name](num_inference_steps=1)
     assert pipes[name].guidance_scale == scale, name  # the file's own default
-    assert hasattr(pipes[name], "of_another_version") == (name == "third")
 assert pipes["first"].class_names == ("cat", "dog", "ship")
 assert pipes["second"].class_names == ("rose", "tulip")
 np.savez(f"{out}/images.npz", **images)
 for name, pipe in pipes.items():
     pipe.save_pretrained(f"{out}/{name}")
+with get_context("spawn").Pool(1) as workers:  # a worker gets the pipeline by pickle
+    for pipe in pipes.values():
+        assert workers.apply(getattr, (pipe, "class_names")) == pipe.class_names
 """
 
 
 @pytest.mark.slow
-def test_three_folders_load_where_this_package_is_not_installed(pipe, other_pipe, folder, tmp_path):
+def test_three_folders_load_where_this_package_is_not_installed(
+    pipe, other_pipe, folder, gentle, tmp_path
+):
     second = tmp_path / "second"
     other_pipe.save_pretrained(second)
-    (second / "edit.py").write_text((second / "edit.py").read_text() + "# of another version\n")
-    third = Path(shutil.copytree(folder, tmp_path / "third"))
-    (third / "generate.py").write_text(
-        (third / "generate.py").read_text().replace("guidance_scale = 2.0", "guidance_scale = 1.25")
-    )
-    (third / "pipeline.py").write_text(
-        (third / "pipeline.py").read_text() + "MultiTaskPipeline.of_another_version = True\n"
-    )
+    third = Path(shutil.copytree(gentle, tmp_path / "third"))
     saved = files(third)
     script = NOT_INSTALLED + inspect.getsource(sample_every_task) + ELSEWHERE
     env = os.environ | {
@@ -180,7 +313,46 @@ def test_three_folders_load_where_this_package_is_not_installed(pipe, other_pipe
         for key, image in images.items():
             name, _, task = key.split("/")
             assert np.array_equal(image, here[name][task]), key
-    # Each writes the files it was loaded from, though both have the same module's name.
+    # Each writes the files that it was loaded from.
     assert files(tmp_path / "first") == files(folder)
     assert files(tmp_path / "second") == files(second)
     assert files(tmp_path / "third") == saved
+
+
+MANY = """
+from concurrent.futures import ThreadPoolExecutor
+
+from diffusers import DiffusionPipeline
+
+folders, threads, loads = sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4])
+
+def guidance_of(i):
+    pipe = DiffusionPipeline.from_pretrained(folders[i % 2], trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    pipe(num_inference_steps=1)
+    return pipe.guidance_scale
+
+assert [guidance_of(i) for i in range(2)] == [2.0, 1.25]
+with ThreadPoolExecutor(threads) as pool:
+    assert list(pool.map(guidance_of, range(loads))) == [2.0, 1.25] * (loads // 2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes, threads, loads", [(1, 6, 36), (4, 1, 4)])
+def test_many_loads_of_two_versions(folder, gentle, tmp_path, processes, threads, loads):
+    """Processes have a cache of modules of their own, as docs/publishing.md says."""
+    command = [sys.executable, "-c", NOT_INSTALLED + MANY, str(folder), str(gentle)]
+    running = [
+        subprocess.Popen(
+            [*command, str(threads), str(loads)],
+            cwd=tmp_path,
+            env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / f"modules {i}")},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+    for process in running:
+        _, error = process.communicate()
+        assert process.returncode == 0, error

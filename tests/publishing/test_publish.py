@@ -111,7 +111,7 @@ def test_what_is_published(hub, run):
         "tokenizer/tokenizer_config.json",
         "unet/config.json",
         UNET,
-        *MultiTaskPipeline._sources,
+        *MultiTaskPipeline.code_files(),
     }
 
 
@@ -345,8 +345,6 @@ assert {"image", "inpainted", "edited"} <= set(snippet)
 
 last = load("me/trained")
 first = load("me/trained", revision=first_commit)
-offline = load("me/trained", local_files_only=True)
-assert torch.equal(draw(offline), draw(last))
 last.push_to_hub("me/pushed", token=os.environ["HF_TOKEN"])
 last.save_pretrained(work / "saved", push_to_hub=True, repo_id="me/saved", private=True)
 (work / "with card").mkdir()
@@ -355,6 +353,9 @@ last.save_pretrained(work / "with card", push_to_hub=True, repo_id="me/with-card
 last.push_to_hub("me/trained", commit_message="again")
 assert torch.equal(draw(load("me/pushed")), draw(last))
 assert torch.equal(draw(load("me/saved")), draw(last))
+last.push_to_hub("me/model-v1.5")
+assert torch.equal(draw(load("me/model-v1.5")), draw(last))
+assert torch.equal(draw(load("me/pushed", custom_pipeline="me/pushed")), draw(last))
 half = load("me/pushed", torch_dtype=torch.float16)
 assert half.unet.dtype == torch.float16
 last.save_pretrained(work / "both", push_to_hub=True, repo_id="me/variants")
@@ -406,3 +407,28 @@ def test_a_card_that_is_there_is_kept(hub, stranger):
     assert hub.tree("me/with-card")["README.md"] == b"---\nlicense: mit\n---\nMine\n"
     card = hub.tree("me/trained")["README.md"].decode()
     assert "## Negative transfer" in card  # after `push_to_hub` onto it
+
+
+GONE = """
+from pathlib import Path
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
+from mtl_diffusion import MultiTaskPipeline
+
+folder = Path(hf_hub_download("me/pushed", "model_index.json", local_files_only=True)).parent
+pipes = [
+    DiffusionPipeline.from_pretrained(folder, trust_remote_code=True),
+    MultiTaskPipeline.from_pretrained("me/pushed", local_files_only=True),
+    MultiTaskPipeline.from_pretrained("me/pushed"),
+]
+seeds = [torch.Generator().manual_seed(0) for _ in pipes]
+images = [pipe(generator=s, output_type="pt").images for pipe, s in zip(pipes, seeds)]
+assert all(torch.equal(image, images[0]) for image in images)
+"""
+
+
+def test_what_loads_when_the_hub_is_gone(hub, stranger, work):
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # the port that discards, where nobody listens
+    done = run_in(hub, work / "elsewhere", [sys.executable, "-c", GONE], **nowhere)
+    assert done.returncode == 0, done.stderr

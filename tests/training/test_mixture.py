@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from mtl_diffusion.config import TrainConfig
-from mtl_diffusion.data.images import to_unit_range
 from mtl_diffusion.pipeline import pipeline as pipeline_module
 from mtl_diffusion.pipeline.denoiser import CLASS, TASK, tell
 from mtl_diffusion.pipeline.masks import draw_masks
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 from mtl_diffusion.pipeline.task import Choice
 from mtl_diffusion.pipeline.tokens import Vocabulary
+from mtl_diffusion.tools.tensors import to_unit_range
 from mtl_diffusion.training.mixture import Draw, Mixture, assign_tasks
 from mtl_diffusion.training.model import build_scheduler, build_unet
 from mtl_diffusion.training.vocabulary import build_tokenizer

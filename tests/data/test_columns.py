@@ -1,0 +1,102 @@
+"""Which columns are read, and what the classes are."""
+
+import datasets
+import pytest
+from tables import IMAGE, NAMED, encoded, load, write_images, write_parquet
+
+
+@pytest.mark.parametrize(
+    "feature, values, names, labels",
+    [
+        (NAMED, [0, 1, 1, 0], ("a", "b"), [0, 1, 1, 0]),
+        (datasets.Value("int64"), [0, 2, 0, 2], ("0", "2"), [0, 1, 0, 1]),
+        (datasets.Value("int64"), [3, 9 * 10**18] * 2, ("3", str(9 * 10**18)), [0, 1, 0, 1]),
+        (datasets.Value("int64"), [200000, 90, 90, 90], ("90", "200000"), [1, 0, 0, 0]),
+        (datasets.Value("string"), ["y", "x", "y", "x"], ("x", "y"), [1, 0, 1, 0]),
+        (
+            datasets.Value("string"),
+            ["A", "a", "NA", "null"],
+            ("A", "NA", "a", "null"),
+            [0, 2, 1, 3],
+        ),
+        (datasets.Value("bool"), [True, False, False, True], ("False", "True"), [1, 0, 0, 1]),
+    ],
+)
+def test_classes_are_the_values_that_occur(tmp_path, feature, values, names, labels):
+    columns = {"picture": encoded(), "label": values}
+    data = load(write_parquet(tmp_path / "d", columns, {"picture": IMAGE, "label": feature}))
+    assert data.class_names == names and data.labels.tolist() == labels
+
+
+def test_splits_agree_on_names_that_only_one_of_them_has(tmp_path):
+    features = {"image": IMAGE, "label": datasets.Value("string")}
+    write_parquet(tmp_path / "d", {"image": encoded(), "label": list("abcd")}, features)
+    write_parquet(tmp_path / "d", {"image": encoded(), "label": list("cccc")}, features, "test")
+    test = load(tmp_path / "d", split="test")
+    assert test.class_names == tuple("abcd") and test.labels.tolist() == [2] * 4
+
+
+def test_columns_are_found_by_type_or_named(tmp_path):
+    columns = {"image": encoded(), "mask": encoded(), "fine": [0] * 4, "coarse": [1] * 4}
+    features = {"image": IMAGE, "mask": IMAGE, "fine": NAMED, "coarse": NAMED}
+    name = write_parquet(tmp_path / "d", columns, features)
+    with pytest.raises(ValueError, match=r"image_column: found 2 .*image \(Image\), mask"):
+        load(name)
+    with pytest.raises(ValueError, match=r'label_column: found 2 columns of labels.*, or "none"'):
+        load(name, image_column="image")
+    with pytest.raises(ValueError, match="image_column: there is no column 'img'"):
+        load(name, image_column="img")
+    with pytest.raises(ValueError, match="image_column: 'fine' is not a column of type Image"):
+        load(name, image_column="fine")
+    assert load(name, image_column="image", label_column="coarse").labels.tolist() == [1] * 4
+    assert load(name, image_column="image", label_column="none").class_names == ()
+
+
+def test_images_without_labels(tmp_path):
+    columns = {"image": encoded(), "caption": ["a cat"] * 4}
+    features = {"image": IMAGE, "caption": datasets.Value("string")}
+    data = load(write_parquet(tmp_path / "d", columns, features))
+    assert data.class_names == () and data.labels.tolist() == [-1] * 4
+    among = data.relabelled(("cat", "dog"))
+    assert among.class_names == ("cat", "dog") and among.labels.tolist() == [-1] * 4
+    assert among.fingerprint == data.fingerprint
+
+
+def test_labels_of_a_type_that_is_none_are_not_left_out_in_silence(tmp_path):
+    columns = {"image": encoded(), "label": [0.5, 1.0, 1.5, 2.0]}
+    features = {"image": IMAGE, "label": datasets.Value("float64")}
+    name = write_parquet(tmp_path / "d", columns, features)
+    with pytest.raises(ValueError, match=r"'label' is not a column of classes.*label \(float64\)"):
+        load(name)
+
+
+@pytest.mark.parametrize(
+    "feature, bad, what",
+    [
+        (NAMED, -1, "the label -1 in"),
+        (NAMED, None, "no label in"),
+        (datasets.Value("int64"), -1, "the label -1 in"),
+        (datasets.Value("int64"), None, "no label in"),
+        (datasets.Value("string"), None, "no label in column 'label'; tables in CSV read NA, null"),
+        (datasets.Value("string"), "", "the label '' in"),
+        (datasets.Value("string"), " ", "the label ' ' in"),
+    ],
+)
+def test_a_label_that_is_no_class_is_located(tmp_path, feature, bad, what):
+    good = "x" if feature == datasets.Value("string") else 0
+    columns = {"image": encoded(), "label": [good, good, bad, good]}
+    name = write_parquet(tmp_path / "d", columns, {"image": IMAGE, "label": feature})
+    with pytest.raises(ValueError, match=f"label_column: row 2 of 'train' has {what}"):
+        load(name)
+
+
+def test_names_that_differ_in_blanks_or_capitals(tmp_path):
+    columns = {"image": encoded(2), "label": ["Cat ", "cat"]}
+    features = {"image": IMAGE, "label": datasets.Value("string")}
+    message = "label_column: the classes 'Cat ' and 'cat' differ in nothing but blanks or capitals"
+    with pytest.raises(ValueError, match=message):
+        load(write_parquet(tmp_path / "d", columns, features))
+    with pytest.raises(ValueError, match=message):
+        load(write_images(tmp_path / "f", "Cat /1.png", "cat/1.png"))
+    write_images(tmp_path / "letters", "a/1.png", "A/1.png")  # not words: letters are classes
+    assert load(tmp_path / "letters").class_names == ("A", "a")

@@ -1,0 +1,189 @@
+"""What a folder of images is taken for: which files are read, of which splits and classes."""
+
+import json
+import os
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from tables import IMAGE, NAMED, encoded, load, noise, write_images, write_parquet
+
+from mtl_diffusion.data.folder import read_folder
+
+
+def files(folder) -> dict[str, list[str]]:
+    """Split -> the files that are read, relative to the folder."""
+    found = read_folder(folder)
+    return {
+        split: [os.path.relpath(path, folder) for path in paths]
+        for split, paths in found.files.items()
+    }
+
+
+def labels(folder, **arguments) -> list[str]:
+    data = load(folder, **arguments)
+    return [data.class_names[label] for label in data.labels.tolist()]
+
+
+@pytest.mark.parametrize("top", ["", "train/", "photos/", "photos/train/"])
+def test_a_folder_of_classes(tmp_path, top):
+    write_images(tmp_path, *(f"{top}{name}/{i}.png" for name in ("dog", "cat") for i in range(2)))
+    data = load(tmp_path)
+    assert data.class_names == ("cat", "dog") and data.labels.tolist() == [0, 0, 1, 1]
+    expected = torch.from_numpy(noise(8, 8, 3, seed=3)).permute(2, 0, 1)
+    assert torch.equal(data.images[1], expected)
+
+
+def test_the_order_is_that_of_datasets(tmp_path):
+    names = [f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "ba" for i in (10, 9)]
+    write_images(tmp_path, *names)
+    for split in ("train", "validation"):
+        theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), split=split)
+        ours = load(tmp_path, split=split)
+        assert ours.labels.tolist() == theirs["label"][:]
+        for image, row in zip(ours.images, theirs, strict=True):
+            assert np.array_equal(image.permute(1, 2, 0), np.asarray(row["image"]))
+
+
+def test_a_name_with_brackets_is_no_pattern(tmp_path):
+    write_images(tmp_path, "run1/a/1.png", "run1/b/1.png", "run[12]/x/1[2].png", "run[12]/y/*.png")
+    assert load(tmp_path / "run[12]").class_names == ("x", "y")
+    table = {"image": encoded(), "label": [0] * 4}
+    write_parquet(tmp_path / "rows[1]", table, {"image": IMAGE, "label": NAMED})
+    with pytest.raises(ValueError, match=r"dataset_name: .*rows\[1\] has \[ \] in its name"):
+        load(tmp_path / "rows[1]")
+
+
+def test_links_are_followed(tmp_path):
+    write_images(tmp_path, "elsewhere/1.png", "data/cat/1.png", "far.png")
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "cat" / "2.png").symlink_to(tmp_path / "far.png")
+    assert labels(tmp_path / "data") == ["cat", "cat", "dog"]
+    (tmp_path / "data" / "cat" / "back").symlink_to(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"dataset_name: .*back is a link that leads back to"):
+        load(tmp_path / "data")
+
+
+def test_words_in_names_of_files_are_no_splits(tmp_path):
+    names = [f"{i}.png" for i in range(8)] + ["test tube.png", "train-1.png", "eval.png"]
+    write_images(tmp_path, *names)
+    assert files(tmp_path) == {"train": sorted(names)}
+    assert load(tmp_path).class_names == ()
+
+
+def test_an_image_beside_class_folders_is_named(tmp_path):
+    write_images(tmp_path, "cat/1.png", "cat/2.png", "dog/1.png", "stray.png")
+    message = r"images in folders.* cat \(2\), dog \(1\), and beside them stray\.png; move"
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+
+
+def test_one_class(tmp_path):
+    write_images(tmp_path, "cat/1.png", "cat/2.png")
+    assert labels(tmp_path) == ["cat", "cat"]
+
+
+def test_a_class_that_is_called_train(tmp_path):
+    write_images(tmp_path, "bus/1.png", "car/1.png", "train/1.png")
+    assert labels(tmp_path) == ["bus", "car", "train"]
+
+
+def test_splits_beside_classes_are_refused(tmp_path):
+    write_images(tmp_path, "train/cat/1.png", "train/dog/1.png", "cat/2.png")
+    with pytest.raises(ValueError, match=r"has train, with folders.*beside cat; a folder has"):
+        load(tmp_path)
+
+
+def test_splits_by_their_usual_names(tmp_path):
+    write_images(tmp_path, "Training/cat/1.png", "val/cat/1.png", "testing/cat/1.png")
+    assert list(files(tmp_path)) == ["train", "validation", "test"]
+    write_images(tmp_path, "valid/cat/2.png")
+    with pytest.raises(ValueError, match="has val and valid, which are both the split validation"):
+        load(tmp_path)
+
+
+def test_a_split_without_labels_matters_when_it_is_read(tmp_path):
+    write_images(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/1.png")
+    assert labels(tmp_path) == ["cat", "dog"]
+    with pytest.raises(ValueError, match="label_column: row 0 of 'test' has no label"):
+        load(tmp_path, split="test")
+
+
+def test_folders_in_class_folders(tmp_path):
+    write_images(tmp_path, "cat/indoors/1.png", "cat/2.png", "dog/indoors/1.png")
+    assert labels(tmp_path) == ["cat", "cat", "dog"]
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    write_images(tmp_path, "1.png", "2.png", ".hidden.png", "__MACOSX/1.png")
+    for name in ("1.txt", "2.txt", "labels.csv", "README.md", ".DS_Store"):
+        (tmp_path / name).write_text("a caption")
+    assert files(tmp_path) == {"train": ["1.png", "2.png"]}
+    assert load(tmp_path).where == f"the images of {tmp_path}, without 1 .csv, 2 .txt"
+
+
+def test_images_beside_tables_are_refused(tmp_path):
+    write_images(tmp_path, "logo.png")
+    table = {"image": encoded(), "label": [0] * 4}
+    name = write_parquet(tmp_path, table, {"image": IMAGE, "label": NAMED})
+    with pytest.raises(ValueError, match=r"holds 1 \.png and 1 \.parquet; give a folder"):
+        load(name)
+    card = "---\nconfigs:\n- config_name: default\n  data_files: '*.parquet'\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    assert len(load(name)) == 4
+
+
+def test_a_table_that_no_split_has_is_named(tmp_path, caplog):
+    for split in ("train", "extra"):
+        table = {"image": encoded(), "label": [0] * 4}
+        name = write_parquet(tmp_path / "d", table, {"image": IMAGE, "label": NAMED}, split)
+    for path in (tmp_path / "d").iterdir():
+        path.rename(path.with_name(f"{path.name.split('-')[0]}.parquet"))
+    assert len(load(name)) == 4
+    assert "has" in caplog.text and "extra.parquet" in caplog.text
+
+
+def test_names_that_are_not_utf_8_are_named(tmp_path):
+    write_images(tmp_path, "1.png")
+    os.rename(tmp_path / "1.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    with pytest.raises(ValueError, match=r"dataset_name: the name b'.*caf\\xe9\.png' is not UTF-8"):
+        load(tmp_path)
+
+
+# Metadata files
+
+
+def test_metadata_names_the_classes(tmp_path):
+    """Namibia has the code NA, and null is a word: neither is nothing."""
+    write_images(tmp_path, "1.png", "sub/2.png", "3.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n3.png,null\n1.png,NA\nsub/2.png,DE\n")
+    assert files(tmp_path) == {"train": ["1.png", "3.png", "sub/2.png"]}
+    assert labels(tmp_path) == ["NA", "null", "DE"]
+
+
+def test_metadata_of_each_split(tmp_path):
+    for split, label in (("train", 7), ("test", 9)):
+        write_images(tmp_path, f"{split}/1.png", f"{split}/2.png")
+        rows = [{"file_name": f"{i}.png", "label": label, "text": "x"} for i in (1, 2)]
+        text = "\n".join(map(json.dumps, rows))
+        (tmp_path / split / "metadata.jsonl").write_text(text)
+    assert labels(tmp_path) == ["7", "7"] and labels(tmp_path, split="test") == ["9", "9"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ("file_name,label\n1.png,a\n", r"metadata\.csv names no .*2\.png; add a row"),
+        ("file_name,label\n1.png,a\n2.png,b\n3.png,b\n", r"names .*3\.png, not there"),
+        ("file_name,label\n1.png,a\n2.png,b\n2.png,c\n", r"names .*2\.png more than once"),
+        ("name,label\n1.png,a\n", "has the columns name, label; it needs one called file_name"),
+        ("", r"metadata\.csv can't be read: No columns"),
+        ("file_name,label\n1.png,a\n2.png,\n", "label_column: row 1 of 'train' has the label ''"),
+    ],
+)
+def test_metadata_that_does_not_fit_the_images(tmp_path, rows, fault):
+    write_images(tmp_path, "1.png", "2.png")
+    (tmp_path / "metadata.csv").write_text(rows)
+    with pytest.raises(ValueError, match=fault):
+        load(tmp_path)

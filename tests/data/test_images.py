@@ -1,0 +1,239 @@
+"""Splits of a dataset, decoded: which rows, their fingerprint, and what can't be read."""
+
+import errno
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from tables import IMAGE, NAMED, encoded, load, noise, png, write_images, write_parquet
+
+from mtl_diffusion.data.images import ImageDataset, data_line, load_images, load_splits
+
+CIFAR10 = Path(__file__).parents[2] / "../shared/cifar10"
+
+
+@pytest.fixture
+def imagefolder(tmp_path):
+    """Two classes of four images, one folder a class."""
+    names = [f"train/{name}/{i}.png" for name in ("cat", "dog") for i in range(4)]
+    return write_images(tmp_path / "photos", *names)
+
+
+def splits(name, train="train", held_out="test", **fields):
+    """What a run's configuration loads."""
+    given = {"dataset_config_name": None, "image_column": None, "label_column": None} | fields
+    config = SimpleNamespace(
+        dataset_name=str(name), train_split=train, validation_split=held_out, **given
+    )
+    return load_splits(config, 8)
+
+
+def test_slices_partition_a_split(imagefolder):
+    whole, head, tail = (load(imagefolder, split=f"train{s}") for s in ("", "[:75%]", "[75%:]"))
+    assert torch.equal(torch.cat([head.images, tail.images]), whole.images)
+    assert len({whole.fingerprint, head.fingerprint, tail.fingerprint}) == 3
+    assert head.class_names == tail.class_names == whole.class_names
+
+
+def test_embedded_shapes():
+    data = load("shapes", split="test", resolution=16)
+    assert data.images.shape == (1000, 3, 16, 16) and data.class_names[4] == "ring"
+    assert data.fingerprint == "d74f7921317ecaa1"  # checkpoints hold it
+
+
+def test_a_folder_called_shapes_is_reached_by_its_path(imagefolder, monkeypatch):
+    imagefolder.rename(imagefolder.parent / "shapes")
+    monkeypatch.chdir(imagefolder.parent)
+    assert load("./shapes").class_names == ("cat", "dog")
+
+
+def test_fingerprint_tells_data_apart_not_files(imagefolder):
+    data = load(imagefolder)
+    assert ImageDataset.of(data.images, data.labels, data.class_names) == data
+    images = data.images.clone()
+    images[0, 0, 0, 0] ^= 1
+    others = [
+        ImageDataset.of(images, data.labels, data.class_names),
+        ImageDataset.of(data.images, 1 - data.labels, data.class_names),
+        ImageDataset.of(data.images, data.labels, ("cat", "cow")),
+    ]
+    assert len({other.fingerprint for other in [data, *others]}) == 4
+
+
+def test_fingerprint_is_pinned():
+    data = ImageDataset.of(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.arange(2), ("a", "b"))
+    assert data.fingerprint == "2a13debedd3047e1"
+
+
+def test_the_line_of_a_run(tmp_path, imagefolder):
+    line = data_line(*splits(imagefolder, "train[:5]", "train[5:]"))
+    assert line == (
+        f"Data: 5 training and 3 held-out images, 2 classes, from the images of {imagefolder}"
+        " (train[:5]; train[5:])"
+    )
+    # Slices of a folder that is sorted by class: the line says what they have done.
+    assert ", 2 classes, 1 of them without a training image: dog, from" in data_line(
+        *splits(imagefolder, "train[:4]", "train[4:]")
+    )
+    write_images(tmp_path / "flat", *(f"{i}.png" for i in range(5)))
+    assert "Data: 4 training and 1 held-out images, no classes," in data_line(
+        *splits(tmp_path / "flat")
+    )
+
+
+# A dataset with one split
+
+
+def pixels(data: ImageDataset) -> Counter:
+    return Counter(image.numpy().tobytes() for image in data.images)
+
+
+@pytest.mark.parametrize("kind", ["images", "table"])
+def test_a_tenth_is_held_out(tmp_path, kind):
+    if kind == "images":
+        name = write_images(tmp_path / "d", *(f"{'ab'[i % 2]}/{i}.png" for i in range(40)))
+    else:
+        columns = {"image": encoded(40), "label": [0, 1] * 20}
+        name = write_parquet(tmp_path / "d", columns, {"image": IMAGE, "label": NAMED})
+    train, held_out = splits(name)
+    assert (len(train), len(held_out)) == (36, 4) and train.class_names == held_out.class_names
+    assert pixels(train) + pixels(held_out) == pixels(load(name))
+    assert (train.split, held_out.split) == (
+        "the rest of train",
+        "a tenth of train, by a fixed key",
+    )
+    # Whoever asks for them later, to measure a model, gets the same ones.
+    assert load(name, split="test").fingerprint == held_out.fingerprint
+    assert len(load(name)) == 40 and len(splits(name, "train", "train[:5]")[0]) == 40
+
+
+def test_copies_of_an_image_are_on_one_side(tmp_path):
+    write_images(tmp_path, *(f"{i}.png" for i in range(20)))
+    for i in range(20):
+        (tmp_path / f"copy {i}.png").write_bytes((tmp_path / f"{i}.png").read_bytes())
+    train, held_out = splits(tmp_path)
+    assert not pixels(train) & pixels(held_out) and len(held_out) == 4
+
+
+def test_an_image_more_moves_no_other(tmp_path):
+    write_images(tmp_path, *(f"{i}.png" for i in range(39)))
+    before = pixels(splits(tmp_path)[1])
+    (tmp_path / "0 first.png").write_bytes(png(noise(8, 8, 3, seed=1000)))
+    after = pixels(splits(tmp_path)[1])
+    assert (len(before), len(after)) == (3, 4) and before <= after
+
+
+def test_too_few_to_hold_one_out(tmp_path):
+    write_images(tmp_path, "1.png")
+    with pytest.raises(ValueError, match=r"validation_split: .* one split, train, of too few"):
+        splits(tmp_path)
+
+
+def test_a_row_of_a_part_is_named_by_its_number_in_the_split(tmp_path):
+    write_images(tmp_path, *(f"{i}.png" for i in range(10, 30)))
+    (tmp_path / "25.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"row 15 of 'train' \(.*25\.png\) does not decode"):
+        splits(tmp_path)
+
+
+# What is not there, or can't be read
+
+
+def test_a_missing_split_lists_what_there_is_and_how_to_slice(imagefolder):
+    message = r"(?s)validation_split: 'validation' .* train \(8 rows\).*train\[:90%\]"
+    with pytest.raises(ValueError, match=message):
+        load(imagefolder, split="validation", split_field="validation_split")
+
+
+@pytest.mark.parametrize("split", ["train[4:4]", "test"])
+def test_an_empty_split(tmp_path, split):
+    features = {"image": IMAGE, "label": NAMED}
+    write_parquet(tmp_path / "d", {"image": encoded(), "label": [0] * 4}, features)
+    write_parquet(tmp_path / "d", {"image": [], "label": []}, features, "test")
+    with pytest.raises(ValueError, match=r"train_split: .* has no rows; it has train \(4 rows\)"):
+        load(tmp_path / "d", split=split)
+    assert len(load(tmp_path / "d")) == 4
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "nobody/nothing", "nothing"])
+def test_a_dataset_that_cannot_be_found(name):
+    with pytest.raises(ValueError, match=f"dataset_name: .*{name}"):
+        load(name)
+
+
+@pytest.mark.parametrize("name", ["shape", "Shapes", "sahpes"])
+def test_a_name_like_shapes_is_not_asked_for_on_the_hub(name, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset_builder", None)
+    with pytest.raises(ValueError, match=f"no folder '{name}'; did you mean shapes"):
+        load(name)
+
+
+def test_an_empty_folder_and_a_file(tmp_path):
+    with pytest.raises(ValueError, match=r"dataset_name: .* doesn't contain any data files"):
+        load(tmp_path)
+    (tmp_path / "d.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"d\.parquet is a file; give the folder"):
+        load(tmp_path / "d.parquet")
+
+
+def test_a_configuration_that_is_not_there(imagefolder):
+    for name in ("shapes", imagefolder):
+        with pytest.raises(ValueError, match=r"dataset_config_name.*nonsense"):
+            load(name, dataset_config_name="nonsense")
+
+
+@pytest.fixture
+def table(tmp_path):
+    columns = {"image": encoded(), "label": [0] * 4}
+    return write_parquet(tmp_path / "d", columns, {"image": IMAGE, "label": NAMED})
+
+
+def test_a_damaged_file_is_named(table):
+    (file,) = Path(table).iterdir()
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ValueError, match=rf"dataset_name: damaged: {file}: Parquet magic bytes"):
+        load(table)
+
+
+@pytest.mark.parametrize("length", [0, 100, 1500])
+def test_a_damaged_copy_of_a_file_is_named(table, length, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    load(table)
+    (copy,) = (tmp_path / "cache").rglob("*.arrow")
+    copy.write_bytes(copy.read_bytes()[:length])
+    with pytest.raises(ValueError, match=rf"dataset_name: .* read.*: delete {copy.parent}"):
+        load(table)
+
+
+def test_a_full_disk_is_said(table, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.write_table", full)
+    cache = datasets.config.HF_DATASETS_CACHE
+    with pytest.raises(ValueError, match=f"dataset_name: .*No space left.* make room in {cache}"):
+        load(table)
+
+
+# The real thing
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not here")
+def test_cifar10():
+    data = load_images(str(CIFAR10.resolve()), split="test", resolution=32)
+    assert data.images.shape == (10000, 3, 32, 32) and data.fingerprint == "c8fc8f977ef3e8e0"
+    assert data.class_names[3] == "cat" and data.labels.bincount().tolist() == [1000] * 10
+    source = datasets.load_dataset(str(CIFAR10.resolve()), split="test")
+    for row in (0, 5000, 9999):
+        assert np.array_equal(data.images[row].permute(1, 2, 0), np.asarray(source[row]["img"]))
+    pixels = data.images.double() / 255
+    torch.testing.assert_close(  # the figures that are published for the test split
+        torch.stack([pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))]).float(),
+        torch.tensor([[0.4942, 0.4851, 0.4504], [0.2467, 0.2429, 0.2616]]),
+        atol=1e-4,
+        rtol=0,
+    )

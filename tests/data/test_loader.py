@@ -1,0 +1,78 @@
+"""Batches of data in memory: the order, the flips and the values."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from mtl_diffusion.data.images import ImageDataset
+from mtl_diffusion.data.loader import Loader
+
+
+@pytest.fixture(scope="module")
+def numbered():
+    """Ten images of which every pixel is the row's number, but for a bright left half."""
+    images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 4, 4)
+    images[..., :2] += 100
+    return ImageDataset.of(images, torch.arange(10), tuple("abcdefghij"))
+
+
+def test_values(numbered):
+    batch = Loader(numbered, 10, seed=0, random_flip=False).batch(0)
+    assert batch.images.dtype == torch.float32 and batch.labels.dtype == torch.int64
+    expected = numbered.images[batch.labels].float() / 127.5 - 1
+    assert torch.equal(batch.images, expected)
+    ends = ImageDataset.of(
+        torch.tensor([0, 255]).byte().view(2, 1, 1, 1).repeat(1, 3, 4, 4),
+        torch.arange(2),
+        ("a", "b"),
+    )
+    assert Loader(ends, 2, 0, False).batch(0).images.unique().tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 10])
+def test_each_epoch_has_every_row_once(numbered, size):
+    loader = Loader(numbered, size, seed=1, random_flip=False)
+    order = torch.cat([loader.batch(step).labels for step in range(30)])
+    epochs = order[: len(order) // 10 * 10].view(-1, 10)
+    assert (epochs.sort(1).values == torch.arange(10)).all()
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs)
+
+
+def test_cutting_the_global_batch_changes_nothing(numbered):
+    loader = Loader(numbered, 8, seed=2, random_flip=True)
+    for step in (0, 1, 6):  # step 1 crosses from one epoch into the next
+        whole = loader.batch(step)
+        for cuts in ([0, 4, 8], [0, 1, 3, 8]):
+            parts = [loader.batch(step, slice(a, b)) for a, b in pairwise(cuts)]
+            assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+            assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+        strided = loader.batch(step, slice(1, None, 2))
+        assert torch.equal(strided.images, whole.images[1::2])
+
+
+def test_a_batch_is_a_function_of_seed_and_step(numbered):
+    forward, backward = (Loader(numbered, 4, seed=3, random_flip=True) for _ in range(2))
+    later = {step: backward.batch(step) for step in reversed(range(12))}
+    for step in range(12):
+        assert torch.equal(forward.batch(step).images, later[step].images)
+    other = Loader(numbered, 4, seed=4, random_flip=True)
+    assert any(not torch.equal(other.batch(s).labels, later[s].labels) for s in range(12))
+
+
+def test_flips_mirror_half_of_the_samples(numbered):
+    plain = Loader(numbered, 10, seed=5, random_flip=False)
+    mirrored = Loader(numbered, 10, seed=5, random_flip=True)
+    flipped = 0
+    for step in range(50):
+        before, after = plain.batch(step).images, mirrored.batch(step).images
+        flip = (after == before.flip(-1)).all((1, 2, 3))
+        assert (flip | (after == before).all((1, 2, 3))).all()
+        flipped += int(flip.sum())
+    assert 200 < flipped < 300
+
+
+@pytest.mark.parametrize("size", [0, 11])
+def test_a_batch_no_larger_than_the_dataset(numbered, size):
+    with pytest.raises(ValueError, match=f"total_batch_size: {size} .* 10 rows"):
+        Loader(numbered, size, seed=0, random_flip=False)

@@ -1,0 +1,48 @@
+"""Small datasets on disk, for tests of what reads them."""
+
+import io
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from mtl_diffusion.data.images import ImageDataset, load_images
+
+IMAGE = datasets.Image()
+NAMED = datasets.ClassLabel(names=["a", "b"])
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def png(array: np.ndarray, mode: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def encoded(count: int = 4, side: int = 8) -> list[dict]:
+    return [{"bytes": png(noise(side, side, 3, seed=i)), "path": None} for i in range(count)]
+
+
+def write_parquet(folder: Path, columns: dict, features: dict, split: str = "train") -> str:
+    """A folder that `load_dataset` takes; feature types travel in the file, as on the Hub."""
+    folder.mkdir(exist_ok=True)
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return str(folder)
+
+
+def write_images(folder: Path, *names: str) -> Path:
+    """PNG files of these names, with folders in them, each of other pixels."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(noise(8, 8, 3, seed=number)))
+    return folder
+
+
+def load(name: str | Path, **arguments) -> ImageDataset:
+    return load_images(str(name), **{"resolution": 8} | arguments)

@@ -1,0 +1,138 @@
+"""Images without labels, or of one class: trained, exported, drawn from, described."""
+
+import json
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tables import write_images
+from tiny import MODEL, own_state
+
+from mtl_diffusion import train as train_module
+from mtl_diffusion.config import ConfigError, TrainConfig
+from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+from mtl_diffusion.publishing.export import of_checkpoint, write
+from mtl_diffusion.train import train
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture(autouse=True)
+def one_state_a_run():
+    """accelerate keeps its state for the whole process: each run gets a new one."""
+    with own_state():
+        yield
+
+
+@pytest.fixture
+def config(tmp_path):
+    """On a folder as diffusers' own example of unconditional generation has it."""
+    write_images(tmp_path / "flowers", *(f"{i}.png" for i in range(24)))
+    return TrainConfig(
+        dataset_name=str(tmp_path / "flowers"),
+        **MODEL,
+        tasks={"generate": 1, "inpaint": 1, "colorize": 1},
+        strength_levels=3,
+        reserved_tokens=4,
+        total_batch_size=6,
+        max_train_steps=2,
+        validation_images=4,
+        num_threads=1,
+        report_to="none",
+        output_dir=str(tmp_path / "run"),
+    )
+
+
+@pytest.fixture
+def unwatched(monkeypatch):
+    monkeypatch.setattr(train_module, "validate", lambda run, step, **options: None)
+
+
+def run(script: str, *argv: object) -> None:
+    sys.argv = [script, *map(str, argv)]
+    runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+
+
+def test_images_without_labels(config, capsys, tmp_path, monkeypatch):
+    train(config)
+    where = f"the images of {config.dataset_name} (the rest of train; a tenth of train"
+    line = "Data: 22 training and 2 held-out images, no classes, from " + where
+    assert line in capsys.readouterr().out
+    folder = Path(config.output_dir)
+    losses = json.loads((folder / "validation/step-2.json").read_text())["loss"]
+    assert set(losses) == set(config.tasks)
+    assert all((folder / f"validation/step-2-{task}.png").exists() for task in config.tasks)
+
+    pipe = MultiTaskPipeline.from_pretrained(folder / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.class_names == ()
+    common = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
+    image = pipe(num_images_per_prompt=2, **common).images[1]
+    mask = Image.new("L", image.size, 255)
+    assert pipe("inpaint", image=image, mask_image=mask, **common).images[0].size == (8, 8)
+    assert pipe("colorize", image=image, **common).images[0].size == (8, 8)
+    for label in ("cat", 0):
+        with pytest.raises(
+            ValueError, match=r"class_label is .*; this model has no classes: leave"
+        ):
+            pipe(class_label=label, **common)
+
+    published = write(of_checkpoint(folder), tmp_path / "published", pictures=True)
+    card = (published / "README.md").read_text()
+    assert "It has no classes: its training images had no labels." in card
+    assert "class-conditional" not in card and "class_label=None" in card
+    assert Image.open(published / "gallery.png").width > 64
+
+    monkeypatch.setattr(sys, "argv", [])
+    run("sample.py", "--pipeline", published, "--num_images", 3, "--output_dir", tmp_path / "drawn")
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 3
+    run("gallery.py", "--pipeline", published, "--output_dir", tmp_path / "gallery")
+    assert {path.stem for path in (tmp_path / "gallery").iterdir()} >= {"generate", "inpaint"}
+
+
+def test_they_can_be_streamed(config, tmp_path, unwatched):
+    write_images(tmp_path / "split", *(f"{s}/{i}.png" for s in ("train", "test") for i in range(8)))
+    train(replace(config, dataset_name=str(tmp_path / "split"), streaming=True))
+    assert MultiTaskPipeline.from_pretrained(Path(config.output_dir) / "pipeline").class_names == ()
+
+
+def test_edit_asks_for_classes(config):
+    with pytest.raises(ConfigError) as refused:
+        train(replace(config, tasks={"generate": 0.5, "inpaint": 0.25, "edit": 0.25}))
+    (fault,) = refused.value.faults
+    assert fault.startswith("tasks: edit needs a class for each image, and the data has none")
+    assert fault.endswith("""leave it out: --tasks '{"generate": 0.5, "inpaint": 0.25}'""")
+
+
+def test_one_class(config, tmp_path, unwatched):
+    write_images(tmp_path / "one", *(f"rose/{i}.png" for i in range(12)))
+    train(replace(config, dataset_name=str(tmp_path / "one"), tasks={"generate": 1, "edit": 1}))
+    pipe = MultiTaskPipeline.from_pretrained(Path(config.output_dir) / "pipeline")
+    assert pipe.class_names == ("rose",)
+    image = pipe(class_label="rose", num_inference_steps=2).images[0]
+    assert pipe("edit", image=image, class_label="rose", num_inference_steps=2).images
+
+
+def test_an_unlabelled_dataset_for_a_model_that_has_classes(config, tmp_path, unwatched):
+    """The words stay, and the new images have none of them."""
+    write_images(tmp_path / "pets", *(f"{'ab'[i % 2]}/{i}.png" for i in range(12)))
+    named = replace(config, dataset_name=str(tmp_path / "pets"), output_dir=str(tmp_path / "named"))
+    train(named)
+    with own_state():
+        pretrained = str(tmp_path / "named/pipeline")
+        train(replace(config, pretrained_model_name_or_path=pretrained))
+    pipe = MultiTaskPipeline.from_pretrained(Path(config.output_dir) / "pipeline")
+    assert pipe.class_names == ("a", "b")
+
+
+@pytest.mark.parametrize("content", [None, "not json"])
+def test_a_pretrained_model_that_is_none(config, tmp_path, content):
+    (tmp_path / "model").mkdir()
+    if content is not None:
+        (tmp_path / "model/model_index.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"pretrained_model_name_or_path: .*model_index\.json"):
+        train(replace(config, pretrained_model_name_or_path=str(tmp_path / "model")))
