@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE = frozenset(
     (
         *("output_dir", "dataset_name", "resume_from_checkpoint", "dry_run", "num_threads"),
-        *("num_processes", "alignment_classifier", "mixed_precision"),
+        *("num_processes", "alignment_classifier", "mixed_precision", "compile_mode"),
         *("max_train_steps", "max_train_minutes", "checkpointing_steps", "checkpoints_total_limit"),
         *("validation_steps", "validation_images", "logging_steps", "report_to"),
         *("tracker_project_name", "push_to_hub", "hub_strategy", "hub_model_id"),
@@ -221,6 +221,7 @@ def _find(run: Run) -> Checkpoint | None:
 
 def _leads_to(config: TrainConfig, checkpoint: Checkpoint) -> bool:
     """Whether a run of this length takes the checkpoint's steps: not those of a shorter decay."""
+    check_facts(checkpoint)
     old = from_dict(checkpoint.facts["config"])
     return (
         old.lr_scheduler != "warmup_stable_decay"
@@ -324,7 +325,7 @@ def _note_changes(run: Run, checkpoint: Checkpoint) -> None:
         logger.warning(
             "the checkpoint is of %d processes and this run has %d: %s", before, now, what
         )
-    old, new = checkpoint.facts["config"]["mixed_precision"], run.config.mixed_precision
+    old, new = checkpoint.facts["config"].get("mixed_precision"), run.config.mixed_precision
     if old != new:
         logger.warning(
             "mixed_precision was %s and is %s now: the rounding is another one", old, new

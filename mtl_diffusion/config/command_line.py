@@ -6,10 +6,10 @@ checked, so that `--help` is shown at once.
 
 from __future__ import annotations
 
-import re
+import json
 import sys
 from argparse import ArgumentError
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,9 +21,24 @@ from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_sett
 
 from . import limits
 from .fields import PARTS, TYPES, ConfigError, TrainConfig, hint, listed, show
+from .yaml_reader import load, load_strictly
 
 _LISTS = {name for name, kind in TYPES.items() if kind == list[int]}
 _MAPPINGS = {name for name, kind in TYPES.items() if dict[str, float] in (kind, *get_args(kind))}
+# What other trainers call it, and what to do here.
+_STEPS = "; set max_train_steps: an epoch is the number of images / total_batch_size"
+_BATCH = "; set total_batch_size, the samples of a step over all processes"
+_ACCUMULATION = (
+    "; set per_device_batch_size, the most samples at once: the rest of a process's share of "
+    "total_batch_size is accumulated"
+)
+_ELSEWHERE = {
+    **dict.fromkeys(("num_epochs", "num_train_epochs", "epochs", "max_epochs"), _STEPS),
+    **dict.fromkeys(("train_batch_size", "batch_size"), _BATCH),
+    **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size"), _ACCUMULATION),
+    **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches"), _ACCUMULATION),
+    **dict.fromkeys(("fp16", "bf16"), "; set mixed_precision, to no or bf16"),
+}
 
 
 def parse(argv: Sequence[str] | None = None) -> TrainConfig:
@@ -52,7 +67,7 @@ def parse(argv: Sequence[str] | None = None) -> TrainConfig:
     for name, value in pairs:
         if name == "config":
             continue
-        flag = f"--{name}={value}"
+        flag = f"--{name}={_decimal(name, value)}"
         if fault := _flag_fault(parser, name, value, flag):
             faults.append(fault)
             unreadable.add(_field(name))
@@ -85,7 +100,7 @@ def known_tasks() -> list[str]:
 @cache
 def _parser() -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    set_loader("strict_yaml", _load_strictly, exceptions=(yaml.YAMLError,))
+    set_loader("strict_yaml", load_strictly, exceptions=(yaml.YAMLError,))
     parser = ArgumentParser(
         usage="%(prog)s [--config FILE.yaml] [--field VALUE ...]",
         description="Train one denoiser on several tasks.",
@@ -106,61 +121,11 @@ def _build(namespace: Namespace) -> TrainConfig:
     return TrainConfig(**{name: namespace[name] for name in TYPES})
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML with YAML 1.2's words and numbers: `no` is a word, 2e-3 a number, no dates.
-
-    Keys that are given twice are noted; PyYAML drops the first in silence.
-    """
-
-    def __init__(self, text: str):
-        super().__init__(text)
-        self.duplicates: list[str] = []
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        self.duplicates += [key for key, count in Counter(keys).items() if count > 1]
-        return super().construct_mapping(node, deep)
-
-
-_TAG = "tag:yaml.org,2002:"
-_Loader.yaml_implicit_resolvers = {
-    first: [rule for rule in rules if rule[0].removeprefix(_TAG) in ("int", "null", "merge")]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    f"{_TAG}bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    f"{_TAG}float",
-    re.compile(
-        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"
-        r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+.0123456789"),
-)
-
-
-def _load(text: str) -> tuple[Any, list[str]]:
-    """One YAML document, and the keys that it gives twice."""
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data(), loader.duplicates
-    finally:
-        loader.dispose()
-
-
-def _load_strictly(text: str) -> Any:
-    value, duplicates = _load(text)
-    if duplicates:
-        raise yaml.YAMLError(f"given twice: {listed(duplicates)}")
-    return value
-
-
 def _read(path: str, faults: list[str]) -> dict[str, Any]:
     """The mapping in a YAML file; what is wrong with it goes to `faults`."""
     try:
-        values, duplicates = _load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values, duplicates = load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or no path
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         faults.append(f"--config: found {show(path)}; must be a readable YAML file ({reason})")
         return {}
@@ -202,24 +167,51 @@ def _field(name: str) -> str:
     return name.removesuffix("+") if name.removesuffix("+") in _LISTS else name
 
 
+def _takes_text(kind: Any) -> bool:
+    return get_origin(kind) is Literal or str in (kind, *get_args(kind))
+
+
+def _has_text(value: Any) -> bool:
+    """Whether a value is a text, or has one in it; jsonargparse would read numbers in it."""
+    if isinstance(value, list | dict):
+        return any(map(_has_text, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str)
+
+
+def _decimal(name: str, text: str) -> str:
+    """A flag's value with its numbers as jsonargparse knows them, too: 0o10 is 8."""
+    if _field(name) not in TYPES or _takes_text(TYPES[_field(name)]):
+        return text
+    try:
+        return json.dumps(load_strictly(text), allow_nan=False)
+    except (yaml.YAMLError, ValueError, TypeError):
+        return text
+
+
 def _flag_fault(parser: ArgumentParser, name: str, value: str, flag: str) -> str | None:
     if _field(name) not in TYPES:
-        return f"--{name}: unknown flag{hint(name, TYPES, '--')}"
+        return f"--{name}: unknown flag{_ELSEWHERE.get(name) or hint(name, TYPES, '--')}"
+    kind = float if "." in name else TYPES[_field(name)]
+    fault = f"--{name}: found {show(value)}; must be {_expected(kind)}"
     try:
+        if not _takes_text(kind) and _has_text(load_strictly(value)):
+            return fault
         read = parser.parse_args([flag], defaults=False)[_field(name)]
-    except (ArgumentError, OverflowError):
-        kind = float if "." in name else TYPES[_field(name)]
-        return f"--{name}: found {show(value)}; must be {_expected(kind)}"
+    except (ArgumentError, OverflowError, yaml.YAMLError):
+        return fault
     return _null_fault(f"--{name}", _field(name), read)
 
 
 def _item_fault(parser: ArgumentParser, name: Any, value: Any, where: str = "") -> str | None:
     if name not in TYPES:
-        return f"{name}{where}: unknown field{hint(str(name), TYPES)}"
+        return f"{name}{where}: unknown field{_ELSEWHERE.get(name) or hint(str(name), TYPES)}"
+    fault = f"{name}{where}: found {show(value)}; must be {_expected(TYPES[name])}"
+    if not _takes_text(TYPES[name]) and _has_text(value):
+        return fault
     try:
         read = parser.parse_object({name: value}, defaults=False)[name]
     except (ArgumentError, OverflowError):
-        return f"{name}{where}: found {show(value)}; must be {_expected(TYPES[name])}"
+        return fault
     return _null_fault(f"{name}{where}", name, read)
 
 

@@ -1,8 +1,8 @@
 """The settings of a run: typed fields, and how they are written down and compared.
 
-A field is documented once, under it; that text is its `--help`. What the values may be is
-`limits.py`; reading them from YAML and flags is `command_line.py`. Nothing here imports torch, so
-that help is shown at once.
+A field is documented once, under it; that text is its `--help`. Its type says which values are
+allowed (`ranges.py`); how fields depend on each other is `limits.py`, and how they are read from
+YAML and flags is `command_line.py`. Nothing here imports torch, so that help is shown at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,26 @@ from difflib import get_close_matches
 from typing import Any, Literal, get_type_hints
 
 import yaml
+
+from .ranges import (
+    AnyFloat,
+    BatchSize,
+    Fraction,
+    FractionBelowOne,
+    Layers,
+    Levels,
+    Minutes,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Pixels,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Proportion,
+    Threads,
+    Tokens,
+    Width,
+)
 
 
 class ConfigError(ValueError):
@@ -49,7 +69,7 @@ class DataConfig:
     label_column: str | None = None
     """Column with the class labels. None: the only column of class labels; without one, and with
     "none", there are no classes."""
-    resolution: int = 16
+    resolution: Pixels = 16
     """Side of the square images, in pixels; 8 or more, and divisible by
     2 ** (number of block_out_channels - 1)."""
     random_flip: bool = True
@@ -58,7 +78,7 @@ class DataConfig:
     """Read train_split as it is needed, from disk or from the Hub, instead of keeping all of it in
     memory. Then both splits are whole ones, without slices, and the classes have names; of
     validation_split only validation_images are kept."""
-    shuffle_buffer_size: int = 10000
+    shuffle_buffer_size: PositiveInt = 10000
     """Rows that streaming shuffles among, in each process; they wait in memory as they are stored,
     undecoded."""
 
@@ -67,24 +87,24 @@ class DataConfig:
 class ModelConfig:
     """Model"""
 
-    block_out_channels: list[int] = field(default_factory=lambda: [32, 64])
+    block_out_channels: list[Width] = field(default_factory=lambda: [32, 64])
     """Channels of each level of the UNet, finest first; each level halves the resolution."""
-    layers_per_block: int = 1
+    layers_per_block: Layers = 1
     """Residual layers per level."""
-    attention_resolutions: list[int] = field(default_factory=lambda: [8])
+    attention_resolutions: list[Width] = field(default_factory=lambda: [8])
     """Feature-map sides, in pixels, that get self- and cross-attention. The middle block always
     has it."""
-    num_attention_heads: int = 2
+    num_attention_heads: Width = 2
     """Heads per attention layer; divides every entry of block_out_channels."""
-    norm_num_groups: int = 8
+    norm_num_groups: Width = 8
     """Groups of each group norm; divides every entry of block_out_channels."""
-    dropout: float = 0.0
+    dropout: FractionBelowOne = 0.0
     """Dropout probability inside the residual layers; 0 or more, below 1."""
-    token_dim: int = 64
+    token_dim: Width = 64
     """Width of the embedding of the task, class and strength tokens."""
-    strength_levels: int = 9
+    strength_levels: Levels = 9
     """Tokens that the strength of an edit, 0 to 1, is interpolated between; 2 or more."""
-    reserved_tokens: int = 16
+    reserved_tokens: Tokens = 16
     """Unused tokens, kept so that a task or a class can be added to a trained model without
     changing a shape."""
     pretrained_model_name_or_path: str | None = None
@@ -100,33 +120,33 @@ class ModelConfig:
 class TaskConfig:
     """Tasks"""
 
-    tasks: dict[str, float] = field(
+    tasks: dict[str, Proportion] = field(
         default_factory=lambda: {"generate": 0.5, "inpaint": 0.25, "edit": 0.25}
     )
     """Proportion of each task among the samples of a batch; normalised. 0 leaves a task out."""
     task_weighting: Literal["uncertainty", "fixed", "sum"] = "uncertainty"
     """How the losses of the tasks are balanced: by a learned uncertainty, by task_weights, or
     not at all."""
-    task_weights: dict[str, float] | None = None
+    task_weights: dict[str, Proportion] | None = None
     """Weight of each task's loss; needed with task_weighting fixed, and only then. None: no
     weights of your own."""
     gradient_aggregation: Literal["sum", "upgrad", "mgda", "imtlg", "alignedmtl"] = "sum"
     """How the tasks' gradients become one: by adding them up, or by a method of torchjd, which
     is an extra of this package."""
-    class_dropout: float = 0.1
+    class_dropout: Fraction = 0.1
     """Share of the samples, 0 to 1, whose class token is hidden, for guidance."""
-    task_dropout: float = 0.1
+    task_dropout: Fraction = 0.1
     """Share of the samples, 0 to 1, whose task token is hidden."""
     alignment_classifier: str | None = None
     """Folder of an image classifier, from scripts/train_classifier.py. The middle features of the
     UNet learn to align with its features of the clean image. It is used in training only. None: no
     alignment."""
-    alignment_weight: float = 0.5
+    alignment_weight: NonNegativeFloat = 0.5
     """Weight of 1 - the cosine between the two; 0 or more."""
-    perceptual_weight: float = 0.0
+    perceptual_weight: NonNegativeFloat = 0.0
     """Weight of a perceptual loss in the features of alignment_classifier, early in the run; 0 or
     more."""
-    perceptual_images: float = 0.15
+    perceptual_images: NonNegativeFloat = 0.15
     """How long it lasts: at full weight for one half of this, fading out over the other. Below 1: a
     share of the run's images; 1 or more: images."""
 
@@ -135,15 +155,15 @@ class TaskConfig:
 class NoiseConfig:
     """Noise (the defaults are those of EDM, Karras et al. 2022, Table 1)"""
 
-    sigma_mean: float = -1.2
+    sigma_mean: AnyFloat = -1.2
     """Mean of ln(sigma) in training; EDM's P_mean."""
-    sigma_std: float = 1.2
+    sigma_std: PositiveFloat = 1.2
     """Standard deviation of ln(sigma) in training; EDM's P_std."""
-    sigma_data: float = 0.5
+    sigma_data: PositiveFloat = 0.5
     """Standard deviation of the images, whose values are -1 to 1."""
-    sigma_min: float = 0.002
+    sigma_min: PositiveFloat = 0.002
     """Lowest noise level of sampling, in units of image values."""
-    sigma_max: float = 80.0
+    sigma_max: PositiveFloat = 80.0
     """Highest noise level of sampling, in units of image values."""
 
 
@@ -151,42 +171,42 @@ class NoiseConfig:
 class OptimisationConfig:
     """Optimisation"""
 
-    max_train_steps: int | None = 1200
+    max_train_steps: PositiveInt | None = 1200
     """Length of the run, in optimiser steps. None: as many as fit into max_train_minutes, at the
     rate that is measured when the run starts; validation and checkpoints come on top."""
-    total_batch_size: int = 32
+    total_batch_size: BatchSize = 32
     """Samples that one optimiser step sees, over all processes."""
-    per_device_batch_size: int | None = None
+    per_device_batch_size: BatchSize | None = None
     """Most samples that a process holds at once; the rest of its share is accumulated. None: the
     whole share at once."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the hidden weights of the UNet, AdamW for the others. adamw: AdamW for all."""
-    learning_rate: float = 2e-3
+    learning_rate: PositiveFloat = 2e-3
     """Peak learning rate, of Muon and AdamW alike."""
-    lr_warmup_steps: float = 0.04
+    lr_warmup_steps: NonNegativeFloat = 0.04
     """Linear warm-up of the learning rate. Below 1: a share of the run; 1 or more: steps."""
     lr_scheduler: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = "cosine"
     """Shape of the learning rate after the warm-up; cosine and linear decay to zero.
     warmup_stable_decay is constant until lr_decay of the run is left, then linear to zero. Such a
     run can be lengthened: run again with more max_train_steps, it goes on from where the decay
     began."""
-    lr_decay: float = 0.2
+    lr_decay: PositiveFraction = 0.2
     """Share of the run that the decay of warmup_stable_decay takes; above 0, at most 1."""
-    adam_beta1: float = 0.9
+    adam_beta1: FractionBelowOne = 0.9
     """Decay of AdamW's mean of gradients; 0 or more, below 1."""
-    adam_beta2: float = 0.99
+    adam_beta2: FractionBelowOne = 0.99
     """Decay of AdamW's mean of squared gradients; 0 or more, below 1."""
-    adam_epsilon: float = 1e-8
+    adam_epsilon: PositiveFloat = 1e-8
     """What AdamW adds to its denominator."""
-    adam_weight_decay: float = 0.0
+    adam_weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay, of Muon and AdamW alike."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     """Norm that the gradient is clipped to. A large number, such as 1e9, never clips."""
     use_ema: bool = True
     """Keep an exponential moving average of the weights, and validate and export that."""
-    ema_half_life: float = 0.05
+    ema_half_life: PositiveFraction = 0.05
     """Half-life of the average, as a share of the run's images; above 0, at most 1."""
-    ema_ramp: float = 0.05
+    ema_ramp: PositiveFraction = 0.05
     """The half-life never exceeds this share of the images seen so far; above 0, at most 1."""
 
 
@@ -196,37 +216,40 @@ class RunConfig:
 
     output_dir: str = "runs/default"
     """Folder for checkpoints, logs and the exported pipeline."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of everything random."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Precision of the network's arithmetic; the weights stay float32."""
     compile: bool = False
     """Compile the network; the first step waits for it."""
+    compile_mode: Literal["default", "reduce-overhead"] = "default"
+    """torch.compile's mode. reduce-overhead replays CUDA graphs: for a model so small that a GPU
+    waits for the kernels to be launched."""
     channels_last: bool = True
     """Keep images in channels-last memory order."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    num_threads: int | None = None
+    num_threads: Threads | None = None
     """CPU threads of a process. None: OMP_NUM_THREADS, or else all cores, shared evenly by this
     machine's processes."""
-    num_processes: int | None = None
+    num_processes: PositiveInt | None = None
     """Processes that the run is meant to have; another number is refused. None: as many as the
     launcher starts."""
-    max_train_minutes: float | None = None
+    max_train_minutes: Minutes | None = None
     """Stop cleanly, with a checkpoint, after this wall-clock time in minutes; or, where
     max_train_steps is null, the length of the run, with all schedules. None: no limit."""
-    checkpointing_steps: int = 500
+    checkpointing_steps: PositiveInt = 500
     """Optimiser steps between checkpoints."""
-    checkpoints_total_limit: int | None = 2
+    checkpoints_total_limit: PositiveInt | None = 2
     """Checkpoints that are kept, newest first. None: all."""
     resume_from_checkpoint: str | None = "latest"
     """"latest" continues the newest checkpoint of output_dir, if there is one; a folder continues
     that checkpoint. None or "none": start anew, which is refused if output_dir holds a run."""
-    validation_steps: int = 500
+    validation_steps: PositiveInt = 500
     """Optimiser steps between validations."""
-    validation_images: int = 256
+    validation_images: PositiveInt = 256
     """Held-out images that each validation uses."""
-    logging_steps: int = 10
+    logging_steps: PositiveInt = 10
     """Optimiser steps between log entries."""
     report_to: Literal["tensorboard", "trackio", "wandb", "none"] = "tensorboard"
     """Where the curves are logged."""
@@ -245,16 +268,20 @@ class RunConfig:
     dry_run: bool = False
     """Check the configuration, print it in full, and stop."""
 
-    def __post_init__(self):
-        # One spelling inside the program; "none" is what people type on a command line.
-        if self.resume_from_checkpoint == "none":
-            object.__setattr__(self, "resume_from_checkpoint", None)
-
 
 # dataclass collects fields from the last base to the first, hence this order.
 @dataclass(frozen=True)
 class TrainConfig(RunConfig, OptimisationConfig, NoiseConfig, TaskConfig, ModelConfig, DataConfig):
     """All settings of a run, side by side."""
+
+    def __post_init__(self):
+        # One spelling inside the program; "none" is what people type on a command line.
+        if self.resume_from_checkpoint == "none":
+            object.__setattr__(self, "resume_from_checkpoint", None)
+        for name in PATHS:
+            path = getattr(self, name)
+            if path is not None and path.startswith("~") and "\0" not in path:
+                object.__setattr__(self, name, os.path.expanduser(path))
 
     @property
     def shares(self) -> dict[str, float]:
@@ -277,6 +304,11 @@ class TrainConfig(RunConfig, OptimisationConfig, NoiseConfig, TaskConfig, ModelC
 
 
 TYPES = get_type_hints(TrainConfig)
+# Fields that are, or may be, the path of a file or a folder; `~` in them is the home directory.
+PATHS = (
+    *("output_dir", "resume_from_checkpoint", "dataset_name", "pretrained_model_name_or_path"),
+    "alignment_classifier",
+)
 PARTS = (DataConfig, ModelConfig, TaskConfig, NoiseConfig, OptimisationConfig, RunConfig)
 
 
@@ -301,10 +333,11 @@ def differences(
     absent = "nothing"
     lines = []
     for name in [*new, *(name for name in old if name not in new)]:
+        if name in allowed or (name in old and name in new and old[name] == new[name]):
+            continue
         before = show(old[name]) if name in old else absent
         now = show(new[name]) if name in new else absent
-        if before != now and name not in allowed:
-            lines.append(f"{name}: the checkpoint has {before}, this run has {now}")
+        lines.append(f"{name}: the checkpoint has {before}, this run has {now}")
     return lines
 
 
@@ -318,8 +351,9 @@ def hint(name: str, names: Iterable[str], prefix: str = "") -> str:
 
 
 def show(value: Any) -> str:
-    """A value as JSON has it."""
-    return json.dumps(value, default=str, ensure_ascii=False)
+    """A value as JSON has it; a long one is cut."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 300 else f"{text[:200]}... ({len(text):,} characters)"
 
 
 def listed(values: Iterable[Any]) -> str:

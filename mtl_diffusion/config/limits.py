@@ -1,43 +1,28 @@
-"""What the values of a configuration may be: each by itself, and together."""
+"""Checks of a configuration's values: each by itself, and together."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from .fields import TYPES, TrainConfig, hint, listed, show
+from .fields import PATHS, TYPES, TrainConfig, hint, listed, show
+from .ranges import LARGEST, Allowed
 
-_RANGES = (
-    ("resolution", lambda v: v >= 8, "8 or more"),
-    ("strength_levels", lambda v: v >= 2, "2 or more, one for each end"),
-    (
-        "block_out_channels attention_resolutions layers_per_block num_attention_heads"
-        " norm_num_groups token_dim max_train_steps total_batch_size per_device_batch_size"
-        " num_threads num_processes checkpointing_steps checkpoints_total_limit validation_steps"
-        " validation_images logging_steps shuffle_buffer_size",
-        lambda v: v >= 1,
-        "1 or more",
-    ),
-    (
-        "reserved_tokens lr_warmup_steps adam_weight_decay seed alignment_weight"
-        " perceptual_weight perceptual_images",
-        lambda v: v >= 0,
-        "0 or more",
-    ),
-    (
-        "sigma_std sigma_data sigma_min sigma_max learning_rate adam_epsilon max_grad_norm"
-        " max_train_minutes",
-        lambda v: v > 0,
-        "above 0",
-    ),
-    ("dropout adam_beta1 adam_beta2", lambda v: 0 <= v < 1, "0 or more, and below 1"),
-    ("class_dropout task_dropout", lambda v: 0 <= v <= 1, "0 to 1"),
-    ("ema_half_life ema_ramp lr_decay", lambda v: 0 < v <= 1, "above 0, and at most 1"),
-    ("tasks task_weights", lambda v: v == 0 or 1e-6 <= v <= 1e6, "0, or 1e-6 to 1e6"),
-    ("sigma_mean", lambda v: True, "any number"),
-)
-ALLOWED = {name: rule for names, *rule in _RANGES for name in names.split()}
+
+def _allowed(kind: Any) -> Allowed | None:
+    """Of the numbers in a type, which have one rule; None: there are no numbers in it."""
+    if get_origin(kind) is Annotated:
+        return kind.__metadata__[0]
+    return next((found for part in get_args(kind) if (found := _allowed(part))), None)
+
+
+ALLOWED = {
+    name: allowed
+    for name, kind in get_type_hints(TrainConfig, include_extras=True).items()
+    if (allowed := _allowed(kind))
+}
 # The Hub's own rule for repositories.
 _REPO_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.A)
 
@@ -66,16 +51,21 @@ def _value_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[
         value = getattr(config, name)
         if value == "" or (name == "block_out_channels" and value == []):
             yield name, "must not be empty"
+        if isinstance(value, str) and "\0" in value:
+            yield name, "must be without a NUL character"
+        elif name in PATHS and value is not None and value.startswith("~"):
+            yield name, "no user has that home directory; write the path in full"
         if name not in ALLOWED or value is None:
             continue
-        allowed, words = ALLOWED[name]
-        if isinstance(value, dict):
-            numbers, words = value.values(), f"{words}, every number"
-        elif isinstance(value, list):
-            numbers, words = value, f"{words}, every number"
+        allowed, words = ALLOWED[name], ALLOWED[name].words
+        if isinstance(value, dict | list):
+            numbers = value.values() if isinstance(value, dict) else value
+            words = f"{words}, every number"
         else:
             numbers = [value]
-        if not all(abs(number) < math.inf and allowed(number) for number in numbers):
+            if isinstance(value, int) and value > LARGEST:
+                words += f", and at most {LARGEST:,}"
+        if not all(abs(number) < math.inf and allowed.test(number) for number in numbers):
             yield name, f"must be finite, and {words}"
 
 

@@ -28,6 +28,7 @@ from ..publishing.export import PIPELINE, PUBLISHED, check_target
 from ..publishing.upload import check_right_to_write
 from ..tools.distributed import from_all_processes
 from ..training.aggregation import REQUIRED
+from ..training.optimizers import trained_parameters
 from ..training.run import Run
 from .host import choose_threads, keep_freed_memory
 
@@ -107,9 +108,10 @@ def start_trackers(run: Run, first: int) -> None:
             config=None if tensorboard else plain,
             init_kwargs={"tensorboard": {"purge_step": first + 1}},
         )
-        if config.report_to != "none" and not accelerator.trackers:
+        main = accelerator.is_main_process  # the others have no trackers
+        if main and config.report_to != "none" and not accelerator.trackers:
             raise RuntimeError("accelerate passes it over")  # with a warning only
-        if tensorboard and accelerator.is_main_process:
+        if main and tensorboard:
             writer = accelerator.get_tracker("tensorboard", unwrap=True).file_writer
             for summary in hparams(plain, {}):
                 writer.add_summary(summary)
@@ -130,9 +132,12 @@ def check_room(run: Run) -> None:
     """
     faults = []
     if run.accelerator.is_main_process:
-        trained = sum(p.nbytes for group in run.optimizer.param_groups for p in group["params"])
-        modules = [run.unet, run.weighting, *([run.ema.module] if run.ema else [])]
-        size = 2 * trained + sum(t.nbytes for m in modules for t in m.state_dict().values())
+        modules = [run.unet, run.weighting, run.ema and run.ema.module, run.alignment]
+        size = sum(t.nbytes for m in modules if m for t in m.state_dict().values())
+        for parameter in trained_parameters(run.optimizer):
+            state = run.optimizer.state.get(parameter, {}).values()
+            # AdamW makes its two moments in the first step.
+            size += sum(t.nbytes for t in state) if state else 2 * parameter.nbytes
         folder = folder_of(run)
         there = any(folder.glob("step-*"))
         export = sum(t.nbytes for t in run.best_unet.state_dict().values()) + _SMALL_FILES

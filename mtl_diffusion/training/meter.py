@@ -104,6 +104,8 @@ class Meter:
         rank = self.run.accelerator.process_index
         lines = from_all_processes([f"process {rank}: {'; '.join(places)}"])
         raise FloatingPointError(
-            f"step {account.step}: a loss or a gradient is not finite, and the optimiser has not "
-            f"taken that step. Norm of the gradient: {norm:.4g}. Worst losses: {'. '.join(lines)}"
+            # Counted as checkpoints are: this one would have led to step-N.
+            f"step {account.step + 1}: a loss or a gradient is not finite, and the optimiser has "
+            f"not taken that step. Norm of the gradient: {norm:.4g}. "
+            f"Worst losses: {'. '.join(lines)}"
         )

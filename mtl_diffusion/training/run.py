@@ -111,7 +111,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     freeze(unet, config.train_only)
     train_mode(unet)
     if config.compile:
-        unet.compile()
+        unet.compile(mode=config.compile_mode)
     names = list(config.shares)
     weighting = build_weighting(config.task_weighting, names, config.task_weights).to(device)
     alignment = _alignment(config, unet, train_data, held_out, device)

@@ -10,9 +10,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     warmup = config.warmup_steps
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, config.max_train_steps - warmup)  # 0 to 1
-    start = decay_start(config)
-    left = (config.max_train_steps - max(step, start)) / max(1, config.max_train_steps - start)
+    last, start = config.max_train_steps, decay_start(config)
+    done = (step - warmup) / max(1, last - warmup)  # 0 to 1
+    left = (last - step) / (last - start) if start < step else 1.0  # of the decay
     shape = {
         "constant": 1.0,
         "linear": 1 - done,

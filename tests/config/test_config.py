@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 from dataclasses import FrozenInstanceError, fields
+from itertools import pairwise
 from pathlib import Path
+from types import NoneType
+from typing import get_args
 
 import pytest
 import yaml
@@ -207,13 +210,102 @@ def test_what_is_wrong_on_the_command_line(argv, fault):
     assert fault in found
 
 
+BOMB = "a: &a [1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghi"))
+
+
+@pytest.mark.parametrize(
+    "text, fault",
+    [
+        (BOMB, "must be a readable YAML file (*a stands for a list or a mapping; write it out)"),
+        ("tasks: &t {edit: 1}\ntask_weights: *t", "*t stands for a list or a mapping"),
+        ("tasks: &t [*t]", "*t stands for a list or a mapping"),
+        ("tasks: &t {edit: *t}", "*t stands for a list or a mapping"),
+        ("tasks: " + "[" * 5000, "more than 10 lists or mappings inside one another"),
+        ("tasks: " + "[" * 5000 + "]" * 5000, "more than 10 lists or mappings inside"),
+        ("tasks: " + "{a: " * 5000, "more than 10 lists or mappings inside one another"),
+        ("seed: " + "9" * 5000, "a number of 5000 digits"),
+        ("seed: 0x" + "f" * 100_000, "a number of 100002 digits"),
+        ("seed: " + "9" * 350, "9... (350 characters); must be finite, and 0 or more, and at most"),
+        ("dataset_name: [" + "x, " * 500 + "x]", "... (2,505 characters); must be a text"),
+        ('output_dir: "a\\0b"', 'output_dir: found "a\\u0000b"; must be without a NUL'),
+        ('output_dir: "~\\0b"', "must be without a NUL"),
+        ("seed: 1\0", "must be a readable YAML file"),
+    ],
+)
+def test_a_file_that_means_harm_is_refused_at_once(write, text, fault):
+    began = time.perf_counter()
+    (found,) = faults("--config", write(text))
+    assert fault in found and len(found) < 1000
+    assert time.perf_counter() - began < 5
+
+
+def test_what_means_harm_on_the_command_line():
+    began = time.perf_counter()
+    for value in ("9" * 5000, "[" * 5000):
+        (found,) = faults("--seed", value)
+        assert "characters); must be a whole number" in found
+    assert "must be a readable YAML file (embedded null" in faults("--config", "a\0b")[0]
+    assert time.perf_counter() - began < 5
+
+
+def test_an_alias_may_stand_for_a_number(write):
+    config = parse(["--config", write("validation_steps: &n 50\ncheckpointing_steps: *n")])
+    assert (config.validation_steps, config.checkpointing_steps) == (50, 50)
+
+
+@pytest.mark.parametrize(
+    "text, value", [("010", 10), ("0o10", 8), ("0x10", 16), ("+7", 7), ("007", 7)]
+)
+def test_whole_numbers_are_those_of_yaml_1_2(write, text, value):
+    assert parse(["--config", write(f"seed: {text}")]).seed == value
+    assert parse(["--seed", text]).seed == value
+
+
+@pytest.mark.parametrize("text", ["1:30", "1_000", "0b11", "1e2", "2001-01-01"])
+def test_what_only_yaml_1_1_takes_for_a_number_is_refused(write, text):
+    (found,) = faults("--config", write(f"seed: {text}"))
+    assert "must be a whole number" in found
+    assert "must be a whole number" in faults("--seed", text)[0]
+    if text != "1e2":
+        assert parse(["--config", write(f"dataset_name: {text}")]).dataset_name == text
+
+
+@pytest.mark.parametrize("name", [n for n, kind in TYPES.items() if NoneType in get_args(kind)])
+def test_none_is_what_the_help_calls_it(write, name):
+    extra = ["--max_train_minutes", "1"] if name == "max_train_steps" else []
+    assert getattr(parse([f"--{name}", "None", *extra]), name) is None
+    assert getattr(parse(["--config", write(f"{name}: None"), *extra]), name) is None
+
+
+def test_the_home_directory_is_found(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    path = write("output_dir: ~/runs/a\ndataset_name: ~/data")
+    config = parse(["--config", path, "--pretrained_model_name_or_path=~/model"])
+    assert (config.output_dir, config.dataset_name) == ("/home/me/runs/a", "/home/me/data")
+    assert config.pretrained_model_name_or_path == "/home/me/model"
+    assert parse(["--resume_from_checkpoint=~/a/step-3"]).resume_from_checkpoint.startswith("/home")
+    assert parse(["--output_dir=a/~"]).output_dir == "a/~"
+    (found,) = faults("--output_dir=~nobody-here/runs")
+    assert "no user has that home directory; write the path in full" in found
+
+
+@pytest.mark.parametrize(
+    "name, fault",
+    [
+        ("num_epochs", "unknown flag; set max_train_steps: an epoch is the number of images / tot"),
+        ("gradient_accumulation_steps", "unknown flag; set per_device_batch_size, the most samp"),
+        ("train_batch_size", "unknown flag; set total_batch_size, the samples of a step over all"),
+        ("bf16", "unknown flag; set mixed_precision, to no or bf16"),
+    ],
+)
+def test_names_of_other_trainers_say_what_ours_is_called(write, name, fault):
+    assert fault in faults(f"--{name}", "8")[0]
+    assert fault.replace("flag", "field") in faults("--config", write(f"{name}: 8"))[0]
+
+
 # --- what cannot be meant -----------------------------------------------------------------------
 
-NUMBERS = [
-    f.name
-    for f in fields(TrainConfig)
-    if re.search("int|float", f.type.removeprefix("Literal")) and "Literal" not in f.type
-]
+NUMBERS = [name for name, kind in TYPES.items() if re.search(r"\b(int|float)\b", str(kind))]
 
 
 def test_every_number_has_a_range():
@@ -234,14 +326,18 @@ def test_numbers_are_finite(name, value):
     [
         (name, value)
         for names, *values in [
-            ("resolution", "7", "-8"),
-            ("strength_levels", "1"),
+            ("resolution", "7", "-8", "10000"),
+            ("strength_levels", "1", "1000000"),
             ("block_out_channels", "[0]", "[-8, 8]", "[]"),
             ("attention_resolutions", "[0]"),
             ("layers_per_block num_attention_heads norm_num_groups token_dim", "0", "-1"),
             ("max_train_steps total_batch_size per_device_batch_size", "0", "-1"),
             ("checkpointing_steps validation_steps logging_steps validation_images", "0"),
             ("checkpoints_total_limit num_threads", "0"),
+            ("num_threads total_batch_size reserved_tokens token_dim", "1000000000"),
+            ("layers_per_block", "1000"),
+            ("max_train_steps seed shuffle_buffer_size num_processes", "1" + "0" * 30),
+            ("max_train_minutes", "1e300"),
             ("reserved_tokens seed", "-1"),
             ("lr_warmup_steps adam_weight_decay", "-0.1"),
             ("sigma_std sigma_data sigma_min sigma_max", "0", "-1"),

@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(processes, 
     messages = re.findall(r"FloatingPointError: (.*)", run.text)
     assert len(messages) == processes
     for message in messages:  # every rank knows where it was
-        assert message.startswith("step 4: a loss or a gradient is not finite")
+        assert message.startswith("step 5: a loss or a gradient is not finite")
         assert re.search(rf"process {last}: (generate|inpaint|edit) at sigma [\d.]+: nan", message)
     checkpoint, _ = load_latest(run.folder / "checkpoints")
     for tensors in checkpoint.tensors.values():
@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(processes, 
 def test_a_gradient_that_is_not_finite(processes, tmp_path):
     run = Run(tmp_path / "run", *SHORT, partial(poison_gradient, 5), processes=processes)
     assert run.wait() in (1, [1, 1]) and run.steps == [3]
-    assert "step 5: a loss or a gradient is not finite" in run.text
+    assert "step 6: a loss or a gradient is not finite" in run.text
     assert re.search(r"Worst losses: process 0: \w+ at sigma [\d.]+: \d", run.text)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,6 @@ from forked import (
     SHORT,
     Run,
     before_step,
-    slow_steps,
     train,
 )
 from safetensors.torch import load_file
@@ -22,7 +22,7 @@ from mtl_diffusion.config import ConfigError, TrainConfig
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):
-    first = Run(tmp_path / "run", *SHORT, partial(slow_steps, 0.3))
+    first = Run(tmp_path / "run", *SHORT, partial(before_step, 3, partial(time.sleep, 60)))
     first.wait_for(lambda: first.steps == [3])
     code, second = train(tmp_path / "run", *SHORT)
     assert code == 2 and "another run is writing there: wait or change it" in second.text

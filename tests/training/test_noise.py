@@ -23,3 +23,12 @@ def test_it_broadcasts_over_images_and_is_keyed():
     assert sigma.shape == (5, 1, 1, 1) and (sigma > 0).all()
     assert torch.equal(sigma, draw_sigma(5, -1.2, 1.2, generator(3, "sigma")))
     assert not torch.equal(sigma, draw_sigma(5, -1.2, 1.2, generator(4, "sigma")))
+
+
+def test_every_batch_has_a_noise_level_in_each_quantile_interval():
+    for seed in range(20):
+        sigma = draw_sigma(32, -0.8, 1.6, generator(seed, "sigma")).flatten().double()
+        quantile = 0.5 * (1 + torch.erf((sigma.log() + 0.8) / 1.6 / math.sqrt(2)))
+        intervals = (quantile * 32 + 1e-4).floor().long()  # float32's rounding at the borders
+        assert (intervals.bincount(minlength=33) - 1).abs().sum() <= 2
+        assert not torch.equal(intervals, intervals.sort().values)

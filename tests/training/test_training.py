@@ -301,7 +301,7 @@ def test_a_compiled_run_has_one_graph_and_compiles_it_once(config, monkeypatch, 
     # Graphs and guards are the same for every backend, and C++ takes minutes to compile.
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager")
+        torch.nn.Module, "compile", lambda self, mode: compile_module(self, backend="aot_eager")
     )
     graphs, train_step = [], train_module.train_step
 

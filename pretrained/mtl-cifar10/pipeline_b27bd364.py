@@ -1,0 +1,1467 @@
+"""The pipeline: one model, several tasks.
+
+pipe = DiffusionPipeline.from_pretrained("user/model", trust_remote_code=True)
+pipe(task="generate", class_label="cat").images[0]
+pipe(task="inpaint", image=image, mask_image=mask).images[0]
+pipe(task="edit", image=image, class_label="dog", strength=0.7).images[0]
+
+Generated from the files of mtl_diffusion that are named below. It needs torch, diffusers,
+transformers, safetensors, PIL and numpy. Its name ends in a digest of its text: diffusers copies
+the code of all models to one folder, where another version of the same name would replace it.
+"""
+
+import hashlib
+import json
+import math
+import numbers
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+
+# --------------------------------------------------------------------------------------------------
+# degradation.py
+#
+# The ladder on which a source loses its content: low-pass, then noise.
+# --------------------------------------------------------------------------------------------------
+
+
+SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], as in EDM; strength 1 is noise of it
+BLUR = 0.25  # standard deviation of the low-pass at strength 1, as a share of the image's width
+
+
+def dct_matrix(size: int, device: torch.device) -> Tensor:
+    """(size, size) orthonormal DCT-II: row k is the cosine of k half-periods over the image."""
+    k = torch.arange(size, device=device, dtype=torch.float32)
+    basis = torch.cos(math.pi / size * k[:, None] * (k[None, :] + 0.5))
+    basis[0] *= math.sqrt(0.5)
+    return basis * math.sqrt(2 / size)
+
+
+def low_pass(image: Tensor, std: Tensor) -> Tensor:
+    """Gaussian blur with reflecting borders: the heat kernel, diagonal under the DCT.
+
+    Args:
+        image: (B, C, H, W), square.
+        std: (B,) standard deviation of the blur in pixels, >= 0.
+
+    Source: Rissanen et al. 2023, Generative modelling with inverse heat dissipation, eq. 6.
+    """
+    size = image.shape[-1]
+    basis = dct_matrix(size, image.device)
+    frequency = math.pi / size * torch.arange(size, device=image.device)  # radians a pixel
+    decay = torch.exp(-0.5 * (frequency * std[:, None]) ** 2)  # (B, size)
+    kernel = basis.T @ (decay[:, :, None] * basis)  # (B, size, size)
+    return torch.einsum("bij,bcjk,blk->bcil", kernel, image, kernel)
+
+
+def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
+    """cos(pi d / 2) low_pass(image, d BLUR W) + sin(pi d / 2) SIGMA_DATA noise, at d = strength^2.
+
+    At every frequency the signal-to-noise ratio falls as the strength grows. Strength 0 gives the
+    image back bit for bit, strength 1 leaves nothing of it, and the variance hardly changes. The
+    square spreads out the gentle end: strengths are drawn evenly in training, and an edit that
+    keeps its source needs to have been there.
+
+    Args:
+        image: (B, 3, H, W) in [-1, 1].
+        strength: (B,) in [0, 1].
+        noise: (B, 3, H, W) standard normal.
+    """
+    depth = strength.square()
+    blurred = low_pass(image, depth * BLUR * image.shape[-1])
+    d = depth[:, None, None, None]
+    # cos(pi / 2) is 4e-8 in float32: say zero, so that the end of the ladder is exact.
+    signal = torch.where(d < 1, torch.cos(math.pi / 2 * d), 0.0)
+    degraded = signal * blurred + torch.sin(math.pi / 2 * d) * SIGMA_DATA * noise
+    return torch.where(d > 0, degraded, image)
+
+
+# --------------------------------------------------------------------------------------------------
+# task.py
+#
+# The contract of a task: what training draws at random, and what the network is shown.
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What training picks at random for B samples of one task.
+
+    Attributes:
+        mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
+        strength: (B,) in [0, 1], NaN where the task has no strength.
+        drop_class: (B,) bool, the class token becomes null.
+        drop_image: (B,) bool, the condition image is hidden inside the mask, strength becomes null.
+    """
+
+    mask: Tensor
+    strength: Tensor
+    drop_class: Tensor
+    drop_image: Tensor
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What a task shows of B images.
+
+    Attributes:
+        image: (B, 3, H, W) in the range of the images, zero where nothing is shown.
+        mask: (B, 1, H, W) in {0, 1}. 1 = to be painted: the loss counts there and nowhere else.
+            0 = known: `image` is exact there, and comes out as it went in.
+        strength: (B,) in [0, 1], NaN for null.
+    """
+
+    image: Tensor
+    mask: Tensor
+    strength: Tensor
+
+
+class Task(ABC):
+    """A task is a name, the arguments it takes when sampling, and two functions.
+
+    Both functions are torch alone and vectorised over the batch. All their randomness is handed to
+    them, so that a training step is a function of its key.
+
+    Class attributes:
+        name: the word users write, `pipe(task=name)`, and the task's token.
+        required: arguments of the pipeline that the task can't do without.
+        optional: arguments of the pipeline that it takes. Any other one is refused.
+        default_strength: what sampling takes if the task takes a strength and none is given.
+        default_guidance_scale: what sampling takes if none is given; 1 is off.
+    """
+
+    name: ClassVar[str]
+    required: ClassVar[frozenset[str]] = frozenset()
+    optional: ClassVar[frozenset[str]] = frozenset()
+    default_strength: ClassVar[float] = float("nan")
+    default_guidance_scale: ClassVar[float] = 1.0
+
+    ARGUMENTS: ClassVar[frozenset[str]] = frozenset(
+        {"image", "mask_image", "class_label", "strength", "image_guidance_scale"}
+    )
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        name = cls.__dict__.get("name")
+        if not (isinstance(name, str) and name.isidentifier() and name.islower()):
+            raise TypeError(f"{cls.__name__}.name must be a lower-case identifier, not {name!r}")
+        if strangers := (cls.required | cls.optional) - Task.ARGUMENTS:
+            raise TypeError(
+                f"{cls.__name__} takes {sorted(strangers)}, but a task may take only "
+                f"{sorted(Task.ARGUMENTS)}"
+            )
+        if both := cls.required & cls.optional:
+            raise TypeError(f"{cls.__name__} has {sorted(both)} both as required and as optional")
+        takes_strength = "strength" in cls.required | cls.optional
+        if takes_strength and not 0 <= cls.default_strength <= 1:
+            raise TypeError(f"{cls.__name__} takes a strength: give a default_strength in [0, 1]")
+        if not cls.default_guidance_scale >= 0:
+            raise TypeError(f"{cls.__name__}.default_guidance_scale must be 0 or more; 1 is off")
+
+    @abstractmethod
+    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+        """Draws what training picks at random for n samples, on the generator's device.
+
+        Args:
+            n: number of samples, possibly 0.
+            size: height and width of the images in pixels.
+            class_dropout: probability in [0, 1) that the class token is dropped.
+            generator: the only source of randomness.
+        """
+
+    @abstractmethod
+    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+        """Builds what the network is shown. Training and sampling both call this.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1], the source. A task without a source gets zeros.
+            mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
+            strength: (B,) in [0, 1], NaN where the task has none.
+            noise: (B, 3, H, W) standard normal, the task's own. It has nothing to do with the
+                noise of the diffusion, which a task never sees.
+        """
+
+
+def bernoulli(n: int, probability: float, generator: torch.Generator) -> Tensor:
+    """(n,) bool, each true with the given probability."""
+    return torch.rand(n, generator=generator, device=generator.device) < probability
+
+
+def no_strength(n: int, device: torch.device) -> Tensor:
+    """(n,) NaN: what a task without a strength has for one."""
+    return torch.full((n,), float("nan"), device=device)
+
+
+# --------------------------------------------------------------------------------------------------
+# colorize.py
+#
+# Colour from grey: the source's luminance is shown, degraded as far as the strength says.
+# --------------------------------------------------------------------------------------------------
+
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights of PIL's convert("L")
+
+
+class Colorize(Task):
+    name = "colorize"
+    required = frozenset({"image"})
+    optional = frozenset({"class_label", "strength"})
+    default_strength = 0.0
+
+    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+        device = generator.device
+        # Half the samples show the grey image as it is, which is what most users ask for.
+        strength = torch.rand(n, generator=generator, device=device)
+        return Choice(
+            mask=torch.ones(n, 1, size, size, device=device),
+            strength=torch.where(bernoulli(n, 0.5, generator), strength, 0.0),
+            drop_class=bernoulli(n, class_dropout, generator),
+            drop_image=torch.zeros(n, dtype=torch.bool, device=device),
+        )
+
+    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+        # Plain numbers: a tensor of them would be copied to the device, which training waits for.
+        grey = sum(weight * part for weight, part in zip(LUMA, image.split(1, dim=1), strict=True))
+        return Hint(
+            image=degrade(grey.expand_as(image), strength, noise),
+            mask=torch.ones_like(mask),
+            strength=strength,
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# tokens.py
+#
+# What the tokens mean: a reading of the tokenizer's vocabulary, and nothing beside it.
+#
+# The saved vocabulary is the only home of ids. Its words are `<null>`, `<task:NAME>`,
+# `<class:NAME>`, `<strength:I>` for the levels I / (L - 1), and a reserve `<reserved:I>` whose ids a
+# new task or a new class can take without changing a shape.
+# --------------------------------------------------------------------------------------------------
+
+
+NULL = "<null>"
+WORD = re.compile(r"<(task|class|strength|reserved):(.+)>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids of a model's words.
+
+    Attributes:
+        null: id of the word that says nothing; it stands in for whatever was dropped.
+        tasks: task name -> id.
+        classes: class name -> id, in the order of the class labels.
+        strengths: ids of the strength levels, from 0 to 1.
+        reserved: ids that no word has taken yet.
+        size: number of ids, V.
+    """
+
+    null: int
+    tasks: dict[str, int]
+    classes: dict[str, int]
+    strengths: tuple[int, ...]
+    reserved: tuple[int, ...]
+    size: int
+
+    @classmethod
+    def of(cls, words: Mapping[str, int]) -> "Vocabulary":
+        """Reads word -> id, as `tokenizer.get_vocab()` gives it.
+
+        Raises:
+            ValueError: the words aren't those of such a vocabulary.
+        """
+        if sorted(words.values()) != list(range(len(words))) or NULL not in words:
+            raise ValueError(
+                f"the tokenizer's vocabulary has {len(words)} words; it needs {NULL} and the ids "
+                f"0..{len(words) - 1}, each once. Load a tokenizer that was saved with this model."
+            )
+        kinds = {"task": {}, "class": {}, "strength": {}, "reserved": {}}
+        for word, index in sorted(words.items(), key=lambda item: item[1]):
+            if word == NULL:
+                continue
+            match = WORD.fullmatch(word)
+            if match is None:
+                raise ValueError(f"the tokenizer's vocabulary has the word {word!r}, of no kind")
+            kinds[match[1]][match[2]] = index
+        levels = kinds["strength"]
+        if len(levels) < 2 or set(levels) != {str(i) for i in range(len(levels))}:
+            raise ValueError(
+                f"the tokenizer's vocabulary has the strength levels {sorted(levels)}; it needs "
+                "two or more, numbered from 0"
+            )
+        return cls(
+            null=words[NULL],
+            tasks=kinds["task"],
+            classes=kinds["class"],
+            strengths=tuple(levels[str(i)] for i in range(len(levels))),
+            reserved=tuple(kinds["reserved"].values()),
+            size=len(words),
+        )
+
+    def class_ids(self, labels: Tensor) -> Tensor:
+        """Class labels (B,) -> ids (B,). A negative label means no class."""
+        table = _table((*self.classes.values(), self.null), labels.device)
+        return table[torch.where(labels < 0, len(self.classes), labels)]
+
+    def tokens(self, task: Tensor | int, label: Tensor, strength: Tensor) -> Tensor:
+        """The three tokens of B samples, as distributions over the vocabulary.
+
+        Args:
+            task: (B,) ids, or one id for all.
+            label: (B,) class ids, not labels.
+            strength: (B,) in [0, 1], NaN for null. Between two levels, both share the token.
+
+        Returns:
+            (B, 3, V) float32: task, class, strength; each row sums to 1.
+        """
+        task = torch.full_like(label, task) if isinstance(task, int) else task
+        ids = torch.stack([task, label], 1)
+        known = ~strength.isnan()
+        position = strength.nan_to_num().clamp(0, 1) * (len(self.strengths) - 1)
+        low = position.floor().clamp(max=len(self.strengths) - 2)
+        share = (position - low)[:, None]
+        levels = _table(self.strengths, label.device)
+        low = low.long()
+        level = (1 - share) * self._one_hot(levels[low]) + share * self._one_hot(levels[low + 1])
+        third = torch.where(known[:, None], level, self._one_hot(torch.full_like(label, self.null)))
+        return torch.cat([self._one_hot(ids), third[:, None]], dim=1)
+
+    def _one_hot(self, ids: Tensor) -> Tensor:
+        """(...) ids -> (..., V) float32. torch's own is of integers, and looks at the ids first."""
+        zeros = torch.zeros(*ids.shape, self.size, device=ids.device)
+        return zeros.scatter_(-1, ids[..., None], 1.0)
+
+
+@lru_cache(maxsize=32)
+def _table(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """The ids on a device, copied there once: a copy is waited for, and training has no time."""
+    return torch.tensor(ids, device=device)
+
+
+# --------------------------------------------------------------------------------------------------
+# denoiser.py
+#
+# The denoiser: EDM preconditioning around a stock UNet, what it is told, and guidance.
+#
+# Notation of Karras et al. 2022, arXiv:2206.00364:
+#     D(x; sigma) = c_skip x + c_out F(c_in x, c_noise).
+# Everything here returns F. The scheduler holds c_skip, c_out, c_in and c_noise, for training too.
+# --------------------------------------------------------------------------------------------------
+
+
+CHANNELS = 7  # noisy image with the known pixels in it, condition image, mask
+TASK, CLASS, STRENGTH = range(3)  # places in the sequence of tokens
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is told about B samples.
+
+    Attributes:
+        image: (B, 3, H, W) what is shown, in the range of the images; zero where nothing is.
+        mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
+        tokens: (B, 3, V) task, class, strength: a distribution over the vocabulary each.
+    """
+
+    image: Tensor
+    mask: Tensor
+    tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, rows) -> "Conditioning":
+        return Conditioning(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @staticmethod
+    def cat(parts: list["Conditioning"]) -> "Conditioning":
+        return Conditioning(
+            *(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Conditioning))
+        )
+
+    def without(self, place: int, null: int, rows: Tensor | None = None) -> "Conditioning":
+        """The token at a place becomes null, for all samples or for the rows (B,) bool."""
+        tokens = self.tokens.clone()
+        nothing = torch.zeros_like(tokens[:, place])
+        nothing[:, null] = 1
+        if rows is not None:
+            nothing = torch.where(rows[:, None], nothing, tokens[:, place])
+        tokens[:, place] = nothing
+        return replace(self, tokens=tokens)
+
+    def without_image(self, null: int, rows: Tensor | None = None) -> "Conditioning":
+        """Hides the image inside the mask, and with it the strength."""
+        known = self.image * (1 - self.mask)
+        if rows is not None:
+            known = torch.where(rows[:, None, None, None], known, self.image)
+        return replace(self.without(STRENGTH, null, rows), image=known)
+
+
+def tell(hint: Hint, task: Task, label: Tensor, vocabulary: Vocabulary) -> Conditioning:
+    """What a task shows and the words for it, as the denoiser takes them.
+
+    Args:
+        label: (B,) class labels in 0..K-1, negative for none.
+    """
+    tokens = vocabulary.tokens(
+        vocabulary.tasks[task.name], vocabulary.class_ids(label), hint.strength
+    )
+    return Conditioning(image=hint.image, mask=hint.mask, tokens=tokens)
+
+
+def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+    """The raw output F of the network.
+
+    Args:
+        unet: a UNet2DConditionModel with `CHANNELS` input channels and one-hot tokens.
+        scheduler: an EDM scheduler; it is the home of the preconditioning.
+        noisy: (B, 3, H, W) float32, image + sigma noise; what it is where nothing is to be painted
+            doesn't matter.
+        sigma: (B, 1, 1, 1): (B,) would broadcast along the width without a word.
+
+    Returns:
+        (B, 3, H, W) float32.
+    """
+    if sigma.shape != (len(noisy), 1, 1, 1):
+        raise ValueError(
+            f"sigma has shape {tuple(sigma.shape)}; it must be ({len(noisy)}, 1, 1, 1)"
+        )
+    # c_in scales the noisy channels alone; the condition is brought to unit variance by sigma_data.
+    noisy = scheduler.precondition_inputs(noisy, sigma)
+    shown = conditioning.image / scheduler.config.sigma_data
+    # Known pixels stand among the noisy ones, too: short runs learn to use them where they look for
+    # the neighbours of what they paint, and hardly from other channels.
+    noisy = torch.where(conditioning.mask > 0, noisy, shown)
+    channels = torch.cat([noisy, shown, conditioning.mask], dim=1).to(unet.dtype)
+    tokens = conditioning.tokens.to(unet.dtype)
+    timestep = scheduler.precondition_noise(sigma).flatten().to(unet.dtype)  # (B,)
+    output = unet(
+        channels,
+        timestep,
+        encoder_hidden_states=tokens,
+        class_labels=tokens.flatten(1),
+        return_dict=False,
+    )[0]
+    return output.float()
+
+
+def predict_guided(
+    unet,
+    scheduler,
+    noisy: Tensor,
+    sigma: Tensor,
+    conditioning: Conditioning,
+    null: int,
+    guidance_scale: float = 1.0,
+    image_guidance_scale: float = 1.0,
+) -> Tensor:
+    """F(0,0) + s_I [F(I,0) - F(0,0)] + s_C [F(I,c) - F(I,0)], all evaluations in one batch.
+
+    A scale of 1 is off. The weights sum to 1, so combining F equals combining D. A branch of weight
+    zero is not evaluated: one evaluation without guidance, two where s_I is 1, else up to three.
+
+    Args:
+        null: id of the null token.
+        guidance_scale: s_C, the class's.
+        image_guidance_scale: s_I, the condition image's.
+
+    Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
+    """
+    imageless = conditioning.without_image(null)
+    branches = [
+        (guidance_scale, conditioning),
+        (image_guidance_scale - guidance_scale, conditioning.without(CLASS, null)),
+        (1 - image_guidance_scale, imageless.without(CLASS, null)),
+    ]
+    branches = [(weight, branch) for weight, branch in branches if weight != 0]
+    n = len(branches)
+    F = predict(
+        unet,
+        scheduler,
+        noisy.repeat(n, 1, 1, 1),
+        sigma.repeat(n, 1, 1, 1),
+        Conditioning.cat([branch for _, branch in branches]),
+    )
+    return sum(weight * part for (weight, _), part in zip(branches, F.chunk(n), strict=True))
+
+
+# --------------------------------------------------------------------------------------------------
+# masks.py
+#
+# The family of holes that inpainting learns: (B, 1, H, W) in {0, 1}, 1 = to be painted.
+#
+# Every kind is drawn for the whole batch at once, on the generator's device, without a loop over
+# samples and without waiting for the device.
+# --------------------------------------------------------------------------------------------------
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
+
+
+def _pixels(size: int, device: torch.device) -> Tensor:
+    """(size,) centres of the pixels as shares of the width, in (0, 1)."""
+    return (torch.arange(size, device=device) + 0.5) / size
+
+
+def _box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, size: int) -> Tensor:
+    """(..., size, size) bool from borders (...) in shares of the width."""
+    p = _pixels(size, top.device)
+    rows = (p >= top[..., None]) & (p < bottom[..., None])
+    columns = (p >= left[..., None]) & (p < right[..., None])
+    return rows[..., :, None] & columns[..., None, :]
+
+
+def center(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """A square in the middle, half as wide as the image: the benchmark of the literature."""
+    low = torch.full((n,), 0.25, device=generator.device)
+    high = torch.full((n,), 0.75, device=generator.device)
+    return _box(low, high, low, high, size)[:, None]
+
+
+def boxes(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """One to three boxes, each side between a fifth and three fifths of the image's."""
+    sides = _uniform((n, 3, 2), 0.2, 0.6, generator)
+    corner = _uniform((n, 3, 2), 0.0, 1.0, generator) * (1 - sides)
+    end = corner + sides
+    drawn = _box(corner[..., 0], end[..., 0], corner[..., 1], end[..., 1], size)  # (n, 3, H, W)
+    count = torch.randint(1, 4, (n, 1), generator=generator, device=generator.device)
+    used = torch.arange(3, device=generator.device) < count
+    return (drawn & used[..., None, None]).any(dim=1, keepdim=True)
+
+
+def strokes(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """Free-form: a thick brush dragged along a random walk of six segments."""
+    start = _uniform((n, 1, 2), 0.1, 0.9, generator)
+    step = _uniform((n, 6, 2), -0.45, 0.45, generator)
+    # Reflect the walk at the borders, so that the brush stays on the image.
+    path = torch.cat([start, start + step.cumsum(dim=1)], dim=1)  # (n, 7, 2)
+    path = 1 - (path.remainder(2) - 1).abs()
+    a, b = path[:, :-1, None, None], path[:, 1:, None, None]  # (n, 6, 1, 1, 2)
+    p = _pixels(size, generator.device)
+    point = torch.stack(torch.meshgrid(p, p, indexing="ij"), dim=-1)  # (H, W, 2)
+    along = ((point - a) * (b - a)).sum(-1) / (b - a).square().sum(-1).clamp_min(1e-8)
+    nearest = a + along.clamp(0, 1)[..., None] * (b - a)
+    distance = (point - nearest).square().sum(-1).amin(dim=1)  # (n, H, W)
+    radius = _uniform((n, 1, 1), 0.05, 0.12, generator)
+    return (distance < radius.square())[:, None]
+
+
+def half(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """The left, right, upper or lower half."""
+    upper = (_pixels(size, generator.device) < 0.5)[:, None].expand(size, size)
+    sides = torch.stack([upper, ~upper, upper.T, ~upper.T])
+    return sides[torch.randint(4, (n,), generator=generator, device=generator.device)][:, None]
+
+
+def border(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """Everything around a kept square in the middle: outpainting."""
+    margin = _uniform((n,), 0.15, 0.35, generator)
+    return ~_box(margin, 1 - margin, margin, 1 - margin, size)[:, None]
+
+
+def pixels(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """Each pixel on its own, half to nineteen twentieths of them missing."""
+    share = _uniform((n, 1, 1, 1), 0.5, 0.95, generator)
+    return _uniform((n, 1, size, size), 0.0, 1.0, generator) < share
+
+
+MASKS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
+    "center": center,
+    "boxes": boxes,
+    "strokes": strokes,
+    "half": half,
+    "border": border,
+    "pixels": pixels,
+}
+
+
+def draw_masks(n: int, size: int, generator: torch.Generator, kind: str | None = None) -> Tensor:
+    """(n, 1, size, size) float in {0, 1}, 1 = to be painted; never empty, never everything.
+
+    Args:
+        kind: a key of `MASKS`, or None for a random kind a sample.
+    """
+    if kind is not None and kind not in MASKS:
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(MASKS)}")
+    kinds = list(MASKS) if kind is None else [kind]
+    drawn = torch.stack([MASKS[name](n, size, generator) for name in kinds])
+    which = torch.randint(len(kinds), (n,), generator=generator, device=generator.device)
+    mask = drawn[which, torch.arange(n, device=generator.device)].float()
+    # Without a hole there is nothing to learn, without a known pixel it is another task.
+    share = mask.mean(dim=(1, 2, 3), keepdim=True)
+    return torch.where((share > 0) & (share < 1), mask, center(n, size, generator).float())
+
+
+# --------------------------------------------------------------------------------------------------
+# edit.py
+#
+# Class-guided editing: the source is shown degraded, the class says what to make of it.
+#
+# There are no edited pairs to learn from. Training shows a degraded image with its own class;
+# sampling swaps the class. The strength says how much of the source is hidden.
+# --------------------------------------------------------------------------------------------------
+
+
+REGION_SHARE = 0.25  # share of the samples that edit only a region; the others edit everything
+
+
+class Edit(Task):
+    name = "edit"
+    required = frozenset({"image", "class_label"})
+    optional = frozenset({"mask_image", "strength", "image_guidance_scale"})
+    default_strength = 0.65
+    default_guidance_scale = 3.0
+
+    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+        device = generator.device
+        region = bernoulli(n, REGION_SHARE, generator)[:, None, None, None]
+        mask = draw_masks(n, size, generator)
+        # Guidance needs F(I, 0) and F(0, 0). The class is dropped as often as asked, and the image
+        # too: half the time each alone, half the time together.
+        u = torch.rand(n, generator=generator, device=device)
+        return Choice(
+            mask=torch.where(region, mask, torch.ones_like(mask)),
+            strength=torch.rand(n, generator=generator, device=device),
+            drop_class=u < class_dropout,
+            drop_image=(u >= 0.5 * class_dropout) & (u < 1.5 * class_dropout),
+        )
+
+    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+        # Strength 0 hides nothing: there is nothing to paint, and the source comes out exactly.
+        mask = mask * (strength > 0)[:, None, None, None]
+        shown = torch.where(mask > 0, degrade(image, strength, noise), image)
+        return Hint(image=shown, mask=mask, strength=strength)
+
+
+# --------------------------------------------------------------------------------------------------
+# generate.py
+#
+# Synthesis from nothing, with a class or without.
+# --------------------------------------------------------------------------------------------------
+
+
+class Generate(Task):
+    name = "generate"
+    optional = frozenset({"class_label"})
+    default_guidance_scale = 2.0
+
+    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+        device = generator.device
+        return Choice(
+            mask=torch.ones(n, 1, size, size, device=device),
+            strength=no_strength(n, device),
+            drop_class=bernoulli(n, class_dropout, generator),
+            drop_image=torch.zeros(n, dtype=torch.bool, device=device),
+        )
+
+    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+        return Hint(
+            image=torch.zeros_like(image), mask=torch.ones_like(mask), strength=strength * torch.nan
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# inpaint.py
+#
+# Filling a hole: the known pixels are shown, the others are painted.
+# --------------------------------------------------------------------------------------------------
+
+
+class Inpaint(Task):
+    name = "inpaint"
+    required = frozenset({"image", "mask_image"})
+    optional = frozenset({"class_label"})
+
+    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+        device = generator.device
+        return Choice(
+            mask=draw_masks(n, size, generator),
+            strength=no_strength(n, device),
+            drop_class=bernoulli(n, class_dropout, generator),
+            drop_image=torch.zeros(n, dtype=torch.bool, device=device),
+        )
+
+    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+        return Hint(image=image * (1 - mask), mask=mask, strength=strength * torch.nan)
+
+
+# --------------------------------------------------------------------------------------------------
+# inputs.py
+#
+# What users hand to the pipeline, as tensors: read strictly, with errors that say what to do.
+# --------------------------------------------------------------------------------------------------
+
+
+def read_images(value, size: int, name: str = "image") -> Tensor:
+    """Images as (B, 3, size, size) float32 in [0, 1].
+
+    Takes a PIL image, an array (H, W, 3), a tensor (3, H, W), a batch of either with one more
+    axis in front, or a list of them. Arrays and tensors are floats in [0, 1], which is what
+    `output_type="np"` and `"pt"` give.
+    """
+    return torch.cat([_image(item, size, name) for item in _items(value, name, "image")])
+
+
+def read_masks(value, size: int, name: str = "mask_image") -> Tensor:
+    """Masks as (B, 1, size, size) float32 in {0, 1}: white (1) is repainted, black (0) is kept.
+
+    Takes PIL images and arrays or tensors of floats in [0, 1] or booleans: one mask as (H, W), or
+    with its one channel; several as (B, 1, H, W), (B, H, W, 1) or a list. Grey values are cut at
+    one half.
+    """
+    return torch.cat([_mask(item, size, name) for item in _items(value, name, "mask")])
+
+
+def read_labels(value, classes: Sequence[str], name: str = "class_label") -> Tensor:
+    """Class labels as (B,) int64 in 0..K-1, -1 for none, from names, numbers, None or a list."""
+    items = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
+    items = list(items) if isinstance(items, list | tuple) else [items]
+    if not items:
+        raise ValueError(f"{name} is an empty list; give a class name, a number or None")
+    return torch.tensor([_label(item, classes, name) for item in items])
+
+
+def read_numbers(value, low: float, high: float, name: str) -> Tensor:
+    """One number or a list of them as (B,) float32, each in [low, high]."""
+    items = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
+    items = list(items) if isinstance(items, list | tuple) else [items]
+    if not items:
+        raise ValueError(f"{name} is an empty list; give a number from {low} to {high}")
+    return torch.tensor([read_number(item, low, high, name) for item in items])
+
+
+def read_number(value, low: float, high: float, name: str) -> float:
+    """A finite number in [low, high]. True and False are no numbers."""
+    if not _is_number(value) or not math.isfinite(value) or not low <= value <= high:
+        upper = f"to {high}" if math.isfinite(high) else "upwards"
+        raise ValueError(f"{name} is {value!r}; it must be a number from {low} {upper}")
+    return float(value)
+
+
+def read_interval(value, name: str) -> tuple[float, float]:
+    """Two numbers, 0 <= low <= high; high may be infinite. None: from 0 to infinity."""
+    if value is None:
+        return 0.0, math.inf
+    is_pair = isinstance(value, list | tuple) and len(value) == 2
+    if not is_pair or not all(_is_number(end) for end in value) or not 0 <= value[0] <= value[1]:
+        raise ValueError(
+            f"{name} is {value!r}; it must be two numbers, the lower one first and 0 or more, "
+            "such as (0.28, 2.9), or None"
+        )
+    return float(value[0]), float(value[1])
+
+
+def read_count(value, name: str) -> int:
+    """A whole number, at least 1. True and False are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
+    return int(value)
+
+
+def repeat_to_batch(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Repeats what was given once, so that every argument has one entry a sample."""
+    lengths = {name: len(part) for name, part in parts.items()}
+    size = max(lengths.values())
+    if any(length not in (1, size) for length in lengths.values()):
+        raise ValueError(
+            "the arguments have different lengths: "
+            + ", ".join(f"{name} {length}" for name, length in lengths.items())
+            + "; give each of them once, or as often as the longest"
+        )
+    return {name: part.expand(size, *part.shape[1:]) for name, part in parts.items()}
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _items(value, name: str, kind: str) -> list:
+    """A batch as a list of single pictures."""
+    if isinstance(value, list | tuple):
+        if not value:
+            raise ValueError(f"{name} is an empty list; give at least one {kind}")
+        return [item for part in value for item in _items(part, name, kind)]
+    if isinstance(value, Image.Image):
+        return [value]
+    if not isinstance(value, np.ndarray | Tensor) or (
+        isinstance(value, np.ndarray) and value.dtype.kind not in "biufc"  # numbers and booleans
+    ):
+        raise ValueError(
+            f"{name} is a {type(value).__name__}"
+            f"{f' of {value.dtype}' if isinstance(value, np.ndarray) else ''}; it must be a PIL "
+            "image, a numpy array of floats, a tensor, or a list of these"
+        )
+    if value.ndim > 2 and len(value) == 0:
+        raise ValueError(f"{name} is an empty batch; give at least one {kind}")
+    return list(value) if value.ndim == 4 else [value]
+
+
+def _image(item, size: int, name: str) -> Tensor:
+    if isinstance(item, Image.Image):
+        if item.mode != "RGB":
+            raise ValueError(
+                f"{name} is a PIL image of mode {item.mode}; it must be RGB: "
+                f'give {name}.convert("RGB")'
+            )
+        _check_size(item.height, item.width, size, name)
+        return torch.from_numpy(np.array(item)).permute(2, 0, 1)[None].float() / 255
+    pixels = _floats(item, name)
+    if isinstance(item, np.ndarray):
+        if pixels.ndim != 3 or pixels.shape[-1] != 3:
+            raise ValueError(
+                f"{name} is an array of shape {item.shape}; it must be (H, W, 3), or (B, H, W, 3)"
+            )
+        pixels = pixels.permute(2, 0, 1)
+    elif pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise ValueError(
+            f"{name} is a tensor of shape {tuple(item.shape)}; it must be (3, H, W), or "
+            "(B, 3, H, W): the channels come first"
+        )
+    _check_size(*pixels.shape[1:], size, name)
+    return pixels[None]
+
+
+def _mask(item, size: int, name: str) -> Tensor:
+    if isinstance(item, Image.Image):
+        _check_size(item.height, item.width, size, name)
+        mask = torch.from_numpy(np.array(item.convert("L"))).float() / 255
+    else:
+        mask = _tensor(item)
+        mask = mask.float() if mask.dtype == torch.bool else _floats(item, name)
+        if mask.ndim == 3:
+            # (3, H, W) could be one mask in colour or three masks: neither is guessed.
+            channel = 0 if len(mask) == 1 else -1
+            if mask.shape[channel] != 1:
+                raise ValueError(
+                    f"{name} has shape {tuple(item.shape)}; a mask has one channel, or none: give "
+                    "several as a list or as (B, 1, H, W), and one in colour as its mean over the "
+                    "channels"
+                )
+            mask = mask.squeeze(channel)
+        if mask.ndim != 2:
+            raise ValueError(
+                f"{name} has shape {tuple(item.shape)}; it must be (H, W), or a list of that"
+            )
+        _check_size(*mask.shape, size, name)
+    return (mask >= 0.5).float()[None, None]
+
+
+def _tensor(item: np.ndarray | Tensor) -> Tensor:
+    """On the CPU. Arrays are copied: torch takes none that is mirrored, as in `array[:, ::-1]`."""
+    return torch.from_numpy(item.copy()) if isinstance(item, np.ndarray) else item.detach().cpu()
+
+
+def _floats(item: np.ndarray | Tensor, name: str) -> Tensor:
+    pixels = _tensor(item)
+    if not pixels.is_floating_point():
+        raise ValueError(
+            f"{name} has the type {item.dtype}; arrays and tensors must be floats in [0, 1]: "
+            "divide by 255, or give PIL images"
+        )
+    pixels = pixels.float()
+    if not pixels.isfinite().all():
+        raise ValueError(f"{name} has NaN or infinite values; it must lie in [0, 1]")
+    if pixels.numel() and (pixels.min() < 0 or pixels.max() > 1):
+        raise ValueError(
+            f"{name} has values from {pixels.min():.3g} to {pixels.max():.3g}; it must lie in "
+            "[0, 1]: divide 0..255 by 255, map [-1, 1] by x / 2 + 0.5"
+        )
+    return pixels
+
+
+def _check_size(height: int, width: int, size: int, name: str) -> None:
+    if (height, width) != (size, size):
+        raise ValueError(
+            f"{name} is {width}x{height} pixels; this model takes {size}x{size}: resize it, for a "
+            f"PIL image with {name}.resize(({size}, {size}))"
+        )
+
+
+def _label(item, classes: Sequence[str], name: str) -> int:
+    if item is None:
+        return -1
+    if not classes:
+        raise ValueError(f"{name} is {item!r}; this model has no classes: leave it out")
+    if isinstance(item, str):
+        if item not in classes:
+            raise ValueError(f"{name} is {item!r}; this model knows {', '.join(classes)}")
+        return list(classes).index(item)
+    is_index = isinstance(item, numbers.Integral) and not isinstance(item, bool)
+    if not is_index or not 0 <= item < len(classes):
+        raise ValueError(
+            f"{name} is {item!r}; it must be a class name, a number from 0 to {len(classes) - 1}, "
+            "or None"
+        )
+    return int(item)
+
+
+# --------------------------------------------------------------------------------------------------
+# source.py
+#
+# The text of this file, for saving the model again.
+# --------------------------------------------------------------------------------------------------
+
+
+def _own_text() -> str:
+    """Reads this file, which another load may be copying at this moment, up to its last line."""
+    for _ in range(100):
+        text = Path(__file__).read_text(encoding="utf-8")
+        if text.endswith("# The end.\n"):
+            break
+        time.sleep(0.01)
+    return text
+
+
+SOURCE = _own_text()
+
+
+def source() -> str:
+    """The text of this file."""
+    return SOURCE
+
+
+# --------------------------------------------------------------------------------------------------
+# loading.py
+#
+# Saving a pipeline as a folder that needs nothing beside it, and checking what was loaded.
+# --------------------------------------------------------------------------------------------------
+
+
+TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+# What the libraries note when they load: where from, which is nobody else's business.
+LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only")
+WORDS = "_vocabulary"  # in unet/config.json: the words the weights were trained with
+CARD = "README.md"
+AGAIN = "download or save the model again"
+SHARD = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a part of the weights
+
+
+class SelfContained:
+    """A pipeline whose folders and repositories load where its package is not installed.
+
+    It goes before `DiffusionPipeline` among the bases of the pipeline's class.
+    """
+
+    @classmethod
+    def module_name(cls) -> str:
+        """The name of the file with the code. A digest keeps those of two versions apart."""
+        return f"pipeline_{hashlib.sha256(source().encode()).hexdigest()[:8]}"
+
+    @classmethod
+    def code_files(cls) -> dict[str, str]:
+        """File name -> text of the code in an exported folder.
+
+        All code is in the first file. pipeline.py is where diffusers looks for the class that
+        `custom_pipeline="user/model"` asks for.
+        """
+        module = cls.module_name()
+        entry = (
+            f'"""The code is in {module}.py."""\n\nfrom .{module} import {cls.__name__}  # noqa\n'
+        )
+        return {f"{module}.py": source(), "pipeline.py": entry}
+
+    def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
+        """As in diffusers, in safetensors only.
+
+        Raises:
+            ValueError: safe_serialization is False.
+        """
+        if not safe_serialization:
+            raise ValueError(
+                "safe_serialization is False; weights are saved as safetensors only, because a "
+                "pickle can run code where it is loaded"
+            )
+        # diffusers makes the name of a repository of it, which a Path doesn't let it do.
+        return super().save_pretrained(str(save_directory), True, *args, **kwargs)
+
+    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Writes model_index.json and the source files; `save_pretrained` calls it last."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob("pipeline_????????.py"):  # of another version
+            file.unlink()
+        for name, text in self.code_files().items():
+            (folder / name).write_text(text, encoding="utf-8")
+        changes = {
+            # transformers 5 writes a class name that 4.x doesn't know.
+            "tokenizer": {"tokenizer_class": TOKENIZER_CLASS},
+            "unet": {WORDS: self.tokenizer.get_vocab()},
+        }
+        for name in self.components:
+            for file in (folder / name).glob("*config.json"):
+                text = tidy(file.read_text(encoding="utf-8"), changes.get(name, {}))
+                file.write_text(text, encoding="utf-8")
+        # transformers 4 repeats here what the file above says, in other words after a loading.
+        (folder / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
+        # diffusers writes another card over this one before it uploads.
+        card = folder / CARD
+        self._card = card.read_text(encoding="utf-8") if card.is_file() else None
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _upload_folder(self, working_dir, *args, **kwargs):
+        if self._card is not None:
+            Path(working_dir, CARD).write_text(self._card, encoding="utf-8")
+        return super()._upload_folder(working_dir, *args, **kwargs)
+
+    def to_json_string(self) -> str:
+        """The text of model_index.json, with the class named as a file of the folder has it."""
+        changes = {
+            "_class_name": [self.module_name(), type(self).__name__],
+            "tokenizer": ["transformers", TOKENIZER_CLASS],
+        }
+        return tidy(super().to_json_string(), changes)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file, **kwargs):
+        # The installed class is the class: it needs no file of the folder, and no trust in one.
+        index = super()._dict_from_json_file(json_file, **kwargs)
+        if isinstance(index.get("_class_name"), list):
+            index["_class_name"] = index["_class_name"][-1]
+        return index
+
+    def register_to_config(self, **kwargs):
+        # `from_pretrained` notes where everything came from when everything is loaded.
+        if "_name_or_path" in kwargs:
+            check_loaded(self.unet, self.tokenizer)
+        super().register_to_config(**kwargs)
+
+
+def tidy(text: str, changes: dict) -> str:
+    """A configuration in JSON with some entries changed, and without the traces of a loading."""
+    table = {key: value for key, value in json.loads(text).items() if key not in LOADING_TRACES}
+    return json.dumps(table | changes, indent=2, sort_keys=True) + "\n"
+
+
+def check_loaded(unet, tokenizer) -> None:
+    """Compares a loaded UNet with the files it was loaded from, and with its tokenizer.
+
+    diffusers only warns of a tensor that is missing, and makes one up.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected, of another shape or not finite; the weights
+            aren't safetensors; or they were trained with other words.
+    """
+    state, folder = unet.state_dict(), Path(unet.config.get("_name_or_path") or "unknown folder")
+    if folder.is_dir():
+        shapes = {name: list(tensor.shape) for name, tensor in state.items()}
+        for file, found in _saved_shapes(folder).items():
+            _compare(file, found, shapes)
+    for name, tensor in state.items():
+        if tensor.is_meta or not tensor.isfinite().all():
+            what = "no value" if tensor.is_meta else "NaN or infinite values"
+            raise ValueError(f"{folder}: {name} has {what} after loading; {AGAIN}")
+    trained, words = unet.config.get(WORDS), tokenizer.get_vocab()
+    if trained is not None and trained != words:
+        moved = sorted(w for w in {*trained, *words} if trained.get(w) != words.get(w))
+        raise ValueError(
+            f"{folder.with_name('tokenizer') / 'tokenizer.json'} is of another model than "
+            f"{folder}: they differ in the ids of {', '.join(moved[:8])}; {AGAIN}"
+        )
+
+
+def _saved_shapes(folder: Path) -> dict[Path, dict[str, list[int]]]:
+    """Each file of weights -> tensor -> shape; a file in parts is named without its part."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found.setdefault(file.with_name(SHARD.sub("", file.name)), {}).update(_shapes(file))
+    if not found:
+        others = sorted(file.name for file in folder.glob("*.bin"))
+        raise ValueError(
+            f"{folder} has no weights as safetensors, only {', '.join(others) or 'other files'}; "
+            "save them again with `save_pretrained`"
+        )
+    return found
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """Tensor -> shape of a safetensors file: 8 bytes of length, a table in JSON, then the data."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        text = stream.read(length) if length <= size - 8 else b""
+    try:
+        table = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        data = max((entry["data_offsets"][1] for entry in table.values()), default=0)
+        shapes = {name: entry["shape"] for name, entry in table.items()}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not a whole safetensors file; {AGAIN}") from error
+    if size != 8 + length + data:
+        raise ValueError(f"{file} has {size} bytes of {8 + length + data}; {AGAIN}")
+    return shapes
+
+
+def _compare(file: Path, found: dict, expected: dict) -> None:
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected)
+    other = [name for name in expected if name in found and found[name] != expected[name]]
+    for kind, names in (("lacks", missing), ("has the unexpected", unexpected)):
+        if names:
+            raise ValueError(
+                f"{file} {kind} {', '.join(names[:4])}"
+                f"{f' and {len(names) - 4} more' if len(names) > 4 else ''}; {AGAIN}"
+            )
+    if other:
+        raise ValueError(
+            f"{file} has {other[0]} of shape {found[other[0]]}; the configuration says "
+            f"{expected[other[0]]}; {AGAIN}"
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# pipeline.py
+# --------------------------------------------------------------------------------------------------
+
+
+# Every task there is, by name. A new task is a file of its own and a line here.
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Generate(),
+        Inpaint(),
+        Edit(),
+        Colorize(),
+    )
+}
+
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a user gave, one entry a sample.
+
+    Attributes:
+        image: (B, 3, H, W) in [0, 1]. mask: (B, 1, H, W) in {0, 1}. label: (B,), -1 for none.
+        strength: (B,) in [0, 1], NaN for none.
+    """
+
+    image: Tensor
+    mask: Tensor
+    label: Tensor
+    strength: Tensor
+
+    def repeat(self, times: int) -> "Source":
+        return Source(*(getattr(self, f.name).repeat_interleave(times, 0) for f in fields(self)))
+
+    def to(self, device: torch.device) -> "Source":
+        return Source(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+class MultiTaskPipeline(SelfContained, DiffusionPipeline):
+    """One small UNet that synthesises, inpaints and edits.
+
+    Args:
+        unet: takes `denoiser.CHANNELS` channels and one-hot tokens.
+        tokenizer: its vocabulary says which tasks and classes the model has learned.
+        scheduler: `EDMDPMSolverMultistepScheduler` or `EDMEulerScheduler`.
+    """
+
+    model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012, the name and type are diffusers'
+
+    def __init__(self, unet: UNet2DConditionModel, tokenizer, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, tokenizer=tokenizer, scheduler=scheduler)
+        self.vocabulary = Vocabulary.of(tokenizer.get_vocab())
+        if self.vocabulary.size != unet.config.encoder_hid_dim:
+            raise ValueError(
+                f"the tokenizer has {self.vocabulary.size} words and the unet takes "
+                f"{unet.config.encoder_hid_dim}; they must be from one model: compare "
+                "tokenizer/tokenizer.json with encoder_hid_dim in unet/config.json"
+            )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that this model has learned."""
+        return tuple(name for name in TASKS if name in self.vocabulary.tasks)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers."""
+        return tuple(self.vocabulary.classes)
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images in pixels."""
+        return self.unet.config.sample_size
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def image_guidance_scale(self) -> float:
+        return self._image_guidance_scale
+
+    @property
+    def guidance_interval(self) -> tuple[float, float]:
+        return self._guidance_interval
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        task: str = "generate",
+        class_label: str | int | list | None = None,
+        image=None,
+        mask_image=None,
+        strength: float | list[float] | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        num_inference_steps: int = 18,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006, diffusers' own
+    ) -> ImagePipelineOutput | tuple:
+        """Draws images. A class, image, mask or strength may be a list, one entry a sample.
+
+        Args:
+            task: one of `pipe.tasks`.
+            class_label: a class's name or number, None for no class.
+            image: the source, `pipe.size` pixels square: PIL, or floats in [0, 1] as an array
+                (H, W, 3) or a tensor (3, H, W), or a batch or a list of these.
+            mask_image: white (1) is repainted, black (0) is kept, byte for byte.
+            strength: how much of the source is hidden, from 0 (nothing: the source comes back) to
+                1 (everything). None: the task's default.
+            guidance_scale: how much more the class counts; 1 is off. None: the task's default.
+            image_guidance_scale: how much more the source counts; 1 is off.
+            guidance_interval: the lowest and the highest noise level (sigma, both included) where
+                guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
+                None: everywhere. Source: Kynkäänniemi et al. 2024, arXiv:2404.07724.
+            num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches.
+            num_images_per_prompt: images for each sample.
+            generator: one, or one for each image.
+            latents: (images, 3, size, size) standard normal, instead of drawing them.
+            output_type: "pil"; "np" (B, H, W, 3) or "pt" (B, 3, H, W), floats in [0, 1]; or
+                "latent", (B, 3, H, W) in about [-1, 1], not clipped.
+            callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; it may
+                return a dict with other latents.
+
+        Raises:
+            ValueError: an argument is out of its range, or one that the task doesn't take.
+        """
+        self._check_task(
+            task,
+            image=image,
+            mask_image=mask_image,
+            class_label=class_label,
+            strength=strength,
+            image_guidance_scale=image_guidance_scale,
+        )
+        if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
+            raise ValueError(
+                f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}"
+            )
+        self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        spec = TASKS[task]
+        strength = spec.default_strength if strength is None else strength
+        guidance = spec.default_guidance_scale if guidance_scale is None else guidance_scale
+        image_guidance = 1.0 if image_guidance_scale is None else image_guidance_scale
+        self._guidance_scale = read_number(guidance, 0, math.inf, "guidance_scale")
+        self._image_guidance_scale = read_number(
+            image_guidance, 0, math.inf, "image_guidance_scale"
+        )
+        self._guidance_interval = read_interval(guidance_interval, "guidance_interval")
+        steps = read_count(num_inference_steps, "num_inference_steps")
+        device = self._execution_device
+
+        source = self._read_source(spec, class_label, image, mask_image, strength)
+        source = source.repeat(read_count(num_images_per_prompt, "num_images_per_prompt"))
+        source = source.to(device)
+        noise = self._read_latents(latents, generator, len(source.image))
+        # Only a task that degrades its source needs noise of its own: draw it after the latents.
+        own_noise = randn_tensor(noise.shape, generator, device, torch.float32)
+        known = 2 * source.image - 1
+        hint = spec.condition(known, source.mask, source.strength, own_noise)
+        conditioning = tell(hint, spec, source.label, self.vocabulary)
+
+        latents = self._denoise(
+            known,
+            noise,
+            conditioning,
+            steps,
+            generator,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        self.maybe_free_model_hooks()
+        images = _finish(latents, conditioning.mask, source.image, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _denoise(
+        self,
+        known: Tensor,
+        noise: Tensor,
+        conditioning: Conditioning,
+        steps: int,
+        generator,
+        callback: Callable | None,
+        callback_inputs: list[str],
+    ) -> Tensor:
+        """Solves the probability-flow ODE from sigma_max to 0, known pixels exact at every step.
+
+        Args:
+            known: (B, 3, H, W) in [-1, 1], what stands where the mask is 0.
+            noise: (B, 3, H, W) standard normal.
+
+        Returns:
+            (B, 3, H, W) float32.
+        """
+        scheduler = self.scheduler
+        scheduler.set_timesteps(steps, device=known.device)
+        scheduler.set_begin_index(0)
+        scheduler.is_scale_input_called = True  # `predict` does it; EDMEulerScheduler would warn
+        sigmas = scheduler.sigmas.tolist()
+        low, high = self.guidance_interval
+        slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
+        guided = [low / slack <= sigma <= high * slack for sigma in sigmas]
+        self._num_timesteps = len(scheduler.timesteps)
+        hole = conditioning.mask > 0
+        x = torch.where(hole, 0.0, known) + sigmas[0] * noise
+        with self.progress_bar(total=self._num_timesteps) as progress:
+            for i, timestep in enumerate(scheduler.timesteps):
+                F = predict_guided(
+                    self.unet,
+                    scheduler,
+                    x,
+                    torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device),
+                    conditioning,
+                    self.vocabulary.null,
+                    self.guidance_scale if guided[i] else 1.0,
+                    self.image_guidance_scale if guided[i] else 1.0,
+                )
+                x = scheduler.step(F, timestep, x, generator=generator).prev_sample
+                x = torch.where(hole, x, known + sigmas[i + 1] * noise)
+                if callback is not None:
+                    tensors = {name: {"latents": x}[name] for name in callback_inputs}
+                    x = _replaced(x, callback(self, i, timestep, tensors))
+                progress.update()
+        return x
+
+    def _check_task(self, task: str, **arguments) -> None:
+        """Refuses a task the model has not learned, and arguments that don't fit the task."""
+        if not isinstance(task, str) or task not in self.tasks:
+            untrained = f"; {task} is a task, but this model has not learned it"
+            raise ValueError(
+                f"task is {task!r}; this model knows {', '.join(self.tasks)}"
+                + (untrained if isinstance(task, str) and task in TASKS else "")
+            )
+        spec = TASKS[task]
+        given = {name for name, value in arguments.items() if value is not None}
+        if missing := spec.required - given:
+            raise ValueError(f"task {task!r} needs {', '.join(sorted(missing))}; give it too")
+        if strangers := given - spec.required - spec.optional:
+            takes = ", ".join(sorted(spec.required | spec.optional))
+            raise ValueError(
+                f"task {task!r} takes no {', '.join(sorted(strangers))}; it takes {takes}"
+            )
+
+    def _check_callback(self, callback: Callable | None, inputs: list[str]) -> None:
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback_on_step_end is {callback!r}; it must be a function or None")
+        known = self._callback_tensor_inputs
+        if not isinstance(inputs, list | tuple) or any(name not in known for name in inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs is {inputs!r}; it must be a list, and may "
+                f"have {', '.join(known)}"
+            )
+
+    def _read_source(self, spec: Task, class_label, image, mask_image, strength) -> "Source":
+        """The arguments as tensors of one length; without a source it is zeros, all a hole."""
+        parts = {
+            "class_label": read_labels(class_label, self.class_names),
+            "strength": torch.tensor([strength])
+            if strength is spec.default_strength
+            else read_numbers(strength, 0, 1, "strength"),
+        }
+        if "class_label" in spec.required and (parts["class_label"] < 0).any():
+            raise ValueError(f"class_label has None in it; task {spec.name!r} needs a class")
+        if image is not None:
+            parts["image"] = read_images(image, self.size)
+        if mask_image is not None:
+            parts["mask_image"] = read_masks(mask_image, self.size)
+        parts.setdefault("image", torch.zeros(1, 3, self.size, self.size))
+        parts.setdefault("mask_image", torch.ones(1, 1, self.size, self.size))
+        parts = repeat_to_batch(parts)
+        return Source(parts["image"], parts["mask_image"], parts["class_label"], parts["strength"])
+
+    def _read_latents(self, latents: Tensor | None, generator, count: int) -> Tensor:
+        """(count, 3, size, size) standard normal in float32, whatever the precision of the unet."""
+        shape = (count, 3, self.size, self.size)
+        each = generator if isinstance(generator, list) else [generator] * count
+        if len(each) != count:
+            raise ValueError(
+                f"generator has {len(each)} entries for {count} images; give one, or one each"
+            )
+        if generator is not None and not all(isinstance(item, torch.Generator) for item in each):
+            raise ValueError(
+                f"generator is {generator!r}; it must be a torch.Generator or a list of them, "
+                "such as torch.Generator().manual_seed(0)"
+            )
+        # Drawn even where they are given: the task's own noise comes next, and must stay the same.
+        drawn = randn_tensor(shape, generator, self._execution_device, torch.float32)
+        if latents is None:
+            return drawn
+        found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        if found != shape or not (latents.is_floating_point() and latents.isfinite().all()):
+            raise ValueError(
+                f"latents are {found}; they must be a tensor of shape {shape}, of finite floats"
+            )
+        return latents.to(self._execution_device, torch.float32)
+
+
+def _finish(latents: Tensor, mask: Tensor, source: Tensor, output_type: str):
+    """Images of the kind asked for. Where the mask is 0 the source stands, in [0, 1] as it came."""
+    if output_type == "latent":
+        return latents
+    images = torch.where(mask > 0, (latents / 2 + 0.5).clamp(0, 1), source)
+    if output_type != "pt":
+        images = VaeImageProcessor.pt_to_numpy(images)
+    return VaeImageProcessor.numpy_to_pil(images) if output_type == "pil" else images
+
+
+def _replaced(latents: Tensor, answer: dict | None) -> Tensor:
+    """The latents, or those that a callback returned in place of them."""
+    if answer is None:
+        return latents
+    new = answer.get("latents", latents) if isinstance(answer, dict) else None
+    if not isinstance(new, Tensor) or new.shape != latents.shape:
+        raise ValueError(
+            "callback_on_step_end returned neither None nor a dict whose latents have the shape "
+            f"{tuple(latents.shape)}"
+        )
+    return new.to(latents)
+
+
+# diffusers runs this file again, in the same module, for each pipeline that it loads. What the
+# first run defined stays, so that pipelines that were loaded earlier can still be pickled.
+_first = globals().get("_FIRST_RUN")
+if _first is not None and _first["SOURCE"] == SOURCE:
+    globals().update(_first)
+else:
+    _FIRST_RUN = dict(globals())
+# The end.

@@ -1,0 +1,43 @@
+"""Links between the pages lead somewhere, and what docs/design.md names is there."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of the headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]*)\)", page.read_text(encoding="utf-8"))
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if "://" in path or path.startswith("$"):
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_tree_of_the_design_is_that_of_the_package():
+    design = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    for path in (ROOT / "mtl_diffusion").glob("*/__init__.py"):
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("\n")[0]
+        assert re.search(rf"^ +{path.parent.name}/ +{re.escape(said)}$", design, re.M), said
+
+
+def test_files_that_the_design_names_are_there():
+    design = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\d+\. `(\w+/\w+\.py|train\.py)`", design, re.M)
+    assert len(named) == 13
+    assert all((ROOT / "mtl_diffusion" / name).exists() for name in named)

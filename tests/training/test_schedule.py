@@ -1,0 +1,60 @@
+"""The schedule that can be lengthened, and the weight of the perceptual loss."""
+
+from dataclasses import replace
+
+import pytest
+
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.training.schedule import (
+    decay_start,
+    learning_rate,
+    lengthening_steps,
+    perceptual_weight,
+)
+
+CONFIG = TrainConfig(
+    max_train_steps=1000,
+    learning_rate=2e-3,
+    lr_warmup_steps=40,
+    lr_scheduler="warmup_stable_decay",
+    lr_decay=0.2,
+    total_batch_size=10,
+)
+
+
+def test_warm_up_plateau_and_decay():
+    rates = [learning_rate(CONFIG, step) for step in range(1001)]
+    assert rates[:40] == pytest.approx([2e-3 * (step + 1) / 40 for step in range(40)])
+    assert set(rates[40:801]) == {2e-3}
+    assert rates[801:] == pytest.approx([2e-3 * (1000 - step) / 200 for step in range(801, 1001)])
+
+
+def test_a_longer_run_takes_the_same_steps_up_to_the_decay():
+    longer = replace(CONFIG, max_train_steps=3000)
+    assert decay_start(CONFIG) == 800 and lengthening_steps(CONFIG) == (800,)
+    for step in range(800):
+        assert learning_rate(longer, step) == learning_rate(CONFIG, step)
+    assert learning_rate(longer, 2400) == 2e-3 and learning_rate(longer, 2700) == 1e-3
+
+
+@pytest.mark.parametrize("decay", [0.001, 0.3, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_shortest_runs_have_a_rate(decay, steps):
+    config = replace(CONFIG, max_train_steps=steps, lr_warmup_steps=0.5, lr_decay=decay)
+    assert all(0 < learning_rate(config, step) <= 2e-3 for step in range(steps))
+
+
+def test_the_other_schedules_have_no_checkpoint_to_keep():
+    assert lengthening_steps(replace(CONFIG, lr_scheduler="cosine")) == ()
+
+
+@pytest.mark.parametrize("length", [0.4, 4000.0])
+def test_the_perceptual_loss_is_full_for_one_half_and_fades_over_the_other(length):
+    config = replace(CONFIG, perceptual_weight=2.0, perceptual_images=length)
+    weights = [perceptual_weight(config, step) for step in (0, 199, 200, 300, 350, 400, 999)]
+    assert weights == pytest.approx([2, 2, 2, 1, 0.5, 0, 0])
+
+
+def test_no_perceptual_loss():
+    assert perceptual_weight(CONFIG, 0) == 0
+    assert perceptual_weight(replace(CONFIG, perceptual_weight=1.0, perceptual_images=0.0), 5) == 0
