@@ -91,8 +91,8 @@ def export(run: Run) -> Path:
 def write(
     trained: Trained,
     target: Path,
-    *,
     repository: str | None = None,
+    *,
     metrics: Mapping[str, Any] | None = None,
     pictures: bool | None = None,
     half: bool = False,

@@ -14,3 +14,8 @@ def on_hub(name: str) -> bool:
     """
     is_path = name.startswith((".", "/", "~")) or Path(name).expanduser().exists()
     return not is_path and _ON_HUB.fullmatch(name) is not None
+
+
+def public(name: str) -> str:
+    """A name on the Hub as it is, and the last part of a path: where it lies is not published."""
+    return name if on_hub(name) else Path(name).name

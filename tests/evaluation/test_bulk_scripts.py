@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from mtl_diffusion.classifiers.classifier import train_classifier
+from mtl_diffusion.classifiers.training import train_classifier
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data.images import load_images
 from mtl_diffusion.publishing.card import Trained
@@ -145,8 +145,8 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(work, build_pipe, t
 
 def test_a_part_that_a_pipeline_cannot_have_is_refused(work):
     done, _ = evaluated(work, ONE, "refused", "--parts", "generate", "dance")
-    assert done.returncode == 1
-    assert "parts has dance; this pipeline can have generate, likelihood" in done.stderr
+    assert done.returncode == 2
+    assert "parts: found dance; this pipeline can have generate, likelihood" in done.stderr
 
 
 def sampled(work, launcher, name, *more):
@@ -175,4 +175,4 @@ def test_samples_are_the_same_by_one_process_and_by_two(work):
     assert (work / "s1" / "00000.png").stat().st_mtime_ns == kept
 
     other = sampled(work, ONE, "s1", "--seed", 1)
-    assert other.returncode == 1 and "holds images of other settings (seed)" in other.stderr
+    assert other.returncode == 2 and "holds images of other settings (seed)" in other.stderr
