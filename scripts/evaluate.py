@@ -1,51 +1,6 @@
-"""The scorecard of an exported pipeline: metrics.json, plots and pictures.
+"""`python scripts/evaluate.py` is the command `mtl-diffusion evaluate`."""
 
-    python scripts/evaluate.py --preset smoke --pipeline runs/quickstart/pipeline \\
-        --classifier runs/quickstart/classifier --output_dir runs/quickstart/scores
-
-Run again, it goes on where it was interrupted. Under `accelerate launch` all processes draw. The
-presets are smoke (minutes on two cores), standard (10,000 samples) and full (50,000); every flag
-below beats the preset. Some of the pictures show images of the dataset.
-"""
-
-import json
-import sys
-
-from mtl_diffusion.evaluation.settings import read_flags
-from mtl_diffusion.tools import flags
-
-
-def main() -> None:
-    args, settings = read_flags(__doc__)
-
-    # After parsing: torch takes seconds to import, and --help needs none of it.
-    from accelerate import Accelerator
-
-    from mtl_diffusion.classifiers.classifier import Classifier
-    from mtl_diffusion.data.images import load_splits
-    from mtl_diffusion.evaluation.evaluate import below, context, write_scorecard
-    from mtl_diffusion.evaluation.features import feature_space
-    from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
-
-    with flags.refusals():
-        accelerator = Accelerator(cpu=args.device == "cpu")
-        device = args.device or accelerator.device
-        pipe = MultiTaskPipeline.from_pretrained(args.pipeline, revision=args.revision).to(device)
-        pipe.set_progress_bar_config(disable=True)
-        classifier = Classifier.load(args.classifier, device)
-        space = feature_space(args.feature_space or args.classifier, device)
-        with accelerator.main_process_first():  # the first one decodes, the others read its cache
-            train, test = load_splits(args, pipe.size)
-        cache = args.output_dir / "features"
-        given = context(pipe, classifier, space, train, test, settings, cache)
-        metrics = write_scorecard(given, args.parts, args.output_dir, args, flags.command())
-    if metrics is None:
-        return
-    print(json.dumps(metrics["summary"], indent=2))
-    print(f"All of it is in {args.output_dir}: metrics.json, plots and pictures")
-    if args.at_least is not None and (poor := below(metrics, args.at_least)):
-        sys.exit(f"class accuracy is below {args.at_least} in {', '.join(poor)}")
-
+from mtl_diffusion.commands.evaluate import main
 
 if __name__ == "__main__":
     main()

@@ -1,52 +1,6 @@
-"""Train: python scripts/train.py --config configs/quickstart.yaml [--field value ...]
+"""`python scripts/train.py` is the command `mtl-diffusion train`."""
 
-Exit codes: 0 finished; 2 refused before anything was trained; 75 stopped after a checkpoint, run it
-again to go on; 1 failed.
-"""
-
-import signal
-import sys
-
-from mtl_diffusion.launch.stop import (  # first: it notes which process launched this one
-    REFUSED,
-    SIGNALS,
-    STOPPED,
-)
-
-# isort: split
-from mtl_diffusion.config import ConfigError
-from mtl_diffusion.config.command_line import parse
-
-
-def main() -> None:
-    try:
-        config = parse()
-    except ConfigError as error:
-        refuse(error)
-
-    # After parsing: torch takes seconds to import, and --help and mistakes need none of it.
-    from mtl_diffusion.checkpoints.store import CheckpointError
-    from mtl_diffusion.publishing.upload import UploadError
-    from mtl_diffusion.train import train
-
-    try:
-        train(config)
-    except (ConfigError, CheckpointError) as error:
-        refuse(error)
-    except UploadError as error:
-        sys.exit(str(error))
-    except SystemExit as stop:
-        if stop.code == STOPPED:
-            # All is saved. What launchers send after the first signal mustn't change the code.
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
-        raise
-
-
-def refuse(error: ValueError) -> None:
-    print(error, file=sys.stderr)
-    sys.exit(REFUSED)
-
+from mtl_diffusion.commands.train import main
 
 if __name__ == "__main__":
     main()

@@ -36,8 +36,10 @@ def test_the_tree_of_the_design_is_that_of_the_package():
         assert re.search(rf"^ +{path.parent.name}/ +{re.escape(said)}$", design, re.M), said
 
 
-def test_files_that_the_design_names_are_there():
+def test_files_on_the_way_of_an_image_are_there():
     design = (ROOT / "docs/design.md").read_text(encoding="utf-8")
-    named = re.findall(r"^\d+\. `(\w+/\w+\.py|train\.py)`", design, re.M)
-    assert len(named) == 13
-    assert all((ROOT / "mtl_diffusion" / name).exists() for name in named)
+    package = ROOT / "mtl_diffusion"
+    named = re.findall(r"^\d+\. `([\w/]+\.py)`", design, re.M)
+    assert len(named) > 10
+    for name in named:  # the second list is of files in pipeline/
+        assert (package / name).exists() or (package / "pipeline" / name).exists(), name

@@ -67,11 +67,16 @@ def at_import(path: Path) -> set[str]:
 
 
 def reached(path: Path, of=at_import) -> set[str]:
-    """Every module that importing a file imports, through ours; with `of` imports, ever."""
+    """Every module that importing a file imports, through ours; with `of` imports, ever.
+
+    What the package exports at its top is not followed: that is for users.
+    """
     todo, found = [path], set()
     while todo:
         for name in of(todo.pop()) - found:
             found.add(name)
+            if name == "mtl_diffusion":
+                continue
             for file in (
                 PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py"),
                 PACKAGE.parent.joinpath(*name.split("."), "__init__.py"),
@@ -143,16 +148,16 @@ def test_settings_do_not_wait_for_torch(path):
 
 # Folder: what none of its files may reach, when it is imported or later.
 WALLS = {
-    "classifiers": {"training", "train", "checkpoints", "launch", "publishing", "evaluation"},
-    "data": {"training", "train", "checkpoints", "launch", "publishing", "config"},
-    "pipeline": {"config", "data", "training", "train", "tools"},
-    "training": {"train", "checkpoints", "launch", "publishing", "evaluation"},
-    "checkpoints": {"train", "launch", "publishing", "evaluation"},
-    "launch": {"train", "evaluation"},
-    "publishing": {"train", "launch", "evaluation"},
-    "evaluation": {"training", "train", "checkpoints", "launch", "publishing", "config"},
-    "pictures": {"config", "data", "training", "train", "evaluation"},
-    "tools": {"config", "data", "pipeline", "training", "train", "launch", "pictures"},
+    "classifiers": {"training", "loop", "checkpoints", "launch", "publishing", "evaluation"},
+    "data": {"training", "loop", "checkpoints", "launch", "publishing", "config"},
+    "pipeline": {"config", "data", "training", "loop", "tools"},
+    "training": {"loop", "checkpoints", "launch", "publishing", "evaluation"},
+    "checkpoints": {"loop", "launch", "publishing", "evaluation"},
+    "launch": {"loop", "evaluation"},
+    "publishing": {"loop", "launch", "evaluation"},
+    "evaluation": {"training", "loop", "checkpoints", "launch", "publishing", "config"},
+    "pictures": {"config", "data", "training", "loop", "evaluation"},
+    "tools": {"config", "data", "pipeline", "training", "loop", "launch", "pictures"},
 }
 
 
@@ -173,7 +178,8 @@ def test_the_walls_see_what_is_reached():
 
 
 def test_the_root_holds_the_loop_and_folders():
-    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "train.py"}
+    files = {"__init__.py", "__main__.py", "loop.py", "train.py"}
+    assert {path.name for path in PACKAGE.glob("*.py")} == files
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/__init__.py")), ids=ids)
@@ -182,9 +188,27 @@ def test_a_folder_says_its_one_job(path):
     assert said and said.partition("\n")[0].endswith(".")
 
 
-def test_only_its_script_and_the_benchmark_import_the_loop():
-    importers = [ids(path) for path in EVERYWHERE if "mtl_diffusion.train" in imports(path)]
-    assert importers == ["mtl_diffusion/benchmark/steps.py", "scripts/train.py"]
+def test_only_its_command_and_the_benchmark_import_the_loop():
+    importers = [ids(path) for path in EVERYWHERE if "mtl_diffusion.loop" in imports(path)]
+    importers.remove("mtl_diffusion/__init__.py")
+    assert importers == ["mtl_diffusion/benchmark/steps.py", "mtl_diffusion/commands/train.py"]
+
+
+def test_the_package_takes_nothing_from_its_own_top_but_the_version():
+    taken = {
+        alias.name
+        for path in OURS
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ImportFrom)
+        and (node.module == "mtl_diffusion" or (node.level == 2 and node.module is None))
+        for alias in node.names
+    }
+    assert taken == {"__version__", "loop"}
+
+
+def test_only_scripts_and_the_command_line_import_commands():
+    importers = {path for path in OURS if any("diffusion.commands." in n for n in imports(path))}
+    assert importers == {PACKAGE / "train.py"}
 
 
 def test_nothing_of_the_package_imports_a_script_or_a_test():

@@ -23,7 +23,7 @@ from diffusers import (
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..pipeline.denoiser import Conditioning, predict, tell
+from ..pipeline.denoiser import Conditioning, build_conditioning, predict
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..tools.rng import generator
 from .measure import Spread, interleaved, seconds
@@ -138,7 +138,7 @@ class Sampler:
             torch.zeros_like(noise),
         )
         labels = torch.tensor(self.labels, device=noise.device)
-        return tell(hint, task, labels, self.pipe.vocabulary)
+        return build_conditioning(hint, task, labels, self.pipe.vocabulary)
 
 
 def evaluations_for(points: Sequence[Point], distance: float) -> float | None:

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 
-from .. import train as loop
+from .. import loop
 from ..data.loader import Loader
 from ..training.ema import EMA
 from ..training.meter import Meter

@@ -39,7 +39,7 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Classifier:
-        """Load what `save` or `scripts/train_classifier.py` wrote.
+        """Load what `save` or `mtl-diffusion train_classifier` wrote.
 
         Raises:
             ValueError: `folder` holds no classifier.
@@ -48,13 +48,13 @@ class Classifier:
         if not metrics.is_file() or not config.is_file():
             raise ValueError(
                 f"classifier: {str(folder)!r} has no config.json and metrics.json; give the"
-                " --output_dir of scripts/train_classifier.py."
+                " --output_dir of mtl-diffusion train_classifier."
             )
         kind = json.loads(config.read_text()).get("model_type")
         if kind not in MODELS:
             raise ValueError(
                 f"classifier: {str(folder)!r} is of model_type {kind!r}; allowed are"
-                f" {', '.join(MODELS)}; train one with scripts/train_classifier.py."
+                f" {', '.join(MODELS)}; train one with mtl-diffusion train_classifier."
             )
         model = MODELS[kind].from_pretrained(folder).eval().to(device)
         names = tuple(model.config.id2label[i] for i in range(model.config.num_labels))

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.images import ImageDataset
-from ..pipeline.denoiser import predict, tell
+from ..pipeline.denoiser import build_conditioning, predict
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..pipeline.task import Task
 from ..tools.rng import generator
@@ -120,7 +120,7 @@ def _gradient(
     choice = task.draw(len(images), dataset.resolution, 0.0, own)
     own_noise = torch.randn(images.shape, generator=own, device=device)
     hint = task.condition(images, choice.mask, choice.strength, own_noise)
-    told = tell(hint, task, labels, pipe.vocabulary)
+    told = build_conditioning(hint, task, labels, pipe.vocabulary)
     output = predict(pipe.unet, pipe.scheduler, images + sigma * noise, sigma, told)
     loss = denoising_loss(output, images, noise, sigma, told.mask, pipe.scheduler).mean()
     gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)

@@ -140,6 +140,7 @@ def read_labels(
     feature, values = rows.table.features[column], rows.table[column][:]
     if _is_class_label(feature):
         names = tuple(feature.names)
+        check_names(names, declared=True)
     else:
         seen = {value for part in splits.values() for value in part.unique(column)}
         classes = sorted(value for value in seen if _is_name(value))
@@ -171,10 +172,17 @@ def check_label(value: int | str | None, num_classes: int, column: str, row: str
     )
 
 
-def check_names(names: Iterable[str]) -> None:
-    """Raises a DataError where two names, of more than a letter, differ in blanks or capitals."""
+def check_names(names: Iterable[str], declared: bool = False) -> None:
+    """Raises a DataError for an empty name, and for two that differ in blanks or capitals only.
+
+    Single letters may differ in capitals, and so may names that the dataset itself declares.
+    """
     known: dict[str, str] = {}
     for name in names:
+        if not name.strip():
+            raise DataError("label_column: a class has an empty name; give it one.")
+        if declared:
+            continue
         key = name.strip().casefold() if len(name.strip()) > 1 else name.strip()
         if key in known:
             raise DataError(

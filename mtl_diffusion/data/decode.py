@@ -1,4 +1,4 @@
-"""Encoded images to square RGB pixels, and the cache of what was decoded."""
+"""Encoded images to square RGB pixels, and a cache of the decoded pixels."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .columns import DataError, Rows
 
 logger = logging.getLogger(__name__)
 
-_DECODING = 2  # raise it when decoding changes: the cache's old pixels are then not taken
+_DECODING = 2  # part of the cache's key; raise it when decoding changes
 _BATCH = 1024  # rows that are read at a time
 _PNG = b"\x89PNG\r\n\x1a\n"
-_KEPT_CHUNKS = (b"tRNS", b"eXIf")  # of the parts that a PNG could do without
+_KEPT_CHUNKS = (b"tRNS", b"eXIf")  # optional parts of a PNG that are used here
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -78,7 +78,7 @@ class Encoded:
             raise self.fault(error) from error
 
     def fault(self, error: Exception) -> DataError:
-        """What to say of an image that can't be decoded."""
+        """The error for an image that can't be decoded."""
         file = f" ({self.path})" if self.path else ""
         return DataError(
             f"image_column: {self.row}{file} does not decode as an image: {error};"
@@ -96,7 +96,7 @@ class Decoder:
 
     Args:
         resolution: side in pixels.
-        threads: how many decode.
+        threads: number of threads that decode.
     """
 
     def __init__(self, resolution: int, threads: int):
@@ -148,7 +148,8 @@ def _shares(images: Sequence[Encoded], count: int) -> list[Sequence[Encoded]]:
 def decode_rows(rows: Rows, column: str, resolution: int, threads: int) -> torch.Tensor:
     """The images of `column` as (N, 3, H, W) uint8, from the cache if these were decoded before.
 
-    The cache goes by what is stored now, which is read whole each time: decoding takes longer.
+    The key of the cache is a hash of the stored files, so they are read whole each time; that is
+    faster than decoding them.
 
     Raises:
         DataError: one can't be read or decoded, or the 16-bit images have fewer bits than that.
@@ -185,7 +186,7 @@ def _batches(rows: Rows, column: str) -> Iterator[list[Encoded]]:
 
 
 def _keep(cached: Path, images: torch.Tensor) -> None:
-    """Writes the file, whole or not at all. Without room for it, the next run decodes again."""
+    """Writes the file atomically. An error is logged: the next run then decodes again."""
     part = cached.with_name(f".{os.getpid()}-{cached.name}")
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -229,13 +230,13 @@ def decode(encoded: Encoded, resolution: int) -> tuple[Image.Image, int | None]:
 
 
 def _open(data: bytes) -> Image.Image:
-    """The first frame, read; of a damaged PNG it is enough if the pixels are whole."""
+    """The first frame, loaded. A PNG needs intact pixels only; its other parts may be damaged."""
     try:
         return _loaded(data)
     except Exception:
         if not data.startswith(_PNG):
             raise
-        # Texts that are too long for Pillow, profiles that are damaged: nobody needs them here.
+        # Pillow refuses long texts and damaged colour profiles, which are not used here.
         try:
             return _loaded(_without_extras(data))
         except Exception:
@@ -253,7 +254,7 @@ def _loaded(data: bytes) -> Image.Image:
 
 
 def _without_extras(png: bytes) -> bytes:
-    """The chunks that say what the pixels are; the others have a small first letter."""
+    """The PNG without its optional chunks, whose kinds begin with a lower-case letter."""
     chunks, start = [_PNG], len(_PNG)
     while start < len(png):
         kind = png[start + 4 : start + 8]
@@ -280,7 +281,7 @@ def _upright_rgb(image: Image.Image, data: bytes) -> tuple[Image.Image, int | No
             grey = np.where(grey == clear, 65535, grey)
         rgb = Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
     else:
-        if deep:  # Pillow has kept the upper 8 bits of a colour
+        if deep:  # Pillow keeps the upper 8 bits of each colour
             colours = image.convert("RGB").getextrema()
             peak = max(high for _, high in colours) * 256 + 255
         rgb = _over_white(image)
@@ -296,7 +297,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What EXIF's orientation asks for. Its other tags may be damaged: they aren't looked at."""
+    """The turn that EXIF's orientation asks for, or None. Other tags may be damaged."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # no orientation can be read

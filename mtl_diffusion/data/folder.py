@@ -43,7 +43,7 @@ class Folder:
         splits: split -> its rows: columns `image` (undecoded) and, where there are classes, `label`
             (a ClassLabel), or the columns of a metadata file.
         files: split -> the files, in the order of the rows.
-        ignored: words for the files that are no images, or "".
+        ignored: counts of the files that are not images, by suffix; "" if there are none.
     """
 
     splits: dict[str, datasets.Dataset]
@@ -54,14 +54,14 @@ class Folder:
 def read_folder(root: Path) -> Folder | None:
     """Lists a folder of images, or returns None if it is a folder of something else.
 
-    Links are followed, hidden files are not. Folders called train, test and the like are splits if
-    there are no others beside them; else all images are the split `train`. Below a split, the first
-    folder is the class: `cat/1.png` and `cat/indoors/2.png` are of the class cat. Images without a
-    folder have no class. A file metadata.csv, .jsonl or .parquet names its images (`file_name`,
-    relative to itself) and their columns, and then folders are no classes.
+    Links are followed; hidden files are skipped. Folders called train, test and the like are splits
+    if there are no others beside them; else all images are the split `train`. Below a split, the
+    first folder is the class: `cat/1.png` and `cat/indoors/2.png` are of the class cat. Images
+    without a folder have no class. A file metadata.csv, .jsonl or .parquet lists its images
+    (`file_name`, relative to itself) and their columns; then folders are not classes.
 
     Raises:
-        DataError: it can't be told what the folder is; each message names the files.
+        DataError: the folder is ambiguous, or metadata and images differ. The message names files.
     """
     paths = list(walk(root))
     images = [path for path in paths if path.suffix.lower() in _IMAGES]
@@ -101,7 +101,7 @@ def read_folder(root: Path) -> Folder | None:
 
 
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All files below a folder, sorted, through links; not what is hidden."""
+    """All files below a folder, sorted. Follows links; skips hidden files and folders."""
     real = os.path.realpath(folder)
     if real in above:
         raise DataError(f"dataset_name: {folder} is a link that leads back to {real}; remove it.")
@@ -120,15 +120,42 @@ def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def is_declared(root: Path) -> bool:
-    """Whether a README.md says by itself what the files are, as repositories of the Hub do."""
+    """Whether a README.md declares configurations of the dataset, as repositories of the Hub do."""
     card = root / "README.md"
     return card.is_file() and bool(DatasetCard.load(card).data.to_dict().get("configs"))
 
 
 def _splits(root: Path, files: list[PurePath]) -> dict[str, tuple[PurePath, list[PurePath]]]:
     """Split -> its folder below the root, and its files below that."""
-    top = PurePath()
-    # A folder that holds all the others is neither a split nor a class.
+    top, files = _unwrapped(PurePath(), files)
+    first = {file.parts[0] for file in files}
+    splits = sorted(name for name in first if name.lower() in SPLITS)
+    others = sorted(first - set(splits))
+    if not splits:
+        return {"train": (top, files)}
+    if others:
+        if len(splits) == 1 and all(len(file.parts) == 2 for file in files):
+            return {"train": (top, files)}  # vehicles: a class may be called train
+        raise DataError(
+            f"dataset_name: {root / top} has {listed(splits)}, which are names of splits, beside"
+            f" {listed(others)}; move the ones or the others away, or give one of them as"
+            " dataset_name."
+        )
+    found: dict[str, tuple[PurePath, list[PurePath]]] = {}
+    for name in sorted(splits, key=lambda name: list(SPLITS).index(name.lower())):
+        split = SPLITS[name.lower()]
+        if split in found:
+            raise DataError(
+                f"dataset_name: {root / top} has two folders of the split {split}, one of them"
+                f" {name}; make them one."
+            )
+        inside = [PurePath(*file.parts[1:]) for file in files if file.parts[0] == name]
+        found[split] = _unwrapped(top / name, inside)
+    return found
+
+
+def _unwrapped(top: PurePath, files: list[PurePath]) -> tuple[PurePath, list[PurePath]]:
+    """Goes down while one folder holds all the others: it is neither a split nor a class."""
     while (
         all(len(file.parts) > 2 for file in files)
         and len({file.parts[0] for file in files}) == 1
@@ -136,30 +163,7 @@ def _splits(root: Path, files: list[PurePath]) -> dict[str, tuple[PurePath, list
     ):
         top /= files[0].parts[0]
         files = [PurePath(*file.parts[1:]) for file in files]
-    first = {file.parts[0] for file in files if len(file.parts) > 1}
-    splits = {name for name in first if name.lower() in SPLITS}
-    if not splits:
-        return {"train": (top, files)}
-    if splits == first and all(len(file.parts) > 1 for file in files):
-        found: dict[str, tuple[PurePath, list[PurePath]]] = {}
-        for name in sorted(splits, key=lambda name: list(SPLITS).index(name.lower())):
-            split = SPLITS[name.lower()]
-            if split in found:
-                raise DataError(
-                    f"dataset_name: {root / top} has {name} and {found[split][0].name}, which are"
-                    f" both the split {split}; make them one folder."
-                )
-            inside = [PurePath(*file.parts[1:]) for file in files if file.parts[0] == name]
-            found[split] = (top / name, inside)
-        return found
-    if any(len(file.parts) > 2 and file.parts[0] in splits for file in files):
-        beside = [name for name in (file.parts[0] for file in files) if name not in splits]
-        raise DataError(
-            f"dataset_name: {root / top} has {listed(sorted(splits))}, with folders of images in"
-            f" them as splits have, beside {listed(sorted(set(beside)))}; a folder has splits or"
-            " classes: move one of them away, or give one of them as dataset_name."
-        )
-    return {"train": (top, files)}  # vehicles: a class may be called train
+    return top, files
 
 
 def _classes(folder: Path, files: list[PurePath]) -> list[str | None]:

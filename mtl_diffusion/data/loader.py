@@ -23,14 +23,14 @@ class Batch:
 
 
 class Loader:
-    """Batches that are a pure function of (seed, step), however they are cut.
+    """Batches that are a pure function of (seed, step), for any number of processes.
 
-    The dataset is repeated without end, each epoch in an order of its own, and global sample
-    k = step * total_batch_size + i is row perm(seed, k // N)[k % N]. So batches run across the
-    epochs' borders, no row is dropped, and resuming at a step needs no state.
+    The dataset is repeated without end, each epoch in its own random order, and global sample
+    k = step * total_batch_size + i is row perm(seed, k // N)[k % N]. So a batch may span two
+    epochs, no row is dropped, and resuming at a step needs no state.
 
-    The images are kept on `device` whole where they fit: on CUDA, in less than half of the memory
-    that is free now. Else they stay on the CPU, and batches are copied as they are needed.
+    All images are kept on `device` if they fit: on CUDA, in less than half of the memory that is
+    free now. Otherwise they stay on the CPU, and each batch is copied when it is needed.
 
     Args:
         dataset: on the CPU; N rows.
@@ -69,7 +69,7 @@ class Loader:
 
         Args:
             step: 0, 1, 2, ...; any order.
-            rows: what this process or microbatch wants of `range(total_batch_size)`.
+            rows: the part of `range(total_batch_size)` that this process or microbatch takes.
         """
         picked = range(self.total_batch_size)[rows]
         index = self._rows(step)[picked.start : picked.stop : picked.step]

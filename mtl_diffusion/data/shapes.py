@@ -38,10 +38,10 @@ def shapes(
         num_train: rows of the train split, at least 1.
         num_test: rows of the test split, at least 1.
         seed: a non-negative integer. Train and test are different draws of the same seed.
-        grey_share: share of the rows, 0 to 1, that are made grey (R = G = B), of every class alike.
-            The others are what they are without it.
-        class_hues: every class has a hue of its own, so that its colour can be known where it isn't
-            seen. Else the hue of a shape says nothing of it.
+        grey_share: share of the rows, 0 to 1, that are made grey (R = G = B), the same in every
+            class. The other rows don't depend on it.
+        class_hues: give every class its own hue, so that the class determines the colour.
+            Otherwise hue and class are independent.
 
     Raises:
         ValueError: an argument is out of its range.

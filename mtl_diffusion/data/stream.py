@@ -16,13 +16,20 @@ import fsspec
 import torch
 
 from ..tools.rng import generator
-from .columns import DataError, check_label, find_image_column, find_label_column, listed
+from .columns import (
+    DataError,
+    check_label,
+    check_names,
+    find_image_column,
+    find_label_column,
+    listed,
+)
 from .decode import Decoder, Encoded, check_depth
 from .images import ImageDataset
 from .source import Source, explained, open_source
 
-# Files that are read side by side, and how many rows of each at a time: rows that lie together in
-# a file are often alike, and the shuffle buffer should hold rows of several.
+# Files that are read in turn, and the rows that are taken of each at a time. Neighbouring rows of a
+# file are often alike, so the shuffle buffer should hold rows of several files.
 _LANES = 8
 _TURN = 64
 
@@ -203,6 +210,7 @@ def _open(
                 " to false."
             )
         names = tuple(feature.names)
+        check_names(names, declared=True)
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
     return ImageStream(
         rows=rows.select_columns([image_column, *([label_column] if label_column else [])]),

@@ -1,4 +1,4 @@
-"""Batches of a stream, decoded in the background while the last ones are trained on."""
+"""Batches of a stream, decoded in background threads during training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .decode import Decoder
 from .loader import Batch, flipped
 from .stream import Example, ImageStream
 
-# Shares that wait, decoded: a slow read is bridged by as many steps.
+# Batches that are decoded ahead of the current step, to bridge slow reads.
 _AHEAD = 4
 
 
 class Position(NamedTuple):
-    """How far a process has read: `rows` of its rows of epoch `epoch`."""
+    """How far a process has read: the number of its rows of `epoch` that are done."""
 
     epoch: int
     rows: int
@@ -37,21 +37,21 @@ class _Share:
 
 
 class StreamingLoader:
-    """Batches of a stream that is repeated without end, each epoch in an order of its own.
+    """Batches of a stream that is repeated without end, each epoch in its own random order.
 
-    Steps are asked for one after the other, and a step's rows as often as you like. Each process
-    goes through its own rows, so a batch is a function of (seed, step, number of processes). A
-    run goes on from where another one stopped by `go_to(step, position)`.
+    Steps must be requested in order; rows of the current step can be requested repeatedly. Each
+    process reads its own rows, so a batch is a function of (seed, step, number of processes). To
+    resume a run, call `go_to(step, position)`.
 
     Args:
-        stream: what is read.
+        stream: the split to read.
         total_batch_size: samples in a global batch, over all processes.
         mine: the rows of a global batch that this process sees.
         rank, world: this process, and how many there are.
         buffer_size: rows in the shuffle buffer.
         seed: keys the order and the flips.
         random_flip: mirror each sample left-right with probability one half.
-        decoder: what decodes the images.
+        decoder: decodes the images.
         device: where batches are delivered.
     """
 
@@ -77,7 +77,7 @@ class StreamingLoader:
         self.random_flip = random_flip
         self.device = torch.device(device)
         self._decoder = decoder
-        self._reader = ThreadPoolExecutor(1)  # its tasks are short, so it ends with Python
+        self._reader = ThreadPoolExecutor(1)  # one thread: it advances a generator
         self.go_to(0, Position(0, 0))
 
     @property
@@ -86,9 +86,9 @@ class StreamingLoader:
         return self._current.end if self._current else self._start
 
     def go_to(self, step: int, position: Position) -> None:
-        """The next step is `step`, and its rows begin at `position`.
+        """Makes `step` the next step, with rows from `position` on.
 
-        What lies before in that epoch is read again and thrown away, without being decoded.
+        Earlier rows of that epoch are read again and skipped without decoding.
         """
         self._start = position
         self._step, self._current = step - 1, None
@@ -99,8 +99,8 @@ class StreamingLoader:
         """Samples `rows` of the global batch of `step`.
 
         Args:
-            step: the last one, or the one after it.
-            rows: what a microbatch wants of `range(total_batch_size)`, within `mine`.
+            step: the current step or the one after it.
+            rows: the part of `range(total_batch_size)` that a microbatch takes, within `mine`.
 
         Raises:
             ValueError: a row that was read is bad, or there is none for this process.
@@ -121,7 +121,7 @@ class StreamingLoader:
     def _share_of(self, step: int) -> _Share:
         if step != self._step:
             assert step == self._step + 1, f"step {step} after {self._step}: a stream only goes on"
-            # A generator is asked for its next by one thread only, the reader.
+            # Only the reader's thread advances the generator.
             while len(self._ahead) < _AHEAD:
                 self._ahead.append(self._reader.submit(next, self._shares))
             self._current = self._ahead.popleft().result()

@@ -13,10 +13,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..pipeline.denoiser import Conditioning, predict_guided, tell
+from ..pipeline.denoiser import Conditioning, build_conditioning, predict_guided
 from ..pipeline.inputs import read_count, read_number
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
-from ..pipeline.task import no_strength
 
 Denoise = Callable[[Tensor, float], Tensor]
 
@@ -98,8 +97,8 @@ def generate_denoiser(
     task = TASKS["generate"]
     device = pipe.unet.device
     blank = torch.zeros(len(label), 3, pipe.size, pipe.size, device=device)
-    hint = task.condition(blank, blank[:, :1], no_strength(len(label), device), blank)
-    told = tell(hint, task, label.to(device), pipe.vocabulary)
+    hint = task.condition(blank, blank[:, :1], blank[:, 0, 0, 0], blank)
+    told = build_conditioning(hint, task, label.to(device), pipe.vocabulary)
     return Denoiser(pipe.unet, pipe.scheduler, told, pipe.vocabulary.null, guidance_scale)
 
 

@@ -60,7 +60,7 @@ class Request:
 
 
 def read_request(pipe: MultiTaskPipeline, arguments: Mapping[str, Any]) -> Request:
-    """Reads the arguments of scripts/sample.py, and the images that they name.
+    """Reads the arguments of mtl-diffusion sample, and the images that they name.
 
     Raises:
         ValueError: one of them is refused; the message names it.

@@ -100,16 +100,16 @@ PRESETS = {
 
 
 def read_flags(description: str) -> tuple[Any, Settings]:
-    """The flags of scripts/evaluate.py, and the settings among them. It ends if one is refused."""
+    """The flags of `mtl-diffusion evaluate`, and the settings among them."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = flags.parser(description, ArgumentParser, print_config=None)
     add = parser.add_argument
     flags.add(parser, "pipeline", "revision")
-    add("--classifier", required=True, help="output_dir of scripts/train_classifier.py")
+    add("--classifier", required=True, help="output_dir of mtl-diffusion train_classifier")
     add(
         "--feature_space",
         help='where distances are taken: "inception", an image model of transformers such as '
-        "facebook/dinov2-base, or a folder of scripts/train_classifier.py; default: --classifier",
+        "facebook/dinov2-base, or a folder of train_classifier; default: --classifier",
     )
     flags.add(parser, "dataset_name", "dataset_config_name", dataset_name={"default": "shapes"})
     flags.add(parser, "train_split", "validation_split", "image_column", "label_column")

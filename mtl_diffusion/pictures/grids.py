@@ -213,7 +213,7 @@ def task_picture(
     results = pipe(task=task, image=list(sources), generator=random, **arguments).images
     pixels = torch.from_numpy(np.stack([np.asarray(source) for source in sources]))
     image = to_unit_range(pixels.permute(0, 3, 1, 2))
-    strength = torch.full((len(sources),), spec.default_strength)
+    strength = torch.full((len(sources),), spec.default_strength or 0.0)
     hint = spec.condition(image, mask, strength, torch.randn(image.shape, generator=random))
     shown = to_pictures(to_uint8(hint.image))
     names = _names(pipe, arguments["class_label"])

@@ -1,4 +1,4 @@
-"""Colour from grey: the source's luminance is shown, degraded as far as the strength says."""
+"""Colorization: the source's luminance is shown, degraded by the strength."""
 
 import torch
 from torch import Tensor
@@ -23,11 +23,10 @@ class Colorize(Task):
             mask=torch.ones(n, 1, size, size, device=device),
             strength=torch.where(bernoulli(n, 0.5, generator), strength, 0.0),
             drop_class=bernoulli(n, class_dropout, generator),
-            drop_image=torch.zeros(n, dtype=torch.bool, device=device),
         )
 
     def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        # Plain numbers: a tensor of them would be copied to the device, which training waits for.
+        # Plain numbers: training would wait until a tensor of them is on the device.
         grey = sum(weight * part for weight, part in zip(LUMA, image.split(1, dim=1), strict=True))
         return Hint(
             image=degrade(grey.expand_as(image), strength, noise),

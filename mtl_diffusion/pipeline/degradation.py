@@ -1,4 +1,4 @@
-"""The ladder on which a source loses its content: low-pass, then noise."""
+"""Blur-and-noise degradation of the source, by strength."""
 
 import math
 
@@ -28,7 +28,8 @@ def low_pass(image: Tensor, std: Tensor) -> Tensor:
     """
     size = image.shape[-1]
     basis = dct_matrix(size, image.device)
-    frequency = math.pi / size * torch.arange(size, device=image.device)  # radians a pixel
+    k = torch.arange(size, device=image.device, dtype=torch.float32)
+    frequency = math.pi / size * k  # radians a pixel
     decay = torch.exp(-0.5 * (frequency * std[:, None]) ** 2)  # (B, size)
     kernel = basis.T @ (decay[:, :, None] * basis)  # (B, size, size)
     return torch.einsum("bij,bcjk,blk->bcil", kernel, image, kernel)
@@ -38,9 +39,9 @@ def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     """cos(pi d / 2) low_pass(image, d BLUR W) + sin(pi d / 2) SIGMA_DATA noise, at d = strength^2.
 
     At every frequency the signal-to-noise ratio falls as the strength grows. Strength 0 gives the
-    image back bit for bit, strength 1 leaves nothing of it, and the variance hardly changes. The
-    square spreads out the gentle end: strengths are drawn evenly in training, and an edit that
-    keeps its source needs to have been there.
+    image back bit for bit, strength 1 gives pure noise, and the variance hardly changes. The
+    square gives more of the range to weak degradations: training draws strengths uniformly, and
+    edits that keep their source need weak ones.
 
     Args:
         image: (B, 3, H, W) in [-1, 1].
@@ -50,7 +51,7 @@ def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     depth = strength.square()
     blurred = low_pass(image, depth * BLUR * image.shape[-1])
     d = depth[:, None, None, None]
-    # cos(pi / 2) is 4e-8 in float32: say zero, so that the end of the ladder is exact.
+    # cos(pi / 2) is 4e-8 in float32: zero makes strength 1 exact.
     signal = torch.where(d < 1, torch.cos(math.pi / 2 * d), 0.0)
     degraded = signal * blurred + torch.sin(math.pi / 2 * d) * SIGMA_DATA * noise
     return torch.where(d > 0, degraded, image)

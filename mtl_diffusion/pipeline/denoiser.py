@@ -1,4 +1,4 @@
-"""The denoiser: EDM preconditioning around a stock UNet, what it is told, and guidance.
+"""The denoiser: its conditioning, EDM preconditioning around a stock UNet, and guidance.
 
 Notation of Karras et al. 2022, arXiv:2206.00364:
     D(x; sigma) = c_skip x + c_out F(c_in x, c_noise).
@@ -19,10 +19,10 @@ TASK, CLASS, STRENGTH = range(3)  # places in the sequence of tokens
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the denoiser is told about B samples.
+    """The inputs of the denoiser besides the noisy image, for B samples.
 
     Attributes:
-        image: (B, 3, H, W) what is shown, in the range of the images; zero where nothing is.
+        image: (B, 3, H, W) the condition image, in the range of the images; zero where none is.
         mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
         tokens: (B, 3, V) task, class, strength: a distribution over the vocabulary each.
     """
@@ -44,7 +44,7 @@ class Conditioning:
         )
 
     def without(self, place: int, null: int, rows: Tensor | None = None) -> "Conditioning":
-        """The token at a place becomes null, for all samples or for the rows (B,) bool."""
+        """Sets the token at a place to null, for all samples or for the rows (B,) bool."""
         tokens = self.tokens.clone()
         nothing = torch.zeros_like(tokens[:, place])
         nothing[:, null] = 1
@@ -61,8 +61,10 @@ class Conditioning:
         return replace(self.without(STRENGTH, null, rows), image=known)
 
 
-def tell(hint: Hint, task: Task, label: Tensor, vocabulary: Vocabulary) -> Conditioning:
-    """What a task shows and the words for it, as the denoiser takes them.
+def build_conditioning(
+    hint: Hint, task: Task, label: Tensor, vocabulary: Vocabulary
+) -> Conditioning:
+    """A task's conditioning image and tokens, encoded for the UNet.
 
     Args:
         label: (B,) class labels in 0..K-1, negative for none.
@@ -78,10 +80,9 @@ def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditi
 
     Args:
         unet: a UNet2DConditionModel with `CHANNELS` input channels and one-hot tokens.
-        scheduler: an EDM scheduler; it is the home of the preconditioning.
-        noisy: (B, 3, H, W) float32, image + sigma noise; what it is where nothing is to be painted
-            doesn't matter.
-        sigma: (B, 1, 1, 1): (B,) would broadcast along the width without a word.
+        scheduler: an EDM scheduler, which computes the preconditioning.
+        noisy: (B, 3, H, W) float32, image + sigma noise. Known pixels of it are not used.
+        sigma: (B, 1, 1, 1), because (B,) would broadcast along the width in silence.
 
     Returns:
         (B, 3, H, W) float32.
@@ -90,11 +91,11 @@ def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditi
         raise ValueError(
             f"sigma has shape {tuple(sigma.shape)}; it must be ({len(noisy)}, 1, 1, 1)"
         )
-    # c_in scales the noisy channels alone; the condition is brought to unit variance by sigma_data.
+    # c_in scales the noisy channels alone; the condition image is scaled to unit variance.
     noisy = scheduler.precondition_inputs(noisy, sigma)
     shown = conditioning.image / scheduler.config.sigma_data
-    # Known pixels stand among the noisy ones, too: short runs learn to use them where they look for
-    # the neighbours of what they paint, and hardly from other channels.
+    # Known pixels replace the noisy ones, too: short runs learn to use them in the channels of the
+    # pixels that they paint, and hardly from other channels.
     noisy = torch.where(conditioning.mask > 0, noisy, shown)
     channels = torch.cat([noisy, shown, conditioning.mask], dim=1).to(unet.dtype)
     tokens = conditioning.tokens.to(unet.dtype)

@@ -1,7 +1,7 @@
-"""Class-guided editing: the source is shown degraded, the class says what to make of it.
+"""Class-guided editing: the source is shown degraded, with the class that it shall become.
 
 There are no edited pairs to learn from. Training shows a degraded image with its own class;
-sampling swaps the class. The strength says how much of the source is hidden.
+sampling gives another class. The strength is the amount of the degradation.
 """
 
 import torch
@@ -25,8 +25,8 @@ class Edit(Task):
         device = generator.device
         region = bernoulli(n, REGION_SHARE, generator)[:, None, None, None]
         mask = draw_masks(n, size, generator)
-        # Guidance needs F(I, 0) and F(0, 0). The class is dropped as often as asked, and the image
-        # too: half the time each alone, half the time together.
+        # Guidance needs F(I, 0) and F(0, 0). Class and image are each dropped with the probability
+        # class_dropout: half of the time alone, half of the time together.
         u = torch.rand(n, generator=generator, device=device)
         return Choice(
             mask=torch.where(region, mask, torch.ones_like(mask)),
@@ -36,7 +36,7 @@ class Edit(Task):
         )
 
     def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        # Strength 0 hides nothing: there is nothing to paint, and the source comes out exactly.
+        # Strength 0 degrades nothing: nothing is painted, and the source comes out unchanged.
         mask = mask * (strength > 0)[:, None, None, None]
         shown = torch.where(mask > 0, degrade(image, strength, noise), image)
         return Hint(image=shown, mask=mask, strength=strength)

@@ -1,9 +1,9 @@
-"""Synthesis from nothing, with a class or without."""
+"""Generation without a source, with a class or without."""
 
 import torch
 from torch import Tensor
 
-from .task import Choice, Hint, Task, bernoulli, no_strength
+from .task import Choice, Hint, Task, bernoulli
 
 
 class Generate(Task):
@@ -12,15 +12,12 @@ class Generate(Task):
     default_guidance_scale = 2.0
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
-        device = generator.device
         return Choice(
-            mask=torch.ones(n, 1, size, size, device=device),
-            strength=no_strength(n, device),
+            mask=torch.ones(n, 1, size, size, device=generator.device),
             drop_class=bernoulli(n, class_dropout, generator),
-            drop_image=torch.zeros(n, dtype=torch.bool, device=device),
         )
 
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        return Hint(
-            image=torch.zeros_like(image), mask=torch.ones_like(mask), strength=strength * torch.nan
-        )
+    def condition(
+        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
+    ) -> Hint:
+        return Hint(image=torch.zeros_like(image), mask=torch.ones_like(mask))

@@ -1,10 +1,10 @@
-"""Filling a hole: the known pixels are shown, the others are painted."""
+"""Inpainting: the known pixels are shown, the others are painted."""
 
 import torch
 from torch import Tensor
 
 from .masks import draw_masks
-from .task import Choice, Hint, Task, bernoulli, no_strength
+from .task import Choice, Hint, Task, bernoulli
 
 
 class Inpaint(Task):
@@ -13,13 +13,12 @@ class Inpaint(Task):
     optional = frozenset({"class_label"})
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
-        device = generator.device
         return Choice(
             mask=draw_masks(n, size, generator),
-            strength=no_strength(n, device),
             drop_class=bernoulli(n, class_dropout, generator),
-            drop_image=torch.zeros(n, dtype=torch.bool, device=device),
         )
 
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        return Hint(image=image * (1 - mask), mask=mask, strength=strength * torch.nan)
+    def condition(
+        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
+    ) -> Hint:
+        return Hint(image=image * (1 - mask), mask=mask)

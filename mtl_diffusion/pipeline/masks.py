@@ -1,4 +1,4 @@
-"""The family of holes that inpainting learns: (B, 1, H, W) in {0, 1}, 1 = to be painted.
+"""The kinds of masks that inpainting learns: (B, 1, H, W) in {0, 1}, 1 = to be painted.
 
 Every kind is drawn for the whole batch at once, on the generator's device, without a loop over
 samples and without waiting for the device.
@@ -103,6 +103,6 @@ def draw_masks(n: int, size: int, generator: torch.Generator, kind: str | None =
     drawn = torch.stack([MASKS[name](n, size, generator) for name in kinds])
     which = torch.randint(len(kinds), (n,), generator=generator, device=generator.device)
     mask = drawn[which, torch.arange(n, device=generator.device)].float()
-    # Without a hole there is nothing to learn, without a known pixel it is another task.
+    # A mask without a hole has no loss, and one without a known pixel is generation.
     share = mask.mean(dim=(1, 2, 3), keepdim=True)
     return torch.where((share > 0) & (share < 1), mask, center(n, size, generator).float())

@@ -8,7 +8,7 @@ pipe(task="edit", image=image, class_label="dog", strength=0.7).images[0]
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .colorize import Colorize
-from .denoiser import Conditioning, predict_guided, tell
+from .denoiser import Conditioning, build_conditioning, predict_guided
 from .edit import Edit
 from .generate import Generate
 from .inpaint import Inpaint
@@ -52,23 +52,17 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @dataclass(frozen=True)
 class Source:
-    """What a user gave, one entry a sample.
+    """The arguments of a call as tensors, one entry a sample.
 
     Attributes:
         image: (B, 3, H, W) in [0, 1]. mask: (B, 1, H, W) in {0, 1}. label: (B,), -1 for none.
-        strength: (B,) in [0, 1], NaN for none.
+        strength: (B,) in [0, 1], or None if the task takes none.
     """
 
     image: Tensor
     mask: Tensor
     label: Tensor
-    strength: Tensor
-
-    def repeat(self, times: int) -> "Source":
-        return Source(*(getattr(self, f.name).repeat_interleave(times, 0) for f in fields(self)))
-
-    def to(self, device: torch.device) -> "Source":
-        return Source(*(getattr(self, f.name).to(device) for f in fields(self)))
+    strength: Tensor | None
 
 
 class MultiTaskPipeline(SelfContained, DiffusionPipeline):
@@ -186,7 +180,6 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             )
         self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         spec = TASKS[task]
-        strength = spec.default_strength if strength is None else strength
         guidance = spec.default_guidance_scale if guidance_scale is None else guidance_scale
         image_guidance = 1.0 if image_guidance_scale is None else image_guidance_scale
         self._guidance_scale = read_number(guidance, 0, math.inf, "guidance_scale")
@@ -197,15 +190,14 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         steps = read_count(num_inference_steps, "num_inference_steps")
         device = self._execution_device
 
-        source = self._read_source(spec, class_label, image, mask_image, strength)
-        source = source.repeat(read_count(num_images_per_prompt, "num_images_per_prompt"))
-        source = source.to(device)
+        count = read_count(num_images_per_prompt, "num_images_per_prompt")
+        source = self._read_source(spec, class_label, image, mask_image, strength, count)
         noise = self._read_latents(latents, generator, len(source.image))
         # Only a task that degrades its source needs noise of its own: draw it after the latents.
         own_noise = randn_tensor(noise.shape, generator, device, torch.float32)
         known = 2 * source.image - 1
         hint = spec.condition(known, source.mask, source.strength, own_noise)
-        conditioning = tell(hint, spec, source.label, self.vocabulary)
+        conditioning = build_conditioning(hint, spec, source.label, self.vocabulary)
 
         latents = self._denoise(
             known,
@@ -298,24 +290,32 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
                 f"have {', '.join(known)}"
             )
 
-    def _read_source(self, spec: Task, class_label, image, mask_image, strength) -> "Source":
-        """The arguments as tensors of one length; without a source it is zeros, all a hole."""
-        parts = {
-            "class_label": read_labels(class_label, self.class_names),
-            "strength": torch.tensor([strength])
-            if strength is spec.default_strength
-            else read_numbers(strength, 0, 1, "strength"),
-        }
+    def _read_source(
+        self, spec: Task, class_label, image, mask_image, strength, repeat: int
+    ) -> Source:
+        """The arguments as tensors of one length on the device, each entry repeated.
+
+        Without a source the image is zero and all of it is painted.
+        """
+        parts = {"class_label": read_labels(class_label, self.class_names)}
         if "class_label" in spec.required and (parts["class_label"] < 0).any():
             raise ValueError(f"class_label has None in it; task {spec.name!r} needs a class")
+        strength = spec.default_strength if strength is None else strength
+        if strength is not None:
+            parts["strength"] = read_numbers(strength, 0, 1, "strength")
         if image is not None:
             parts["image"] = read_images(image, self.size)
         if mask_image is not None:
             parts["mask_image"] = read_masks(mask_image, self.size)
         parts.setdefault("image", torch.zeros(1, 3, self.size, self.size))
         parts.setdefault("mask_image", torch.ones(1, 1, self.size, self.size))
-        parts = repeat_to_batch(parts)
-        return Source(parts["image"], parts["mask_image"], parts["class_label"], parts["strength"])
+        parts = {
+            name: part.repeat_interleave(repeat, 0).to(self._execution_device)
+            for name, part in repeat_to_batch(parts).items()
+        }
+        return Source(
+            parts["image"], parts["mask_image"], parts["class_label"], parts.get("strength")
+        )
 
     def _read_latents(self, latents: Tensor | None, generator, count: int) -> Tensor:
         """(count, 3, size, size) standard normal in float32, whatever the precision of the unet."""

@@ -1,4 +1,4 @@
-"""The contract of a task: what training draws at random, and what the network is shown."""
+"""The contract of a task: what training draws at random, and the input that it conditions on."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,55 +10,56 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Choice:
-    """What training picks at random for B samples of one task.
+    """What training draws at random for B samples of one task.
 
     Attributes:
         mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
-        strength: (B,) in [0, 1], NaN where the task has no strength.
         drop_class: (B,) bool, the class token becomes null.
-        drop_image: (B,) bool, the condition image is hidden inside the mask, strength becomes null.
+        strength: (B,) in [0, 1], NaN for none; or None if the task has no strength.
+        drop_image: (B,) bool, the condition image is hidden inside the mask and the strength
+            becomes null; or None if the task drops no image.
     """
 
     mask: Tensor
-    strength: Tensor
     drop_class: Tensor
-    drop_image: Tensor
+    strength: Tensor | None = None
+    drop_image: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Hint:
-    """What a task shows of B images.
+    """The image that a task conditions on, for B samples.
 
     Attributes:
         image: (B, 3, H, W) in the range of the images, zero where nothing is shown.
-        mask: (B, 1, H, W) in {0, 1}. 1 = to be painted: the loss counts there and nowhere else.
-            0 = known: `image` is exact there, and comes out as it went in.
-        strength: (B,) in [0, 1], NaN for null.
+        mask: (B, 1, H, W) in {0, 1}. 1 = to be painted: the loss is taken there alone.
+            0 = known: `image` is exact there, and comes out unchanged.
+        strength: (B,) in [0, 1], NaN for none; or None if the task has no strength.
     """
 
     image: Tensor
     mask: Tensor
-    strength: Tensor
+    strength: Tensor | None = None
 
 
 class Task(ABC):
     """A task is a name, the arguments it takes when sampling, and two functions.
 
-    Both functions are torch alone and vectorised over the batch. All their randomness is handed to
-    them, so that a training step is a function of its key.
+    Both functions use torch alone and are vectorised over the batch. They get all randomness as
+    arguments, so that a training step is a function of its key.
 
     Class attributes:
-        name: the word users write, `pipe(task=name)`, and the task's token.
-        required: arguments of the pipeline that the task can't do without.
-        optional: arguments of the pipeline that it takes. Any other one is refused.
-        default_strength: what sampling takes if the task takes a strength and none is given.
-        default_guidance_scale: what sampling takes if none is given; 1 is off.
+        name: the value of `pipe(task=name)`, and the name of the task's token.
+        required: arguments of the pipeline that the task needs.
+        optional: further arguments of the pipeline that it takes. Any other one is refused.
+        default_strength: the strength when sampling without one; None if the task takes none.
+        default_guidance_scale: the guidance scale when sampling without one; 1 is off.
     """
 
     name: ClassVar[str]
     required: ClassVar[frozenset[str]] = frozenset()
     optional: ClassVar[frozenset[str]] = frozenset()
-    default_strength: ClassVar[float] = float("nan")
+    default_strength: ClassVar[float | None] = None
     default_guidance_scale: ClassVar[float] = 1.0
 
     ARGUMENTS: ClassVar[frozenset[str]] = frozenset(
@@ -78,14 +79,15 @@ class Task(ABC):
         if both := cls.required & cls.optional:
             raise TypeError(f"{cls.__name__} has {sorted(both)} both as required and as optional")
         takes_strength = "strength" in cls.required | cls.optional
-        if takes_strength and not 0 <= cls.default_strength <= 1:
+        default = cls.default_strength
+        if takes_strength and (default is None or not 0 <= default <= 1):
             raise TypeError(f"{cls.__name__} takes a strength: give a default_strength in [0, 1]")
         if not cls.default_guidance_scale >= 0:
             raise TypeError(f"{cls.__name__}.default_guidance_scale must be 0 or more; 1 is off")
 
     @abstractmethod
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
-        """Draws what training picks at random for n samples, on the generator's device.
+        """Draws a training input for n samples, on the generator's device.
 
         Args:
             n: number of samples, possibly 0.
@@ -95,23 +97,20 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        """Builds what the network is shown. Training and sampling both call this.
+    def condition(
+        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
+    ) -> Hint:
+        """Builds the conditioning input. Training and sampling both call this.
 
         Args:
             image: (B, 3, H, W) in [-1, 1], the source. A task without a source gets zeros.
             mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
-            strength: (B,) in [0, 1], NaN where the task has none.
-            noise: (B, 3, H, W) standard normal, the task's own. It has nothing to do with the
-                noise of the diffusion, which a task never sees.
+            strength: (B,) in [0, 1]. A task without a strength ignores it.
+            noise: (B, 3, H, W) standard normal, for degrading the source. It is independent of
+                the noise of the diffusion, which a task never gets.
         """
 
 
 def bernoulli(n: int, probability: float, generator: torch.Generator) -> Tensor:
     """(n,) bool, each true with the given probability."""
     return torch.rand(n, generator=generator, device=generator.device) < probability
-
-
-def no_strength(n: int, device: torch.device) -> Tensor:
-    """(n,) NaN: what a task without a strength has for one."""
-    return torch.full((n,), float("nan"), device=device)

@@ -1,8 +1,8 @@
-"""What the tokens mean: a reading of the tokenizer's vocabulary, and nothing beside it.
+"""The meaning of the tokens, read from the tokenizer's vocabulary.
 
-The saved vocabulary is the only home of ids. Its words are `<null>`, `<task:NAME>`,
-`<class:NAME>`, `<strength:I>` for the levels I / (L - 1), and a reserve `<reserved:I>` whose ids a
-new task or a new class can take without changing a shape.
+Ids are stored in the vocabulary alone. Its words are `<null>`, `<task:NAME>`, `<class:NAME>`,
+`<strength:I>` for the levels I / (L - 1), and `<reserved:I>`: ids that a new task or class can
+take without changing a shape.
 """
 
 import re
@@ -22,11 +22,11 @@ class Vocabulary:
     """The ids of a model's words.
 
     Attributes:
-        null: id of the word that says nothing; it stands in for whatever was dropped.
+        null: id of the null token; it replaces whatever was dropped.
         tasks: task name -> id.
         classes: class name -> id, in the order of the class labels.
         strengths: ids of the strength levels, from 0 to 1.
-        reserved: ids that no word has taken yet.
+        reserved: ids that are free.
         size: number of ids, V.
     """
 
@@ -77,19 +77,22 @@ class Vocabulary:
         table = _table((*self.classes.values(), self.null), labels.device)
         return table[torch.where(labels < 0, len(self.classes), labels)]
 
-    def tokens(self, task: Tensor | int, label: Tensor, strength: Tensor) -> Tensor:
+    def tokens(self, task: Tensor | int, label: Tensor, strength: Tensor | None) -> Tensor:
         """The three tokens of B samples, as distributions over the vocabulary.
 
         Args:
             task: (B,) ids, or one id for all.
             label: (B,) class ids, not labels.
-            strength: (B,) in [0, 1], NaN for null. Between two levels, both share the token.
+            strength: (B,) in [0, 1], NaN or None for null. Two neighbouring levels share it.
 
         Returns:
             (B, 3, V) float32: task, class, strength; each row sums to 1.
         """
         task = torch.full_like(label, task) if isinstance(task, int) else task
-        ids = torch.stack([task, label], 1)
+        null = self._one_hot(torch.full_like(label, self.null))
+        ids = self._one_hot(torch.stack([task, label], 1))
+        if strength is None:
+            return torch.cat([ids, null[:, None]], dim=1)
         known = ~strength.isnan()
         position = strength.nan_to_num().clamp(0, 1) * (len(self.strengths) - 1)
         low = position.floor().clamp(max=len(self.strengths) - 2)
@@ -97,16 +100,16 @@ class Vocabulary:
         levels = _table(self.strengths, label.device)
         low = low.long()
         level = (1 - share) * self._one_hot(levels[low]) + share * self._one_hot(levels[low + 1])
-        third = torch.where(known[:, None], level, self._one_hot(torch.full_like(label, self.null)))
-        return torch.cat([self._one_hot(ids), third[:, None]], dim=1)
+        third = torch.where(known[:, None], level, null)
+        return torch.cat([ids, third[:, None]], dim=1)
 
     def _one_hot(self, ids: Tensor) -> Tensor:
-        """(...) ids -> (..., V) float32. torch's own is of integers, and looks at the ids first."""
-        zeros = torch.zeros(*ids.shape, self.size, device=ids.device)
+        """(...) ids -> (..., V) float32. torch's one_hot is of integers and waits for the ids."""
+        zeros = torch.zeros(*ids.shape, self.size, device=ids.device, dtype=torch.float32)
         return zeros.scatter_(-1, ids[..., None], 1.0)
 
 
 @lru_cache(maxsize=32)
 def _table(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """The ids on a device, copied there once: a copy is waited for, and training has no time."""
+    """The ids on a device. Cached: a fresh copy in each step would synchronise with the host."""
     return torch.tensor(ids, device=device)

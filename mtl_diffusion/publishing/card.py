@@ -59,11 +59,11 @@ def model_card(
 
     Args:
         source: what the snippet loads: user/name on the Hub, or a folder.
-        metrics: metrics.json of scripts/evaluate.py. Every measured figure is from there.
+        metrics: metrics.json of mtl-diffusion evaluate. Every measured figure is from there.
         picture: file name of the gallery beside the card.
 
     Raises:
-        ValueError: `metrics` are not those of scripts/evaluate.py.
+        ValueError: `metrics` are not those of mtl-diffusion evaluate.
     """
     pipe, config = trained.pipeline, trained.config
     name = source.rpartition("/")[2] if on_hub(source) else config.repository.rpartition("/")[2]
@@ -170,7 +170,7 @@ def training_command(trained: Trained) -> str:
         for name, value in values.items()
         if value != defaults[name]
     ]
-    return " \\\n    ".join(["python scripts/train.py", *flags])
+    return " \\\n    ".join(["mtl-diffusion train", *flags])
 
 
 def snippet(pipe: MultiTaskPipeline, source: str) -> str:

@@ -103,7 +103,7 @@ def write(
     Args:
         repository: user/name on the Hub, for the card's snippet. None: hub_model_id, if the
             configuration has one, or else the folder.
-        metrics: of scripts/evaluate.py; the card's figures, and metrics.json beside it.
+        metrics: of mtl-diffusion evaluate; the card's figures, and metrics.json beside it.
         pictures: draw the card's gallery. None: what the configuration says.
         half: write the weights as float16, in half the bytes; they load as float32 all the same.
         max_shard_size: cut the weights into files of this size or less, such as "15MB".
@@ -218,7 +218,7 @@ def push_folder(
             revision=revision,
         )
     except UploadError as error:
-        command = ["python", "scripts/publish.py", "--checkpoint", str(checkpoint)]
+        command = ["mtl-diffusion", "publish", "--checkpoint", str(checkpoint)]
         command += ["--output_dir", str(folder), "--push_to_hub", "--hub_model_id", repository]
         command += ["--private"] if private else []
         command += ["--revision", revision] if revision else []

@@ -1,4 +1,4 @@
-"""Command lines of the scripts: the flags that several have, and how a script refuses."""
+"""Command lines: the flags that several commands have, and how a command refuses."""
 
 import argparse
 import os
@@ -50,15 +50,20 @@ def add(parser: Any, *names: str, **changes: Mapping[str, Any]) -> None:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Ends the script with one message, and exit code 2, where an argument is refused."""
+    """Ends the command with one message, and exit code 2, where an argument is refused."""
     try:
         yield
     except (ValueError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{_name()}: {error}", file=sys.stderr)
         sys.exit(REFUSED)
 
 
 def command() -> str:
     """The command that is running, without the paths of this machine to here and to home."""
-    text = shlex.join(["python", *sys.argv])
+    text = shlex.join(["mtl-diffusion", _name(), *sys.argv[1:]])
     return text.replace(f"{Path.cwd()}{os.sep}", "").replace(str(Path.home()), "~")
+
+
+def _name() -> str:
+    """evaluate, of scripts/evaluate.py and of `mtl-diffusion evaluate` alike."""
+    return Path(sys.argv[0]).stem.rpartition(" ")[2]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..pipeline.denoiser import CLASS, TASK, Conditioning, tell
+from ..pipeline.denoiser import CLASS, TASK, Conditioning, build_conditioning
 from ..pipeline.task import Choice, Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
@@ -80,7 +80,7 @@ class Mixture:
         task = assign_tasks(self.proportions, step * batch_size, batch_size)
         counts = torch.bincount(task, minlength=len(self.tasks))
         choices = [
-            t.draw(n, self.size, self.class_dropout, random)
+            _filled(t.draw(n, self.size, self.class_dropout, random))
             for t, n in zip(self.tasks, counts.tolist(), strict=True)
         ]
         # The choices lie task after task: bring them into the order of the samples.
@@ -111,7 +111,7 @@ class Mixture:
             hint = task.condition(
                 images[rows], choice.mask[rows], choice.strength[rows], draw.noise[rows]
             )
-            parts.append(tell(hint, task, labels[rows], self.vocabulary))
+            parts.append(build_conditioning(hint, task, labels[rows], self.vocabulary))
         conditioning = Conditioning.cat(parts)[upload(order.argsort(), images.device)]
         null = self.vocabulary.null
         return (
@@ -119,3 +119,17 @@ class Mixture:
             .without(CLASS, null, draw.choice.drop_class)
             .without(TASK, null, draw.drop_task)
         )
+
+
+def _filled(choice: Choice) -> Choice:
+    """The same with tensors for what is None, so that choices of several tasks can be joined."""
+    shape, device = choice.drop_class.shape, choice.drop_class.device
+    no_strength = torch.full(shape, torch.nan, device=device)
+    return Choice(
+        mask=choice.mask,
+        drop_class=choice.drop_class,
+        strength=no_strength if choice.strength is None else choice.strength,
+        drop_image=(
+            torch.zeros_like(choice.drop_class) if choice.drop_image is None else choice.drop_image
+        ),
+    )

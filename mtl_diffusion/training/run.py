@@ -192,6 +192,7 @@ def _check_classes(config: TrainConfig, class_names: tuple[str, ...]) -> None:
     needy = [name for name in config.shares if "class_label" in TASKS[name].required]
     if needy and not class_names:
         rest = {name: share for name, share in config.tasks.items() if name not in needy}
+        rest = rest or {"generate": 1.0}
         raise ValueError(
             f"tasks: {', '.join(needy)} needs a class for each image, and the data has none; name"
             f" their column as label_column, or leave it out: --tasks '{json.dumps(rest)}'"

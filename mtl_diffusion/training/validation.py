@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import ImageDataset
-from ..pipeline.denoiser import TASK, Conditioning, predict, tell
+from ..pipeline.denoiser import TASK, Conditioning, build_conditioning, predict
 from ..pipeline.task import Choice, Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
@@ -127,7 +127,9 @@ def held_out_loss(
             own_noise, noise = torch.randn(2, n, 3, size, size, generator=random, device=device)
             place = torch.rand(n, 1, 1, 1, generator=random, device=device)  # inside a noise level
             hint = task.condition(images, choice.mask, choice.strength, own_noise)
-            told = _with_task_token(tell(hint, task, labels, vocabulary), task_token, vocabulary)
+            told = _with_task_token(
+                build_conditioning(hint, task, labels, vocabulary), task_token, vocabulary
+            )
             for k, (low, high) in enumerate(bins):
                 sigma = low * (high / low) ** place
                 for rows in own:
@@ -140,15 +142,11 @@ def held_out_loss(
 
 
 def _choose_alike(task: Task, n: int, size: int, random: torch.Generator) -> Choice:
-    device = random.device
-    strength = torch.rand(n, generator=random, device=device)
-    takes_strength = "strength" in task.required | task.optional
-    nothing = torch.zeros(n, dtype=torch.bool, device=device)
+    strength = torch.rand(n, generator=random, device=random.device)
     return Choice(
-        mask=torch.ones(n, 1, size, size, device=device),
-        strength=strength if takes_strength else strength * torch.nan,
-        drop_class=nothing,
-        drop_image=nothing,
+        mask=torch.ones(n, 1, size, size, device=random.device),
+        drop_class=torch.zeros(n, dtype=torch.bool, device=random.device),
+        strength=strength if "strength" in task.required | task.optional else None,
     )
 
 

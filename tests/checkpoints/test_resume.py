@@ -1,6 +1,8 @@
 """A run that is killed and run again is the run that was not: the same bytes."""
 
+import hashlib
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -145,6 +147,27 @@ def shifted_words():
 def test_shifted_tokens_are_refused_by_name(halfway):
     text = refused(halfway, shifted_words)
     assert "tasks: these tokens have another id in the checkpoint:" in text and "zoom" in text
+
+
+def test_the_precision_may_change_and_an_old_checkpoint_has_no_younger_fields(halfway, tmp_path):
+    folder = shutil.copytree(halfway.folder, tmp_path / "run")
+    for facts in folder.glob("checkpoints/*/facts.json"):
+        # As before there was a choice of optimisers, and of what else has a default since.
+        table = json.loads(facts.read_text())
+        for younger in ("lr_decay", "alignment_weight", "compile_mode"):
+            del table["config"][younger]
+        content = json.dumps(table).encode()
+        facts.write_bytes(content)
+        manifest = json.loads((facts.parent / "manifest.json").read_text())
+        digest = hashlib.sha256(content).hexdigest()
+        manifest["facts.json"] = {"size": len(content), "sha256": digest}
+        (facts.parent / "manifest.json").write_text(json.dumps(manifest))
+    code, run = train(folder, *SHORT, mixed_precision="bf16")
+    assert code == 0, run.text
+    assert "resuming after step 6" in run.text
+    assert "mixed_precision was no and is bf16 now" in run.text
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert ("mixed_precision bf16 is slower than no on this CPU" in run.text) == (not fast)
 
 
 def older_library():

@@ -90,6 +90,13 @@ def test_a_label_that_is_no_class_is_located(tmp_path, feature, bad, what):
         load(name)
 
 
+def test_a_declared_name_that_is_empty(tmp_path):
+    features = {"image": IMAGE, "label": datasets.ClassLabel(names=["", "Cat", "cat"])}
+    name = write_parquet(tmp_path / "d", {"image": encoded(2), "label": [0, 1]}, features)
+    with pytest.raises(ValueError, match="label_column: a class has an empty name"):
+        load(name)
+
+
 def test_names_that_differ_in_blanks_or_capitals(tmp_path):
     columns = {"image": encoded(2), "label": ["Cat ", "cat"]}
     features = {"image": IMAGE, "label": datasets.Value("string")}

@@ -26,7 +26,7 @@ def labels(folder, **arguments) -> list[str]:
     return [data.class_names[label] for label in data.labels.tolist()]
 
 
-@pytest.mark.parametrize("top", ["", "train/", "photos/", "photos/train/"])
+@pytest.mark.parametrize("top", ["", "train/", "photos/", "photos/train/", "train/photos/"])
 def test_a_folder_of_classes(tmp_path, top):
     write_images(tmp_path, *(f"{top}{name}/{i}.png" for name in ("dog", "cat") for i in range(2)))
     data = load(tmp_path)
@@ -89,9 +89,19 @@ def test_a_class_that_is_called_train(tmp_path):
     assert labels(tmp_path) == ["bus", "car", "train"]
 
 
-def test_splits_beside_classes_are_refused(tmp_path):
-    write_images(tmp_path, "train/cat/1.png", "train/dog/1.png", "cat/2.png")
-    with pytest.raises(ValueError, match=r"has train, with folders.*beside cat; a folder has"):
+@pytest.mark.parametrize(
+    ("names", "splits", "other"),
+    [
+        (("train/cat/1.png", "train/dog/1.png", "cat/2.png"), "train", "cat"),
+        (("train/1.png", "test/1.png", "samples/1.png"), "test, train", "samples"),
+        (("train/cat/1.png", "test/cat/1.png", "logo.png"), "test, train", r"logo\.png"),
+    ],
+)
+def test_splits_beside_other_images_are_refused(tmp_path, names, splits, other):
+    write_images(tmp_path, *names)
+    with pytest.raises(
+        ValueError, match=f"has {splits}, which are names of splits, beside {other};"
+    ):
         load(tmp_path)
 
 
@@ -99,7 +109,7 @@ def test_splits_by_their_usual_names(tmp_path):
     write_images(tmp_path, "Training/cat/1.png", "val/cat/1.png", "testing/cat/1.png")
     assert list(files(tmp_path)) == ["train", "validation", "test"]
     write_images(tmp_path, "valid/cat/2.png")
-    with pytest.raises(ValueError, match="has val and valid, which are both the split validation"):
+    with pytest.raises(ValueError, match="two folders of the split validation, one of them val"):
         load(tmp_path)
 
 

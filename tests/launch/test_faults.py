@@ -230,16 +230,16 @@ def test_a_kill_at_each_operation_of_a_save_of_a_run(reference, tmp_path):
 
 
 def record_steps(path):
-    import mtl_diffusion.train
+    import mtl_diffusion.loop
 
-    train_step = mtl_diffusion.train.train_step
+    train_step = mtl_diffusion.loop.train_step
 
     def step(run, index, meter):
         with open(path, "a") as file:
             file.write(f"{index}\n")
         train_step(run, index, meter)
 
-    mtl_diffusion.train.train_step = step
+    mtl_diffusion.loop.train_step = step
 
 
 @pytest.mark.slow

@@ -99,10 +99,10 @@ def note_reductions(folder):
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
     from torch.nn.parallel import DistributedDataParallel
 
-    import mtl_diffusion.train
+    import mtl_diffusion.loop
 
     rank = int(os.environ["RANK"])
-    build, step_of = DistributedDataParallel.__init__, mtl_diffusion.train.train_step
+    build, step_of = DistributedDataParallel.__init__, mtl_diffusion.loop.train_step
     now = []
 
     def noting(group, bucket):
@@ -119,7 +119,7 @@ def note_reductions(folder):
         step_of(run, index, *rest)
 
     DistributedDataParallel.__init__ = hooked
-    mtl_diffusion.train.train_step = step
+    mtl_diffusion.loop.train_step = step
 
 
 @pytest.mark.parametrize("microbatch", [6, 2])

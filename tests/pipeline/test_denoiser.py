@@ -9,9 +9,9 @@ from mtl_diffusion.pipeline.denoiser import (
     STRENGTH,
     TASK,
     Conditioning,
+    build_conditioning,
     predict,
     predict_guided,
-    tell,
 )
 from mtl_diffusion.pipeline.pipeline import TASKS
 from mtl_diffusion.pipeline.task import Hint
@@ -26,7 +26,7 @@ def randn(*shape, seed=0):
 def conditioning(pipe, n=3, strength=0.4):
     mask = (randn(n, 1, 8, 8, seed=5) > 0).float()
     hint = Hint(randn(n, 3, 8, 8, seed=6), mask, torch.full((n,), strength))
-    return tell(hint, TASKS["edit"], torch.arange(n) % 3, pipe.vocabulary)
+    return build_conditioning(hint, TASKS["edit"], torch.arange(n) % 3, pipe.vocabulary)
 
 
 def sigmas(*values):
@@ -49,10 +49,10 @@ class Counting(torch.nn.Module):
         return self.unet(channels, *args, **kwargs)
 
 
-def test_tell_says_task_class_and_strength(pipe):
+def test_conditioning_has_task_class_and_strength(pipe):
     vocabulary = pipe.vocabulary
     hint = Hint(randn(2, 3, 8, 8), torch.ones(2, 1, 8, 8), torch.tensor([1.0, torch.nan]))
-    told = tell(hint, TASKS["inpaint"], torch.tensor([2, -1]), vocabulary)
+    told = build_conditioning(hint, TASKS["inpaint"], torch.tensor([2, -1]), vocabulary)
     null = vocabulary.null
     assert told.tokens.argmax(-1).tolist() == [
         [vocabulary.tasks["inpaint"], vocabulary.classes["ship"], vocabulary.strengths[-1]],

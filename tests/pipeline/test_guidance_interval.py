@@ -8,7 +8,7 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
 from mtl_diffusion.evaluation.bulk import evaluations_of
-from mtl_diffusion.pipeline.denoiser import predict, tell
+from mtl_diffusion.pipeline.denoiser import build_conditioning, predict
 from mtl_diffusion.pipeline.pipeline import TASKS
 
 SIZE, STEPS = 8, 6
@@ -108,7 +108,7 @@ def test_the_solver_with_an_interval_is_its_formulas(pipe, either):
     hint = TASKS["generate"].condition(blank, blank[:, :1], torch.tensor([math.nan]), blank)
 
     def D(x, sigma, label):
-        told = tell(hint, TASKS["generate"], torch.tensor([label]), pipe.vocabulary)
+        told = build_conditioning(hint, TASKS["generate"], torch.tensor([label]), pipe.vocabulary)
         level = torch.full((1, 1, 1, 1), sigma)
         F = predict(pipe.unet, pipe.scheduler, x.float(), level, told).double()
         return (0.25 * x + sigma * 0.5 * math.sqrt(sigma**2 + 0.25) * F) / (sigma**2 + 0.25)

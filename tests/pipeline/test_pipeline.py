@@ -12,7 +12,7 @@ from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, ImagePi
 from diffusers.schedulers import scheduling_edm_euler
 from PIL import Image
 
-from mtl_diffusion.pipeline.denoiser import predict, tell
+from mtl_diffusion.pipeline.denoiser import build_conditioning, predict
 from mtl_diffusion.pipeline.pipeline import TASKS
 
 SIZE, STEPS = 8, 3
@@ -322,7 +322,7 @@ def euler(pipe, task, known, mask, noise, own_noise, strength, label, steps):
     sigmas = [(high ** (1 / rho) + r * (low ** (1 / rho) - high ** (1 / rho))) ** rho for r in ramp]
     sigmas = [*sigmas, 0.0]
     hint = TASKS[task].condition(known, mask, strength, own_noise)
-    told = tell(hint, TASKS[task], label, pipe.vocabulary)
+    told = build_conditioning(hint, TASKS[task], label, pipe.vocabulary)
     known, noise, hole = known.double(), noise.double(), hint.mask.double()
     x = known * (1 - hole) + sigmas[0] * noise
     for sigma, after in pairwise(sigmas):

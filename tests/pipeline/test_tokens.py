@@ -102,6 +102,9 @@ def test_no_strength_is_null(vocabulary):
     tokens = third(vocabulary, float("nan"), 0.0)
     assert tokens[0, vocabulary.null] == 1 and tokens[0].sum() == 1
     assert tokens[1, vocabulary.null] == 0
+    label = torch.zeros(2, dtype=torch.long)
+    nothing = vocabulary.tokens(1, label, None)
+    assert torch.equal(nothing, vocabulary.tokens(1, label, torch.full((2,), torch.nan)))
 
 
 def test_the_token_moves_with_the_strength(vocabulary):

@@ -71,7 +71,7 @@ def test_the_figures_are_those_of_metrics_json_beside_the_baselines(pipe):
 
 @pytest.mark.parametrize("metrics", [{"class_accuracy": 0.5, "n": 3}, {"summary": 1}, [1]])
 def test_figures_of_something_else_are_refused(pipe, metrics):
-    with pytest.raises(ValueError, match=r"metrics: there is no summary; .*scripts/evaluate\.py"):
+    with pytest.raises(ValueError, match=r"metrics: found no summary; .*mtl-diffusion evaluate"):
         written(pipe, metrics=metrics)
 
 
@@ -96,7 +96,7 @@ def test_minutes_hardware_and_command(pipe, monkeypatch, tmp_path):
     text, data = written(pipe, config=config, minutes=minutes)
     assert "83.2 minutes on 2 threads of A and 4.0 minutes on 1 x B" in text
     assert data.datasets == ["user/images"]
-    command = re.search(r"```bash\n(python scripts/train.py.*?)```", text, re.DOTALL)[1]
+    command = re.search(r"```bash\n(mtl-diffusion train.*?)```", text, re.DOTALL)[1]
     words = shlex.split(command.replace("\\\n", " "))
     again = parse(words[2:])
     assert (again.tasks, again.learning_rate) == (config.tasks, config.learning_rate)

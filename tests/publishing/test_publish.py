@@ -291,8 +291,8 @@ def test_a_failed_push_leaves_the_export_and_the_command(hub, calls, run):
         assert (Path(folders[number]) / "model_index.json").exists()
         command = shlex.split(said.splitlines()[-1])
         assert command[:4] == [
-            "python",
-            "scripts/publish.py",
+            "mtl-diffusion",
+            "publish",
             "--checkpoint",
             str(run / "checkpoints" / "step-4"),
         ]
@@ -309,7 +309,7 @@ def test_no_checkpoint_is_a_refusal(calls):
 
 def test_the_command_works(hub, calls, work):
     command = shlex.split(calls[0][2][1].splitlines()[-1])
-    done = run_in(hub, work / "again", [sys.executable, *command[1:]])
+    done = run_in(hub, work / "again", [sys.executable, "-m", "mtl_diffusion", *command[1:]])
     assert done.returncode == 0, done.stderr
     assert [commit.title for commit in hub.commits("me/broken", "v2")] == ["Trained for 4 steps"]
 

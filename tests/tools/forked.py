@@ -39,7 +39,7 @@ STATE = ("unet", "ema", "optimizer", "weighting")
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["mtl_diffusion.train", "mtl_diffusion.config.command_line", "forked"]
+    ["mtl_diffusion.loop", "mtl_diffusion.config.command_line", "forked"]
 )
 
 
@@ -155,15 +155,15 @@ def kill_myself():
 
 
 def no_validation():
-    import mtl_diffusion.train
+    import mtl_diffusion.loop
 
-    mtl_diffusion.train.validate = lambda run, step, only_if_missing=False: None
+    mtl_diffusion.loop.validate = lambda run, step, only_if_missing=False: None
 
 
 def no_export():
-    import mtl_diffusion.train
+    import mtl_diffusion.loop
 
-    mtl_diffusion.train.export = lambda run: None
+    mtl_diffusion.loop.export = lambda run: None
 
 
 SHORT = (no_validation, no_export)
@@ -171,9 +171,9 @@ SHORT = (no_validation, no_export)
 
 def before_step(number, what, only_rank=None, beside=False):
     """Calls `what` before the step of that number; first nothing is being written, or `beside`."""
-    import mtl_diffusion.train
+    import mtl_diffusion.loop
 
-    train_step = mtl_diffusion.train.train_step
+    train_step = mtl_diffusion.loop.train_step
 
     def step(run, index, meter):
         if index == number and only_rank in (None, rank()):
@@ -182,7 +182,7 @@ def before_step(number, what, only_rank=None, beside=False):
             what()
         train_step(run, index, meter)
 
-    mtl_diffusion.train.train_step = step
+    mtl_diffusion.loop.train_step = step
 
 
 def finish_writing():
@@ -196,15 +196,15 @@ def die(number, only_rank=None):
 
 
 def slow_steps(seconds):
-    import mtl_diffusion.train
+    import mtl_diffusion.loop
 
-    train_step = mtl_diffusion.train.train_step
+    train_step = mtl_diffusion.loop.train_step
 
     def step(run, index, meter):
         time.sleep(seconds)
         train_step(run, index, meter)
 
-    mtl_diffusion.train.train_step = step
+    mtl_diffusion.loop.train_step = step
 
 
 def die_in_save(step, event, counter):

@@ -1,4 +1,4 @@
-"""A small metrics.json, in the form that scripts/evaluate.py gives it."""
+"""A small metrics.json, in the form that mtl-diffusion evaluate gives it."""
 
 
 def figure(name, value, error=0.012, n=1000, **more):
@@ -27,5 +27,5 @@ METRICS = {
     "feature_space": {"name": "classifier", "kind": "classifier"},
     "classifier": {"accuracy": 0.9, "n": 2000},
     "sampler": "EDMDPMSolverMultistepScheduler",
-    "command": "python scripts/evaluate.py --pipeline runs/x/pipeline",
+    "command": "mtl-diffusion evaluate --pipeline runs/x/pipeline",
 }

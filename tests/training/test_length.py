@@ -10,10 +10,10 @@ import pytest
 from safetensors.torch import load_file
 from tiny import MODEL
 
-from mtl_diffusion import train as train_module
+from mtl_diffusion import loop as train_module
 from mtl_diffusion.config import ConfigError, TrainConfig
 from mtl_diffusion.config.command_line import parse
-from mtl_diffusion.train import train
+from mtl_diffusion.loop import train
 
 WEIGHTS = "pipeline/unet/diffusion_pytorch_model.safetensors"
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.pipeline import pipeline as pipeline_module
-from mtl_diffusion.pipeline.denoiser import CLASS, TASK, tell
+from mtl_diffusion.pipeline.denoiser import CLASS, TASK, build_conditioning
 from mtl_diffusion.pipeline.masks import draw_masks
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 from mtl_diffusion.pipeline.task import Choice
@@ -256,6 +256,8 @@ def test_training_and_sampling_tell_the_denoiser_the_same(name, pipe, vocabulary
 
     # From the same floats it is the same, bit for bit.
     images = to_unit_range(pixels)
-    told = tell(task.condition(images, mask, strength, own_noise), task, labels, vocabulary)
+    told = build_conditioning(
+        task.condition(images, mask, strength, own_noise), task, labels, vocabulary
+    )
     for ours, theirs in zip(parts_of(told), parts_of(trained), strict=True):
         assert torch.equal(ours, theirs)

@@ -14,8 +14,8 @@ SHORT = {"max_train_steps": 2, "dropout": 0.0, "validation_images": 5}
 
 def note_work(folder):
     """Each process writes down how many images pass its network while it validates."""
-    import mtl_diffusion.train as loop
     import mtl_diffusion.training.reports as reports
+    from mtl_diffusion import loop
 
     validate = loop.validate
 

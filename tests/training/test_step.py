@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.launch.preflight import begin
+from mtl_diffusion.loop import train_step
 from mtl_diffusion.tools.tensors import upload
-from mtl_diffusion.train import train_step
 from mtl_diffusion.training.losses import Objective
 from mtl_diffusion.training.meter import Meter
 from mtl_diffusion.training.run import build

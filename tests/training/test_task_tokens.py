@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from tiny import own_state
 
-from mtl_diffusion import train as train_module
+from mtl_diffusion import loop as train_module
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data.images import ImageDataset, load_images
 from mtl_diffusion.data.shapes import shapes
+from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 from mtl_diffusion.tools.tensors import to_unit_range
-from mtl_diffusion.train import train
 from mtl_diffusion.training import validation
 from mtl_diffusion.training.validation import held_out_loss
 

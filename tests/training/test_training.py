@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import MODEL, own_state, reset_state, write_shapes
 
-from mtl_diffusion import train as train_module
+from mtl_diffusion import loop as train_module
 from mtl_diffusion.config import ConfigError, TrainConfig, to_dict
+from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.pipeline.tokens import Vocabulary
-from mtl_diffusion.train import train
 from mtl_diffusion.training import reports
 from mtl_diffusion.training import run as run_module
 from mtl_diffusion.training.aggregation import AGGREGATORS
@@ -518,7 +518,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-from .task import Choice, Hint, Task, bernoulli, no_strength
+from .task import Choice, Hint, Task, bernoulli
 
 
 class Upscale(Task):
@@ -527,17 +527,12 @@ class Upscale(Task):
     optional = frozenset({"class_label"})
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
-        device = generator.device
-        return Choice(
-            mask=torch.ones(n, 1, size, size, device=device),
-            strength=no_strength(n, device),
-            drop_class=bernoulli(n, class_dropout, generator),
-            drop_image=torch.zeros(n, dtype=torch.bool, device=device),
-        )
+        mask = torch.ones(n, 1, size, size, device=generator.device)
+        return Choice(mask=mask, drop_class=bernoulli(n, class_dropout, generator))
 
     def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
         small = interpolate(avg_pool2d(image, 2), scale_factor=2)
-        return Hint(image=small, mask=torch.ones_like(mask), strength=strength)
+        return Hint(image=small, mask=torch.ones_like(mask))
 '''
 
 

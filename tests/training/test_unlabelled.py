@@ -12,11 +12,11 @@ from PIL import Image
 from tables import write_images
 from tiny import MODEL, own_state
 
-from mtl_diffusion import train as train_module
+from mtl_diffusion import loop as train_module
 from mtl_diffusion.config import ConfigError, TrainConfig
+from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.publishing.export import of_checkpoint, write
-from mtl_diffusion.train import train
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -1,0 +1,1 @@
+"""The commands `mtl-diffusion NAME`, which `scripts/NAME.py` call too: a parser and a call each."""

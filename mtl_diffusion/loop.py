@@ -1,0 +1,189 @@
+"""The training loop: `train` is the run, `train_step` is one step of it, top to bottom."""
+
+import logging
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from .checkpoints.resume import restore
+from .checkpoints.saver import Saver
+from .config import ConfigError, TrainConfig
+from .data.images import data_line
+from .launch.preflight import begin, check_room, describe, start_trackers
+from .launch.stop import STOPPED, StopRequest
+from .publishing.export import BackgroundPublisher, export, push
+from .tools.distributed import Terminal, any_process, io_errors_logged
+from .tools.rng import generator
+from .tools.tensors import upload
+from .training.length import with_length
+from .training.losses import sum_of_task_means
+from .training.meter import Meter
+from .training.noise import draw_sigma
+from .training.optimizers import trained_parameters
+from .training.reports import validate, validation_due
+from .training.run import Run, build, microbatches, process_rows
+from .training.schedule import learning_rate, lengthening_steps, perceptual_weight
+
+logger = logging.getLogger(__name__)
+
+REHEARSAL = (10, 30)  # steps that are run, and then steps that are timed, to learn the rate
+
+
+def train(config: TrainConfig) -> None:
+    """Trains, validates, checkpoints and exports. Run again, it goes on where it stopped.
+
+    Raises:
+        ConfigError: before anything is trained, everything that forbids to.
+        CheckpointError: the checkpoint to resume from is missing or damaged.
+        FloatingPointError: a loss, a gradient or a weight is not finite.
+        OSError: the last checkpoint could not be written.
+        SystemExit: with `STOPPED`, after a checkpoint, when a stop was asked for.
+        UploadError: all is trained and exported, and it could not be published.
+    """
+    # The minutes are the run's length, or else where a longer one is cut.
+    stop = StopRequest(config.max_train_minutes if config.max_train_steps else None)
+    with begin(config) as accelerator:
+        try:
+            config = with_length(config, accelerator, seconds_per_step)
+            run = build(config, accelerator)
+        except ConfigError:
+            raise
+        except (ValueError, OSError) as error:  # of the data, or of the pretrained model
+            raise ConfigError([str(error)]) from error
+        if accelerator.is_main_process:
+            print(data_line(run.train_data, run.held_out), flush=True)
+        check_room(run)
+        if config.dry_run:
+            if accelerator.is_main_process:
+                print(describe(run))
+            return
+        first = restore(run)
+        start_trackers(run, first)
+        with stop, BackgroundPublisher(config) as publisher, Saver(run, publisher.submit) as saver:
+            done = loop(run, first, stop, saver)
+            # gloo can hang at its end, if its last work was on tensors, which belong to Python.
+            accelerator.wait_for_everyone()
+            if done < config.max_train_steps:
+                if accelerator.is_main_process:
+                    reason = stop.reason or "another process"
+                    logger.warning("stopped by %s after step %d; run again to go on", reason, done)
+                accelerator.end_training()
+                sys.exit(STOPPED)
+        if accelerator.is_main_process:
+            folder = export(run)
+            print(f"The pipeline is in {folder}")
+        accelerator.end_training()
+        if accelerator.is_main_process and config.push_to_hub:
+            print(f"Published as {push(folder, config)}")
+
+
+def seconds_per_step(config: TrainConfig, accelerator: Accelerator) -> float:
+    """How long a step takes here, on a run that is thrown away."""
+    run = build(replace(config, max_train_steps=sum(REHEARSAL)), accelerator)
+    meter = Meter(run)
+    warm_up, timed = REHEARSAL
+    for step in range(warm_up):
+        train_step(run, step, meter)
+    meter.read()  # waits for the device
+    started = time.perf_counter()
+    for step in range(warm_up, warm_up + timed):
+        train_step(run, step, meter)
+    meter.read()
+    return (time.perf_counter() - started) / timed
+
+
+def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:
+    """Steps from `first` to the end or to a stop; returns how many are done."""
+    config, accelerator = run.config, run.accelerator
+    batch_size, last = config.total_batch_size, config.max_train_steps
+    progress = tqdm(
+        total=last * batch_size,
+        initial=first * batch_size,
+        unit="img",
+        unit_scale=True,
+        disable=not accelerator.is_main_process,
+        file=Terminal(sys.stderr),
+        # In a log file a line stays: there, one in five seconds is often enough.
+        mininterval=0.1 if sys.stderr.isatty() else 5,
+    )
+    meter = Meter(run)
+    if first and validation_due(config, first):
+        validate(run, first, only_if_missing=True)  # killed after the checkpoint, before this
+    for step in range(first, last):
+        train_step(run, step, meter)
+        done = step + 1
+        stopping = any_process(stop.due())
+        progress.update(batch_size)
+        if done % config.logging_steps == 0:
+            losses = meter.read()
+            shown = {name: f"{loss:.3f}" for name, loss in losses.items()}
+            progress.set_postfix(shown, refresh=False)  # the next update draws it
+            curves = {f"train/{name}": loss for name, loss in losses.items()}
+            with io_errors_logged("the curves could not be logged"):
+                accelerator.log({**curves, "learning_rate": learning_rate(config, step)}, step=done)
+        due = done % config.checkpointing_steps == 0 or done in lengthening_steps(config)
+        if stopping or done == last or due:
+            meter.check()  # after a step that failed nothing is saved
+            saver.save(done, needed=stopping or done == last)
+        if validation_due(config, done):
+            validate(run, done)
+        if stopping:
+            return done
+    progress.close()
+    return last
+
+
+def train_step(run: Run, step: int, meter: Meter) -> None:
+    """One optimiser step. Everything random in it is a function of (seed, step).
+
+    The host waits for nothing here, so that a GPU always has the next kernels queued. If a loss or
+    a gradient is not finite the weights stay as they are, and `meter.check` raises.
+    """
+    config, accelerator, device = run.config, run.accelerator, run.accelerator.device
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batch_size, size = config.total_batch_size, config.resolution
+
+    # Drawn for the whole global batch and sliced, so that it may be cut over any processes.
+    draw = run.mixture.draw(config.seed, step, batch_size, device)
+    random = generator(config.seed, step, "noise", device=device)
+    sigma = draw_sigma(batch_size, config.sigma_mean, config.sigma_std, random)
+    noise = torch.randn(batch_size, 3, size, size, generator=random, device=device)
+    perceptual = perceptual_weight(config, step)
+
+    pieces = microbatches(process_rows(batch_size, rank, world), config.per_device_batch_size)
+    for i, rows in enumerate(pieces):
+        batch = run.loader.batch(step, rows)
+        task = upload(draw.task[rows], device)
+        conditioning = run.mixture.condition(batch.images, batch.labels, draw[rows])
+        # The UNet draws its dropout from the global generators.
+        torch.manual_seed(generator(config.seed, step, i, rank, "dropout").initial_seed())
+        inputs = (batch.images, noise[rows], sigma[rows], conditioning, task)
+        is_last = i == len(pieces) - 1
+        if run.jacobian is not None:
+            plain = run.jacobian.add(inputs, draw.counts, perceptual_weight=perceptual)
+        else:
+            with nullcontext() if is_last else accelerator.no_sync(run.objective):
+                plain, weighted = run.objective(*inputs, perceptual_weight=perceptual)
+                # Processes average their gradients, and the parts of a sum must be added.
+                loss = world * sum_of_task_means(weighted, task, draw.counts)
+                accelerator.backward(loss)
+        meter.add(plain, sigma[rows], draw.task[rows])
+
+    if run.jacobian is not None:
+        run.jacobian.write_gradients(draw.counts, accelerator)
+    parameters = trained_parameters(run.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    # The optimiser leaves all as it is if this says 1, on the device, as it does for a
+    # GradScaler. Nobody waits for it: `loop` learns of it when it next looks at the meter.
+    run.optimizer.found_inf = meter.end_step(step, norm)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    if run.ema is not None:
+        run.ema.update((step + 1) * batch_size, batch_size)

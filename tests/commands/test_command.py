@@ -1,0 +1,95 @@
+"""`mtl-diffusion`, `python -m mtl_diffusion.train`, and what the package exports."""
+
+import ast
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import MODEL, flags
+
+import mtl_diffusion
+from mtl_diffusion import loop
+from mtl_diffusion.__main__ import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*words, **variables):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_a_command_is_a_script_too():
+    folder = ROOT / "mtl_diffusion/commands"
+    assert {path.stem for path in folder.glob("*.py")} == {"__init__", *COMMANDS}
+    for name in COMMANDS:
+        script = ast.parse((ROOT / f"scripts/{name}.py").read_text())
+        (imported,) = (node for node in script.body if isinstance(node, ast.ImportFrom))
+        assert imported.module == f"mtl_diffusion.commands.{name}"
+
+
+def test_the_entry_point_is_the_command():
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="mtl-diffusion")
+    assert entry.load() is main
+
+
+def answer(monkeypatch, capsys, *words):
+    """(exit code, standard output, standard error) of the command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["mtl-diffusion", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr()
+    return stop.value.code, said.out, said.err
+
+
+def test_help_is_shown(monkeypatch, capsys):
+    code, out, _ = answer(monkeypatch, capsys, "--help")
+    assert code == 0 and out.startswith("usage: mtl-diffusion COMMAND ")
+    for name, what in COMMANDS.items():
+        assert f"  {name} " in out and what in out
+    code, out, _ = answer(monkeypatch, capsys, "sample", "--help")
+    assert code == 0 and out.startswith("usage: mtl-diffusion sample ") and "--task" in out
+    assert answer(monkeypatch, capsys, "--version")[:2] == (0, mtl_diffusion.__version__ + "\n")
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["--config", "x"]])
+def test_an_unknown_command_is_refused(words, monkeypatch, capsys):
+    code, out, err = answer(monkeypatch, capsys, *words)
+    assert code == 2 and out == "" and "COMMAND" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["mtl_diffusion.train"], ["mtl_diffusion", "train"]], ids=len)
+def test_a_module_trains_as_the_script_does(words, tmp_path):
+    refused = run("-m", *words, "--seed", "x", "--token_dim", "0")
+    assert refused.returncode == 2 and refused.stdout == "" and "Traceback" not in refused.stderr
+    assert "2 faults in the configuration:" in refused.stderr
+    given = {**MODEL, "output_dir": tmp_path / "run", "max_train_steps": 1000, "num_threads": 1}
+    given |= {"max_train_minutes": 1e-6, "total_batch_size": 4, "report_to": "none"}
+    stopped = run("-m", *words, *flags(**given))
+    assert stopped.returncode == 75, stopped.stderr
+    assert "stopped by max_train_minutes after step 1;" in stopped.stderr
+
+
+def test_what_is_exported_at_the_top():
+    assert all(callable(getattr(mtl_diffusion, name)) for name in mtl_diffusion.__all__)
+    assert mtl_diffusion.train is loop.train
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        mtl_diffusion.trian  # noqa: B018
+
+
+def test_every_file_has_the_version():
+    version = mtl_diffusion.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version} (" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_metadata_describe_the_package():
+    metadata = importlib.metadata.metadata("mtl_diffusion")
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload().startswith("# mtl_diffusion")
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
