@@ -73,9 +73,7 @@ def tables(metrics: Mapping[str, Any]) -> str:
 
 def _summary(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(metrics, Mapping) or not isinstance(metrics.get("summary"), Mapping):
-        raise ValueError(
-            "metrics: there is no summary; give metrics.json of mtl-diffusion evaluate"
-        )
+        raise ValueError("metrics: found no summary; give metrics.json of mtl-diffusion evaluate")
     return metrics["summary"]
 
 
