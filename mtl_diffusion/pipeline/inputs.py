@@ -1,13 +1,17 @@
-"""What users hand to the pipeline, as tensors: read strictly, with errors that say what to do."""
+"""Reads what users pass to the pipeline as tensors: strictly, with errors that say what to do."""
 
 import math
 import numbers
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+MAX_COUNT = 10_000  # of steps, and of images for each sample
+WHITE_MODES = ("1", "L", "RGB")  # of PIL images that serve as masks: white is 255 in each
 
 
 def read_images(value, size: int, name: str = "image") -> Tensor:
@@ -23,37 +27,38 @@ def read_images(value, size: int, name: str = "image") -> Tensor:
 def read_masks(value, size: int, name: str = "mask_image") -> Tensor:
     """Masks as (B, 1, size, size) float32 in {0, 1}: white (1) is repainted, black (0) is kept.
 
-    Takes PIL images and arrays or tensors of floats in [0, 1] or booleans: one mask as (H, W), or
-    with its one channel; several as (B, 1, H, W), (B, H, W, 1) or a list. Grey values are cut at
-    one half.
+    Takes PIL images of the modes in `WHITE_MODES`, and arrays or tensors of floats in [0, 1] or
+    booleans: one mask as (H, W), or with its one channel; several as (B, 1, H, W), (B, H, W, 1) or
+    a list. Values of one half and more are white. Warns of masks without black or white.
     """
-    return torch.cat([_mask(item, size, name) for item in _items(value, name, "mask")])
+    masks = torch.cat([_mask(item, size, name) for item in _items(value, name, "mask")])
+    for share, meaning in ((0.0, "nothing is repainted"), (1.0, "nothing is kept")):
+        if found := (masks.mean(dim=(1, 2, 3)) == share).sum():
+            color = "black" if share == 0 else "white"
+            warnings.warn(f"{name}: {found} of {len(masks)} all {color}: {meaning}", stacklevel=5)
+    return masks
 
 
 def read_labels(value, classes: Sequence[str], name: str = "class_label") -> Tensor:
     """Class labels as (B,) int64 in 0..K-1, -1 for none, from names, numbers, None or a list."""
-    items = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
-    items = list(items) if isinstance(items, list | tuple) else [items]
-    if not items:
-        raise ValueError(f"{name} is an empty list; give a class name, a number or None")
+    items = _entries(value, name, "a class name, a number or None")
     return torch.tensor([_label(item, classes, name) for item in items])
 
 
 def read_numbers(value, low: float, high: float, name: str) -> Tensor:
     """One number or a list of them as (B,) float32, each in [low, high]."""
-    items = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
-    items = list(items) if isinstance(items, list | tuple) else [items]
-    if not items:
-        raise ValueError(f"{name} is an empty list; give a number from {low} to {high}")
-    return torch.tensor([read_number(item, low, high, name) for item in items])
+    items = _entries(value, name, f"a number from {low} to {high}")
+    read = [read_number(item, low, high, name) for item in items]
+    return torch.tensor(read, dtype=torch.float32)
 
 
 def read_number(value, low: float, high: float, name: str) -> float:
-    """A finite number in [low, high]. True and False are no numbers."""
-    if not _is_number(value) or not math.isfinite(value) or not low <= value <= high:
+    """A finite number in [low, high]. True and False are not numbers."""
+    number = _number(value)
+    if number is None or not math.isfinite(number) or not low <= number <= high:
         upper = f"to {high}" if math.isfinite(high) else "upwards"
-        raise ValueError(f"{name} is {value!r}; it must be a number from {low} {upper}")
-    return float(value)
+        raise ValueError(f"{name} is {shown(value)}; it must be a number from {low} {upper}")
+    return number
 
 
 def read_interval(value, name: str) -> tuple[float, float]:
@@ -61,23 +66,27 @@ def read_interval(value, name: str) -> tuple[float, float]:
     if value is None:
         return 0.0, math.inf
     is_pair = isinstance(value, list | tuple) and len(value) == 2
-    if not is_pair or not all(_is_number(end) for end in value) or not 0 <= value[0] <= value[1]:
+    ends = [_number(end) for end in value] if is_pair else [None]
+    if None in ends or not 0 <= ends[0] <= ends[1]:
         raise ValueError(
-            f"{name} is {value!r}; it must be two numbers, the lower one first and 0 or more, "
+            f"{name} is {shown(value)}; it must be two numbers, the lower one first and 0 or more, "
             "such as (0.28, 2.9), or None"
         )
-    return float(value[0]), float(value[1])
+    return ends[0], ends[1]
 
 
 def read_count(value, name: str) -> int:
-    """A whole number, at least 1. True and False are no numbers."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
+    """A whole number from 1 to `MAX_COUNT`. True and False are not numbers."""
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or not 1 <= value <= MAX_COUNT:
+        raise ValueError(
+            f"{name} is {shown(value)}; it must be a whole number from 1 to {MAX_COUNT:,}"
+        )
     return int(value)
 
 
 def repeat_to_batch(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Repeats what was given once, so that every argument has one entry a sample."""
+    """Repeats arguments that were given once, so that each has one entry a sample."""
     lengths = {name: len(part) for name, part in parts.items()}
     size = max(lengths.values())
     if any(length not in (1, size) for length in lengths.values()):
@@ -89,8 +98,46 @@ def repeat_to_batch(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.expand(size, *part.shape[1:]) for name, part in parts.items()}
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+def dense(value: Tensor, name: str) -> Tensor:
+    """The tensor on the CPU, without its gradient.
+
+    Raises:
+        ValueError: it is sparse, nested, quantized or on the meta device.
+    """
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+        kind = "without values (on the meta device)" if value.is_meta else "sparse or quantized"
+        raise ValueError(f"{name} is a tensor that is {kind}; give a dense one, as to_dense() does")
+    return value.detach().cpu()
+
+
+def shown(value) -> str:
+    """A value in an error message: its repr on one line, shortened."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # such as an integer of more digits than Python prints
+        text = f"a {type(value).__name__} that cannot be printed"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _number(value) -> float | None:
+    """A real number as a float, infinite if it is too large; None for anything else."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _entries(value, name: str, wanted: str) -> list:
+    """The entries of a list, tuple, array or tensor; any other value is its only entry."""
+    if isinstance(value, Tensor):
+        value = dense(value, name)
+    items = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
+    items = list(items) if isinstance(items, list | tuple) else [items]
+    if not items:
+        raise ValueError(f"{name} is an empty list; give {wanted}")
+    return items
 
 
 def _items(value, name: str, kind: str) -> list:
@@ -109,6 +156,8 @@ def _items(value, name: str, kind: str) -> list:
             f"{f' of {value.dtype}' if isinstance(value, np.ndarray) else ''}; it must be a PIL "
             "image, a numpy array of floats, a tensor, or a list of these"
         )
+    if isinstance(value, Tensor):
+        value = dense(value, name)
     if value.ndim > 2 and len(value) == 0:
         raise ValueError(f"{name} is an empty batch; give at least one {kind}")
     return list(value) if value.ndim == 4 else [value]
@@ -141,18 +190,26 @@ def _image(item, size: int, name: str) -> Tensor:
 
 def _mask(item, size: int, name: str) -> Tensor:
     if isinstance(item, Image.Image):
+        if item.mode not in WHITE_MODES:
+            raise ValueError(
+                f"{name} is a PIL image of mode {item.mode}; it must be {', '.join(WHITE_MODES)}, "
+                f"white where it is repainted: give np.asarray({name}) > 0 if it has zeros where "
+                f'it is kept, or {name}.convert("RGB") if it looks black and white'
+            )
         _check_size(item.height, item.width, size, name)
         mask = torch.from_numpy(np.array(item.convert("L"))).float() / 255
+        white = 255
     else:
-        mask = _tensor(item)
-        mask = mask.float() if mask.dtype == torch.bool else _floats(item, name)
+        is_bool = item.dtype == (torch.bool if isinstance(item, Tensor) else bool)
+        mask = _tensor(item).float() if is_bool else _floats(item, name)
+        white = 1
         if mask.ndim == 3:
-            # (3, H, W) could be one mask in colour or three masks: neither is guessed.
+            # (3, H, W) could be one mask in color or three masks: neither is guessed.
             channel = 0 if len(mask) == 1 else -1
             if mask.shape[channel] != 1:
                 raise ValueError(
                     f"{name} has shape {tuple(item.shape)}; a mask has one channel, or none: give "
-                    "several as a list or as (B, 1, H, W), and one in colour as its mean over the "
+                    "several as a list or as (B, 1, H, W), and one in color as its mean over the "
                     "channels"
                 )
             mask = mask.squeeze(channel)
@@ -161,22 +218,33 @@ def _mask(item, size: int, name: str) -> Tensor:
                 f"{name} has shape {tuple(item.shape)}; it must be (H, W), or a list of that"
             )
         _check_size(*mask.shape, size, name)
+    brightest = mask.max().item()
+    if 0 < brightest < 0.5:
+        raise ValueError(
+            f"{name} has values up to {brightest * white:.3g}, so nothing would be repainted; "
+            f"white is {white}: give np.asarray({name}) > 0 if it has zeros where it is kept"
+        )
     return (mask >= 0.5).float()[None, None]
 
 
 def _tensor(item: np.ndarray | Tensor) -> Tensor:
-    """On the CPU. Arrays are copied: torch takes none that is mirrored, as in `array[:, ::-1]`."""
-    return torch.from_numpy(item.copy()) if isinstance(item, np.ndarray) else item.detach().cpu()
+    """On the CPU, from arrays of any byte order and strides."""
+    if isinstance(item, Tensor):
+        return item.detach().cpu()
+    if item.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            item = item.astype(np.float32)
+    return torch.from_numpy(np.array(item, dtype=item.dtype.newbyteorder("=")))
 
 
 def _floats(item: np.ndarray | Tensor, name: str) -> Tensor:
-    pixels = _tensor(item)
-    if not pixels.is_floating_point():
+    is_float = item.dtype.kind == "f" if isinstance(item, np.ndarray) else item.is_floating_point()
+    if not is_float:
         raise ValueError(
             f"{name} has the type {item.dtype}; arrays and tensors must be floats in [0, 1]: "
             "divide by 255, or give PIL images"
         )
-    pixels = pixels.float()
+    pixels = _tensor(item).float()
     if not pixels.isfinite().all():
         raise ValueError(f"{name} has NaN or infinite values; it must lie in [0, 1]")
     if pixels.numel() and (pixels.min() < 0 or pixels.max() > 1):
@@ -198,16 +266,16 @@ def _check_size(height: int, width: int, size: int, name: str) -> None:
 def _label(item, classes: Sequence[str], name: str) -> int:
     if item is None:
         return -1
-    if not classes:
-        raise ValueError(f"{name} is {item!r}; this model has no classes: leave it out")
     if isinstance(item, str):
         if item not in classes:
-            raise ValueError(f"{name} is {item!r}; this model knows {', '.join(classes)}")
+            known = ", ".join(classes[:20])
+            more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
+            raise ValueError(f"{name} is {shown(item)}; this model knows {known}{more}")
         return list(classes).index(item)
     is_index = isinstance(item, numbers.Integral) and not isinstance(item, bool)
     if not is_index or not 0 <= item < len(classes):
         raise ValueError(
-            f"{name} is {item!r}; it must be a class name, a number from 0 to {len(classes) - 1}, "
-            "or None"
+            f"{name} is {shown(item)}; it must be a class name, a number from 0 to "
+            f"{len(classes) - 1}, or None"
         )
     return int(item)

@@ -1,19 +1,28 @@
-"""Saving a pipeline as a folder that needs nothing beside it, and checking what was loaded."""
+"""Saves a pipeline as a folder that loads without this package, and checks what was loaded."""
 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .components import plain_module
 from .source import source
 
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
-# What the libraries note when they load: where from, which is nobody else's business.
+# Local paths and options that the libraries note in a configuration when they load it.
 LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only")
 WORDS = "_vocabulary"  # in unet/config.json: the words the weights were trained with
 CARD = "README.md"
 AGAIN = "download or save the model again"
 SHARD = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a part of the weights
+FUSED = re.compile(r"\.to_q?kv\.(weight|bias)$")  # copies that fuse_qkv_projections() adds
+FINITE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class SelfContained:
@@ -40,18 +49,32 @@ class SelfContained:
         )
         return {f"{module}.py": source(), "pipeline.py": entry}
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in diffusers, with an error that names the file where diffusers' own does not."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (ValueError, RuntimeError):
+            folder = Path(pretrained_model_name_or_path, "unet")
+            if folder.is_dir() and "unet" not in kwargs:
+                check_files(folder)
+            raise
+
     def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
-        """As in diffusers, in safetensors only.
+        """As in diffusers, in safetensors only. What was written is read again and compared.
 
         Raises:
-            ValueError: safe_serialization is False.
+            ValueError: safe_serialization is False, or a component can't be saved so that it loads.
         """
         if not safe_serialization:
             raise ValueError(
                 "safe_serialization is False; weights are saved as safetensors only, because a "
                 "pickle can run code where it is loaded"
             )
-        # diffusers makes the name of a repository of it, which a Path doesn't let it do.
+        if (unet := plain_unet(self.unet)) is not self.unet:
+            plain = type(self)(unet, self.tokenizer, self.scheduler)
+            return plain.save_pretrained(save_directory, safe_serialization, *args, **kwargs)
+        # A string: diffusers splits it for the name of a repository.
         return super().save_pretrained(str(save_directory), True, *args, **kwargs)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
@@ -71,8 +94,9 @@ class SelfContained:
             for file in (folder / name).glob("*config.json"):
                 text = tidy(file.read_text(encoding="utf-8"), changes.get(name, {}))
                 file.write_text(text, encoding="utf-8")
-        # transformers 4 repeats here what the file above says, in other words after a loading.
+        # transformers 4 repeats the configuration here, differently after a loading.
         (folder / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
+        check_files(folder / "unet")  # before the index and an upload, which make it count
         # diffusers writes another card over this one before it uploads.
         card = folder / CARD
         self._card = card.read_text(encoding="utf-8") if card.is_file() else None
@@ -93,16 +117,16 @@ class SelfContained:
 
     @classmethod
     def _dict_from_json_file(cls, json_file, **kwargs):
-        # The installed class is the class: it needs no file of the folder, and no trust in one.
+        # The installed class runs instead of the folder's code, which needs no trust.
         index = super()._dict_from_json_file(json_file, **kwargs)
         if isinstance(index.get("_class_name"), list):
             index["_class_name"] = index["_class_name"][-1]
         return index
 
     def register_to_config(self, **kwargs):
-        # `from_pretrained` notes where everything came from when everything is loaded.
+        # `from_pretrained` notes the name of the pipeline when all components are loaded.
         if "_name_or_path" in kwargs:
-            check_loaded(self.unet, self.tokenizer)
+            check_loaded(kwargs["_name_or_path"], self.unet, self.tokenizer)
         super().register_to_config(**kwargs)
 
 
@@ -112,25 +136,26 @@ def tidy(text: str, changes: dict) -> str:
     return json.dumps(table | changes, indent=2, sort_keys=True) + "\n"
 
 
-def check_loaded(unet, tokenizer) -> None:
-    """Compares a loaded UNet with the files it was loaded from, and with its tokenizer.
+def check_loaded(pipeline: str, unet, tokenizer) -> None:
+    """Checks the UNet and the tokenizer of a pipeline that was loaded.
 
-    diffusers only warns of a tensor that is missing, and makes one up.
+    diffusers only warns of a tensor that is missing, and initializes it at random.
+
+    Args:
+        pipeline: folder or name on the Hub, as it was given for loading.
+        unet: loaded now, or given by the user; only the files that were loaded now are checked.
 
     Raises:
         ValueError: a tensor is missing, unexpected, of another shape or not finite; the weights
-            aren't safetensors; or they were trained with other words.
+            aren't safetensors; or they were trained with another vocabulary.
     """
-    state, folder = unet.state_dict(), Path(unet.config.get("_name_or_path") or "unknown folder")
-    if folder.is_dir():
-        shapes = {name: list(tensor.shape) for name, tensor in state.items()}
-        for file, found in _saved_shapes(folder).items():
-            _compare(file, found, shapes)
-    for name, tensor in state.items():
-        if tensor.is_meta or not tensor.isfinite().all():
-            what = "no value" if tensor.is_meta else "NaN or infinite values"
-            raise ValueError(f"{folder}: {name} has {what} after loading; {AGAIN}")
-    trained, words = unet.config.get(WORDS), tokenizer.get_vocab()
+    module = plain_module(unet)
+    folder = Path(module.config.get("_name_or_path") or "unet")
+    cache = "models--" + str(pipeline).replace("/", "--")  # where the Hub's client keeps it
+    if folder.name == "unet" and (folder.parent == Path(pipeline) or cache in folder.parts):
+        check_files(folder)
+    check_values(module.state_dict(), f"{folder}: ", f" after loading; {AGAIN}")
+    trained, words = module.config.get(WORDS), tokenizer.get_vocab()
     if trained is not None and trained != words:
         moved = sorted(w for w in {*trained, *words} if trained.get(w) != words.get(w))
         raise ValueError(
@@ -139,48 +164,90 @@ def check_loaded(unet, tokenizer) -> None:
         )
 
 
-def _saved_shapes(folder: Path) -> dict[Path, dict[str, list[int]]]:
-    """Each file of weights -> tensor -> shape; a file in parts is named without its part."""
-    found = {}
+def check_values(state: Mapping[str, Tensor], where: str, advice: str) -> None:
+    """Refuses tensors without values, and plain ones that are not finite."""
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            raise ValueError(f"{where}{name} has no value{advice}")
+        is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in FINITE_DTYPES
+        if is_plain and not tensor.isfinite().all():
+            raise ValueError(f"{where}{name} has NaN or infinite values{advice}")
+
+
+def check_files(folder: Path) -> None:
+    """Compares the files of weights in a UNet's folder with its configuration.
+
+    Raises:
+        ValueError: it names the file and the tensor.
+    """
+    found: dict[Path, dict[str, list[int]]] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        found.setdefault(file.with_name(SHARD.sub("", file.name)), {}).update(_shapes(file))
+        whole = file.with_name(SHARD.sub("", file.name))  # the parts of a file count as one
+        found.setdefault(whole, {}).update(_shapes_in(file))
     if not found:
         others = sorted(file.name for file in folder.glob("*.bin"))
         raise ValueError(
             f"{folder} has no weights as safetensors, only {', '.join(others) or 'other files'}; "
             "save them again with `save_pretrained`"
         )
-    return found
+    expected = _shapes_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    for file, shapes in found.items():
+        _compare(str(file), shapes, expected, AGAIN)
 
 
-def _shapes(file: Path) -> dict[str, list[int]]:
-    """Tensor -> shape of a safetensors file: 8 bytes of length, a table in JSON, then the data."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        text = stream.read(length) if length <= size - 8 else b""
+def plain_unet(unet) -> UNet2DConditionModel:
+    """The UNet as its configuration describes it, for saving; its tensors are shared.
+
+    It differs from the one given if that is compiled or has fused projections.
+
+    Raises:
+        ValueError: it has an adapter, or was changed in a way that its files couldn't describe.
+    """
+    module = plain_module(unet)
+    if adapters := getattr(module, "peft_config", None):
+        raise ValueError(
+            f"unet has the adapters {', '.join(adapters)}, which save_pretrained can't save: save "
+            "them with pipe.unet.save_lora_adapter(folder), or merge them into the weights with "
+            "pipe.unet.fuse_lora() and pipe.unet.unload_lora()"
+        )
+    state, expected = module.state_dict(), _shapes_of(module.config)
+    kept = {name: tensor for name, tensor in state.items() if not FUSED.search(name)}
+    advice = "save the pipeline before its unet is changed"
+    _compare("unet", {name: list(t.shape) for name, t in kept.items()}, expected, advice)
+    check_values(kept, "unet: ", "; it is not saved")
+    if len(kept) == len(state):
+        return module
+    with torch.device("meta"):
+        plain = UNet2DConditionModel.from_config(module.config)
+    plain.load_state_dict(kept, assign=True)
+    return plain
+
+
+def _shapes_of(config: Mapping) -> dict[str, list[int]]:
+    """Tensor -> shape of a UNet with this configuration."""
+    with torch.device("meta"):
+        state = UNet2DConditionModel.from_config(dict(config)).state_dict()
+    return {name: list(tensor.shape) for name, tensor in state.items()}
+
+
+def _shapes_in(file: Path) -> dict[str, list[int]]:
+    """Tensor -> shape of a safetensors file."""
     try:
-        table = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
-        data = max((entry["data_offsets"][1] for entry in table.values()), default=0)
-        shapes = {name: entry["shape"] for name, entry in table.items()}
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not a whole safetensors file; {AGAIN}") from error
-    if size != 8 + length + data:
-        raise ValueError(f"{file} has {size} bytes of {8 + length + data}; {AGAIN}")
-    return shapes
+        with safe_open(file, "pt") as tensors:
+            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a whole safetensors file ({error}); {AGAIN}") from error
 
 
-def _compare(file: Path, found: dict, expected: dict) -> None:
+def _compare(where: str, found: Mapping, expected: Mapping, advice: str) -> None:
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected)
-    other = [name for name in expected if name in found and found[name] != expected[name]]
     for kind, names in (("lacks", missing), ("has the unexpected", unexpected)):
         if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            raise ValueError(f"{where} {kind} {', '.join(names[:4])}{more}; {advice}")
+    for name, shape in expected.items():
+        if found[name] != shape:
             raise ValueError(
-                f"{file} {kind} {', '.join(names[:4])}"
-                f"{f' and {len(names) - 4} more' if len(names) > 4 else ''}; {AGAIN}"
+                f"{where} has {name} of shape {found[name]}; the configuration says {shape}; "
+                f"{advice}"
             )
-    if other:
-        raise ValueError(
-            f"{file} has {other[0]} of shape {found[other[0]]}; the configuration says "
-            f"{expected[other[0]]}; {AGAIN}"
-        )

@@ -8,6 +8,7 @@ import ast
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -59,6 +60,7 @@ else:
 """
 
 
+@cache
 def source() -> str:
     """The text of the exported module: pipeline.py and all that it imports from this folder."""
     return join(FILES | {Path(__file__).name: EXPORTED}, "pipeline.py")

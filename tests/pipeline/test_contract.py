@@ -66,30 +66,6 @@ def test_a_callback_sees_each_step_and_may_change_the_latents(pipe, task):
     assert (images[0, :, painted] == 0.5).all()
 
 
-def test_guidance_may_change_while_it_draws(pipe):
-    def callback(pipe, step, timestep, tensors):
-        pipe._guidance_scale = 1.0
-
-    plain, guided = draw(pipe, guidance_scale=1.0), draw(pipe, guidance_scale=5.0)
-    changed = draw(pipe, guidance_scale=5.0, callback_on_step_end=callback)
-    assert not torch.equal(changed, guided) and not torch.equal(changed, plain)
-
-
-def test_a_tuple_instead_of_an_object(pipe):
-    (images,) = draw_tuple(pipe)
-    assert torch.equal(images, draw(pipe))
-
-
-def draw_tuple(pipe):
-    return pipe(
-        **CALLS["generate"],
-        generator=torch.Generator().manual_seed(0),
-        num_inference_steps=STEPS,
-        output_type="pt",
-        return_dict=False,
-    )
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_to_a_precision_and_back(mine, dtype):
     before = draw(mine)
@@ -179,27 +155,3 @@ def test_components_make_another_pipeline_of_the_same_parts(pipe):
     again = MultiTaskPipeline(**pipe.components)
     again.set_progress_bar_config(disable=True)
     assert torch.equal(draw(again), draw(pipe))
-
-
-@every_task
-def test_a_batch_gives_what_its_items_give_alone(pipe, task):
-    count = 3
-    many = {name: [value] * count for name, value in CALLS[task].items()}
-    generators = [torch.Generator().manual_seed(i) for i in range(count)]
-    options = {"task": task, "num_inference_steps": STEPS, "output_type": "pt"}
-    batch = pipe(**many, generator=generators, **options).images
-    for i in range(count):
-        alone = pipe(**CALLS[task], generator=torch.Generator().manual_seed(i), **options).images
-        torch.testing.assert_close(batch[i], alone[0], atol=1e-4, rtol=1e-3)
-
-
-def test_a_mask_that_keeps_all_gives_the_image_back(pipe):
-    image = torch.rand(1, 3, SIZE, SIZE)
-    found = pipe(
-        task="inpaint",
-        image=image,
-        mask_image=torch.zeros(SIZE, SIZE),
-        num_inference_steps=STEPS,
-        output_type="pt",
-    ).images
-    assert torch.equal(found, image)

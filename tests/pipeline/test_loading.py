@@ -139,14 +139,18 @@ def test_a_tensor_without_a_value(pipe):
     unet = copy.deepcopy(pipe.unet)
     unet.conv_out.to("meta")
     with pytest.raises(ValueError, match=r"conv_out\.weight has no value after loading"):
-        check_loaded(unet, pipe.tokenizer)
+        check_loaded("me/model", unet, pipe.tokenizer)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 1), (4,)])
-def test_a_tensor_of_another_shape(damaged, shape):
+@pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": False}], ids=str)
+def test_a_tensor_of_another_shape(damaged, shape, options):
     change_weights(lambda tensors: tensors.update({GUARD: torch.ones(shape)}))(damaged)
-    with pytest.raises((ValueError, RuntimeError), match=GUARD):
-        installed(damaged)
+    words = rf"{WEIGHTS} has {GUARD} of shape \[{shape[0]}.*\]; the configuration says \[3\]; downl"
+    with pytest.raises(ValueError, match=words):
+        installed(damaged, **options)
+    with pytest.raises((ValueError, RuntimeError), match=GUARD):  # in diffusers' words
+        trusted(damaged, **options)
 
 
 def test_a_folder_from_before_the_words_were_noted(damaged, pipe):

@@ -75,7 +75,7 @@ BAD = [
     (INPAINT, {"mask_image": torch.ones(3, 8, 8)}, r"mask_image has shape \(3, 8, 8\); .*several"),
     (INPAINT, {"mask_image": torch.ones(8, 8, 8)}, r"mask_image has shape \(8, 8, 8\); .*list"),
     (INPAINT, {"mask_image": np.ones((1, 8, 8, 3))}, r"mask_image has shape \(8, 8, 3\); .*one"),
-    (INPAINT, {"mask_image": np.ones((8, 8, 3))}, r"mask_image has shape \(8, 8, 3\); .*colour"),
+    (INPAINT, {"mask_image": np.ones((8, 8, 3))}, r"mask_image has shape \(8, 8, 3\); .*color"),
     (INPAINT, {"mask_image": torch.ones(8)}, r"mask_image has shape \(8,\); it must be \(H, W\)"),
     (INPAINT, {"mask_image": np.ones((8, 8), np.uint8)}, "mask_image has the type uint8"),
     (INPAINT, {"mask_image": 255 * torch.ones(8, 8)}, "mask_image has values from 255 to 255"),
@@ -83,6 +83,43 @@ BAD = [
     (INPAINT, {"mask_image": []}, "mask_image is an empty list"),
     (INPAINT, {"mask_image": np.ones((0, 8, 8))}, "mask_image is an empty batch"),
     (INPAINT, {"mask_image": True}, "mask_image is a bool"),
+    # masks whose white is not white: by mode, and by value
+    *(
+        (INPAINT, {"mask_image": mask}, rf"mask_image is a PIL image of mode {mask.mode}; it must")
+        for mask in (
+            Image.fromarray(np.full((8, 8), 65535, np.uint16)),  # I;16
+            Image.fromarray(np.full((8, 8), 300, np.int32)),  # I
+            Image.fromarray(np.ones((8, 8), np.float32)),  # F
+            *(pil.convert(mode) for mode in ("RGBA", "LA", "P", "PA", "LAB", "CMYK", "HSV")),
+        )
+    ),
+    (
+        INPAINT,
+        {"mask_image": Image.new("L", (8, 8), 1)},
+        r"values up to 1, so nothing .* 255: give",
+    ),
+    (INPAINT, {"mask_image": Image.new("RGB", (8, 8), "maroon")}, "mask_image has values up to 38"),
+    (
+        INPAINT,
+        {"mask_image": torch.full((8, 8), 0.3)},
+        r"mask_image has values up to 0\.3, so .* 1:",
+    ),
+    # tensors and numbers without an ordinary value
+    (INPAINT, {"mask_image": torch.eye(8).to_sparse()}, "mask_image is a tensor that is sparse"),
+    (EDIT, {"image": torch.rand(3, 8, 8, device="meta")}, "image is a tensor that is without val"),
+    (EDIT, {"image": torch.rand(3, 8, 8).to_sparse()}, "image is a tensor that is sparse"),
+    (EDIT, {"strength": torch.ones(1, device="meta")}, "strength is a tensor that is without"),
+    (GENERATE, {"class_label": torch.ones(1).to_sparse()}, "class_label is a tensor that is sp"),
+    (GENERATE, {"latents": torch.rand(1, 3, 8, 8, device="meta")}, "latents is a tensor .* values"),
+    (GENERATE, {"latents": torch.rand(1, 3, 8, 8).to_sparse()}, "latents is a tensor that is spar"),
+    *(
+        (EDIT, {name: value}, rf"^{name} is ")
+        for name in ("strength", "guidance_scale", "image_guidance_scale", "class_label")
+        for value in (10**400, 10**5000, -(10**5000))
+    ),
+    (GENERATE, {"guidance_interval": (10**400, 0)}, "guidance_interval is"),
+    (GENERATE, {"num_inference_steps": 10**5000}, "num_inference_steps is a int that cannot be"),
+    (GENERATE, {"num_images_per_prompt": 10**9}, "num_images_per_prompt is 10+; .* to 10,000"),
     # strength
     (EDIT, {"strength": 1.5}, r"strength is 1\.5; it must be a number from 0 to 1"),
     (EDIT, {"strength": -0.1}, r"strength is -0\.1"),

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from mtl_diffusion.config import TrainConfig
-from mtl_diffusion.pipeline import pipeline as pipeline_module
+from mtl_diffusion.pipeline import solver
 from mtl_diffusion.pipeline.denoiser import CLASS, TASK, build_conditioning
 from mtl_diffusion.pipeline.masks import draw_masks
+from mtl_diffusion.pipeline.noise import own_generators
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 from mtl_diffusion.pipeline.task import Choice
 from mtl_diffusion.pipeline.tokens import Vocabulary
@@ -229,13 +230,13 @@ def test_training_and_sampling_tell_the_denoiser_the_same(name, pipe, vocabulary
         captured.append(conditioning)
         return torch.zeros_like(noisy)
 
-    monkeypatch.setattr(pipeline_module, "predict_guided", predict_guided)
+    monkeypatch.setattr(solver, "predict_guided", predict_guided)
     random = torch.Generator().manual_seed(7)
     pipe(task=name, generator=random, num_inference_steps=2, **arguments)
 
-    random.manual_seed(7)
-    torch.randn(n, 3, SIZE, SIZE, generator=random)  # the initial latents
-    own_noise = torch.randn(n, 3, SIZE, SIZE, generator=random)
+    latents = torch.randn(n, 3, SIZE, SIZE, generator=random.manual_seed(7))
+    shape = (1, 3, SIZE, SIZE)
+    own_noise = torch.cat([torch.randn(shape, generator=g) for g in own_generators(latents)])
     no = torch.zeros(n, dtype=torch.bool)
     draw = Draw(
         task=torch.zeros(n, dtype=torch.int64),

@@ -1,0 +1,107 @@
+"""Solves the probability-flow ODE with the pipeline's scheduler, known pixels held in place."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .components import plain_module
+from .denoiser import Conditioning, predict_guided
+
+
+def solve(
+    call,
+    known: Tensor,
+    noise: Tensor,
+    conditioning: Conditioning,
+    steps: int,
+    generators: list[torch.Generator],
+    callback: Callable | None,
+    callback_inputs: list[str],
+) -> Tensor:
+    """Goes from sigma_max to 0; known pixels are exact at every step.
+
+    Args:
+        call: the pipeline's copy for this call. A callback may change its state.
+        known: (B, 3, H, W) in [-1, 1], the values where the mask is 0.
+        noise: (B, 3, H, W) standard normal.
+        generators: one for each image, for schedulers that add noise.
+
+    Returns:
+        (B, 3, H, W) float32.
+
+    Raises:
+        ValueError: the latents are not finite after a step.
+    """
+    scheduler = call.scheduler
+    scheduler.set_timesteps(steps, device=known.device)
+    scheduler.set_begin_index(0)
+    scheduler.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
+    sigmas = scheduler.sigmas.tolist()
+    low, high = call.guidance_interval
+    slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
+    guided = [low / slack <= sigma <= high * slack for sigma in sigmas]
+    call._num_timesteps = len(scheduler.timesteps)
+    hole = conditioning.mask > 0
+    x = torch.where(hole, 0.0, known) + sigmas[0] * noise
+    # The first step with values that aren't finite, on the device: to read it in the loop would
+    # wait for each step.
+    first_bad = torch.full((), call._num_timesteps, device=x.device)
+    with call.progress_bar(total=call._num_timesteps) as progress:
+        for i, timestep in enumerate(scheduler.timesteps):
+            F = predict_guided(
+                call.unet,
+                scheduler,
+                x,
+                torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device, dtype=torch.float32),
+                conditioning,
+                call.vocabulary.null,
+                call.guidance_scale if guided[i] else 1.0,
+                call.image_guidance_scale if guided[i] else 1.0,
+            )
+            x = scheduler.step(F, timestep, x, generator=generators).prev_sample
+            x = torch.where(hole, x, known + sigmas[i + 1] * noise)
+            if callback is not None:
+                tensors = {name: {"latents": x}[name] for name in callback_inputs}
+                x = _replaced(x, callback(call, i, timestep, tensors), i)
+            first_bad = torch.where(x.isfinite().all(), first_bad, first_bad.clamp(max=i))
+            progress.update()
+            if call.interrupt:
+                break
+    if (step := int(first_bad)) < call._num_timesteps:
+        raise ValueError(
+            f"the latents are not finite after step {step + 1} of {call._num_timesteps}; the "
+            f"likely cause: {_likely_cause(call)}"
+        )
+    return x
+
+
+def _replaced(latents: Tensor, answer: dict | None, step: int) -> Tensor:
+    """The latents, or those that a callback returned to replace them."""
+    if answer is None:
+        return latents
+    new = answer.get("latents", latents) if isinstance(answer, dict) else None
+    if not isinstance(new, Tensor) or new.shape != latents.shape:
+        raise ValueError(
+            "callback_on_step_end returned neither None nor a dict whose latents have the shape "
+            f"{tuple(latents.shape)}"
+        )
+    if new is not latents and not new.isfinite().all():
+        raise ValueError(
+            f"callback_on_step_end returned latents that are not finite after step {step + 1}"
+        )
+    return new.to(latents)
+
+
+def _likely_cause(call) -> str:
+    """Why the latents of a call are not finite."""
+    module = plain_module(call.unet)
+    for name, weight in module.named_parameters():
+        if not weight.is_meta and not weight.float().isfinite().all():
+            return f"the weights of the unet are not finite ({name}): load the model again"
+    for name in ("guidance_scale", "image_guidance_scale"):
+        if getattr(call, name) > 30:
+            return f"{name} is {getattr(call, name):g}: lower it"
+    if module.dtype == torch.float16:
+        return "float16 overflows: use pipe.to(torch.bfloat16) or pipe.to(torch.float32)"
+    return "latents that are far from standard normal, or a callback that changes the pipeline"

@@ -1,0 +1,182 @@
+"""Calls: those that overlap, that are stopped, that fail on the way; and what noise depends on."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+
+from mtl_diffusion.pipeline.pipeline import TASKS
+
+SIZE, STEPS = 8, 3
+SOURCE = torch.rand((3, SIZE, SIZE), generator=torch.Generator().manual_seed(5))
+CALLS = {
+    "generate": {"class_label": "cat"},
+    "inpaint": {"image": SOURCE, "mask_image": torch.eye(SIZE)},
+    "edit": {"image": SOURCE, "class_label": "dog", "mask_image": torch.eye(SIZE)},
+    "colorize": {"image": SOURCE, "strength": 0.4},
+}
+every_task = pytest.mark.parametrize("task", TASKS)
+
+
+def draw(pipe, task="generate", seed=0, **options):
+    options = {"num_inference_steps": STEPS, "output_type": "pt"} | options
+    if "latents" not in options:
+        options.setdefault("generator", torch.Generator().manual_seed(seed))
+    return pipe(task=task, **CALLS[task], **options).images
+
+
+# Calls that overlap
+
+
+@pytest.mark.parametrize("kind", [EDMDPMSolverMultistepScheduler, EDMEulerScheduler])
+def test_calls_in_threads_do_not_meet(pipe, kind):
+    pipe = type(pipe)(pipe.unet, pipe.tokenizer, kind.from_config(pipe.scheduler.config))
+    pipe.set_progress_bar_config(disable=True)
+    jobs = [
+        (task, {"seed": i, "num_inference_steps": 2 + i % 4, "guidance_scale": 1.0 + i % 3})
+        for i, task in enumerate([*TASKS] * 6)
+    ]
+    alone = [draw(pipe, task, **options) for task, options in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda job: draw(pipe, job[0], **job[1]), jobs))
+    assert all(map(torch.equal, together, alone))
+
+
+def test_a_callback_may_call_the_pipeline(pipe):
+    inner, outer = draw(pipe, "edit", guidance_scale=5.0), draw(pipe)
+
+    def callback(running, step, timestep, tensors):
+        for any_pipe in (running, pipe):
+            assert torch.equal(draw(any_pipe, "edit", guidance_scale=5.0), inner)
+        assert running.guidance_scale == 2.0 and running.num_timesteps == STEPS
+        return {}
+
+    assert torch.equal(draw(pipe, callback_on_step_end=callback), outer)
+    assert pipe.guidance_scale == 2.0
+
+
+def test_a_call_leaves_the_scheduler_alone(pipe):
+    before = copy.deepcopy(pipe.scheduler.__dict__)
+    draw(pipe)
+    after = pipe.scheduler.__dict__
+    assert before.keys() == after.keys()
+    assert torch.equal(before.pop("sigmas"), after["sigmas"])
+    assert torch.equal(before.pop("timesteps"), after["timesteps"])
+    assert all(after[name] == value for name, value in before.items())
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("which", ["running", "shared"])
+def test_a_callback_can_stop_its_call(pipe, which):
+    seen = []
+
+    def callback(running, step, timestep, tensors):
+        seen.append((step, tensors["latents"]))
+        if step == 1:
+            (running if which == "running" else pipe)._interrupt = True
+            assert running.interrupt
+
+    latents = draw(pipe, "inpaint", output_type="latent", callback_on_step_end=callback)
+    assert [step for step, _ in seen] == [0, 1] and torch.equal(latents, seen[-1][1])
+    image = draw(pipe, "inpaint", callback_on_step_end=callback)[0]
+    kept = ~torch.eye(SIZE).bool()
+    assert torch.equal(image[:, kept], SOURCE[:, kept])
+    seen.clear()
+    draw(pipe, callback_on_step_end=lambda *_: seen.append(0))  # the next call is not stopped
+    assert len(seen) == STEPS and not pipe.interrupt
+
+
+def test_one_call_is_stopped_and_not_another(pipe):
+    expected = draw(pipe)
+
+    def callback(running, step, timestep, tensors):
+        def stop(inner, *_):
+            inner._interrupt = True
+
+        draw(pipe, callback_on_step_end=stop)
+        assert not running.interrupt
+
+    assert torch.equal(draw(pipe, callback_on_step_end=callback), expected)
+
+
+# Latents that are not finite
+
+
+def broken(pipe, name="conv_in.bias", value=float("nan")):
+    pipe = copy.deepcopy(pipe)
+    with torch.no_grad():
+        pipe.unet.get_parameter(name).fill_(value)
+    return pipe
+
+
+def overflowing(pipe):
+    return broken(pipe, "conv_out.weight", 6e4).to(torch.float16)
+
+
+def poison(pipe, step, timestep, tensors):
+    return {"latents": tensors["latents"] * float("inf")} if step == 1 else {}
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+@pytest.mark.parametrize(
+    "change, options, words",
+    [
+        (broken, {}, r"after step 1 of 3; .* weights of the unet are not finite \(conv_in\.bias\)"),
+        (None, {"guidance_scale": 1e30}, r"after step \d of 3; .* guidance_scale is 1e\+30: lower"),
+        (
+            None,
+            {"latents": torch.full((1, 3, SIZE, SIZE), 1e38)},
+            "after step 1 .* far from standa",
+        ),
+        (None, {"callback_on_step_end": poison}, "callback_on_step_end returned .* after step 2"),
+        (overflowing, {}, "after step 1 .* float16 overflows"),
+    ],
+)
+def test_latents_that_are_not_finite_are_an_error(pipe, output_type, change, options, words):
+    pipe = change(pipe) if change else pipe
+    with pytest.raises(ValueError, match=words):
+        draw(pipe, output_type=output_type, **options)
+
+
+# What noise depends on
+
+
+@every_task
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
+def test_an_image_depends_on_seed_and_place_alone(pipe, task, algorithm):
+    scheduler = EDMDPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, algorithm_type=algorithm
+    )
+    pipe = type(pipe)(pipe.unet, pipe.tokenizer, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    four = draw(pipe, task, num_images_per_prompt=4)
+    assert not torch.equal(four[0], four[1])
+    for count in (1, 3):
+        fewer = draw(pipe, task, num_images_per_prompt=count)
+        torch.testing.assert_close(fewer, four[:count], atol=1e-4, rtol=1e-4)
+
+
+@every_task
+def test_equal_latents_give_equal_images(pipe, task):
+    latents = torch.randn((2, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(9))
+    options = {"num_images_per_prompt": 2, "latents": latents}
+    one, other = (draw(pipe, task, **options, generator=g) for g in (None, torch.Generator()))
+    assert torch.equal(one, other)
+    half = draw(pipe, task, latents=latents[1:].double())
+    torch.testing.assert_close(half, one[1:], atol=1e-4, rtol=1e-4)
+
+
+@every_task
+def test_another_default_type_changes_nothing(pipe, task):
+    expected = draw(pipe, task)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = draw(pipe, task)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
