@@ -7,25 +7,21 @@
 Exit codes: 0 done; 1 exported and not uploaded; 2 refused.
 """
 
-import argparse
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
+from mtl_diffusion.tools import flags
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+
+def parse() -> Namespace:
+    parser = flags.parser(__doc__)
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        help="a checkpoint's folder, or a run's output_dir: its newest complete checkpoint",
-    )
-    add("--output_dir", required=True, type=Path, help="where to write; an earlier export goes")
-    add("--metrics", type=Path, help="metrics.json of scripts/evaluate.py, for the model card")
+    where = "a checkpoint's folder, or a run's output_dir: its newest complete checkpoint"
+    add("--checkpoint", required=True, type=Path, help=where)
+    flags.add(parser, "output_dir", output_dir={"help": "an earlier export there is replaced"})
+    add("--metrics", type=Path, help="metrics.json of mtl-diffusion evaluate, for the model card")
     add("--no_pictures", action="store_true", help="draw no gallery for the model card")
     add("--half", action="store_true", help="write float16: half the bytes, and loads as float32")
     add("--max_shard_size", help="cut the weights into files of this size, such as 15MB")
@@ -41,36 +37,22 @@ def main() -> None:
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from mtl_diffusion.publishing.export import of_checkpoint, push_folder, write
-    from mtl_diffusion.publishing.upload import UploadError
+    from mtl_diffusion.publishing.upload import UploadError, full_name
 
-    try:
+    with flags.refusals():
         metrics = json.loads(args.metrics.read_text()) if args.metrics else None
         trained = of_checkpoint(args.checkpoint)
-        repository = args.hub_model_id or trained.config.repository
-        folder = write(
-            trained,
-            args.output_dir,
-            repository=repository,
-            metrics=metrics,
-            pictures=not args.no_pictures,
-            half=args.half,
-            max_shard_size=args.max_shard_size,
-        )
-    except (ValueError, OSError) as error:
-        print(f"publish: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"Step {trained.step} is in {folder}")
-    if not args.push_to_hub:
-        return
-    try:
-        address = push_folder(
-            folder,
-            repository,
-            checkpoint=args.checkpoint,
-            step=trained.step,
-            private=args.private or trained.config.hub_private_repo,
-            revision=args.revision,
-        )
-    except UploadError as error:
-        sys.exit(str(error))
-    print(f"Published as {address}")
+        name = args.hub_model_id or trained.config.repository
+        repository = full_name(name) if args.push_to_hub else args.hub_model_id
+        sizes = {"half": args.half, "max_shard_size": args.max_shard_size}
+        pictures = not args.no_pictures
+        write(trained, args.output_dir, repository, metrics=metrics, pictures=pictures, **sizes)
+    print(f"Step {trained.step} is in {args.output_dir}")
+    if args.push_to_hub:
+        private = args.private or trained.config.hub_private_repo
+        where = {"checkpoint": args.checkpoint, "private": private, "revision": args.revision}
+        try:
+            address = push_folder(args.output_dir, name, step=trained.step, **where)
+        except UploadError as error:
+            sys.exit(str(error))
+        print(f"Published as {address}")

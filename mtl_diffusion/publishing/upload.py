@@ -83,6 +83,19 @@ def upload(
     return _insist(commit, name)
 
 
+def full_name(repository: str) -> str | None:
+    """user/name, also of a repository that is named without its user.
+
+    None: the Hub doesn't say who is logged in, and so would refuse an upload too.
+    """
+    if "/" in repository:
+        return repository
+    try:
+        return f"{HfApi().whoami()['name']}/{repository}"
+    except Exception:  # no token, no network; its HTTP library depends on its version
+        return None
+
+
 def check_right_to_write(repository: str) -> None:
     """Asks the Hub whether this account may write to a repository.
 
