@@ -28,8 +28,8 @@ class Settings:
     step_counts: list[int] = field(default_factory=lambda: [5, 7, 9, 12, 18, 35])
     """Step counts of the curve of quality against evaluations."""
     guidance_interval: tuple[float, float] | None = (0.28, 2.9)
-    """Lowest and highest noise level of guidance, for the one sampling that limits it. None: no such
-    sampling."""
+    """Lowest and highest noise level of guidance, for the one sampling that limits it. None: no
+    such sampling."""
     inpaint_images: int = 1_000
     """Held-out images that are completed, for each kind of mask; 2 or more."""
     inpaint_seeds: int = 3
