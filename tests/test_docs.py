@@ -41,3 +41,12 @@ def test_files_that_the_design_names_are_there():
     named = re.findall(r"^\d+\. `(\w+/\w+\.py|train\.py)`", design, re.M)
     assert len(named) == 13
     assert all((ROOT / "mtl_diffusion" / name).exists() for name in named)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_launch_leaves_a_default_that_accelerate_warns_of(page):
+    flags = {"--num_processes", "--num_machines", "--mixed_precision", "--dynamo_backend"}
+    for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        for command in block.replace("\\\n", "").splitlines():
+            if "accelerate launch" in command:
+                assert "--config_file" in command or flags <= set(command.split()), command
