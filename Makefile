@@ -6,6 +6,9 @@ LAUNCH := $(BIN)/accelerate launch \
 	--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 QUICKSTART := runs/quickstart
 DEMO := pretrained/mtl-cifar10
+# What pyproject.toml offers beyond the package itself; dev is all of it.
+EXTRAS := dev
+INSTALLED := .venv/.installed-$(EXTRAS)
 # Of what is published; `make test-oldest OLDEST_TESTS=` runs all that are fast.
 OLDEST_TESTS := tests/publishing/test_upload.py \
 	$(patsubst %,tests/data/test_%.py,columns decode folder images loader) \
@@ -14,14 +17,14 @@ OLDEST_TESTS := tests/publishing/test_upload.py \
 
 .PHONY: setup test test-fast test-oldest lint quickstart demo clean
 
-setup: .venv/.installed
+setup: $(INSTALLED)
 
 # The variables hold the build's own setuptools to the same versions, which -c alone does not.
-.venv/.installed: export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
-.venv/.installed: export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
-.venv/.installed: pyproject.toml constraints.txt
+$(INSTALLED): export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+$(INSTALLED): export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 test: setup

@@ -12,25 +12,25 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mtl_diffusion.config.command_line import parse
-from mtl_diffusion.config.flags import refusing, script_parser
+from mtl_diffusion.tools import flags
 
 PARTS = ("steps", "sampling")
 
 
 def main() -> None:
-    parser = script_parser(__doc__)
+    parser = flags.parser(__doc__)
     add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all of them")
-    add("--steps", type=int, default=30, help="training steps; default: %(default)s")
-    add("--warm", type=int, default=10, help="steps before, not timed; default: %(default)s")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured")
+    add("--steps", type=int, default=30, help="training steps")
+    add("--warm", type=int, default=10, help="steps before, not timed")
     add("--pipeline", help="exported folder or name on the Hub; needed for sampling")
-    add("--rounds", type=int, default=3, help="samplings of each solver; default: %(default)s")
-    add("--sample_batch", type=int, default=16, help="images at once; default: %(default)s")
+    add("--rounds", type=int, default=3, help="samplings of each solver")
+    add("--sample_batch", type=int, default=16, help="images at once")
     add("--json", type=Path, help="file for all measurements")
     args, rest = parser.parse_known_args()
     if args.pipeline is None and "sampling" in args.parts:
         parser.error("sampling needs a --pipeline; or give --parts steps")
-    with refusing(ValueError, OSError), tempfile.TemporaryDirectory(prefix="bench-") as folder:
+    with flags.refusals(), tempfile.TemporaryDirectory(prefix="bench-") as folder:
         config = parse(rest)
 
         # After parsing: torch takes seconds to import, and --help needs none of it.

@@ -1,4 +1,4 @@
-"""Draw generate.png, inpaint.png, edit.png, and gallery.png with all three side by side.
+"""Draw a picture of each task of a model, such as generate.png, and gallery.png of all of them.
 
 Sources are held-out images of a dataset, or else samples of the model itself. The first seeds
 are taken, and nothing is picked by hand.
@@ -20,7 +20,6 @@ def main() -> None:
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     import torch
-    from tqdm.auto import tqdm
 
     from mtl_diffusion.data.images import load_images
     from mtl_diffusion.pictures import grids
@@ -28,7 +27,6 @@ def main() -> None:
 
     pipe = MultiTaskPipeline.from_pretrained(args.pipeline)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-    pipe.set_progress_bar_config(disable=True)
     if args.dataset_name:
         data = load_images(
             args.dataset_name,
@@ -40,16 +38,10 @@ def main() -> None:
     else:
         sources = grids.own_samples(pipe, 12, args.seed)
     options = {"seed": args.seed, "num_inference_steps": args.num_inference_steps}
-    draw = {
-        "generate": lambda: grids.generate_picture(pipe, **options),
-        "inpaint": lambda: grids.inpaint_picture(pipe, sources, **options),
-        "edit": lambda: grids.edit_picture(pipe, sources[: len(pipe.class_names)], **options),
-    }
+    pictures = grids.pictures_of(pipe, sources, samples=10, edits=10, **options)
+    pictures["gallery"] = grids.side_by_side(list(pictures.values()))
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    names = [name for name in draw if name in pipe.tasks]
-    pictures = {name: draw[name]() for name in tqdm(names, desc="Drawing")}
-    pictures["gallery"] = grids.side_by_side([pictures[name] for name in names])
     for name, picture in pictures.items():
         picture.save(folder / f"{name}.png")
         print(folder / f"{name}.png")

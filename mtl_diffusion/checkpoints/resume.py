@@ -1,9 +1,9 @@
-"""A run's state as a checkpoint, and a checkpoint back as the run's state."""
+"""Conversion between the state of a run and a checkpoint, and the choice of what to resume."""
 
 import json
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ..config import ConfigError, TrainConfig, differences, show, to_dict
 from ..config.command_line import from_dict
 from ..data.streaming_loader import Position
 from ..tools.distributed import from_all_processes
+from ..tools.names import on_hub
 from ..training.run import Run
 from ..training.schedule import decay_start, learning_rate
 from .store import Checkpoint, CheckpointError, load, load_latest
@@ -29,9 +30,13 @@ MAY_CHANGE = frozenset(
         *("max_train_steps", "max_train_minutes", "checkpointing_steps", "checkpoints_total_limit"),
         *("validation_steps", "validation_images", "logging_steps", "report_to"),
         *("tracker_project_name", "push_to_hub", "hub_strategy", "hub_model_id"),
-        "hub_private_repo",
+        *("hub_private_repo", "gallery"),
     )
 )
+
+
+# What a run starts from: names on the Hub, or paths.
+SOURCES = ("dataset_name", "pretrained_model_name_or_path")
 
 
 def folder_of(run: Run) -> Path:
@@ -40,7 +45,7 @@ def folder_of(run: Run) -> Path:
 
 
 def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Checkpoint:
-    """Everything that a run needs to go on. The tensors are those that are being trained.
+    """The state of a run as a checkpoint. Its tensors are not copies: training changes them.
 
     Args:
         positions: how far each process has read, if the data is streamed.
@@ -71,12 +76,19 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
         "images_seen": step * run.config.total_batch_size,
         "learning_rate": learning_rate(run.config, step),
         "versions": _versions(),
+        # For the model card. Only here and now, a path can be told apart from a name on the Hub.
+        "minutes": run.clock.read(),
+        "on_hub": [name for name in SOURCES if on_hub(getattr(run.config, name) or "")],
     }
     return Checkpoint(step, tensors, facts)
 
 
 def _is_mapping(value: Any, kind: type = object) -> bool:
     return isinstance(value, dict) and all(isinstance(entry, kind) for entry in value.values())
+
+
+def _is_list_of(value: Any, allowed: Collection[str]) -> bool:
+    return isinstance(value, list) and all(entry in allowed for entry in value)
 
 
 def _is_stream(value: Any) -> bool:
@@ -86,7 +98,7 @@ def _is_stream(value: Any) -> bool:
     )
 
 
-# Name -> what a fact must be, and in words. "unet" and "scheduler" are missing in old checkpoints.
+# Name -> what a fact must be, and in words. Those that may be None are missing in old checkpoints.
 _FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "config": (_is_mapping, "a mapping"),
     "words": (lambda value: _is_mapping(value, int), "words with their ids"),
@@ -99,6 +111,13 @@ _FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stream": (_is_stream, "null, or an epoch and a number of rows for each process"),
     "num_processes": (lambda value: type(value) is int and value > 0, "1 or more"),
     "versions": (_is_mapping, "libraries with their versions"),
+    "minutes": (lambda value: value is None or _is_mapping(value, float), "hardware with minutes"),
+    "on_hub": (
+        lambda value: (
+            value is None or (isinstance(value, list) and all(v in SOURCES for v in value))
+        ),
+        f"a list of some of {', '.join(SOURCES)}",
+    ),
 }
 
 
@@ -154,6 +173,7 @@ def restore(run: Run) -> int:
         raise CheckpointError(f"step-{step} does not fit this model: {error}") from error
     if run.config.streaming:
         _go_on_reading(run, checkpoint)
+    run.clock.go_on(checkpoint.facts.get("minutes") or {})
     if run.accelerator.is_main_process:
         logger.warning("resuming after step %d", step)
         _note_changes(run, checkpoint)
@@ -284,7 +304,10 @@ def _load_state(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def _go_on_reading(run: Run, checkpoint: Checkpoint) -> None:
-    """Each process goes on where it was; another number of them divides the next epoch anew."""
+    """Sets the position of this process in the stream.
+
+    With another number of processes the files are divided anew, from the next epoch on.
+    """
     positions = [Position(*numbers) for numbers in checkpoint.facts["stream"]]
     if len(positions) == run.accelerator.num_processes:
         position = positions[run.accelerator.process_index]

@@ -255,6 +255,8 @@ class RunConfig:
     """Where the curves are logged."""
     tracker_project_name: str = "mtl_diffusion"
     """Project that the run is filed under by the tracker."""
+    gallery: bool = True
+    """Draw a gallery of the exported pipeline's own samples, for its model card."""
     push_to_hub: bool = False
     """Publish the exported pipeline on the Hub after training."""
     hub_strategy: Literal["end", "checkpoint"] = "end"

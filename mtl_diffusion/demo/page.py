@@ -26,22 +26,6 @@ AT_ONCE = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility
 CSS = ".grid-wrap { min-height: 0 !important; overflow-y: auto !important }"  # as high as its rows
 
 
-class Picture(gr.Image):
-    """An image whose file may be anything."""
-
-    is_template = True  # gradio's word for: the frontend is that of the base class
-
-    def preprocess(self, payload):
-        try:
-            return super().preprocess(payload)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise gr.Error(
-                "This file can't be read as a picture; give a PNG or a JPEG, for example.",
-                title="",
-                print_exception=False,
-            ) from error
-
-
 @dataclass(frozen=True)
 class Source:
     """Where a tab takes its picture from: the component, and what puts a picture there."""
@@ -156,7 +140,7 @@ def _inpaint_tab(studio: Studio, tab: gr.Tab) -> Source:
 def _edit_tab(studio: Studio, tab: gr.Tab) -> Source:
     with gr.Row():
         with gr.Column(scale=1):
-            picture = Picture(
+            picture = gr.Image(
                 label="Upload a picture or take an example",
                 type="pil",
                 format="png",
@@ -165,6 +149,8 @@ def _edit_tab(studio: Studio, tab: gr.Tab) -> Source:
                 buttons=[],
                 elem_id="edit-source",
             )
+            # Not in a subclass: gradio would write a file of types beside this one.
+            picture.preprocess = _readable(picture.preprocess)
             source = Source(picture, lambda image: image)
             _examples(studio, tab, source)
         with gr.Column(scale=1):
@@ -290,6 +276,23 @@ def _chosen(label: str | None, seed, steps: int, guidance) -> Settings:
 
 def _shown(progress: gr.Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress((done, total), unit="steps")
+
+
+def _readable(preprocess):
+    """What gradio does with an upload; a file that is no picture is said on the page."""
+
+    @wraps(preprocess)
+    def call(payload):
+        try:
+            return preprocess(payload)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise gr.Error(
+                "This file can't be read as a picture; give a PNG or a JPEG, for example.",
+                title="",
+                print_exception=False,
+            ) from error
+
+    return call
 
 
 def _said(function):

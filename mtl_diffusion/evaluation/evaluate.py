@@ -5,15 +5,19 @@ It needs the pipeline, a classifier and a dataset, and nothing of the training.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..tools.files import write_text
+from ..tools.names import public
 from .bulk import Bulk, Drawn
 from .edit import Edit
 from .equal_class import SHARES
@@ -87,6 +91,55 @@ def evaluate(context: Context, parts: Sequence[str], folder: Path) -> dict[str, 
     results["speed"] = speed | {"peak_memory_mb": _peak_memory(context.pipe.device)}
     results["summary"] = summary(results, context)
     return results
+
+
+def write_scorecard(
+    context: Context, parts: Sequence[str] | None, folder: Path, data: Any, command: str
+) -> dict[str, Any] | None:
+    """Evaluates, and writes metrics.json with how it was measured.
+
+    Args:
+        parts: None: all that the model can have.
+        data: has pipeline, dataset_name, train_split and validation_split, to be noted.
+        command: to be noted.
+
+    Returns:
+        What is in metrics.json. None on the other processes.
+
+    Raises:
+        ValueError: a part is not one that the model can have.
+    """
+    possible = parts_for(context.pipe)
+    if strangers := set(parts or ()) - set(possible):
+        raise ValueError(
+            f"parts: found {', '.join(sorted(strangers))}; this pipeline can have "
+            f"{', '.join(possible)}"
+        )
+    results = evaluate(context, parts or possible, folder)
+    if results is None:
+        return None
+    space = context.space
+    metrics = {
+        **results,
+        "pipeline": public(data.pipeline),
+        "weights": context.model,
+        "dataset": {
+            "name": public(data.dataset_name),
+            "train_split": data.train_split,
+            "train_fingerprint": context.train.fingerprint,
+            "validation_split": data.validation_split,
+            "validation_fingerprint": context.test.fingerprint,
+        },
+        "feature_space": {"name": space.name, "weights": space.digest, **space.about},
+        "classifier": context.classifier.metrics,
+        "sampler": type(context.pipe.scheduler).__name__,
+        "settings": vars(context.settings),
+        "device": str(context.pipe.device),
+        "processes": PartialState().num_processes,
+        "command": command,
+    }
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics
 
 
 def _cost(entry: Drawn) -> dict[str, float]:

@@ -20,7 +20,7 @@ from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from .bulk import weights_digest
 
-KINDS = 'a folder of scripts/train_classifier.py, "inception", or an image model of transformers'
+KINDS = 'a folder of mtl-diffusion train_classifier, "inception", or an image model of transformers'
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def feature_space(name: str, device: str | torch.device = "cpu") -> FeatureSpace
     """The space of that name.
 
     Args:
-        name: a folder of scripts/train_classifier.py; "inception", the network of the published
+        name: a folder of mtl-diffusion train_classifier; "inception", the network of the published
             FID, where torch-fidelity and its weights can be had; or an image model of transformers
             as a folder or a name on the Hub, such as "facebook/dinov2-base".
 

@@ -5,8 +5,14 @@ A field is documented once, under it; that text is its `--help`.
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import dataclass, field, fields
+from typing import Any
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from ..tools import flags
 
 
 @dataclass(frozen=True)
@@ -21,8 +27,9 @@ class Settings:
     """Steps of every task, but where steps are what is varied."""
     step_counts: list[int] = field(default_factory=lambda: [5, 7, 9, 12, 18, 35])
     """Step counts of the curve of quality against evaluations."""
-    guidance_interval: tuple[float, float] = (0.28, 2.9)
-    """Lowest and highest noise level of guidance, for the one sampling that limits it."""
+    guidance_interval: tuple[float, float] | None = (0.28, 2.9)
+    """Lowest and highest noise level of guidance, for the one sampling that limits it. None: no
+    such sampling."""
     inpaint_images: int = 1_000
     """Held-out images that are completed, for each kind of mask; 2 or more."""
     inpaint_seeds: int = 3
@@ -58,8 +65,8 @@ class Settings:
                 raise ValueError(f"{name} is {value}; it must be {low} or more")
             if not given and name != "strengths":
                 raise ValueError(f"{name} is empty; give a number or more")
-        low, high = self.guidance_interval
-        if not low <= high < math.inf:
+        interval = self.guidance_interval
+        if interval is not None and not interval[0] <= interval[1] < math.inf:
             raise ValueError(
                 f"guidance_interval is {self.guidance_interval}; it must be two finite numbers, "
                 "the lower one first"
@@ -91,3 +98,33 @@ PRESETS = {
         batch_size=500,
     ),
 }
+
+
+def read_flags(description: str) -> tuple[Any, Settings]:
+    """The flags of `mtl-diffusion evaluate`, and the settings among them."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = flags.parser(description, ArgumentParser, print_config=None)
+    add = parser.add_argument
+    flags.add(parser, "pipeline", "revision")
+    add("--classifier", required=True, help="output_dir of mtl-diffusion train_classifier")
+    add(
+        "--feature_space",
+        help='where distances are taken: "inception", an image model of transformers such as '
+        "facebook/dinov2-base, or a folder of train_classifier; default: --classifier",
+    )
+    flags.add(parser, "dataset_name", "dataset_config_name", dataset_name={"default": "shapes"})
+    flags.add(parser, "train_split", "validation_split", "image_column", "label_column")
+    add("--parts", nargs="+", help="generate, likelihood, inpaint, edit; default: all that apply")
+    add("--at_least", type=float, help="fail if a task's class accuracy is below this share")
+    add("--preset", choices=sorted(PRESETS), default="standard", help="defaults of what follows")
+    flags.add(parser, "output_dir", "device")
+    parser.add_class_arguments(Settings, as_group=True)
+    # The preset sets the defaults of the flags, so it is read before them.
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default="standard")
+    preset = early.parse_known_args()[0].preset
+    if preset in PRESETS:  # if not, the parser itself says what is allowed
+        parser.set_defaults(vars(PRESETS[preset]))
+    args = parser.parse_args()
+    with flags.refusals():
+        return args, Settings(**{f.name: args[f.name] for f in fields(Settings)})

@@ -12,7 +12,10 @@ from ..tools.rng import generator
 from ..tools.tensors import to_uint8, to_unit_range
 
 Picture = Image.Image
+LIMIT = 2000  # pixels: no picture is wider or higher
+ROWS = 10  # of classes, at most; columns too
 _MARGIN, _TEXT = 4, 14  # pixels
+_FONT = ImageFont.load_default(11)
 
 
 def grid(
@@ -21,9 +24,12 @@ def grid(
     column_labels: Sequence[str] = (),
     cell: int = 64,
 ) -> Picture:
-    """Images of one size in rows, enlarged to `cell` pixels without smoothing. None: left blank."""
-    font = ImageFont.load_default(11)
-    left = max((int(font.getlength(label)) for label in row_labels), default=0)
+    """Images of one size in rows, scaled to `cell` pixels. None: left blank.
+
+    Labels that are too long are cut. The result is at most `LIMIT` pixels wide and high.
+    """
+    row_labels = [_cut(label, 2 * cell) for label in row_labels]
+    left = max((int(_FONT.getlength(label)) for label in row_labels), default=0)
     left += 2 * _MARGIN if left else _MARGIN
     top = _TEXT + _MARGIN if column_labels else _MARGIN
     columns = max(len(row) for row in rows)
@@ -32,20 +38,23 @@ def grid(
     draw = ImageDraw.Draw(sheet)
     for j, label in enumerate(column_labels):
         center = left + j * pitch + cell // 2
-        draw.text((center, _MARGIN // 2), label, fill="black", font=font, anchor="ma")
+        place = (center, _MARGIN // 2)
+        draw.text(place, _cut(label, cell), fill="black", font=_FONT, anchor="ma")
     for i, row in enumerate(rows):
         if i < len(row_labels):
             middle = top + i * pitch + cell // 2
-            draw.text((_MARGIN, middle), row_labels[i], fill="black", font=font, anchor="lm")
+            draw.text((_MARGIN, middle), row_labels[i], fill="black", font=_FONT, anchor="lm")
         for j, image in enumerate(row):
             if image is not None:
-                tile = image.resize((cell, cell), Image.Resampling.NEAREST)
+                enlarged = image.width <= cell
+                kernel = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
+                tile = image.resize((cell, cell), kernel)
                 sheet.paste(tile, (left + j * pitch, top + i * pitch))
-    return sheet
+    return _limited(sheet)
 
 
 def side_by_side(pictures: Sequence[Picture]) -> Picture:
-    """Pictures of any sizes in one row, their tops aligned."""
+    """Pictures in one row, their tops aligned; at most `LIMIT` pixels wide and high."""
     gap = 4 * _MARGIN
     width = sum(picture.width + gap for picture in pictures) - gap
     sheet = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
@@ -53,7 +62,21 @@ def side_by_side(pictures: Sequence[Picture]) -> Picture:
     for picture in pictures:
         sheet.paste(picture, (left, 0))
         left += picture.width + gap
+    return _limited(sheet)
+
+
+def _limited(sheet: Picture) -> Picture:
+    sheet.thumbnail((LIMIT, LIMIT), Image.Resampling.LANCZOS)  # does nothing to smaller ones
     return sheet
+
+
+def _cut(label: str, width: int) -> str:
+    """The label, or as much of its beginning as fits into `width` pixels."""
+    label = " ".join(label.split())
+    if _FONT.getlength(label) <= width:
+        return label
+    kept = next(n for n in range(len(label), -1, -1) if _FONT.getlength(label[:n] + "…") <= width)
+    return label[:kept] + "…"
 
 
 def to_pictures(images: torch.Tensor) -> list[Picture]:
@@ -62,7 +85,12 @@ def to_pictures(images: torch.Tensor) -> list[Picture]:
 
 
 def own_samples(pipe: MultiTaskPipeline, count: int, seed: int = 0) -> list[Picture]:
-    """Sources for inpainting and editing that the model drew itself, of every class in turn."""
+    """Sources for inpainting and editing, which the model draws itself, of every class in turn.
+
+    Grey images if it has not learned to generate.
+    """
+    if "generate" not in pipe.tasks:
+        return [Image.new("RGB", (pipe.size, pipe.size), "gray")] * count
     random = generator(seed, "sources")
     labels = labels_in_turn(pipe, count)
     return pipe(task="generate", class_label=labels, generator=random).images
@@ -74,9 +102,37 @@ def labels_in_turn(pipe: MultiTaskPipeline, count: int) -> list[int | None]:
     return [i % len(names) if names else None for i in range(count)]
 
 
+def pictures_of(
+    pipe: MultiTaskPipeline,
+    sources: Sequence[Picture],
+    samples: int,
+    edits: int,
+    seed: int = 0,
+    **options,
+) -> dict[str, Picture]:
+    """A picture of each task that the model has learned.
+
+    Args:
+        sources: what is inpainted and edited: four images or more.
+        samples: images of each class that are generated.
+        edits: how many of the sources are edited.
+        options: further arguments of the pipeline.
+    """
+    draw = {
+        "generate": lambda: generate_picture(pipe, samples, seed, **options),
+        "inpaint": lambda: inpaint_picture(pipe, sources, seed, **options),
+        "edit": lambda: edit_picture(pipe, sources[:edits], seed, **options),
+    }
+    labels = labels_in_turn(pipe, 4)
+    return {
+        task: draw[task]() if task in draw else task_picture(pipe, task, sources[:4], labels, seed)
+        for task in pipe.tasks
+    }
+
+
 def generate_picture(pipe: MultiTaskPipeline, count: int = 10, seed: int = 0, **options) -> Picture:
-    """A row for each class and one without a class, `count` samples each."""
-    labels = [*pipe.class_names, None]
+    """A row of `count` samples for each class, and one without a class: the first ten rows."""
+    labels = [*pipe.class_names, None][:ROWS]
     images = pipe(
         task="generate",
         class_label=labels,
@@ -85,50 +141,47 @@ def generate_picture(pipe: MultiTaskPipeline, count: int = 10, seed: int = 0, **
         **options,
     ).images
     rows = [images[i * count : (i + 1) * count] for i in range(len(labels))]
-    return grid(rows, [label or "any" for label in labels])
+    return grid(rows, ["any" if label is None else label for label in labels])
 
 
 def inpaint_picture(
     pipe: MultiTaskPipeline, sources: Sequence[Picture], seed: int = 0, **options
 ) -> Picture:
-    """For each kind of mask: the original, what is left of it, and the result."""
-    rows, labels = [], []
-    for k, kind in enumerate(MASKS):
-        random = generator(seed, "inpaint", kind)
-        masks = draw_masks(2, pipe.size, random, kind)
-        images = [sources[(2 * k + i) % len(sources)] for i in range(2)]
-        results = pipe(
-            task="inpaint", image=images, mask_image=masks, generator=random, **options
-        ).images
-        rows.append(
-            [
-                picture
-                for image, mask, result in zip(images, masks, results, strict=True)
-                for picture in (image, _masked(image, mask), result)
-            ]
-        )
-        labels.append(kind)
-    return grid(rows, labels, ["original", "masked", "result"] * 2)
+    """For each kind of mask, twice: the original, what is left of it, and the result."""
+    masks = [
+        mask for kind in MASKS for mask in draw_masks(2, pipe.size, generator(seed, kind), kind)
+    ]
+    images = [sources[i % len(sources)] for i in range(len(masks))]
+    results = pipe(
+        task="inpaint",
+        image=images,
+        mask_image=torch.stack(masks),
+        generator=generator(seed, "inpaint"),
+        **options,
+    ).images
+    shown = [
+        (image, _masked(image, mask), result)
+        for image, mask, result in zip(images, masks, results, strict=True)
+    ]
+    rows = [[*shown[i], *shown[i + 1]] for i in range(0, len(shown), 2)]
+    return grid(rows, list(MASKS), ["original", "masked", "result"] * 2)
 
 
 def edit_picture(
     pipe: MultiTaskPipeline, sources: Sequence[Picture], seed: int = 0, **options
 ) -> Picture:
-    """A row for each source: the source, and the source turned into each class."""
-    rows = [
-        [
-            source,
-            *pipe(
-                task="edit",
-                image=source,
-                class_label=list(pipe.class_names),
-                generator=generator(seed, "edit", i),
-                **options,
-            ).images,
-        ]
-        for i, source in enumerate(sources)
-    ]
-    return grid(rows, column_labels=["source", *pipe.class_names])
+    """A row for each source: the source, and its edits into each class; ten at most of both."""
+    sources, names = sources[:ROWS], pipe.class_names[:ROWS]
+    results = pipe(
+        task="edit",
+        image=[source for source in sources for _ in names],
+        class_label=list(names) * len(sources),
+        generator=generator(seed, "edit"),
+        **options,
+    ).images
+    count = len(names)
+    rows = [[source, *results[i * count : (i + 1) * count]] for i, source in enumerate(sources)]
+    return grid(rows, column_labels=["source", *names])
 
 
 def task_picture(

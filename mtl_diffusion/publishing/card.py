@@ -1,188 +1,208 @@
-"""The model card: model_card.md filled in with what a model is and what was measured of it."""
+"""The model card: model_card.md, filled in with the model's facts and its measured figures."""
 
-from collections.abc import Iterator, Mapping
-from numbers import Real
+import json
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from .. import __version__
-from ..config import TrainConfig
-from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..checkpoints.resume import MAY_CHANGE, SOURCES
+from ..config import TrainConfig, to_dict
+from ..pipeline.pipeline import MultiTaskPipeline
+from ..tools.names import on_hub
+from .results import Dataset, eval_results, tables
 
-# A template with $names. Here it is a link to the file at the top of the repository.
+# A template with $names. The file at the top of the repository is its source.
 TEMPLATE = Path(__file__).with_name("model_card.md")
 BUILT_IN = "shapes"
-_KINDS = {"generate": "unconditional-image-generation"}  # the Hub's names for tasks
-_SETTINGS = ("n", "seed", "guidance_scale", "seconds", "num_images", "num_inference_steps")
+MOST_CLASSES = 20  # that a card lists
+TAGS = ("diffusers", "multi-task", "inpainting", "image-editing", "image-generation")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as it is published.
+
+    Attributes:
+        step: optimiser steps that were done.
+        minutes: of training, by hardware; empty if they were not noted.
+        on_hub: those of the configuration's `SOURCES` that are names on the Hub. None: not noted.
+    """
+
+    pipeline: MultiTaskPipeline
+    config: TrainConfig
+    step: int
+    minutes: Mapping[str, float] = field(default_factory=dict)
+    on_hub: Collection[str] | None = None
+
+    def hub_name(self, source: str) -> str | None:
+        """The value of a field of `SOURCES`, if it is a name on the Hub."""
+        name = getattr(self.config, source)
+        if name is None or (source == "dataset_name" and name == BUILT_IN):
+            return None
+        known = on_hub(name) if self.on_hub is None else source in self.on_hub
+        return name if known else None
 
 
 def model_card(
-    pipe: MultiTaskPipeline,
-    config: TrainConfig,
-    step: int,
-    repository: str,
+    trained: Trained,
+    source: str,
     metrics: Mapping[str, Any] | None = None,
     picture: str | None = None,
 ) -> str:
     """The card as Markdown with its YAML header.
 
     Args:
-        step: optimiser steps that were done.
-        repository: where the model is found, for the snippet.
-        metrics: of scripts/evaluate.py. Every measured figure of the card is from here.
+        source: what the snippet loads: user/name on the Hub, or a folder.
+        metrics: metrics.json of mtl-diffusion evaluate. Every measured figure is from there.
         picture: file name of the gallery beside the card.
+
+    Raises:
+        ValueError: `metrics` are not those of mtl-diffusion evaluate.
     """
-    metrics = metrics or {}
-    rows = list(figures(metrics.get("summary", metrics)))
-    name = repository.rpartition("/")[2]
+    pipe, config = trained.pipeline, trained.config
+    name = source.rpartition("/")[2] if on_hub(source) else config.repository.rpartition("/")[2]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        header=_header(name, config, rows),
+        header=_header(trained, name, metrics),
         name=name,
         tasks=", ".join(f"`{task}`" for task in pipe.tasks),
         resolution=pipe.size,
-        class_tag="- class-conditional\n" if pipe.class_names else "",
-        classes=_classes(pipe),
+        classes=_classes(pipe.class_names),
         parameters=f"{sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.1f}",
-        dataset=_dataset(config),
+        dataset=_dataset(trained).name,
+        base=_base(trained),
         gallery=_gallery(picture),
-        snippet=_snippet(pipe, repository),
-        steps=f"{step:,}",
+        snippet=snippet(pipe, source),
+        steps=f"{trained.step:,}",
         batch_size=config.total_batch_size,
-        images=f"{step * config.total_batch_size:,}",
+        images=f"{trained.step * config.total_batch_size:,}",
         proportions=", ".join(f"{task} {share:.0%}" for task, share in config.shares.items()),
         weighting=config.task_weighting,
         weights="averaged (EMA)" if config.use_ema else "last",
         precision={"no": "float32", "bf16": "bfloat16 autocast"}[config.mixed_precision],
         seed=config.seed,
-        results=_results(rows, metrics),
+        minutes=_minutes(trained.minutes),
+        command=training_command(trained),
+        results=tables(metrics) if metrics else "Nothing was measured of this model.",
         version=__version__,
     )
 
 
-def figures(metrics: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
-    """Whatever in metrics.json is a number with an `n` beside it, wherever it stands."""
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            yield from figures(value, (*path, name))
-        elif "n" in metrics and name not in _SETTINGS and _is_number(value):
-            if name.endswith("standard_error"):
-                continue
-            error = metrics.get(f"{name}_standard_error")
-            if error is None and name == next(iter(metrics)):
-                error = metrics.get("standard_error")
-            yield {
-                "path": " ".join((*path, name)).replace("_", " "),
-                "type": "accuracy" if name.endswith("accuracy") else name,
-                "task": next((part for part in path if part in TASKS), None),
-                "value": value,
-                "error": error if _is_number(error) else None,
-                "n": metrics["n"],
-            }
+def _header(trained: Trained, name: str, metrics: Mapping[str, Any] | None) -> str:
+    classes = trained.pipeline.class_names
+    dataset, base = trained.hub_name("dataset_name"), trained.hub_name(SOURCES[1])
+    results = eval_results(metrics, _dataset(trained)) if metrics else []
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="diffusers",
+        pipeline_tag="image-to-image",
+        tags=[*TAGS, *(["class-conditional"] if classes else [])],
+        datasets=[dataset] if dataset else None,
+        base_model=base,
+        model_name=name if results else None,
+        eval_results=results or None,
+    ).to_yaml()
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _dataset(trained: Trained) -> Dataset:
+    name = trained.hub_name("dataset_name")
+    split = trained.config.validation_split
+    if name is not None:
+        return Dataset(f"`{name}`", name, split)
+    built_in = trained.config.dataset_name == BUILT_IN
+    words = "the shapes that mtl_diffusion draws" if built_in else "images of a local folder"
+    return Dataset(words, "other", split)
 
 
-def _on_hub(config: TrainConfig) -> bool:
-    """Whether the dataset's name means something to others; a folder's is nobody's business."""
-    name = config.dataset_name
-    return name != BUILT_IN and name.count("/") <= 1 and not Path(name).exists()
+def _base(trained: Trained) -> str:
+    if trained.config.pretrained_model_name_or_path is None:
+        return ""
+    name = trained.hub_name("pretrained_model_name_or_path")
+    return (
+        f" It was fine-tuned from {f'`{name}`' if name else 'another pipeline, of a local folder'}."
+    )
 
 
-def _dataset(config: TrainConfig) -> str:
-    if config.dataset_name == BUILT_IN:
-        return "the shapes that mtl_diffusion draws"
-    return f"`{config.dataset_name}`" if _on_hub(config) else "images of a local folder"
-
-
-def _header(name: str, config: TrainConfig, rows: list[dict[str, Any]]) -> str:
-    """What only some cards have; the rest stands in the template."""
-    header: dict[str, Any] = {}
-    if _on_hub(config):
-        header["datasets"] = [config.dataset_name]
-    results = [
-        {
-            "task": {"type": _KINDS.get(row["task"], "image-to-image")},
-            "dataset": {
-                "name": config.dataset_name if _on_hub(config) else _dataset(config),
-                "type": config.dataset_name if _on_hub(config) else "other",
-                "split": config.validation_split,
-            },
-            "metrics": [{"type": row["type"], "name": row["path"], "value": row["value"]}],
-        }
-        for row in rows
-        if row["task"]
-    ]
-    if results:
-        header["model-index"] = [{"name": name, "results": results}]
-    return yaml.safe_dump(header, sort_keys=False).strip() if header else "# nothing was measured"
-
-
-def _classes(pipe: MultiTaskPipeline) -> str:
-    if not pipe.class_names:
+def _classes(names: Collection[str]) -> str:
+    if not names:
         return "It has no classes: its training images had no labels."
-    return f"Classes: {', '.join(pipe.class_names)}."
+    shown = ", ".join(" ".join(name.split()) for name in list(names)[:MOST_CLASSES])
+    more = len(names) - MOST_CLASSES
+    return f"Classes: {shown}{f', and {more} more' if more > 0 else ''}."
 
 
 def _gallery(picture: str | None) -> str:
     if picture is None:
         return ""
     return (
-        f"![What the model draws in each of its tasks]({picture})\n\n"
+        f"![Samples of the model in each of its tasks]({picture})\n\n"
         "*Each task on samples of the model itself: first seeds, nothing picked.*\n"
     )
 
 
-def _snippet(pipe: MultiTaskPipeline, repository: str) -> str:
+def _minutes(minutes: Mapping[str, float]) -> str:
+    if not minutes:
+        return ""
+    parts = " and ".join(f"{spent:,.1f} minutes on {where}" for where, spent in minutes.items())
+    return f" Training took {parts}, validation included."
+
+
+def training_command(trained: Trained) -> str:
+    """The command that trains such a model: all that differs from the defaults and matters.
+
+    The names of local folders are shortened: they are of no use to others.
+    """
+    values, defaults = to_dict(trained.config), to_dict(TrainConfig())
+    inputs = {*SOURCES, "alignment_classifier"}
+    unimportant = MAY_CHANGE - inputs - {"max_train_steps", "mixed_precision"}
+    values = {name: value for name, value in values.items() if name not in unimportant}
+    for name in inputs:
+        value = getattr(trained.config, name)
+        if value and value != BUILT_IN and not (name in SOURCES and trained.hub_name(name)):
+            values[name] = f"path/to/{Path(value).name}"
+    flags = [
+        f"--{name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
+        for name, value in values.items()
+        if value != defaults[name]
+    ]
+    return " \\\n    ".join(["mtl-diffusion train", *flags])
+
+
+def snippet(pipe: MultiTaskPipeline, source: str) -> str:
+    """Python that loads the pipeline and does each of its tasks; it runs as it stands."""
     names = pipe.class_names
-    first, last = (names[0], names[-1]) if names else (None, None)
     lines = [
         "from diffusers import DiffusionPipeline",
         "from PIL import Image",
         "",
-        f'pipe = DiffusionPipeline.from_pretrained("{repository}", trust_remote_code=True)',
+        f"pipe = DiffusionPipeline.from_pretrained({_literal(source)}, trust_remote_code=True)",
         "",
     ]
     if "generate" in pipe.tasks:
-        lines.append(f'image = pipe(task="generate", class_label={last!r}).images[0]')
+        label = f", class_label={_literal(names[-1])}" if names else ""
+        lines.append(f'image = pipe(task="generate"{label}).images[0]')
     else:
         lines.append('image = Image.new("RGB", (pipe.size, pipe.size), "gray")  # yours')
-    calls = {
-        "inpaint": [
-            'mask = Image.new("L", image.size, 0)  # black is kept, byte for byte',
-            "mask.paste(255, (0, 0, pipe.size // 2, pipe.size))  # white is repainted",
-            'inpainted = pipe(task="inpaint", image=image, mask_image=mask).images[0]',
-        ],
-        "edit": [
-            f'edited = pipe(task="edit", image=image, class_label="{first}").images[0]',
-        ],
-    }
     for task in pipe.tasks:
-        if task != "generate":
-            lines += calls.get(task, [f'{task}d = pipe(task="{task}", image=image).images[0]'])
-    return "\n".join(lines).replace("'", '"')
+        if task == "inpaint":
+            lines += [
+                'mask = Image.new("L", image.size, 0)  # black is kept, byte for byte',
+                "mask.paste(255, (0, 0, pipe.size // 2, pipe.size))  # white is repainted",
+                'inpainted = pipe(task="inpaint", image=image, mask_image=mask).images[0]',
+            ]
+        elif task == "edit":
+            call = f'pipe(task="edit", image=image, class_label={_literal(names[0])})'
+            lines.append(f"edited = {call}.images[0]")
+        elif task != "generate":
+            lines.append(f'{task}d = pipe(task="{task}", image=image).images[0]')
+    return "\n".join(lines)
 
 
-def _results(rows: list[dict[str, Any]], metrics: Mapping[str, Any]) -> str:
-    if not rows:
-        return "Nothing was measured of this model."
-    lines = ["| what | value | standard error | n |", "|---|---|---|---|"]
-    for row in rows:
-        error = "" if row["error"] is None else f"{row['error']:.4g}"
-        lines.append(f"| {row['path']} | {row['value']:.4g} | {error} | {row['n']} |")
-    text = "\n".join(lines)
-    if "feature_space" in metrics:  # of a scorecard, which says how it measured
-        space, classifier = metrics["feature_space"], metrics["classifier"]
-        text += (
-            f"\n\nSampler: {metrics['sampler']}. Frechet distances are taken in the feature space "
-            f"`{space['name']}` ({space['kind']}), and can't be held beside those of another one. "
-            f"The classifier is right in {classifier['accuracy']:.2%} of {classifier['n']:,} "
-            "held-out images. The rest of the scorecard is in metrics.json."
-        )
-    if "command" in metrics:
-        text += f"\n\nMeasured by `{metrics['command']}`."
-    return text
+def _literal(text: str) -> str:
+    """A text as Python writes it, in double quotes, whatever quotes or bytes it has."""
+    return json.dumps(text, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()

@@ -6,13 +6,11 @@ import logging
 import shlex
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, UNet2DConditionModel
-from PIL import Image
 
 from ..checkpoints.resume import check_facts
 from ..checkpoints.store import MANIFEST, Checkpoint, CheckpointError, load, load_latest
@@ -24,8 +22,8 @@ from ..tools.files import replaced_folder
 from ..training.model import build_scheduler, build_unet
 from ..training.run import Run
 from ..training.vocabulary import tokenizer_of
-from .card import model_card
-from .upload import UploadError, upload, without_secrets
+from .card import Trained, model_card
+from .upload import UploadError, full_name, upload, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +34,15 @@ UPLOADED = ("*.safetensors", "*.json", "README.md", "*.png")
 LAST_WAIT = 30.0  # seconds that a stopping run waits for an upload
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A model as it is published, after `step` steps of a run of this configuration."""
-
-    pipeline: MultiTaskPipeline
-    config: TrainConfig
-    step: int
-
-
 def of_checkpoint(path: Path) -> Trained:
-    """The model in a checkpoint: its average, where there is one.
+    """Builds the pipeline of a checkpoint, from its averaged weights (EMA) where it has them.
 
     Args:
-        path: a checkpoint's folder, or a run's: the newest complete one of it.
+        path: a checkpoint's folder, or a run's, whose newest complete checkpoint is taken.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it doesn't fit its own description.
+        CheckpointError: there is no checkpoint, it is damaged, or its weights don't fit its
+            configuration.
     """
     checkpoint = load(path) if (path / MANIFEST).exists() else _newest(path)
     check_facts(checkpoint)
@@ -76,7 +66,9 @@ def of_checkpoint(path: Path) -> Trained:
         raise CheckpointError(
             f"{path}: its weights don't fit its configuration: {error}"
         ) from error
-    return Trained(pipeline, config, checkpoint.step)
+    return Trained(
+        pipeline, config, checkpoint.step, facts.get("minutes") or {}, facts.get("on_hub")
+    )
 
 
 def _newest(path: Path) -> Checkpoint:
@@ -92,31 +84,33 @@ def _newest(path: Path) -> Checkpoint:
 def export(run: Run) -> Path:
     """Writes <output_dir>/pipeline: weights, tokenizer, scheduler, sources and model card."""
     config = run.config
-    trained = Trained(run.pipeline(), config, config.max_train_steps)
-    return write(trained, Path(config.output_dir) / PIPELINE, pictures=config.push_to_hub)
+    trained = Trained(run.pipeline(), config, config.max_train_steps, run.clock.minutes)
+    repository = full_name(config.repository) if config.push_to_hub else None
+    return write(trained, Path(config.output_dir) / PIPELINE, repository=repository)
 
 
 def write(
     trained: Trained,
     target: Path,
-    *,
     repository: str | None = None,
+    *,
     metrics: Mapping[str, Any] | None = None,
-    pictures: bool = True,
+    pictures: bool | None = None,
     half: bool = False,
     max_shard_size: str | None = None,
 ) -> Path:
-    """Writes a folder for `from_pretrained`; it is whole, or it is the one before.
+    """Writes a folder for `from_pretrained`, which replaces an earlier export only when complete.
 
     Args:
-        repository: where it will be found, for the card. None: what the configuration says.
-        metrics: of scripts/evaluate.py; the card's figures, and metrics.json beside it.
-        pictures: draw the card's gallery.
+        repository: user/name on the Hub, for the card's snippet. None: hub_model_id, if the
+            configuration has one, or else the folder.
+        metrics: of mtl-diffusion evaluate; the card's figures, and metrics.json beside it.
+        pictures: draw the card's gallery. None: what the configuration says.
         half: write the weights as float16, in half the bytes; they load as float32 all the same.
         max_shard_size: cut the weights into files of this size or less, such as "15MB".
 
     Raises:
-        ValueError: the target is something else, which is not replaced.
+        ValueError: the target is something else, which is not replaced; or `metrics` are.
         OSError: the disk is full, for example. The target is as it was.
     """
     check_target(target)
@@ -126,13 +120,20 @@ def write(
         pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler)
     with replaced_folder(target) as folder:
         pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
-        drawn = _draw(trained.pipeline, folder) if pictures else None
+        wanted = trained.config.gallery if pictures is None else pictures
+        drawn = _draw(trained.pipeline, folder) if wanted else None
         if metrics is not None:
             (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        name = repository or trained.config.repository
-        text = model_card(trained.pipeline, trained.config, trained.step, name, metrics, drawn)
+        source = repository or trained.config.hub_model_id or _as_given(target)
+        text = model_card(trained, source, metrics, drawn)
         (folder / "README.md").write_text(text, encoding="utf-8")
     return target
+
+
+def _as_given(target: Path) -> str:
+    """The folder's path, from here where it is below."""
+    path, here = target.absolute(), Path.cwd()
+    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
 
 
 def check_target(target: Path) -> None:
@@ -156,24 +157,10 @@ def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
     """The card's gallery, of the model's own samples and the first seeds; returns its name."""
     bar = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)
-    if "generate" in pipe.tasks:
-        sources = grids.own_samples(pipe, 10)
-    else:
-        sources = [Image.new("RGB", (pipe.size, pipe.size), "gray")]
-    draw = {
-        "generate": lambda: grids.generate_picture(pipe, count=2),
-        "inpaint": lambda: grids.inpaint_picture(pipe, sources),
-        "edit": lambda: grids.edit_picture(pipe, sources[:2]),
-    }
-    labels = grids.labels_in_turn(pipe, len(sources[:4]))
-    pictures = [
-        draw[name]()
-        if name in draw
-        else grids.task_picture(pipe, name, sources[:4], labels, seed=0)
-        for name in pipe.tasks
-    ]
+    sources = grids.own_samples(pipe, 10)
+    pictures = grids.pictures_of(pipe, sources, samples=2, edits=2)
     pipe.set_progress_bar_config(**bar)
-    grids.side_by_side(pictures).save(folder / "gallery.png")
+    grids.side_by_side(list(pictures.values())).save(folder / "gallery.png")
     return "gallery.png"
 
 
@@ -192,10 +179,10 @@ def files_to_upload(folder: Path) -> dict[str, Path]:
 
 
 def push(folder: Path, config: TrainConfig) -> str:
-    """Uploads what a run exported; returns the commit's address.
+    """Uploads a run's export; returns the commit's address.
 
     Raises:
-        UploadError: it ends with the command that tries again.
+        UploadError: the message ends with the command that tries again.
     """
     return push_folder(
         folder,
@@ -221,7 +208,7 @@ def push_folder(
         checkpoint: what the folder was exported from, for the command that tries again.
 
     Raises:
-        UploadError: it ends with that command. The folder stays.
+        UploadError: the message ends with that command. The folder stays.
     """
     try:
         return upload(
@@ -242,10 +229,10 @@ def push_folder(
 
 
 class BackgroundPublisher:
-    """Publishes checkpoints while the run goes on, one at a time.
+    """Publishes checkpoints in a thread, one at a time.
 
-    A checkpoint that comes while another is on its way is left out: the next one follows. Failures
-    are logged. The generators of this process are not touched.
+    A checkpoint that is submitted during an upload is skipped. Failures are logged. The global
+    random generators are not touched.
     """
 
     def __init__(self, config: TrainConfig):
@@ -257,7 +244,7 @@ class BackgroundPublisher:
         return self
 
     def __exit__(self, kind, *error) -> None:
-        # The retries are bounded. A run that was told to stop, or failed, waits less for them.
+        # The retries are bounded. A run that was stopped, or failed, waits less for them.
         self.join(None if kind is None else LAST_WAIT)
 
     def submit(self, checkpoint: Path) -> None:
@@ -267,12 +254,12 @@ class BackgroundPublisher:
         if self._thread is not None and self._thread.is_alive():
             logger.warning("%s is not published: the one before is on its way", checkpoint.name)
             return
-        # A daemon, so that it can't keep a process alive that was asked to stop.
+        # A daemon, so that it can't keep a process alive that is stopping.
         self._thread = threading.Thread(target=self._publish, args=(checkpoint,), daemon=True)
         self._thread.start()
 
     def join(self, timeout: float | None = None) -> None:
-        """Waits for what is on its way, for as many seconds at most."""
+        """Waits for a pending upload, for so many seconds at most; None: until it ends."""
         if self._thread is not None:
             self._thread.join(timeout)
 
@@ -280,7 +267,7 @@ class BackgroundPublisher:
         folder = Path(self.config.output_dir) / PUBLISHED
         try:
             trained = of_checkpoint(checkpoint)
-            write(trained, folder, pictures=False)
+            write(trained, folder, repository=full_name(self.config.repository))
             push_folder(
                 folder,
                 self.config.repository,

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def any_process(flag: bool | Tensor) -> bool:
-    """Whether the flag is set on any process; all processes get the same answer."""
+    """Whether the flag is set on any process: the same answer on all of them."""
     if PartialState().num_processes == 1:
         return bool(flag)
     total = torch.tensor(float(flag))
@@ -24,9 +24,10 @@ def any_process(flag: bool | Tensor) -> bool:
 
 @cache
 def _host_group() -> torch.distributed.ProcessGroup | None:
-    """A gloo group, in which hosts communicate without waiting for their GPUs.
+    """A gloo group over all processes, which does not wait for their GPUs; None: the default one.
 
-    None: the default group is gloo. All processes must make the first call together.
+    It is made at the first call, which all processes make together, and is never destroyed: see
+    `launch/preflight.py`.
     """
     if torch.distributed.get_backend() == "gloo":
         return None
@@ -34,7 +35,7 @@ def _host_group() -> torch.distributed.ProcessGroup | None:
 
 
 def from_all_processes(lines: list[str]) -> list[str]:
-    """The lines of all processes, in the order of the processes, without duplicates."""
+    """The lines of every process, in the order of the processes, each of them once."""
     state = PartialState()
     gathered = [lines]
     if state.num_processes > 1:
@@ -45,7 +46,11 @@ def from_all_processes(lines: list[str]) -> list[str]:
 
 @contextmanager
 def io_errors_logged(what: str) -> Iterator[None]:
-    """Logs an OSError instead of raising it; what: the message."""
+    """Logs an OSError of the block, in place of raising it: a full disk must not end the run.
+
+    Args:
+        what: the beginning of the message, such as "the curves could not be logged".
+    """
     try:
         yield
     except OSError as error:
@@ -53,7 +58,7 @@ def io_errors_logged(what: str) -> Iterator[None]:
 
 
 class Terminal:
-    """A text stream that ignores errors: a terminal may be closed, the reader of a pipe may end."""
+    """A text stream that ignores write errors: its window was closed, or its reader has died."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

@@ -1,4 +1,4 @@
-"""The length of a run: a number of steps, or as many as fit into a number of minutes."""
+"""The length of a run in steps, given in steps or in minutes."""
 
 import json
 import logging
@@ -21,11 +21,11 @@ def with_length(
     accelerator: Accelerator,
     seconds_per_step: Callable[[TrainConfig, Accelerator], float],
 ) -> TrainConfig:
-    """The configuration with a number of steps: its own, or what max_train_minutes allow.
+    """The configuration with max_train_steps, computed from max_train_minutes if it has none.
 
-    The schedules are functions of the step. So the rate is measured once, before the run, and kept
-    in <output_dir>/length.json: a resumed run, here or on another machine, keeps its length. With
-    other minutes its length changes in proportion.
+    The schedules are functions of the step, so the rate is measured once, before the run, and
+    saved in <output_dir>/length.json: a resumed run has the same length, on any machine. With
+    another max_train_minutes the length changes in proportion.
 
     Args:
         seconds_per_step: how long a step takes on this machine.
@@ -33,7 +33,7 @@ def with_length(
     if config.max_train_steps is not None:
         return config
     noted = Path(config.output_dir) / "length.json"
-    # All processes take the number of the first: they have to agree on the length.
+    # One process's reading is everybody's: they have to agree on the step.
     seconds = broadcast_object_list([_read(noted)])[0]
     if seconds is None:
         seconds = broadcast_object_list([seconds_per_step(config, accelerator)])[0]
@@ -49,7 +49,7 @@ def with_length(
 
 
 def _read(noted: Path) -> float | None:
-    """The seconds per step in length.json; None: there is no such file."""
+    """The seconds per step that were noted; None: nothing was."""
     if not noted.exists():
         return None
     try:
@@ -60,7 +60,7 @@ def _read(noted: Path) -> float | None:
         pass
     raise ConfigError(
         [
-            f'output_dir: found {noted}, which does not hold {{"seconds_per_step": NUMBER}}; '
-            "correct it, or delete it to measure the rate again, which changes the run's length"
+            f'output_dir: found {noted}, which does not hold {{"seconds_per_step": NUMBER}}: mend '
+            "it, or delete it to measure the rate anew, with which the length of the run changes"
         ]
     )

@@ -22,6 +22,7 @@ from ..tools.rng import generator
 from ..tools.tensors import to_unit_range
 from .aggregation import Jacobian, build_aggregator
 from .alignment import Alignment
+from .clock import Clock
 from .ema import EMA
 from .losses import Objective, build_weighting
 from .mixture import Mixture
@@ -41,6 +42,7 @@ class Run:
         jacobian: aggregates the tasks' gradients; None if they are summed.
         ema: the averaged denoiser, or None.
         train_data, held_out: the two splits, labelled in the vocabulary's order.
+        clock: the minutes of training.
     """
 
     config: TrainConfig
@@ -59,6 +61,7 @@ class Run:
     loader: Loader | StreamingLoader
     train_data: ImageDataset | ImageStream
     held_out: ImageDataset
+    clock: Clock
 
     @property
     def best_unet(self) -> UNet2DConditionModel:
@@ -143,6 +146,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         loader=_loader(config, train_data, decoder, accelerator),
         train_data=train_data,
         held_out=held_out,
+        clock=Clock(accelerator),
     )
 
 

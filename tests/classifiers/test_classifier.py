@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
-from mtl_diffusion.classifiers.classifier import Classifier, _cut_out, train_classifier
+from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.resnet9 import ResNet9, ResNet9Config
+from mtl_diffusion.classifiers.training import _cut_out, train_classifier
 from mtl_diffusion.data.images import load_images
 from mtl_diffusion.tools.rng import generator
 from mtl_diffusion.tools.tensors import to_unit_range

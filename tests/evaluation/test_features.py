@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from mtl_diffusion.classifiers.classifier import Classifier, train_classifier
+from mtl_diffusion.classifiers.classifier import Classifier
+from mtl_diffusion.classifiers.training import train_classifier
 from mtl_diffusion.data.images import load_images
 from mtl_diffusion.evaluation.features import FeatureSpace, classifier_space, feature_space
 

@@ -74,4 +74,5 @@ def test_a_plain_install_trains_exports_and_loads(wheel, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run/pipeline/README.md").read_text().startswith("---\nlicense:")
+    card = (tmp_path / "run/pipeline/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: diffusers\n")

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from mtl_diffusion.data.shapes import shapes
 
-# Fields of a configuration: 8x8 pixels, 8 channels, attention at 4x4.
+# Fields of a configuration: 8x8 pixels, 8 channels, attention at 4x4; nothing drawn for the card.
 MODEL = {
     "resolution": 8,
     "block_out_channels": [8, 8],
     "attention_resolutions": [4],
     "norm_num_groups": 4,
     "token_dim": 8,
+    "gallery": False,
 }
 
 

@@ -10,7 +10,8 @@ from forked import SHORT, STATE, STEPS, die, train
 from safetensors.torch import load_file
 from tiny import MODEL, write_shapes
 
-from mtl_diffusion.classifiers.classifier import Classifier, train_classifier
+from mtl_diffusion.classifiers.classifier import Classifier
+from mtl_diffusion.classifiers.training import train_classifier
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data.images import load_images
 from mtl_diffusion.tools.tensors import to_unit_range

@@ -1,0 +1,206 @@
+"""Samples of any task as PNG files, shared by all processes.
+
+Image i is drawn from (seed, i), so the images don't depend on the number of processes. Run again,
+what is missing is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..data.columns import DataError
+from ..data.decode import Encoded, check_depth, decode
+from ..pictures.grids import grid
+from ..pipeline.inputs import read_count, read_images, read_labels, read_masks
+from ..pipeline.pipeline import MultiTaskPipeline
+from ..tools.rng import generator
+from .bulk import weights_digest
+
+SETTINGS = "settings.json"
+# Arguments on which no image depends.
+FREE = ("num_images", "output_dir", "device", "grid", "pipeline", "revision")
+# Arguments of the pipeline that are the same for all images.
+SAME = (
+    *("task", "strength", "guidance_scale", "image_guidance_scale", "guidance_interval"),
+    "num_inference_steps",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be drawn.
+
+    Attributes:
+        in_turn: arguments of the pipeline whose entries are taken in turn, image by image.
+        same: its other arguments.
+        count: images.
+        batch_size: images at a time.
+        settings: all that the images depend on, as JSON holds it.
+    """
+
+    in_turn: Mapping[str, Sequence[Any]]
+    same: Mapping[str, Any]
+    count: int
+    batch_size: int
+    seed: int
+    settings: Mapping[str, Any]
+
+    @property
+    def batches(self) -> list[range]:
+        size = self.batch_size
+        return [range(i, min(i + size, self.count)) for i in range(0, self.count, size)]
+
+
+def read_request(pipe: MultiTaskPipeline, arguments: Mapping[str, Any]) -> Request:
+    """Reads the arguments of mtl-diffusion sample, and the images that they name.
+
+    Raises:
+        ValueError: one of them is refused; the message names it.
+    """
+    labels = arguments["class_label"]
+    if labels is not None:
+        labels = [
+            int(label) if label.isdecimal() and label not in pipe.class_names else label
+            for label in labels
+        ]
+        read_labels(labels, pipe.class_names)
+    in_turn = {
+        "class_label": labels,
+        "image": _sources(arguments["image"], pipe.size),
+        "mask_image": _masks(arguments["mask_image"], pipe.size),
+    }
+    in_turn = {name: values for name, values in in_turn.items() if values}
+    count = arguments["num_images"]
+    if count is None:
+        count = max(map(len, in_turn.values()), default=1)
+    return Request(
+        in_turn,
+        {name: arguments[name] for name in SAME},
+        read_count(count, "num_images"),
+        read_count(arguments["batch_size"], "batch_size"),
+        arguments["seed"],
+        {
+            "weights": weights_digest(pipe.unet),
+            **{name: value for name, value in arguments.items() if name not in FREE},
+        },
+    )
+
+
+def _sources(paths: Sequence[str] | None, size: int) -> list[Image.Image]:
+    """Decoded as training images are, but of the model's size already."""
+    images, peaks = [], []
+    for path in paths or []:
+        _open(path, size, "image")
+        try:
+            image, peak = decode(Encoded(None, path, path), size)
+            check_depth(peak, path)
+        except DataError as error:
+            raise ValueError(f"image: {path} can't be used: {error.__cause__ or error}") from error
+        read_images(image, size)
+        images.append(image)
+        peaks.append(peak)
+    return images
+
+
+def _masks(paths: Sequence[str] | None, size: int) -> list[Image.Image]:
+    masks = [_open(path, size, "mask_image") for path in paths or []]
+    for path, mask in zip(paths or [], masks, strict=True):
+        try:
+            read_masks(mask, size)
+        except ValueError as error:
+            raise ValueError(f"mask_image: {path} can't be used: {error}") from error
+    return masks
+
+
+def _open(path: str, size: int, name: str) -> Image.Image:
+    if not Path(path).is_file():
+        raise ValueError(f"{name}: there is no file {path}")
+    try:
+        image = Image.open(path)
+        image.load()
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"{name}: {path} can't be read as an image: {error}") from error
+    if image.size != (size, size):
+        width, height = image.size
+        raise ValueError(
+            f"{name}: {path} is {width}x{height} pixels; this model takes {size}x{size}: resize it"
+        )
+    return image
+
+
+def draw(pipe: MultiTaskPipeline, request: Request, numbers: range) -> list[Image.Image]:
+    """The images of these numbers."""
+    return pipe(
+        generator=[generator(request.seed, i, device=pipe.device) for i in numbers],
+        **{name: [v[i % len(v)] for i in numbers] for name, v in request.in_turn.items()},
+        **({} if request.in_turn else {"num_images_per_prompt": len(numbers)}),
+        **request.same,
+    ).images
+
+
+def write_samples(pipe: MultiTaskPipeline, request: Request, folder: Path) -> Path:
+    """Writes 00000.png, 00001.png, ...; batches are dealt to the processes in turn.
+
+    Raises:
+        ValueError: the folder holds images of other settings, or the pipeline refuses an argument.
+            Nothing has been written then.
+    """
+    state = PartialState()
+    _check_settings(folder, request.settings)
+    mine = [
+        numbers
+        for numbers in request.batches[state.process_index :: state.num_processes]
+        if not all(_file(folder, i).exists() for i in numbers)
+    ]
+    with tqdm(total=sum(map(len, mine)), unit="img", disable=not state.is_main_process) as progress:
+        for numbers in mine:
+            drawn = draw(pipe, request, numbers)
+            # After the first batch: before it, the pipeline may still refuse an argument.
+            folder.mkdir(parents=True, exist_ok=True)
+            part = folder / f".settings-{state.process_index}.part"
+            part.write_text(json.dumps(request.settings, indent=2) + "\n")
+            part.replace(folder / SETTINGS)
+            for i, image in zip(numbers, drawn, strict=True):
+                part = folder / f".{i}.part"
+                image.save(part, format="PNG")
+                part.replace(_file(folder, i))
+            progress.update(len(numbers))
+    state.wait_for_everyone()
+    return folder
+
+
+def write_grid(pipe: MultiTaskPipeline, request: Request, folder: Path) -> Path:
+    """Writes one grid.png, by one process."""
+    if PartialState().num_processes > 1:
+        raise ValueError("grid: one process draws it; leave it out, or launch one process")
+    images = [image for numbers in tqdm(request.batches) for image in draw(pipe, request, numbers)]
+    width = max(1, round(request.count**0.5))
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [images[i : i + width] for i in range(0, len(images), width)]
+    grid(rows).save(folder / "grid.png")
+    return folder / "grid.png"
+
+
+def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    path = folder / SETTINGS
+    if not path.exists():
+        return
+    found = json.loads(path.read_text())
+    # A flag that is newer than the folder was not given then.
+    if names := [name for name in settings if found.get(name) != settings[name]]:
+        raise ValueError(
+            f"output_dir: {folder} holds images of other settings ({', '.join(names)}); give "
+            "another folder, or remove this one"
+        )
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.png"

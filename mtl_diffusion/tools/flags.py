@@ -1,0 +1,69 @@
+"""Command lines: the flags that several commands have, and how a command refuses."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+REFUSED = 2  # exit code, argparse's own
+
+COMMON: dict[str, dict[str, Any]] = {
+    "pipeline": {"required": True, "help": "exported folder, or a name on the Hub"},
+    "revision": {"help": "branch, tag or commit of a pipeline on the Hub"},
+    "dataset_name": {"help": '"shapes", a dataset on the Hub, or a local folder'},
+    "dataset_config_name": {"help": "the configuration, where the dataset has several"},
+    "train_split": {"default": "train", "help": 'images to learn from, such as "train[:90%%]"'},
+    "validation_split": {"default": "test", "help": "held-out images"},
+    "image_column": {"help": "default: the one column of images"},
+    "label_column": {"help": "default: the one column of classes"},
+    "num_inference_steps": {"type": int, "default": 18, "help": "steps of the sampler"},
+    "seed": {"type": int, "default": 0, "help": "of everything random"},
+    "device": {"help": "default: cuda where there is one, else cpu"},
+    "output_dir": {"type": Path, "required": True, "help": "folder for what is written"},
+}
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Shows the description as it is, and the defaults of flags that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        hidden = (None, False, argparse.SUPPRESS)
+        if any(action.default is value for value in hidden):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+def parser(description: str, kind: type = argparse.ArgumentParser, **options) -> Any:
+    """An `ArgumentParser` of `argparse`, or of another kind."""
+    return kind(description=description, formatter_class=Help, allow_abbrev=False, **options)
+
+
+def add(parser: Any, *names: str, **changes: Mapping[str, Any]) -> None:
+    """Adds flags of `COMMON`; `changes` has other options of some of them."""
+    for name in names:
+        parser.add_argument(f"--{name}", **COMMON[name] | changes.get(name, {}))
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Ends the command with one message, and exit code 2, where an argument is refused."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"{_name()}: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
+
+
+def command() -> str:
+    """The command that is running, without the paths of this machine to here and to home."""
+    text = shlex.join(["mtl-diffusion", _name(), *sys.argv[1:]])
+    return text.replace(f"{Path.cwd()}{os.sep}", "").replace(str(Path.home()), "~")
+
+
+def _name() -> str:
+    """evaluate, of scripts/evaluate.py and of `mtl-diffusion evaluate` alike."""
+    return Path(sys.argv[0]).stem.rpartition(" ")[2]

@@ -1,0 +1,52 @@
+"""Minutes of training, by the hardware that they were spent on."""
+
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+
+class Clock:
+    """Counts a run's minutes. They go on from a checkpoint, on the same hardware or on another.
+
+    Attributes:
+        minutes: hardware -> minutes, as they were when `read` was called last.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.hardware = hardware(accelerator)
+        self.minutes: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    def go_on(self, minutes: Mapping[str, float]) -> None:
+        """Starts now, with these minutes of earlier."""
+        self.minutes, self._started = dict(minutes), time.monotonic()
+
+    def read(self) -> dict[str, float]:
+        """The minutes until now."""
+        now = time.monotonic()
+        spent = self.minutes.get(self.hardware, 0.0) + (now - self._started) / 60
+        self.go_on({**self.minutes, self.hardware: spent})
+        return self.minutes
+
+
+def hardware(accelerator: Accelerator) -> str:
+    """The devices of all processes, in words."""
+    count = accelerator.num_processes
+    if accelerator.device.type == "cuda":
+        return f"{count} x {torch.cuda.get_device_name()}"
+    threads = count * torch.get_num_threads()
+    return f"{threads} thread{'s' if threads > 1 else ''} of {_processor()}"
+
+
+def _processor() -> str:
+    """The name of the CPU, where the system says it, and its vector instructions."""
+    name = platform.processor() or platform.machine()
+    facts = Path("/proc/cpuinfo")
+    if facts.exists():
+        lines = (line.partition(":") for line in facts.read_text().splitlines())
+        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

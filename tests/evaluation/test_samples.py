@@ -1,0 +1,119 @@
+"""scripts/sample.py: what it refuses, and that the corrected command then works."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import own_state
+
+from mtl_diffusion.evaluation.samples import SETTINGS
+
+SCRIPT = str(Path(__file__).parents[2] / "scripts" / "sample.py")
+
+
+@pytest.fixture(scope="module")
+def work(build_pipe, tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+    pipe = build_pipe(classes=("cat", "men's shoes", "7"))
+    pipe.save_pretrained(work / "pipeline")
+    for name, size in (("good", 8), ("other", 8), ("large", 40)):
+        noise = np.random.default_rng(size).integers(0, 256, (size, size, 3), np.uint8)
+        Image.fromarray(noise).save(work / f"{name}.png")
+    (work / "broken.png").write_bytes((work / "good.png").read_bytes()[:60])
+    (work / "text.png").write_text("no image")
+    Image.new("L", (8, 8), 255).save(work / "mask.png")
+    Image.new("F", (8, 8)).save(work / "float.tiff")
+    return work
+
+
+@pytest.fixture
+def sample(work, monkeypatch, capsys, tmp_path):
+    """Runs the script in `work`; returns its exit code and what it wrote to stderr."""
+    monkeypatch.chdir(work)
+
+    def run(*arguments, folder=tmp_path / "out"):
+        fixed = ("--pipeline", "pipeline", "--num_inference_steps", "2", "--device", "cpu")
+        argv = ["sample.py", *fixed, "--output_dir", str(folder), *arguments]
+        monkeypatch.setattr(sys, "argv", argv)
+        code = 0
+        with own_state():
+            try:
+                runpy.run_path(SCRIPT, run_name="__main__")
+            except SystemExit as stop:
+                code = stop.code
+        return code, capsys.readouterr().err
+
+    return run
+
+
+EDIT = ("--task", "edit", "--class_label", "cat", "--image")
+WRONG = {
+    "class": (("--class_label", "dog"), "class_label is 'dog'; this model knows cat"),
+    "number of a class": (("--class_label", "3"), "class_label is 3"),
+    "digit that is none": (("--class_label", "²"), "class_label is '²'"),
+    "missing image": ((*EDIT, "good.png", "gone.png"), "image: there is no file gone.png"),
+    "foreign image": ((*EDIT, "text.png"), "image: text.png can't be read as an image"),
+    "broken image": ((*EDIT, "broken.png"), "image: broken.png can't be read as an image"),
+    "floats": ((*EDIT, "float.tiff"), "image: float.tiff can't be used: its pixels are floating"),
+    "size": ((*EDIT, "good.png", "large.png"), "image: large.png is 40x40 pixels; .*takes 8x8"),
+    "size of a mask": (
+        ("--task", "inpaint", "--image", "good.png", "--mask_image", "large.png"),
+        "mask_image: large.png is 40x40 pixels",
+    ),
+    "missing mask": (
+        ("--task", "inpaint", "--image", "good.png", "--mask_image", "gone.png"),
+        "mask_image: there is no file gone.png",
+    ),
+    "no mask": (("--task", "inpaint", "--image", "good.png"), "needs mask_image"),
+    "task": (("--task", "dance"), "task is 'dance'"),
+    "pipeline": (("--pipeline", "nowhere"), "nowhere"),
+    "NaN": (("--class_label", "cat", "--guidance_scale", "nan"), "guidance_scale is nan"),
+    "strength": ((*EDIT, "good.png", "--strength", "1.5"), "strength is 1.5"),
+    "no images": (
+        ("--num_images", "0"),
+        "num_images is 0; it must be a whole number from 1 to 10,000",
+    ),
+    "no steps": (("--num_inference_steps", "0"), "num_inference_steps is 0"),
+    "no batch": (("--batch_size", "0"), "batch_size is 0"),
+    "not a number": (("--num_images", "many"), "argument --num_images: invalid int value"),
+    "file in the way": (("--output_dir", "good.png"), r"good\.png"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_one_message_and_blocks_nothing(sample, name, tmp_path):
+    arguments, message = WRONG[name]
+    code, said = sample(*arguments)
+    assert code == 2 and re.search(message, said), said
+    assert "Traceback" not in said and said.count("sample: ") + said.count("sample.py: error") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_corrected_command_works(sample, tmp_path):
+    assert sample(*EDIT, "good.png", "large.png")[0] == 2
+    code, said = sample(*EDIT, "good.png", "other.png", "--batch_size", "1")
+    assert code == 0, said
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == ["00000.png", "00001.png", SETTINGS]
+    # What is there stays, and other settings are refused.
+    before = (out / "00000.png").stat().st_mtime_ns
+    (out / "00001.png").unlink()
+    assert sample(*EDIT, "good.png", "other.png", "--batch_size", "1")[0] == 0
+    assert (out / "00001.png").exists() and (out / "00000.png").stat().st_mtime_ns == before
+    code, said = sample(*EDIT, "good.png", "--batch_size", "1")
+    assert code == 2 and "holds images of other settings (image)" in said
+
+
+def test_a_class_may_be_called_like_a_number_or_have_quotes(sample, tmp_path):
+    assert sample("--class_label", "7", "men's shoes", "0")[0] == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+
+
+def test_a_mask_and_a_grid(sample, tmp_path, work):
+    masked = ("--task", "inpaint", "--image", "good.png", "--mask_image", "mask.png")
+    assert sample(*masked, "--num_images", "3", "--grid")[0] == 0
+    assert Image.open(tmp_path / "out" / "grid.png").width > 2 * 64

@@ -1,0 +1,179 @@
+"""The model card: what it says of a model, of its figures, and of where it comes from."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from metrics import METRICS
+
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.config.command_line import parse
+from mtl_diffusion.publishing.card import Trained, model_card, snippet
+from mtl_diffusion.publishing.export import write
+
+
+def written(pipe, source="me/model", metrics=None, picture=None, config=None, **facts):
+    config = config or TrainConfig(tasks={name: 1.0 for name in pipe.tasks})
+    text = model_card(Trained(pipe, config, 1200, **facts), source, metrics, picture)
+    assert "$" not in text and "None" not in text.partition("```python")[0]
+    return text, ModelCard(text).data
+
+
+def code_of(text):
+    return re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+
+
+def test_a_card_without_figures(pipe):
+    text, data = written(pipe, picture="gallery.png")
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "apache-2.0",
+        "diffusers",
+        "image-to-image",
+    )
+    assert {"diffusers", "multi-task", "class-conditional"} <= set(data.tags)
+    assert data.eval_results is None and data.datasets is None and data.base_model is None
+    assert "Nothing was measured of this model." in text and "](gallery.png)" in text
+    headings = ("Use", "Intended use", "How it was trained", "Results", "Limits", "Citing")
+    assert all(f"\n## {heading}\n" in text for heading in headings)
+    header = text.split("---\n")[1]
+    assert "#" not in header and not header.isspace()
+
+
+def test_the_figures_are_those_of_metrics_json_beside_the_baselines(pipe):
+    text, data = written(pipe, metrics=METRICS)
+    assert {r.metric_name: (r.metric_type, r.metric_value) for r in data.eval_results} == {
+        "generate, by class, guidance 2, 18 steps: class found": ("accuracy", 0.875),
+        "inpaint, center: PSNR in the hole": ("psnr_in_hole", 18.25),
+        "edit, strength 0.65: class found": ("accuracy", 0.625),
+        "edit, class found 0.5: SSIM to the source": ("ssim_to_source", 0.75),
+    }
+    assert {r.task_type for r in data.eval_results} == {
+        "unconditional-image-generation",
+        "image-to-image",
+    }
+    for line in (
+        "| by class, guidance 2, 18 steps | 0.875 ± 0.012 |  | 36 | 1,000 |",
+        "| real images |  | 0.25 |  | 1,000 |",
+        "| center, this model | 18.25 ± 0.012 | 1,000 |",
+        "| center, RePaint | 17.5 ± 0.012 | 1,000 |",
+        "| strength 0.65 | 0.625 ± 0.012 | 1,000 |",
+        "| this model's edit task | 0.75 ± 0.012, 18 evaluations | not reached: 0.84 | 1,000 |",
+        "| FlowEdit | 0.8125 ± 0.012, 27 evaluations |  | 1,000 |",
+        "Held-out images: 4.5 ± 0.012 bits per dimension (n = 1,000).",
+        "right in 90.00% of 2,000",
+        METRICS["command"],
+    ):
+        assert line in text, line
+
+
+@pytest.mark.parametrize("metrics", [{"class_accuracy": 0.5, "n": 3}, {"summary": 1}, [1]])
+def test_figures_of_something_else_are_refused(pipe, metrics):
+    with pytest.raises(ValueError, match=r"metrics: found no summary; .*mtl-diffusion evaluate"):
+        written(pipe, metrics=metrics)
+
+
+def test_twenty_classes_are_listed(build_pipe):
+    text, _ = written(build_pipe(classes=tuple(f"c{i:03d}" for i in range(100))))
+    assert "c019, and 80 more." in text and "c020" not in text
+    text, _ = written(build_pipe(classes=("a", "b")))
+    assert "Classes: a, b." in text
+
+
+def test_minutes_hardware_and_command(pipe, monkeypatch, tmp_path):
+    config = TrainConfig(
+        dataset_name="user/images",
+        tasks={"generate": 0.5, "edit": 0.5},
+        block_out_channels=[8, 16],
+        learning_rate=3e-4,
+        max_train_steps=1200,
+        random_flip=True,
+        output_dir=str(tmp_path / "private"),
+    )
+    minutes = {"2 threads of A": 83.25, "1 x B": 4.0}
+    text, data = written(pipe, config=config, minutes=minutes)
+    assert "83.2 minutes on 2 threads of A and 4.0 minutes on 1 x B" in text
+    assert data.datasets == ["user/images"]
+    command = re.search(r"```bash\n(mtl-diffusion train.*?)```", text, re.DOTALL)[1]
+    words = shlex.split(command.replace("\\\n", " "))
+    again = parse(words[2:])
+    assert (again.tasks, again.learning_rate) == (config.tasks, config.learning_rate)
+    assert again.block_out_channels == [8, 16] and again.max_train_steps == 1200
+    assert again.dataset_name == "user/images" and again.random_flip is True
+    assert "private" not in text
+
+
+# A folder's path means nothing to others, and some are their owner's business.
+@pytest.mark.parametrize("name", ["data/flowers", "~/data", "./x", "/data/flowers", "../up/it"])
+def test_local_paths_are_no_datasets_or_base_models(pipe, name):
+    config = TrainConfig(dataset_name=name, pretrained_model_name_or_path=name)
+    # data/flowers may be gone when the card is written: what the run noted counts.
+    text, data = written(pipe, config=config, on_hub=[])
+    assert data.datasets is None and data.base_model is None
+    assert "images of a local folder" in text and "fine-tuned from another pipeline" in text
+    assert name not in text and f"path/to/{Path(name).name}" in text
+
+
+def test_names_on_the_hub_are(pipe, monkeypatch, tmp_path):
+    config = TrainConfig(dataset_name="mnist", pretrained_model_name_or_path="me/base-v1.5")
+    text, data = written(pipe, config=config, metrics=METRICS)
+    assert data.datasets == ["mnist"] and data.base_model == "me/base-v1.5"
+    assert "fine-tuned from `me/base-v1.5`" in text
+    assert {r.dataset_type for r in data.eval_results} == {"mnist"}
+    (tmp_path / "mnist").mkdir()
+    monkeypatch.chdir(tmp_path)  # here it is a folder
+    assert written(pipe, config=config)[1].datasets is None
+
+
+QUOTES = ("men's shoes", 'a 5" nail', "back\\slash", "two\nlines", "tüte", "{x}", "both ' and \"")
+
+
+@pytest.mark.parametrize("name", QUOTES)
+def test_quotes_in_classes_and_paths_are_python(build_pipe, name):
+    pipe = build_pipe(classes=(name, "other"))
+    tree = ast.parse(snippet(pipe, f"folder of {name}"))
+    literals = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    assert {name, "other", f"folder of {name}"} <= literals
+    text, _ = written(pipe, f"folder of {name}", metrics=METRICS)
+    assert ast.dump(ast.parse(code_of(text))) == ast.dump(tree)
+
+
+def test_a_path_that_is_no_utf8_is_python_too(pipe):
+    text, _ = written(pipe, "caf\udce9")
+    assert "caf\\udce9" in text.encode().decode()
+
+
+@pytest.mark.parametrize(
+    "tasks, classes",
+    [
+        (("generate",), ("ring",)),
+        (("inpaint", "colorize"), ("ring",)),
+        (("edit", "generate"), ("men's shoes", "x")),
+        (("generate", "inpaint"), ()),
+    ],
+)
+def test_the_snippet_of_a_folder_runs_as_it_stands(
+    build_pipe, tasks, classes, tmp_path, monkeypatch
+):
+    """From the folder's place, without a repository's name."""
+    monkeypatch.chdir(tmp_path)
+    pipe = build_pipe(tasks=tasks, classes=classes)
+    config = TrainConfig(tasks={name: 1.0 for name in tasks}, output_dir="runs/it's mine")
+    folder = write(Trained(pipe, config, 3), Path("runs/it's mine/pipeline"), pictures=False)
+    code = code_of((folder / "README.md").read_text())
+    assert 'from_pretrained("runs/it\'s mine/pipeline", trust' in code
+    assert set(re.findall(r'task="(\w+)"', code)) == set(tasks)
+    found = {}
+    exec(code, found)
+    assert found["image"].size == (8, 8)
+    results = {"inpaint": "inpainted", "edit": "edited", "colorize": "colorized"}
+    assert all(found[results[task]].size == (8, 8) for task in tasks if task in results)
+
+
+def test_every_export_has_a_gallery(pipe, tmp_path):
+    config = TrainConfig(tasks={name: 1.0 for name in pipe.tasks})
+    folder = write(Trained(pipe, config, 3), tmp_path / "export")
+    assert (folder / "gallery.png").exists()
+    assert "](gallery.png)" in (folder / "README.md").read_text()

@@ -1,0 +1,31 @@
+"""A small metrics.json, in the form that mtl-diffusion evaluate gives it."""
+
+
+def figure(name, value, error=0.012, n=1000, **more):
+    return {name: value, f"{name}_standard_error": error, "n": n, **more}
+
+
+SUMMARY = {
+    "generate": {
+        "by_class_guidance_2_steps_18": figure("class_accuracy", 0.875, evaluations=36.0),
+        "floor": {"frechet_distance_to_train": 0.25, "n": 1000},
+    },
+    "likelihood": {"held_out": figure("bits_per_dim", 4.5)},
+    "inpaint": {"center": figure("psnr_in_hole", 18.25)},
+    "edit": {
+        "strength_0.65": figure("class_accuracy", 0.625),
+        "class_found_0.5": figure("ssim_to_source", 0.75, evaluations=18.0),
+        "class_found_0.9": {"largest_share": 0.84, "n": 1000},
+    },
+    "baselines": {
+        "repaint": {"inpaint": {"center": figure("psnr_in_hole", 17.5)}},
+        "flowedit": {"edit": {"class_found_0.5": figure("ssim_to_source", 0.8125, evaluations=27)}},
+    },
+}
+METRICS = {
+    "summary": SUMMARY,
+    "feature_space": {"name": "classifier", "kind": "classifier"},
+    "classifier": {"accuracy": 0.9, "n": 2000},
+    "sampler": "EDMDPMSolverMultistepScheduler",
+    "command": "mtl-diffusion evaluate --pipeline runs/x/pipeline",
+}
