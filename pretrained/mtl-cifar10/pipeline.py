@@ -1,3 +1,3 @@
-"""The code is in pipeline_b27bd364.py."""
+"""The code is in pipeline_d7317d9c.py."""
 
-from .pipeline_b27bd364 import MultiTaskPipeline  # noqa
+from .pipeline_d7317d9c import MultiTaskPipeline  # noqa
