@@ -1,3 +1,3 @@
-"""The code is in pipeline_d7317d9c.py."""
+"""The code is in pipeline_02131228.py."""
 
-from .pipeline_d7317d9c import MultiTaskPipeline  # noqa
+from .pipeline_02131228 import MultiTaskPipeline  # noqa

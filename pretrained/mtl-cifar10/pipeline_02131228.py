@@ -1050,6 +1050,10 @@ def _check_size(height: int, width: int, size: int, name: str) -> None:
 def _label(item, classes: Sequence[str], name: str) -> int:
     if item is None:
         return -1
+    if not classes:
+        raise ValueError(
+            f"{name} is {shown(item)}; this model has no classes: leave it out, or give None"
+        )
     if isinstance(item, str):
         if item not in classes:
             known = ", ".join(classes[:20])
@@ -1164,7 +1168,7 @@ class SelfContained:
         """Writes model_index.json and the source files; `save_pretrained` calls it last."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.glob("pipeline_????????.py"):  # of another version
+        for file in folder.glob(f"pipeline_{'[0-9a-f]' * 8}.py"):  # of another version
             file.unlink()
         for name, text in self.code_files().items():
             (folder / name).write_text(text, encoding="utf-8")
