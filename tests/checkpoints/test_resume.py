@@ -116,10 +116,10 @@ def test_another_configuration_is_refused_field_by_field(halfway):
 
 
 def other_images():
-    import mtl_diffusion.data.images
+    import mtl_diffusion.data.source
 
-    make = mtl_diffusion.data.images.shapes
-    mtl_diffusion.data.images.shapes = partial(make, seed=1)
+    make = mtl_diffusion.data.source.shapes
+    mtl_diffusion.data.source.shapes = partial(make, seed=1)
 
 
 def test_other_data_under_the_same_name_is_refused(halfway):

@@ -64,14 +64,14 @@ def test_a_signal_while_it_saves(reference, tmp_path):
 def signal_in_save():
     import mtl_diffusion.checkpoints.store as module
 
-    write = module._write
+    write = module.write_bytes
 
     def interrupted(path, content):
         if "step-3" in str(path):
             signal_myself()
         write(path, content)
 
-    module._write = interrupted
+    module.write_bytes = interrupted
 
 
 def ignore_hangups():

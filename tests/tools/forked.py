@@ -223,10 +223,10 @@ def die_in_save(step, event, counter):
                 kill_myself()
             seen += 1
 
-    def killing(folder, checkpoint, total_limit):
+    def killing(folder, checkpoint, total_limit, keep):
         nonlocal active
         active = checkpoint.step == step
-        write(folder, checkpoint, total_limit)
+        write(folder, checkpoint, total_limit, keep)
         if active:
             active = False
             Path(counter).write_text(json.dumps(seen))
