@@ -2,6 +2,10 @@
 
 There are no edited pairs to learn from. Training shows a degraded image with its own class;
 sampling gives another class. The strength is the amount of the degradation.
+
+A degraded image gives its class away, so the network learns to rely on it, and less on the class
+token. What a class looks like is learned by generate, which has nothing but the token: guidance
+takes the direction of the class from there.
 """
 
 import torch
@@ -20,6 +24,7 @@ class Edit(Task):
     optional = frozenset({"mask_image", "strength", "image_guidance_scale"})
     default_strength = 0.65
     default_guidance_scale = 3.0
+    guided_by = "generate"
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
         device = generator.device

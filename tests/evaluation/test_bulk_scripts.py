@@ -29,6 +29,7 @@ TINY = {
     "edit_images": 1,
     "num_strengths": 2,
     "image_guidance_scales": [1.0, 1.5],
+    "baseline_guidance_scales": [3.0],
     "likelihood_images": 3,
     "likelihood_steps": 3,
     "batch_size": 4,
@@ -109,7 +110,7 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(work, build_pipe, t
     assert limited["evaluations"] == 3 and limited["guidance_interval"] == [0, 1]
     power = one["generate"]["by_class_guidance_2_steps_2"]["radial_power"]
     assert power["n"] == 10 and len(power["decades"]) == 4 and len(power["by_class"]) == 5
-    assert one["edit"]["edit_image_guidance_1.5"]["strength_0.5"]["evaluations"] == 2 * 3
+    assert one["edit"]["edit_image_guidance_1.5"]["strength_0.5"]["evaluations"] == 2 * 4
     assert one["inpaint"]["center"]["repaint"]["evaluations"] > 2
     assert one["likelihood"]["n"] == 3 and one["likelihood"]["bits_per_dim"] > 0
     assert {path.name for path in (work / "one").glob("*.png")} == {
