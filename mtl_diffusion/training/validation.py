@@ -107,8 +107,9 @@ def held_out_loss(
         alike: nothing but its name and its `condition` tells a task from another one: all of them
             paint the whole image and get the same noise, and those that take a strength the same
             strengths, drawn from (0, 1). Else each task draws as it does in training.
-        rank, world: every world-th image from this one on is looked at, and the others are left
-            at zero: the sum over all ranks is the whole.
+        rank: the first image that is looked at.
+        world: every so many-th image from there on is looked at, and the others are left at zero:
+            the sum over all ranks is the whole.
     """
     n = min(num_images, len(dataset))
     size = dataset.resolution

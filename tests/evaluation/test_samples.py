@@ -73,7 +73,10 @@ WRONG = {
     "pipeline": (("--pipeline", "nowhere"), "nowhere"),
     "NaN": (("--class_label", "cat", "--guidance_scale", "nan"), "guidance_scale is nan"),
     "strength": ((*EDIT, "good.png", "--strength", "1.5"), "strength is 1.5"),
-    "no images": (("--num_images", "0"), "num_images is 0; it must be a whole number from 1 to 10,000"),
+    "no images": (
+        ("--num_images", "0"),
+        "num_images is 0; it must be a whole number from 1 to 10,000",
+    ),
     "no steps": (("--num_inference_steps", "0"), "num_inference_steps is 0"),
     "no batch": (("--batch_size", "0"), "batch_size is 0"),
     "not a number": (("--num_images", "many"), "argument --num_images: invalid int value"),
