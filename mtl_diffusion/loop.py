@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> None:
         CheckpointError: the checkpoint to resume from is missing or damaged.
         FloatingPointError: a loss, a gradient or a weight is not finite.
         OSError: the last checkpoint could not be written.
-        SystemExit: with `STOPPED`, after a checkpoint, when a stop was asked for.
+        SystemExit: with `STOPPED`, after a checkpoint, when a stop was requested.
         UploadError: all is trained and exported, and it could not be published.
     """
     check(config)
@@ -180,8 +180,8 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
         run.jacobian.write_gradients(draw.counts, accelerator)
     parameters = trained_parameters(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-    # The optimiser leaves all as it is if this says 1, on the device, as it does for a
-    # GradScaler. Nobody waits for it: `loop` learns of it when it next looks at the meter.
+    # If this is 1 the optimiser skips the step, as it does for a GradScaler. It stays on the
+    # device: `loop` learns of it when it next reads the meter.
     run.optimizer.found_inf = meter.end_step(step, norm)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)

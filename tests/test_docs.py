@@ -43,3 +43,12 @@ def test_files_on_the_way_of_an_image_are_there():
     assert len(named) > 10
     for name in named:  # the second list is of files in pipeline/
         assert (package / name).exists() or (package / "pipeline" / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_launch_leaves_a_default_that_accelerate_warns_of(page):
+    flags = {"--num_processes", "--num_machines", "--mixed_precision", "--dynamo_backend"}
+    for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        for command in block.replace("\\\n", "").splitlines():
+            if "accelerate launch" in command:
+                assert "--config_file" in command or flags <= set(command.split()), command

@@ -1,4 +1,4 @@
-"""A run's state as a checkpoint, and a checkpoint back as the run's state."""
+"""Conversion between the state of a run and a checkpoint, and the choice of what to resume."""
 
 import json
 import logging
@@ -45,7 +45,7 @@ def folder_of(run: Run) -> Path:
 
 
 def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Checkpoint:
-    """Everything that a run needs to go on. The tensors are those that are being trained.
+    """The state of a run as a checkpoint. Its tensors are not copies: training changes them.
 
     Args:
         positions: how far each process has read, if the data is streamed.
@@ -304,7 +304,10 @@ def _load_state(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def _go_on_reading(run: Run, checkpoint: Checkpoint) -> None:
-    """Each process goes on where it was; another number of them divides the next epoch anew."""
+    """Sets the position of this process in the stream.
+
+    With another number of processes the files are divided anew, from the next epoch on.
+    """
     positions = [Position(*numbers) for numbers in checkpoint.facts["stream"]]
     if len(positions) == run.accelerator.num_processes:
         position = positions[run.accelerator.process_index]

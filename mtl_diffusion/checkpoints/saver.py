@@ -1,4 +1,4 @@
-"""Checkpoints are written beside the training, which waits for a copy of its state alone."""
+"""Checkpoints are written in a thread; training waits only while the state is copied."""
 
 import logging
 import threading
@@ -22,10 +22,10 @@ THREAD = "checkpoint"
 
 
 class Saver:
-    """Saves a run, one checkpoint at a time; what is begun when it is left is finished.
+    """Saves a run, one checkpoint at a time. Leaving the context waits for the pending write.
 
-    A process that is killed while it writes has lost that checkpoint and goes on from the one
-    before, as if it had been killed a little earlier.
+    If the process is killed during a write, that checkpoint is lost and the run resumes from the
+    one before it.
     """
 
     def __init__(self, run: Run, written: Callable[[Path], None] = lambda path: None):
@@ -44,9 +44,9 @@ class Saver:
         """Saves the state after `step` steps. If one is still being written, waits for that.
 
         Args:
-            needed: nothing follows that could be saved instead: all processes wait until it is
-                on the disk. If False, a full disk or an I/O error is logged, and the next
-                checkpoint is the next attempt.
+            needed: True for the last checkpoint of a run or before a stop: all processes wait
+                until it is on the disk. If False, a full disk or an I/O error is logged, and the
+                next checkpoint is the next attempt.
 
         Raises:
             FloatingPointError: a weight is not finite. Nothing has been written.
@@ -70,7 +70,7 @@ class Saver:
                 )
 
     def wait(self) -> None:
-        """Until nothing is being written; raises what failed there, unless it is an OSError."""
+        """Waits for the pending write; raises its exception, unless that is an OSError."""
         if self._thread is not None:
             self._thread.join()
         if self._failure is not None and not isinstance(self._failure, OSError):
@@ -99,7 +99,7 @@ class Saver:
 
 
 def _on_host(checkpoint: Checkpoint) -> Checkpoint:
-    """A copy that further training leaves as it is."""
+    """A copy on the CPU, which further training does not change."""
     tensors = {
         group: {name: tensor.detach().to("cpu", copy=True) for name, tensor in part.items()}
         for group, part in checkpoint.tensors.items()

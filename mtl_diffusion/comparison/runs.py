@@ -1,4 +1,4 @@
-"""The runs of a comparison: started, continued, or found finished and reused."""
+"""The runs of a comparison: started, continued, or reused if they are finished."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..tools.files import write_text
 
 
 class Stopped(RuntimeError):
-    """A run stopped after a checkpoint, because it was told to; the same command continues it."""
+    """A run was stopped by a signal, after a checkpoint; the same command continues it."""
 
 
 def finished(config: TrainConfig) -> bool:
@@ -48,7 +48,7 @@ def ensure_trained(config: TrainConfig, command: Sequence[str]) -> Path:
     Raises:
         ValueError: the folder has a run of another configuration.
         Stopped: the run was stopped after a checkpoint.
-        RuntimeError: the run failed; its own output says why.
+        RuntimeError: the run failed; the reason is in its output.
     """
     folder = Path(config.output_dir)
     if not finished(config):

@@ -7,6 +7,7 @@ checked, so that `--help` is shown at once.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from argparse import ArgumentError
 from collections import deque
@@ -134,7 +135,7 @@ def _build(namespace: Namespace) -> TrainConfig:
 def _read(path: str, faults: list[str]) -> dict[str, Any]:
     """The mapping in a YAML file; what is wrong with it goes to `faults`."""
     try:
-        values, duplicates = load(Path(path).read_text(encoding="utf-8"))
+        values, duplicates = load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or no path
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         faults.append(f"--config: found {show(path)}; must be a readable YAML file ({reason})")

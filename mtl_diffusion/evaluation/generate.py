@@ -60,7 +60,8 @@ class Generate(Part):
             counts = sorted({*settings.step_counts, steps})
             found += [Sampling(True, 1.0, count) for count in counts]
             found.append(Sampling(True, guided, steps))
-            found.append(Sampling(True, guided, steps, settings.guidance_interval))
+            if settings.guidance_interval is not None:
+                found.append(Sampling(True, guided, steps, settings.guidance_interval))
         else:
             counts = sorted({*settings.step_counts} - {steps})
             found += [Sampling(False, 1.0, count) for count in counts]

@@ -27,8 +27,9 @@ class Settings:
     """Steps of every task, but where steps are what is varied."""
     step_counts: list[int] = field(default_factory=lambda: [5, 7, 9, 12, 18, 35])
     """Step counts of the curve of quality against evaluations."""
-    guidance_interval: tuple[float, float] = (0.28, 2.9)
-    """Lowest and highest noise level of guidance, for the one sampling that limits it."""
+    guidance_interval: tuple[float, float] | None = (0.28, 2.9)
+    """Lowest and highest noise level of guidance, for the one sampling that limits it. None: no
+    such sampling."""
     inpaint_images: int = 1_000
     """Held-out images that are completed, for each kind of mask; 2 or more."""
     inpaint_seeds: int = 3
@@ -64,8 +65,8 @@ class Settings:
                 raise ValueError(f"{name} is {value}; it must be {low} or more")
             if not given and name != "strengths":
                 raise ValueError(f"{name} is empty; give a number or more")
-        low, high = self.guidance_interval
-        if not low <= high < math.inf:
+        interval = self.guidance_interval
+        if interval is not None and not interval[0] <= interval[1] < math.inf:
             raise ValueError(
                 f"guidance_interval is {self.guidance_interval}; it must be two finite numbers, "
                 "the lower one first"

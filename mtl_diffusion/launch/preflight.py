@@ -229,7 +229,7 @@ def _launcher_faults(config: TrainConfig, environ: Mapping[str, str]) -> Iterato
             "what its share of total_batch_size has beyond per_device_batch_size"
         )
     for name in (f"ACCELERATE_USE_{plugin}" for plugin in _PLUGINS):
-        if parse_flag_from_env(name):
+        if environ.get(name, "false").lower() == "true":
             yield f"num_processes: {name} is set: unset it. Training is data-parallel only (DDP)"
 
 

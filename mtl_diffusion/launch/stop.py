@@ -16,18 +16,18 @@ SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
 ]
 
-# SIGTERM to `accelerate launch` with one process kills the launcher and leaves the trainer. So the
-# launcher is noted at import, seconds before it is first looked for. A parent that is no launcher
-# may go: `nohup python scripts/train.py &` outlives its shell.
+# SIGTERM to `accelerate launch` with one process kills the launcher and leaves the trainer running.
+# So the launcher's process id is noted at import, and `StopRequest` checks that it is still alive.
+# Another parent may end: `nohup python scripts/train.py &` outlives its shell.
 _LAUNCHED = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 LAUNCHER = os.getppid() if _LAUNCHED else None
 
 
 class StopRequest:
-    """Remembers that somebody asked to stop. The loop looks at it between two steps.
+    """Turns signals into a flag, which the training loop checks between two steps.
 
-    Further signals change nothing: a launcher sends its own after the user's Ctrl-C, and none of
-    them may cut the saving short.
+    Further signals are ignored: a launcher sends its own after the user's Ctrl-C, and none of them
+    may interrupt the last checkpoint.
     """
 
     def __init__(self, max_minutes: float | None):
@@ -38,21 +38,21 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in SIGNALS:
-            # `nohup` and `&` have a process ignore signals; it goes on ignoring them.
+            # A process that `nohup` or `&` started ignores some signals, and keeps doing so.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *exception) -> None:
         for number, handler in self._previous.items():
-            # After a stop the process is on its way out, and its exit code must not be a signal's.
+            # After a stop the process is about to end, and its exit code must not be a signal's.
             signal.signal(number, handler if self.reason is None else signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame) -> None:
         self.reason = self.reason or signal.Signals(number).name
 
     def due(self) -> bool:
-        """Whether this process wants to stop."""
+        """Whether this process should stop now."""
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = self.reason or "max_train_minutes"
         if LAUNCHER is not None and os.getppid() != LAUNCHER:

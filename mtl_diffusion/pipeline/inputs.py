@@ -266,6 +266,10 @@ def _check_size(height: int, width: int, size: int, name: str) -> None:
 def _label(item, classes: Sequence[str], name: str) -> int:
     if item is None:
         return -1
+    if not classes:
+        raise ValueError(
+            f"{name} is {shown(item)}; this model has no classes: leave it out, or give None"
+        )
     if isinstance(item, str):
         if item not in classes:
             known = ", ".join(classes[:20])

@@ -81,7 +81,7 @@ class SelfContained:
         """Writes model_index.json and the source files; `save_pretrained` calls it last."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.glob("pipeline_????????.py"):  # of another version
+        for file in folder.glob(f"pipeline_{'[0-9a-f]' * 8}.py"):  # of another version
             file.unlink()
         for name, text in self.code_files().items():
             (folder / name).write_text(text, encoding="utf-8")

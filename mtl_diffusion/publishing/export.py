@@ -35,13 +35,14 @@ LAST_WAIT = 30.0  # seconds that a stopping run waits for an upload
 
 
 def of_checkpoint(path: Path) -> Trained:
-    """The model in a checkpoint: its average, where there is one.
+    """Builds the pipeline of a checkpoint, from its averaged weights (EMA) where it has them.
 
     Args:
-        path: a checkpoint's folder, or a run's: the newest complete one of it.
+        path: a checkpoint's folder, or a run's, whose newest complete checkpoint is taken.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it doesn't fit its own description.
+        CheckpointError: there is no checkpoint, it is damaged, or its weights don't fit its
+            configuration.
     """
     checkpoint = load(path) if (path / MANIFEST).exists() else _newest(path)
     check_facts(checkpoint)
@@ -98,7 +99,7 @@ def write(
     half: bool = False,
     max_shard_size: str | None = None,
 ) -> Path:
-    """Writes a folder for `from_pretrained`; it is whole, or it is the one before.
+    """Writes a folder for `from_pretrained`, which replaces an earlier export only when complete.
 
     Args:
         repository: user/name on the Hub, for the card's snippet. None: hub_model_id, if the
@@ -178,10 +179,10 @@ def files_to_upload(folder: Path) -> dict[str, Path]:
 
 
 def push(folder: Path, config: TrainConfig) -> str:
-    """Uploads what a run exported; returns the commit's address.
+    """Uploads a run's export; returns the commit's address.
 
     Raises:
-        UploadError: it ends with the command that tries again.
+        UploadError: the message ends with the command that tries again.
     """
     return push_folder(
         folder,
@@ -207,7 +208,7 @@ def push_folder(
         checkpoint: what the folder was exported from, for the command that tries again.
 
     Raises:
-        UploadError: it ends with that command. The folder stays.
+        UploadError: the message ends with that command. The folder stays.
     """
     try:
         return upload(
@@ -228,10 +229,10 @@ def push_folder(
 
 
 class BackgroundPublisher:
-    """Publishes checkpoints while the run goes on, one at a time.
+    """Publishes checkpoints in a thread, one at a time.
 
-    A checkpoint that comes while another is on its way is left out: the next one follows. Failures
-    are logged. The generators of this process are not touched.
+    A checkpoint that is submitted during an upload is skipped. Failures are logged. The global
+    random generators are not touched.
     """
 
     def __init__(self, config: TrainConfig):
@@ -243,7 +244,7 @@ class BackgroundPublisher:
         return self
 
     def __exit__(self, kind, *error) -> None:
-        # The retries are bounded. A run that was told to stop, or failed, waits less for them.
+        # The retries are bounded. A run that was stopped, or failed, waits less for them.
         self.join(None if kind is None else LAST_WAIT)
 
     def submit(self, checkpoint: Path) -> None:
@@ -253,12 +254,12 @@ class BackgroundPublisher:
         if self._thread is not None and self._thread.is_alive():
             logger.warning("%s is not published: the one before is on its way", checkpoint.name)
             return
-        # A daemon, so that it can't keep a process alive that was asked to stop.
+        # A daemon, so that it can't keep a process alive that is stopping.
         self._thread = threading.Thread(target=self._publish, args=(checkpoint,), daemon=True)
         self._thread.start()
 
     def join(self, timeout: float | None = None) -> None:
-        """Waits for what is on its way, for as many seconds at most."""
+        """Waits for a pending upload, for so many seconds at most; None: until it ends."""
         if self._thread is not None:
             self._thread.join(timeout)
 

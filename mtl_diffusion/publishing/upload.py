@@ -1,4 +1,4 @@
-"""Files to a repository on the Hub: one commit, bounded retries, and no secret told to anyone."""
+"""Uploads files to a repository on the Hub: one commit, bounded retries, no secret in a message."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class UploadError(RuntimeError):
-    """Why nothing was uploaded: which repository, what the Hub said, what to do. Never a token."""
+    """Nothing was uploaded: the repository, the Hub's answer, and what to do. Never a token."""
 
 
 def upload(
@@ -36,17 +36,17 @@ def upload(
     private: bool = False,
     revision: str | None = None,
 ) -> str:
-    """Makes the repository, unless it is there, and adds the files in one commit.
+    """Creates the repository if necessary, and adds the files in one commit.
 
-    Files that the repository has and `files` hasn't stay. If the Hub already has all of them, byte
-    for byte, there is no commit.
+    Other files of the repository stay. If it already has all of these, byte for byte, there is no
+    commit.
 
     Args:
         files: path in the repository -> path here.
         repository: user/name, or a name under the own account.
         kind: of the repository, "model" or "space".
-        private: of a repository that is made now.
-        revision: branch, made where it isn't there. None: main.
+        private: whether a repository that is created here is private.
+        revision: branch; created if it does not exist. None: main.
 
     Returns:
         The commit's address.
@@ -102,10 +102,10 @@ def full_name(repository: str) -> str | None:
 
 
 def check_right_to_write(repository: str) -> None:
-    """Asks the Hub whether this account may write to a repository.
+    """Checks with the Hub that this account may write to a repository.
 
     Raises:
-        HfHubHTTPError: it may not; 404, the Hub can't be asked this.
+        HfHubHTTPError: it may not; 404: the Hub has no such check.
     """
     # `HfApi.auth_check` asks only whether it may read, before huggingface_hub 1.5.
     address = f"{HfApi().endpoint}/api/models/{repository}/auth-check/write"
@@ -113,7 +113,7 @@ def check_right_to_write(repository: str) -> None:
 
 
 def _insist(request: Callable[[], T], repository: str) -> T:
-    """Repeats a request while its failure may pass."""
+    """Repeats a request as long as its failures look temporary."""
     for delay in (*DELAYS, None):
         try:
             return request()
@@ -150,7 +150,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _asked_delay(error: Exception) -> float:
-    """Seconds that the Hub asks to wait, 0 if it doesn't."""
+    """The Hub's Retry-After in seconds; 0 if there is none."""
     if _status(error) is None:
         return 0.0
     asked = _root(error).response.headers.get("Retry-After", "")

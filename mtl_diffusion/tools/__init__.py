@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of diffusion: random numbers, tensors, files, processes."""
+"""Small helpers without any diffusion: random numbers, tensors, FLOPs, files, processes."""

@@ -1,4 +1,4 @@
-"""What keeps a run alive: processes that agree, and outputs whose loss costs a line of the log."""
+"""Agreement between processes, and I/O errors that are logged instead of raised."""
 
 import logging
 from collections.abc import Iterator
@@ -24,9 +24,10 @@ def any_process(flag: bool | Tensor) -> bool:
 
 @cache
 def _host_group() -> torch.distributed.ProcessGroup | None:
-    """Where processes agree on what their hosts know, without waiting for their GPUs; None: all.
+    """A gloo group over all processes, which does not wait for their GPUs; None: the default one.
 
-    Made at the first call, which all of them make together. It lives to the end, see `startup`.
+    It is made at the first call, which all processes make together, and is never destroyed: see
+    `launch/preflight.py`.
     """
     if torch.distributed.get_backend() == "gloo":
         return None
@@ -45,7 +46,11 @@ def from_all_processes(lines: list[str]) -> list[str]:
 
 @contextmanager
 def io_errors_logged(what: str) -> Iterator[None]:
-    """A full disk loses the curves and the pictures, not the run."""
+    """Logs an OSError of the block, in place of raising it: a full disk must not end the run.
+
+    Args:
+        what: the beginning of the message, such as "the curves could not be logged".
+    """
     try:
         yield
     except OSError as error:
@@ -53,7 +58,7 @@ def io_errors_logged(what: str) -> Iterator[None]:
 
 
 class Terminal:
-    """A text stream that may go away: the window is closed, or the other end of a pipe dies."""
+    """A text stream that ignores write errors: its window was closed, or its reader has died."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

@@ -122,7 +122,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Puts the path into an OSError: a write and a sync don't say which file it was."""
+    """Adds the path to an OSError: that of a write or a sync has none."""
     try:
         yield
     except OSError as error:

@@ -5,9 +5,9 @@ from torch import Tensor
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """The CPU tensor on `device`. Work that is queued there goes on, and so does the caller.
+    """Copies a CPU tensor to `device` without waiting for the work that is queued there.
 
-    CUDA takes only pinned memory that way: from other memory it first ends all that is queued.
+    CUDA does that from pinned memory only.
     """
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

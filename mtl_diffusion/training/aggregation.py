@@ -1,4 +1,4 @@
-"""Many gradients, one for each task, made one: Jacobian descent, through torchjd.
+"""The gradients of the tasks aggregated to one: Jacobian descent, through torchjd.
 
 Quinton and Rey 2024, arXiv:2406.16232. The plain sum needs none of this.
 """
@@ -13,23 +13,23 @@ from .losses import Objective
 
 # What `gradient_aggregation` names, as torchjd's classes.
 AGGREGATORS = {"upgrad": "UPGrad", "mgda": "MGDA", "imtlg": "IMTLG", "alignedmtl": "AlignedMTL"}
-# Modules that torchjd needs for them and does not require by itself.
+# Modules that these need; torchjd does not install all of them.
 REQUIRED = ("torchjd", "quadprog", "qpsolvers")
 
 
 def build_aggregator(name: str) -> Callable[[Tensor], Tensor]:
     """torchjd's aggregator of that name: (T, P) gradients -> (P,), on the scale of their mean."""
-    import torchjd.aggregation  # here, because it is an extra
+    import torchjd.aggregation  # an optional dependency
 
     return getattr(torchjd.aggregation, AGGREGATORS[name])()
 
 
 class Jacobian:
-    """The gradient of every task's loss by every trained weight, gathered over one step.
+    """The gradient of every task's loss by every trained weight, accumulated over one step.
 
-    Row i is the gradient of L_i, the mean loss of task i over the whole global batch: the rows of
-    microbatches and processes are added, and only then aggregated, so that the result does not
-    depend on how a batch is cut.
+    Row i is the gradient of L_i, the mean loss of task i over the whole global batch. The rows of
+    microbatches and processes are added before they are aggregated, so the result does not depend
+    on how a batch is cut.
 
     Args:
         objective: not wrapped, since the processes' gradients must not be averaged here.
@@ -49,8 +49,8 @@ class Jacobian:
     def add(self, inputs: tuple, counts: Tensor, **options: float) -> Tensor:
         """Adds the gradients of some of the batch's samples; returns their plain losses (b,).
 
-        A sample is of one task. So each task has a forward and a backward pass of its own samples,
-        which costs what one pass of all of them does.
+        Each sample has one task, so each task needs a forward and a backward pass of its own
+        samples only, and all of these cost as much as one pass of all samples.
 
         Args:
             inputs: arguments of the objective, each with b rows; the last is the task indices (b,).
@@ -74,17 +74,17 @@ class Jacobian:
     def write_gradients(self, counts: Tensor, accelerator: Accelerator) -> None:
         """Aggregates the rows into the parameters' `.grad`, and starts the next step.
 
-        An aggregated gradient is T times what torchjd gives: like the sum, not like the mean. The
-        weighting's own parameters serve no task, and get the plain sum.
+        torchjd's result is multiplied by T, because the loss is a sum of the tasks, not a mean. The
+        weighting's own parameters get the plain sum.
         """
         rows = accelerator.reduce(self.rows, reduction="sum")[counts > 0]
         P = sum(p.numel() for p in self.shared)
         total = rows.sum(0)
-        # A loss that is not finite ends the run after this, with a message of its own.
+        # A loss that is not finite ends the run later, with its own message.
         if rows.isfinite().all():
             total[:P] = len(rows) * self.aggregate(rows[:, :P])
         sizes = [p.numel() for p in self.parameters]
         for parameter, part in zip(self.parameters, total.split(sizes), strict=True):
-            # In the memory order of the weight, which the fused AdamW walks beside it.
+            # In the memory order of the weight, as the fused AdamW expects.
             parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
         self.rows.zero_()

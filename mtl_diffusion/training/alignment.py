@@ -1,4 +1,4 @@
-"""Losses in the features of a frozen image classifier, which help the denoiser early.
+"""Losses in the features of a frozen image classifier, which speed up early training.
 
 The classifier sees clean images, is trained on the training split alone, and is not exported.
 """
@@ -30,7 +30,7 @@ class Alignment(nn.Module):
         fingerprint: of the classifier's weights.
 
     Args:
-        unet: its middle block is listened to.
+        unet: the output of its middle block is aligned.
         classifier: on the device of the run; its weights don't change.
         images: (N, 3, H, W) in [-1, 1], some of the training images: the mean of their features
             is subtracted before directions are compared.
@@ -42,7 +42,7 @@ class Alignment(nn.Module):
         self, unet: nn.Module, classifier: Classifier, images: Tensor, weight: float, seed: int
     ):
         super().__init__()
-        # Inside a tuple, so that it is no part of this module: neither trained nor saved.
+        # In a tuple, so that it is no submodule: neither trained nor saved.
         network = classifier.model.requires_grad_(False).regnet
         self._network = (network.to(memory_format=torch.channels_last),)
         self.weight = weight

@@ -7,10 +7,10 @@ from torch import nn
 
 
 class EMA:
-    """A frozen twin of a module that follows its parameters.
+    """A frozen copy of a module whose weights are a moving average of the module's.
 
-    The half-life is `half_life` of the whole run's images and never more than `ramp` of the images
-    seen so far, so that the twin forgets its random start (EDM's ema_rampup_ratio).
+    The half-life is `half_life` images, but at most a share `ramp` of the images seen so far, so
+    that the random start is forgotten (EDM's ema_rampup_ratio).
     """
 
     def __init__(self, module: nn.Module, half_life: float, ramp: float):
@@ -24,7 +24,7 @@ class EMA:
         self.ramp = ramp
 
     def decay(self, images_seen: int, batch_size: int) -> float:
-        """What an update keeps of the average, in [0, 1)."""
+        """The weight of the old average in an update, in [0, 1)."""
         half_life = min(self.half_life, self.ramp * images_seen)
         return 0.5 ** (batch_size / max(half_life, 1e-8))
 

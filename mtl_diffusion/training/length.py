@@ -1,4 +1,4 @@
-"""How long a run is: so many steps, or as many as fit into its minutes."""
+"""The length of a run in steps, given in steps or in minutes."""
 
 import json
 import logging
@@ -21,11 +21,11 @@ def with_length(
     accelerator: Accelerator,
     seconds_per_step: Callable[[TrainConfig, Accelerator], float],
 ) -> TrainConfig:
-    """The configuration with a number of steps: where it has none, what max_train_minutes allow.
+    """The configuration with max_train_steps, computed from max_train_minutes if it has none.
 
     The schedules are functions of the step, so the rate is measured once, before the run, and
-    noted in <output_dir>/length.json: a run that goes on, here or on another machine, has the
-    length that it had. Given other minutes, it is stretched in proportion.
+    saved in <output_dir>/length.json: a resumed run has the same length, on any machine. With
+    another max_train_minutes the length changes in proportion.
 
     Args:
         seconds_per_step: how long a step takes on this machine.

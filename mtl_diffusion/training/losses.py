@@ -1,4 +1,4 @@
-"""From the network's output to one number: per-sample loss, weighting, task means, their sum."""
+"""From the network's output to one number: sample losses, weighting, task means, their sum."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..pipeline.denoiser import Conditioning, predict
 
-AREA_FLOOR = 1 / 16  # a smaller hole counts as this share of the image, lest a few pixels weigh all
+AREA_FLOOR = 1 / 16  # lower bound of the mask's area, as a share of the image
 
 
 def denoising_loss(
@@ -38,8 +38,8 @@ def denoising_loss(
 class Uncertainty(nn.Module):
     """loss / exp(u) + u, with u(sigma, task) learned: EDM2's eq. 15, one curve a task.
 
-    The gradients of every task are of one size at every noise level, whatever its loss there. The
-    parameters belong to the optimiser and the checkpoint, not to the model.
+    It gives the gradients of all tasks the same scale at every noise level. The parameters belong
+    to the optimiser and the checkpoint, not to the model.
     """
 
     def __init__(self, num_tasks: int, features: int = 64):
@@ -81,9 +81,9 @@ def build_weighting(kind: str, tasks: list[str], weights: dict[str, float] | Non
 
 
 class Objective(nn.Module):
-    """Everything that learns: the denoiser, the weighting, the projector of alignment.
+    """Everything that is trained, as one module to wrap for several processes.
 
-    One module to wrap for several processes.
+    The denoiser, the weighting, and the projector of alignment.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Objective(nn.Module):
         """The denoising loss of each sample, and what is minimised: (B,), (B,)."""
         noisy = image + sigma * noise
         output = predict(self.unet, self.scheduler, noisy, sigma, conditioning)
-        # Only the network runs in mixed precision: u in bfloat16 would move in steps of a percent.
+        # Only the network runs in mixed precision: bfloat16 would round u to steps of a percent.
         with torch.autocast(image.device.type, enabled=False):
             loss = denoising_loss(output, image, noise, sigma, conditioning.mask, self.scheduler)
             weighted = self.weighting(loss, sigma, task)
@@ -127,6 +127,6 @@ def sum_of_task_means(loss: Tensor, task: Tensor, counts: Tensor) -> Tensor:
         counts: (T,) samples of each task in the global batch, over all processes and microbatches.
 
     Returns:
-        The part of the sum that these samples bring: the parts add up to the sum.
+        The share of these samples in the sum: the shares of all samples add up to it.
     """
     return (loss / counts[task]).sum()

@@ -1,4 +1,4 @@
-"""The losses of the steps: what progress bar and trackers show, and whether all of it is finite."""
+"""The losses of the steps, for progress bar and trackers, and a check that they are finite."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from .run import Run
 
 
 @dataclass(frozen=True)
-class Account:
-    """What one step leaves behind; nobody has waited for it yet.
+class StepRecord:
+    """The losses of one step, before the host has waited for them.
 
     Attributes:
         step: its number.
-        loss: (b,) of this process's samples, and sigma (b,): on the device.
+        loss, sigma: (b,) of this process's samples, on the device.
         task: (b,) their task indices, on the CPU.
-        norm: () of the averaged gradient, and so the same on all processes: on the device.
+        norm: () norm of the averaged gradient, the same on all processes, on the device.
     """
 
     step: int
@@ -28,13 +28,13 @@ class Account:
 
 
 class Meter:
-    """Losses stay on the device until they are read: a step that waited would leave a GPU idle."""
+    """Keeps losses on the device until they are read: waiting in each step would idle a GPU."""
 
     def __init__(self, run: Run):
         self.run = run
         self.names = [task.name for task in run.mixture.tasks]
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []  # the microbatches of this step
-        self.unread: list[Account] = []
+        self.unread: list[StepRecord] = []
         self.sums = torch.zeros(2, len(self.names))  # on the CPU: losses, samples
 
     def add(self, loss: Tensor, sigma: Tensor, task: Tensor) -> None:
@@ -42,7 +42,7 @@ class Meter:
         self.parts.append((loss, sigma.flatten(), task))
 
     def end_step(self, step: int, norm: Tensor) -> Tensor:
-        """Closes the account of a step. Nobody waits for the answer.
+        """Ends the record of a step, without waiting for the device.
 
         Args:
             norm: () of the averaged gradient.
@@ -52,15 +52,15 @@ class Meter:
         """
         loss, sigma, task = (torch.cat(parts) for parts in zip(*self.parts, strict=True))
         self.parts.clear()
-        self.unread.append(Account(step, loss, sigma, task, norm))
+        self.unread.append(StepRecord(step, loss, sigma, task, norm))
         return 1 - (loss.isfinite().all() & norm.isfinite()).float()
 
     def check(self) -> None:
         """Waits for the device, and for all processes.
 
         Raises:
-            FloatingPointError: on all processes, if on any a step since the last look was not
-                finite.
+            FloatingPointError: on all processes, if a step since the last check was not finite on
+                any of them.
         """
         if not self.unread:
             return
@@ -74,9 +74,9 @@ class Meter:
             first = min(int(step) for step in from_all_processes(mine))
             i = first - self.unread[0].step
             self._refuse(self.unread[i], losses[i], sigmas[i], norms[i])
-        for loss, account in zip(losses, self.unread, strict=True):
-            self.sums[0].index_add_(0, account.task, loss)
-            self.sums[1].index_add_(0, account.task, torch.ones_like(loss))
+        for loss, record in zip(losses, self.unread, strict=True):
+            self.sums[0].index_add_(0, record.task, loss)
+            self.sums[1].index_add_(0, record.task, torch.ones_like(loss))
         self.unread.clear()
 
     def read(self) -> dict[str, float]:
@@ -95,17 +95,17 @@ class Meter:
             if count
         }
 
-    def _refuse(self, account: Account, loss: Tensor, sigma: Tensor, norm: Tensor) -> None:
+    def _refuse(self, record: StepRecord, loss: Tensor, sigma: Tensor, norm: Tensor) -> None:
         worst = (~loss.isfinite()).nonzero()[:, 0].tolist() or [int(loss.argmax())]
         places = [
-            f"{self.names[account.task[i]]} at sigma {sigma[i]:.4g}: {loss[i]:.4g}"
+            f"{self.names[record.task[i]]} at sigma {sigma[i]:.4g}: {loss[i]:.4g}"
             for i in worst[:8]
         ]
         rank = self.run.accelerator.process_index
         lines = from_all_processes([f"process {rank}: {'; '.join(places)}"])
         raise FloatingPointError(
-            # Counted as checkpoints are: this one would have led to step-N.
-            f"step {account.step + 1}: a loss or a gradient is not finite, and the optimiser has "
+            # Counted like checkpoints: this step would have led to step-N.
+            f"step {record.step + 1}: a loss or a gradient is not finite, and the optimiser has "
             f"not taken that step. Norm of the gradient: {norm:.4g}. "
             f"Worst losses: {'. '.join(lines)}"
         )

@@ -1,4 +1,4 @@
-"""Which sample gets which task, and what it is told: one merged Conditioning for the batch."""
+"""Which sample gets which task, and the merged conditioning of a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -21,9 +21,9 @@ def assign_tasks(proportions: Sequence[float], first: int, count: int) -> Tensor
 
     The multiples of the golden ratio, modulo 1, fill the unit interval as evenly as any sequence
     does (Kronecker), so every stretch of samples holds the tasks in their proportions: a global
-    batch, the part of it that one process sees, a microbatch. Found, of any stretch: at most 2.5
-    samples off in 64, 3.5 in 512, 4 in 4,096. The order of the data is shuffled, so nothing is
-    correlated with it.
+    batch, the part of it that one process sees, a microbatch. Measured, of any stretch: at most
+    2.5 samples off in 64, 3.5 in 512, 4 in 4,096. The data is shuffled, so nothing correlates with
+    this order.
     """
     shares = np.asarray(proportions, dtype=np.float64)
     edges = (shares / shares.sum()).cumsum()[:-1]
@@ -34,13 +34,13 @@ def assign_tasks(proportions: Sequence[float], first: int, count: int) -> Tensor
 
 @dataclass(frozen=True)
 class Draw:
-    """What is drawn for the samples of a global batch, before anybody has seen an image.
+    """What is drawn for the samples of a global batch. It doesn't depend on the images.
 
     Attributes:
         task: (B,) task indices, on the CPU, where they are used to index.
-        choice: what each sample's task picked.
+        choice: what each sample's task drew.
         drop_task: (B,) bool, the task token becomes null.
-        noise: (B, 3, H, W) standard normal, for the tasks' own use.
+        noise: (B, 3, H, W) standard normal, for the tasks' `condition`.
         counts: (T,) samples of each task in the whole global batch.
     """
 
@@ -75,7 +75,7 @@ class Mixture:
     task_dropout: float
 
     def draw(self, seed: int, step: int, batch_size: int, device: torch.device) -> Draw:
-        """Draws for a whole global batch from the key (seed, step). Slice it as you like."""
+        """Draws for a whole global batch, from the key (seed, step)."""
         random = generator(seed, step, "task", device=device)
         task = assign_tasks(self.proportions, step * batch_size, batch_size)
         counts = torch.bincount(task, minlength=len(self.tasks))
@@ -83,7 +83,7 @@ class Mixture:
             _filled(t.draw(n, self.size, self.class_dropout, random))
             for t, n in zip(self.tasks, counts.tolist(), strict=True)
         ]
-        # The choices lie task after task: bring them into the order of the samples.
+        # The choices are ordered by task: reorder them as the samples are.
         order = upload(task.argsort(stable=True).argsort(), device)
         choice = Choice(
             *(torch.cat([getattr(c, f.name) for c in choices])[order] for f in fields(Choice))
@@ -98,13 +98,13 @@ class Mixture:
         )
 
     def condition(self, images: Tensor, labels: Tensor, draw: Draw) -> Conditioning:
-        """What the denoiser is told about the samples of a batch, or of a part of it.
+        """The conditioning of the samples of a batch, or of a part of it.
 
         Args:
             images: (b, 3, H, W) in [-1, 1]. labels: (b,). draw: b rows, of the same samples.
         """
         choice, parts = draw.choice, []
-        order = draw.task.argsort(stable=True)  # the samples, task after task
+        order = draw.task.argsort(stable=True)  # the samples, ordered by task
         sizes = torch.bincount(draw.task, minlength=len(self.tasks)).tolist()
         for task, rows in zip(self.tasks, order.split(sizes), strict=True):
             rows = upload(rows, images.device)

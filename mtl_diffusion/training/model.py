@@ -7,7 +7,7 @@ from torch import nn
 from ..config import TrainConfig
 from ..pipeline.denoiser import CHANNELS
 
-# What `train_only` lets learn, by the names of the UNet's own parts.
+# What `train_only` trains: prefixes of the names of the UNet's parameters.
 TOKEN_TABLES = ("encoder_hid_proj.", "class_embedding.")
 CONDITION_INPUT = ("conv_in.",)
 
@@ -40,8 +40,8 @@ def build_unet(config: TrainConfig, vocabulary_size: int) -> UNet2DConditionMode
         time_embedding_type="fourier",
         time_embedding_dim=4 * config.block_out_channels[0],
     )
-    # A one-hot picks a column, and torch's default is scaled for a sum over all of V: tokens would
-    # start at a third of the time embedding's spread, and short runs hardly learn to look at them.
+    # A one-hot selects a column, but torch's default is scaled for a sum over all V: tokens would
+    # start at a third of the time embedding's scale, and short runs hardly learn to use them.
     nn.init.normal_(unet.encoder_hid_proj.weight)
     nn.init.normal_(unet.class_embedding.linear_1.weight, std=3**-0.5)
     # F starts at zero, where the preconditioned loss of every noise level is about one.
@@ -60,9 +60,9 @@ def build_scheduler(config: TrainConfig) -> EDMDPMSolverMultistepScheduler:
 def train_mode(unet: UNet2DConditionModel) -> None:
     """`unet.train()`, without the copies that diffusers' residual blocks then make.
 
-    In training they bring the input of their shortcut into row-major order, from which the next
-    convolution brings it back: a tenth of a step in channels_last. Nothing else in a block depends
-    on its own mode; that of its dropout is apart.
+    In training mode they copy the input of their shortcut to row-major order, and the next
+    convolution converts it back, which costs a tenth of a step in channels_last. Nothing else in a
+    block depends on its own mode; its dropout has a mode of its own.
     """
     unet.train()
     for module in unet.modules():
@@ -71,12 +71,12 @@ def train_mode(unet: UNet2DConditionModel) -> None:
 
 
 def freeze(unet: UNet2DConditionModel, train_only: str) -> None:
-    """Leaves gradients to what `train_only` names: tokens, tokens+condition, or all."""
+    """Freezes all parameters that `train_only` (tokens, tokens+condition or all) doesn't name."""
     learns = {
         "tokens": TOKEN_TABLES,
         "tokens+condition": TOKEN_TABLES + CONDITION_INPUT,
         "all": ("",),
     }[train_only]
     for name, parameter in unet.named_parameters():
-        # The frequencies of the time embedding are a parameter of diffusers' that never learns.
+        # diffusers keeps the fixed frequencies of the time embedding as a parameter.
         parameter.requires_grad_(name.startswith(learns) and not name.startswith("time_proj."))

@@ -1,4 +1,4 @@
-"""What a run tells between its steps: held-out losses and grids of samples."""
+"""Validation: held-out losses and grids of samples, logged and written to files."""
 
 import json
 from dataclasses import replace
@@ -40,7 +40,7 @@ def validate(run: Run, step: int, only_if_missing: bool = False) -> None:
 def write_validation(
     run: Run, step: int, path: Path, held_out: HeldOutLoss, pictures: dict[str, Image]
 ) -> None:
-    """The JSON file comes last: a validation that has it is complete."""
+    """Writes the JSON file last: a validation that has it is complete."""
     path.parent.mkdir(exist_ok=True)
     run.accelerator.log(
         {
@@ -78,7 +78,7 @@ def _losses(run: Run) -> HeldOutLoss:
 
 
 def _pictures(run: Run) -> dict[str, Image]:
-    """Task -> its grid. Each process draws every world-th task; all get all of them."""
+    """Task -> its grid, on all processes. Each process draws every world-th task."""
     accelerator = run.accelerator
     pipe = run.pipeline()
     pipe.set_progress_bar_config(disable=True)
@@ -95,7 +95,7 @@ def _pictures(run: Run) -> dict[str, Image]:
 
 
 def log_pictures(run: Run, pictures: dict, step: int) -> None:
-    """Hands the grids to the trackers, each in its own way."""
+    """Logs the grids to the trackers, each through its own interface."""
     for tracker in run.accelerator.trackers:
         if tracker.name == "tensorboard":
             for name, picture in pictures.items():

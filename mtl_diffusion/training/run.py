@@ -33,13 +33,13 @@ from .vocabulary import build_tokenizer, extend_tokenizer
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a training step touches.
+    """Everything that a training step uses.
 
     Attributes:
-        objective: the trained module as it is called: wrapped for several processes.
-        unet: the denoiser inside it. weighting: the weighting inside it.
+        objective: the trained module, wrapped for several processes.
+        unet, weighting: the parts of it.
         alignment: the losses in a classifier's features, or None.
-        jacobian: where the tasks' gradients are aggregated, or None if they are summed.
+        jacobian: aggregates the tasks' gradients; None if they are summed.
         ema: the averaged denoiser, or None.
         train_data, held_out: the two splits, labelled in the vocabulary's order.
         clock: the minutes of training.
@@ -65,11 +65,11 @@ class Run:
 
     @property
     def best_unet(self) -> UNet2DConditionModel:
-        """What is validated and published: the average, where there is one."""
+        """What is validated and published: the average, if there is one."""
         return self.ema.module if self.ema else self.unet
 
     def pipeline(self) -> MultiTaskPipeline:
-        """The pipeline of the best weights. It shares them; its scheduler is its own."""
+        """The pipeline of the best weights, which it shares, with a scheduler of its own."""
         scheduler = EDMDPMSolverMultistepScheduler.from_config(self.scheduler.config)
         return MultiTaskPipeline(self.best_unet, self.tokenizer, scheduler)
 
@@ -214,7 +214,7 @@ def _alignment(
             f"alignment_classifier: {config.alignment_classifier} is for images of "
             f"{classifier.resolution} pixels, resolution is {config.resolution}; train one for it"
         )
-    # A stream keeps no images; their mean is hardly another one on the held-out split.
+    # A stream keeps no images; the held-out split has nearly the same mean.
     images = (held_out if config.streaming else train_data).images
     images = to_unit_range(images[:: max(1, len(images) // 512)][:512].to(device))
     return Alignment(unet, classifier, images, config.alignment_weight, config.seed).to(device)
@@ -239,7 +239,7 @@ def _components(config: TrainConfig, class_names: tuple[str, ...]):
         tokenizer = extend_tokenizer(pipeline.tokenizer, tasks, class_names)
         return tokenizer, pipeline.unet, pipeline.scheduler
     tokenizer = build_tokenizer(tasks, class_names, config.strength_levels, config.reserved_tokens)
-    # Modules draw their initial weights from the global generator: key it, and leave it as it was.
+    # Modules draw their initial weights from the global generator: key it, and restore it.
     with torch.random.fork_rng():
         torch.manual_seed(generator(config.seed, "weights").initial_seed())
         unet = build_unet(config, len(tokenizer.get_vocab()))

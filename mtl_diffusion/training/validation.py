@@ -1,4 +1,4 @@
-"""How well each task does on held-out images: its loss by noise level, and whether tokens count."""
+"""The loss of each task on held-out images, by noise level."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from ..tools.rng import generator
 from ..tools.tensors import to_unit_range
 from .losses import denoising_loss
 
-# Borders of the noise levels that are reported apart.
+# Borders of the noise levels.
 SIGMA_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -27,8 +27,8 @@ class HeldOutLoss:
     Attributes:
         tasks: (T,) names.
         edges: (K + 1,) borders of the noise levels.
-        by_image: (T, K, N) of the model.
-        zero_by_image: (T, K, N), what a network that always answers zero has.
+        by_image: (T, K, N) losses of the model.
+        zero_by_image: (T, K, N) losses of a network whose output is always zero.
     """
 
     tasks: tuple[str, ...]
@@ -69,7 +69,7 @@ class HeldOutLoss:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """In eval mode inside; then every part is in the mode that it was in, which needn't be one."""
+    """Eval mode inside; afterwards restores the train or eval mode of every submodule."""
     modes = [part.training for part in module.modules()]
     module.eval()
     try:
@@ -97,19 +97,18 @@ def held_out_loss(
 ) -> HeldOutLoss:
     """The loss of each task by noise level, on the first images of a dataset.
 
-    Noise, masks and strengths are a function of (seed, task) alone: every call, and every noise
-    level, sees the same ones, so that differences are the model's.
+    Noise, masks and strengths are functions of (seed, task), the same at every call and every
+    noise level. So two models, or two noise levels, differ in nothing else.
 
     Args:
-        unet: a UNet2DConditionModel; each module's mode is left as it is found, its dropout off.
-        num_images: at most the dataset's length is used.
+        unet: a UNet2DConditionModel; evaluated without dropout, its modes are restored.
+        num_images: of the dataset, if it has as many.
         task_token: "right"; None for the null token; or the name of another task.
-        alike: nothing but its name and its `condition` tells a task from another one: all of them
-            paint the whole image and get the same noise, and those that take a strength the same
-            strengths, drawn from (0, 1). Else each task draws as it does in training.
-        rank: the first image that is looked at.
-        world: every so many-th image from there on is looked at, and the others are left at zero:
-            the sum over all ranks is the whole.
+        alike: all tasks get a mask of the whole image and the same noise, and those that take a
+            strength the same strengths, uniform in (0, 1). Else each task draws as in training.
+        rank: the first image that is evaluated.
+        world: only every world-th image from there on is evaluated. The losses of the others are
+            zero, so that the sum over all ranks is the whole.
     """
     n = min(num_images, len(dataset))
     size = dataset.resolution
@@ -118,7 +117,7 @@ def held_out_loss(
     bins = list(pairwise(SIGMA_EDGES))
     model, zero = torch.zeros(2, len(tasks), len(bins), n)
     own = torch.arange(n, device=device)[rank::world]
-    own = own.split(batch_size) if len(own) else ()  # a process may have none
+    own = own.split(batch_size) if len(own) else ()  # a process may have no image
     with evaluating(unet):
         for i, task in enumerate(tasks):
             random = generator(seed, "alike" if alike else task.name, "held out", device=device)
@@ -126,15 +125,15 @@ def held_out_loss(
                 _choose_alike(task, n, size, random) if alike else task.draw(n, size, 0.0, random)
             )
             own_noise, noise = torch.randn(2, n, 3, size, size, generator=random, device=device)
-            place = torch.rand(n, 1, 1, 1, generator=random, device=device)  # inside a noise level
+            place = torch.rand(n, 1, 1, 1, generator=random, device=device)  # within a noise level
             hint = task.condition(images, choice.mask, choice.strength, own_noise)
-            told = _with_task_token(
+            conditioning = _with_task_token(
                 build_conditioning(hint, task, labels, vocabulary), task_token, vocabulary
             )
             for k, (low, high) in enumerate(bins):
                 sigma = low * (high / low) ** place
                 for rows in own:
-                    x, eps, s, c = images[rows], noise[rows], sigma[rows], told[rows]
+                    x, eps, s, c = images[rows], noise[rows], sigma[rows], conditioning[rows]
                     F = predict(unet, scheduler, x + s * eps, s, c)
                     for table, output in ((model, F), (zero, torch.zeros_like(F))):
                         loss = denoising_loss(output, x, eps, s, c.mask, scheduler)

@@ -12,13 +12,13 @@ from ..pipeline.tokens import NULL, Vocabulary
 def build_tokenizer(
     tasks: Iterable[str], classes: Iterable[str], strength_levels: int, reserved: int
 ) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer with a word for everything a model can be told.
+    """A word-level tokenizer with a word for every task, class and strength level.
 
     Args:
-        tasks: names of the tasks that are trained; a task to come takes a reserved id.
+        tasks: names of the tasks that are trained; a later task takes a reserved id.
         classes: class names in the order of the labels.
         strength_levels: words for the strengths from 0 to 1, at least 2.
-        reserved: ids kept for tasks and classes to come.
+        reserved: ids kept for later tasks and classes.
     """
     words = [
         NULL,

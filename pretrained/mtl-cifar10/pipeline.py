@@ -1,3 +1,3 @@
-"""The code is in pipeline_b27bd364.py."""
+"""The code is in pipeline_02131228.py."""
 
-from .pipeline_b27bd364 import MultiTaskPipeline  # noqa
+from .pipeline_02131228 import MultiTaskPipeline  # noqa

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import safetensors.torch
 import torch
-from forked import SHORT, STATE, STEPS, die, poison_loss, train
+from forked import SHORT, STATE, STEPS, die, poison, train
 
 from mtl_diffusion.checkpoints.store import CheckpointError, load, save
 
@@ -116,10 +116,10 @@ def test_another_configuration_is_refused_field_by_field(halfway):
 
 
 def other_images():
-    import mtl_diffusion.data.images
+    import mtl_diffusion.data.source
 
-    make = mtl_diffusion.data.images.shapes
-    mtl_diffusion.data.images.shapes = partial(make, seed=1)
+    make = mtl_diffusion.data.source.shapes
+    mtl_diffusion.data.source.shapes = partial(make, seed=1)
 
 
 def test_other_data_under_the_same_name_is_refused(halfway):
@@ -354,7 +354,7 @@ def test_a_validation_that_a_kill_cut_off_is_caught_up(tmp_path):
 
 
 def test_what_is_saved_is_finite(tmp_path):
-    code, run = train(tmp_path / "run", *SHORT, partial(poison_loss, 4, row=2))
+    code, run = train(tmp_path / "run", *SHORT, partial(poison, "loss", 4, row=2))
     assert code == 1 and run.steps == [3]
     for file in (run.folder / "checkpoints" / "step-3").glob("*.safetensors"):
         tensors = safetensors.torch.load_file(file)

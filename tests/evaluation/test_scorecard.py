@@ -187,6 +187,9 @@ def test_the_samplings_of_generate_and_what_they_cost(given, pipe):
         "by_class_guidance_2_steps_6": 12,
         "by_class_guidance_2_interval_0.28_2.9_steps_6": 7,
     }
+    settings = replace(settings, guidance_interval=None)
+    without = Generate(replace(given, pipe=pipe, settings=settings))
+    assert [job.name for job in without.jobs()] == [job.name for job in part.jobs()][:-1]
 
 
 def test_mean_has_its_standard_error():

@@ -17,8 +17,7 @@ from forked import (
     die_in_save,
     limit_before_step,
     no_export,
-    poison_gradient,
-    poison_loss,
+    poison,
     slow_steps,
     train,
 )
@@ -65,14 +64,14 @@ def test_a_signal_while_it_saves(reference, tmp_path):
 def signal_in_save():
     import mtl_diffusion.checkpoints.store as module
 
-    write = module._write
+    write = module.write_bytes
 
     def interrupted(path, content):
         if "step-3" in str(path):
             signal_myself()
         write(path, content)
 
-    module._write = interrupted
+    module.write_bytes = interrupted
 
 
 def ignore_hangups():
@@ -125,9 +124,9 @@ def test_a_run_outlives_the_reader_of_its_output(reference, tmp_path):
 def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(processes, tmp_path):
     last = processes - 1
     whole = train(tmp_path / "whole", *SHORT, processes=processes, per_device_batch_size=2)[1]
-    poison = partial(poison_loss, 4, row=1, only_rank=last)
+    fault = partial(poison, "loss", 4, row=1, only_rank=last)
     arguments = {"processes": processes, "per_device_batch_size": 2}
-    run = Run(tmp_path / "run", *SHORT, poison, **arguments)
+    run = Run(tmp_path / "run", *SHORT, fault, **arguments)
     assert run.wait() in (1, [1, 1]) and run.steps == [3]
     messages = re.findall(r"FloatingPointError: (.*)", run.text)
     assert len(messages) == processes
@@ -142,7 +141,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(processes, 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_gradient_that_is_not_finite(processes, tmp_path):
-    run = Run(tmp_path / "run", *SHORT, partial(poison_gradient, 5), processes=processes)
+    run = Run(tmp_path / "run", *SHORT, partial(poison, "gradient", 5), processes=processes)
     assert run.wait() in (1, [1, 1]) and run.steps == [3]
     assert "step 6: a loss or a gradient is not finite" in run.text
     assert re.search(r"Worst losses: process 0: \w+ at sigma [\d.]+: \d", run.text)

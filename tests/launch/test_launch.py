@@ -136,7 +136,11 @@ def test_gradients_cross_once_an_optimiser_step(microbatch, tmp_path):
     moments = safetensors.torch.load_file(
         run.folder / f"checkpoints/step-{STEPS}/optimizer.safetensors"
     )
-    trained = sum(value.numel() for name, value in moments.items() if name.startswith("exp_avg of"))
+    trained = sum(
+        value.numel()
+        for name, value in moments.items()
+        if name.startswith(("exp_avg of", "momentum of"))
+    )
     for rank in (0, 1):
         values = [0] * STEPS
         for line in (tmp_path / f"rank-{rank}").read_text().splitlines():

@@ -142,6 +142,15 @@ def test_components_of_ones_own_are_taken(pipe, folder, tmp_path):
     assert MultiTaskPipeline.from_pretrained(folder, scheduler=scheduler).scheduler is scheduler
 
 
+def test_a_quantized_unet_is_taken(pipe, folder):
+    unet = copy.deepcopy(pipe.unet)
+    unet.register_to_config(quantization_config={"quant_method": "other"})
+    weight = torch.ones_like(unet.conv_in.weight, dtype=torch.int8)
+    unet.conv_in.weight = torch.nn.Parameter(weight, requires_grad=False)
+    loaded = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, unet=unet)
+    assert loaded.unet is unet
+
+
 def test_a_unet_of_ones_own_that_is_not_finite(pipe, folder):
     unet = copy.deepcopy(pipe.unet)
     torch.nn.init.constant_(unet.conv_in.bias, float("inf"))

@@ -223,10 +223,10 @@ def die_in_save(step, event, counter):
                 kill_myself()
             seen += 1
 
-    def killing(folder, checkpoint, total_limit):
+    def killing(folder, checkpoint, total_limit, keep):
         nonlocal active
         active = checkpoint.step == step
-        write(folder, checkpoint, total_limit)
+        write(folder, checkpoint, total_limit, keep)
         if active:
             active = False
             Path(counter).write_text(json.dumps(seen))
@@ -244,37 +244,28 @@ def limit_before_step(number, size):
     before_step(number, partial(largest_file, size))
 
 
-def poison_loss(step, row, only_rank=0):
-    """The loss of one sample of a step is not a number."""
-    from mtl_diffusion.training.losses import Objective
-
-    forward, poisoned = Objective.forward, []
+def poisoned(forward, part, row=0):
+    """`Objective.forward`, but the loss of one sample is NaN, or a gradient infinite."""
 
     def poison(self, *arguments, **options):
         plain, weighted = forward(self, *arguments, **options)
-        if poisoned:
-            factor = plain.new_ones(len(plain))
-            factor[row] = float("nan")
-            plain, weighted = plain * factor, weighted * factor
-            poisoned.clear()
-        return plain, weighted
-
-    Objective.forward = poison
-    before_step(step, partial(poisoned.append, True), only_rank)
-
-
-def poison_gradient(step, only_rank=0):
-    """One gradient of a step is infinite, and all its losses are finite."""
-    from mtl_diffusion.training.losses import Objective
-
-    forward, poisoned = Objective.forward, []
-
-    def poison(self, *arguments, **options):
-        plain, weighted = forward(self, *arguments, **options)
-        if poisoned:
+        if part == "gradient":
             weighted.register_hook(lambda gradient: gradient * float("inf"))
-            poisoned.clear()
-        return plain, weighted
+            return plain, weighted
+        factor = plain.new_ones(len(plain))
+        factor[row] = float("nan")
+        return plain * factor, weighted * factor
 
-    Objective.forward = poison
-    before_step(step, partial(poisoned.append, True), only_rank)
+    return poison
+
+
+def poison(part, step, row=0, only_rank=0):
+    """The first microbatch of a step is poisoned; part: "loss" or "gradient"."""
+    from mtl_diffusion.training.losses import Objective
+
+    forward, due = Objective.forward, []
+    bad = poisoned(forward, part, row)
+    Objective.forward = lambda *arguments, **options: (bad if due and due.pop() else forward)(
+        *arguments, **options
+    )
+    before_step(step, partial(due.append, True), only_rank)

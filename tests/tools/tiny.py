@@ -30,6 +30,14 @@ def write_shapes(folder: Path, num_train: int, num_test: int, **options) -> str:
     return str(folder)
 
 
+def unet_of(folder: str | Path, name: str = "unet") -> dict:
+    """The UNet's weights in a run's newest checkpoint; name: "ema" for their average."""
+    from safetensors.torch import load_file
+
+    newest = max(Path(folder).glob("checkpoints/step-*"), key=lambda path: int(path.name[5:]))
+    return load_file(newest / f"{name}.safetensors")
+
+
 def reset_state() -> None:
     """accelerate keeps its state for the whole process: each run gets a new one."""
     from accelerate.state import AcceleratorState, GradientState, PartialState

@@ -5,55 +5,39 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
-from tiny import MODEL
+from tiny import unet_of
 
-from mtl_diffusion import loop as train_module
-from mtl_diffusion.config import ConfigError, TrainConfig
+from mtl_diffusion import loop
+from mtl_diffusion.config import ConfigError
 from mtl_diffusion.config.command_line import parse
 from mtl_diffusion.loop import train
 
-WEIGHTS = "pipeline/unet/diffusion_pytorch_model.safetensors"
-
 
 @pytest.fixture
-def config(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "validate", lambda run, step, **options: None)
-    monkeypatch.setattr(train_module, "REHEARSAL", (1, 2))
-    return TrainConfig(
-        train_split="train[:64]",
-        validation_split="test[:8]",
-        **MODEL,
-        strength_levels=3,
-        total_batch_size=8,
-        max_train_steps=None,
-        max_train_minutes=0.05,
-        lr_warmup_steps=0.5,
-        num_threads=1,
-        report_to="none",
-        output_dir=str(tmp_path / "run"),
-    )
+def config(config, steps_only, monkeypatch):
+    monkeypatch.setattr(loop, "REHEARSAL", (1, 2))
+    return replace(config, max_train_steps=None, max_train_minutes=0.05, lr_warmup_steps=0.5)
 
 
 def rate(monkeypatch, seconds):
-    monkeypatch.setattr(train_module, "seconds_per_step", lambda config, accelerator: seconds)
+    monkeypatch.setattr(loop, "seconds_per_step", lambda config, accelerator: seconds)
 
 
 def trained(config):
     train(config)
-    return load_file(Path(config.output_dir) / WEIGHTS)
+    return unet_of(config.output_dir)
 
 
 def test_the_run_is_one_of_that_many_steps(config, monkeypatch, tmp_path):
     """The rehearsal leaves no trace: the weights are those of a run that was told its length."""
     asked = []
-    measure = train_module.seconds_per_step
+    measure = loop.seconds_per_step
 
     def spy(config, accelerator):
         asked.append(measure(config, accelerator))
         return 0.75  # 4 steps in 3 seconds
 
-    monkeypatch.setattr(train_module, "seconds_per_step", spy)
+    monkeypatch.setattr(loop, "seconds_per_step", spy)
     by_minutes = trained(config)
     assert len(asked) == 1 and 0 < asked[0] < 5
     folder = Path(config.output_dir)
@@ -75,17 +59,17 @@ def test_a_run_that_goes_on_keeps_its_length(config, monkeypatch, tmp_path):
     class Stop(Exception):
         pass
 
-    step = train_module.train_step
+    step = loop.train_step
 
     def stop_at(run, number, meter):
         if number == 3:
             raise Stop
         step(run, number, meter)
 
-    monkeypatch.setattr(train_module, "train_step", stop_at)
+    monkeypatch.setattr(loop, "train_step", stop_at)
     with pytest.raises(Stop):
         train(halfway)
-    monkeypatch.setattr(train_module, "train_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
     rate(monkeypatch, 0.1)  # a faster machine
     again = trained(halfway)
     assert all((again[name] == weight).all() for name, weight in whole.items())

@@ -1,5 +1,6 @@
-"""The schedule that can be lengthened, and the weight of the perceptual loss."""
+"""The learning rate, runs that can be lengthened, and the weight of the perceptual loss."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,43 @@ CONFIG = TrainConfig(
 )
 
 
+COSINE = TrainConfig(max_train_steps=1000, learning_rate=2e-3, lr_warmup_steps=0.04)
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
+def test_the_learning_rate_warms_up_decays_and_is_never_negative(shape):
+    config = replace(COSINE, lr_scheduler=shape)
+    rates = [learning_rate(config, step) for step in range(1001)]
+    warm_up, rest = rates[:40], rates[40:]
+    assert warm_up == pytest.approx([2e-3 * (step + 1) / 40 for step in range(40)])
+    assert max(rates) == pytest.approx(2e-3) and min(rates) >= 0
+    assert rest == sorted(rest, reverse=True)
+    if shape == "constant":
+        assert set(rest) == {2e-3}
+    else:
+        assert rates[999] < 2e-3 * 0.002 and rates[1000] == pytest.approx(0, abs=1e-12)
+        assert rates[520] == pytest.approx(1e-3)  # half way, for both
+
+
+def test_the_cosine():
+    for step in (40, 100, 700, 990):
+        expected = 2e-3 * (1 + math.cos(math.pi * (step - 40) / 960)) / 2
+        assert learning_rate(COSINE, step) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+def test_the_schedule_is_a_function_of_the_share_of_the_run(shape):
+    short = replace(COSINE, lr_scheduler=shape)
+    long = replace(short, max_train_steps=10_000)
+    for step in range(40, 1001, 60):
+        assert learning_rate(long, 10 * step) == pytest.approx(learning_rate(short, step))
+
+
+def test_warm_up_in_steps_and_none():
+    assert learning_rate(replace(COSINE, lr_warmup_steps=10), 4) == pytest.approx(1e-3)
+    assert learning_rate(replace(COSINE, lr_warmup_steps=0), 0) == pytest.approx(2e-3)
+
+
 def test_warm_up_plateau_and_decay():
     rates = [learning_rate(CONFIG, step) for step in range(1001)]
     assert rates[:40] == pytest.approx([2e-3 * (step + 1) / 40 for step in range(40)])
@@ -37,11 +75,14 @@ def test_a_longer_run_takes_the_same_steps_up_to_the_decay():
     assert learning_rate(longer, 2400) == 2e-3 and learning_rate(longer, 2700) == 1e-3
 
 
-@pytest.mark.parametrize("decay", [0.001, 0.3, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_the_shortest_runs_have_a_rate(decay, steps):
-    config = replace(CONFIG, max_train_steps=steps, lr_warmup_steps=0.5, lr_decay=decay)
-    assert all(0 < learning_rate(config, step) <= 2e-3 for step in range(steps))
+@pytest.mark.parametrize("warm_up", [0.0, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("decay", [0.001, 0.3, 1.0])
+def test_the_shortest_runs_have_a_rate(steps, warm_up, decay):
+    for shape in ("cosine", "linear", "constant", "warmup_stable_decay"):
+        config = replace(CONFIG, lr_scheduler=shape, max_train_steps=steps, lr_decay=decay)
+        config = replace(config, lr_warmup_steps=warm_up)
+        assert all(0 < learning_rate(config, step) <= 2e-3 for step in range(steps))
 
 
 def test_the_other_schedules_have_no_checkpoint_to_keep():

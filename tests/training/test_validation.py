@@ -148,7 +148,7 @@ def test_alike_edit_of_a_grey_image_shows_what_colorize_of_its_colour_twin_does(
 
 @pytest.mark.slow
 def test_a_trained_model_needs_its_task_token(tmp_path, monkeypatch):
-    """docs/task_tokens.md has the same with more steps. About a minute on a core."""
+    """docs/log.md has the same with more steps. About a minute on a core."""
     for name, share in {"half_grey": 0.5, "grey": 1, "colour": 0}.items():
         (tmp_path / name).mkdir()
         splits = shapes(8, 6400, 400, grey_share=share, class_hues=True)

@@ -10,12 +10,14 @@ transformers, safetensors, PIL and numpy. Its name ends in a digest of its text:
 the code of all models to one folder, where another version of the same name would replace it.
 """
 
+import copy
 import hashlib
 import json
 import math
 import numbers
 import re
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -25,17 +27,25 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
+from diffusers import (
+    DiffusionPipeline,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    ImagePipelineOutput,
+    UNet2DConditionModel,
+)
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 
 # --------------------------------------------------------------------------------------------------
 # degradation.py
 #
-# The ladder on which a source loses its content: low-pass, then noise.
+# Blur-and-noise degradation of the source, by strength.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -62,7 +72,8 @@ def low_pass(image: Tensor, std: Tensor) -> Tensor:
     """
     size = image.shape[-1]
     basis = dct_matrix(size, image.device)
-    frequency = math.pi / size * torch.arange(size, device=image.device)  # radians a pixel
+    k = torch.arange(size, device=image.device, dtype=torch.float32)
+    frequency = math.pi / size * k  # radians a pixel
     decay = torch.exp(-0.5 * (frequency * std[:, None]) ** 2)  # (B, size)
     kernel = basis.T @ (decay[:, :, None] * basis)  # (B, size, size)
     return torch.einsum("bij,bcjk,blk->bcil", kernel, image, kernel)
@@ -72,9 +83,9 @@ def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     """cos(pi d / 2) low_pass(image, d BLUR W) + sin(pi d / 2) SIGMA_DATA noise, at d = strength^2.
 
     At every frequency the signal-to-noise ratio falls as the strength grows. Strength 0 gives the
-    image back bit for bit, strength 1 leaves nothing of it, and the variance hardly changes. The
-    square spreads out the gentle end: strengths are drawn evenly in training, and an edit that
-    keeps its source needs to have been there.
+    image back bit for bit, strength 1 gives pure noise, and the variance hardly changes. The
+    square gives more of the range to weak degradations: training draws strengths uniformly, and
+    edits that keep their source need weak ones.
 
     Args:
         image: (B, 3, H, W) in [-1, 1].
@@ -84,7 +95,7 @@ def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     depth = strength.square()
     blurred = low_pass(image, depth * BLUR * image.shape[-1])
     d = depth[:, None, None, None]
-    # cos(pi / 2) is 4e-8 in float32: say zero, so that the end of the ladder is exact.
+    # cos(pi / 2) is 4e-8 in float32: zero makes strength 1 exact.
     signal = torch.where(d < 1, torch.cos(math.pi / 2 * d), 0.0)
     degraded = signal * blurred + torch.sin(math.pi / 2 * d) * SIGMA_DATA * noise
     return torch.where(d > 0, degraded, image)
@@ -93,61 +104,62 @@ def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------
 # task.py
 #
-# The contract of a task: what training draws at random, and what the network is shown.
+# The contract of a task: what training draws at random, and the input that it conditions on.
 # --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What training picks at random for B samples of one task.
+    """What training draws at random for B samples of one task.
 
     Attributes:
         mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
-        strength: (B,) in [0, 1], NaN where the task has no strength.
         drop_class: (B,) bool, the class token becomes null.
-        drop_image: (B,) bool, the condition image is hidden inside the mask, strength becomes null.
+        strength: (B,) in [0, 1], NaN for none; or None if the task has no strength.
+        drop_image: (B,) bool, the condition image is hidden inside the mask and the strength
+            becomes null; or None if the task drops no image.
     """
 
     mask: Tensor
-    strength: Tensor
     drop_class: Tensor
-    drop_image: Tensor
+    strength: Tensor | None = None
+    drop_image: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Hint:
-    """What a task shows of B images.
+    """The image that a task conditions on, for B samples.
 
     Attributes:
         image: (B, 3, H, W) in the range of the images, zero where nothing is shown.
-        mask: (B, 1, H, W) in {0, 1}. 1 = to be painted: the loss counts there and nowhere else.
-            0 = known: `image` is exact there, and comes out as it went in.
-        strength: (B,) in [0, 1], NaN for null.
+        mask: (B, 1, H, W) in {0, 1}. 1 = to be painted: the loss is taken there alone.
+            0 = known: `image` is exact there, and comes out unchanged.
+        strength: (B,) in [0, 1], NaN for none; or None if the task has no strength.
     """
 
     image: Tensor
     mask: Tensor
-    strength: Tensor
+    strength: Tensor | None = None
 
 
 class Task(ABC):
     """A task is a name, the arguments it takes when sampling, and two functions.
 
-    Both functions are torch alone and vectorised over the batch. All their randomness is handed to
-    them, so that a training step is a function of its key.
+    Both functions use torch alone and are vectorised over the batch. They get all randomness as
+    arguments, so that a training step is a function of its key.
 
     Class attributes:
-        name: the word users write, `pipe(task=name)`, and the task's token.
-        required: arguments of the pipeline that the task can't do without.
-        optional: arguments of the pipeline that it takes. Any other one is refused.
-        default_strength: what sampling takes if the task takes a strength and none is given.
-        default_guidance_scale: what sampling takes if none is given; 1 is off.
+        name: the value of `pipe(task=name)`, and the name of the task's token.
+        required: arguments of the pipeline that the task needs.
+        optional: further arguments of the pipeline that it takes. Any other one is refused.
+        default_strength: the strength when sampling without one; None if the task takes none.
+        default_guidance_scale: the guidance scale when sampling without one; 1 is off.
     """
 
     name: ClassVar[str]
     required: ClassVar[frozenset[str]] = frozenset()
     optional: ClassVar[frozenset[str]] = frozenset()
-    default_strength: ClassVar[float] = float("nan")
+    default_strength: ClassVar[float | None] = None
     default_guidance_scale: ClassVar[float] = 1.0
 
     ARGUMENTS: ClassVar[frozenset[str]] = frozenset(
@@ -167,14 +179,15 @@ class Task(ABC):
         if both := cls.required & cls.optional:
             raise TypeError(f"{cls.__name__} has {sorted(both)} both as required and as optional")
         takes_strength = "strength" in cls.required | cls.optional
-        if takes_strength and not 0 <= cls.default_strength <= 1:
+        default = cls.default_strength
+        if takes_strength and (default is None or not 0 <= default <= 1):
             raise TypeError(f"{cls.__name__} takes a strength: give a default_strength in [0, 1]")
         if not cls.default_guidance_scale >= 0:
             raise TypeError(f"{cls.__name__}.default_guidance_scale must be 0 or more; 1 is off")
 
     @abstractmethod
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
-        """Draws what training picks at random for n samples, on the generator's device.
+        """Draws a training input for n samples, on the generator's device.
 
         Args:
             n: number of samples, possibly 0.
@@ -184,15 +197,17 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        """Builds what the network is shown. Training and sampling both call this.
+    def condition(
+        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
+    ) -> Hint:
+        """Builds the conditioning input. Training and sampling both call this.
 
         Args:
             image: (B, 3, H, W) in [-1, 1], the source. A task without a source gets zeros.
             mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
-            strength: (B,) in [0, 1], NaN where the task has none.
-            noise: (B, 3, H, W) standard normal, the task's own. It has nothing to do with the
-                noise of the diffusion, which a task never sees.
+            strength: (B,) in [0, 1]. A task without a strength ignores it.
+            noise: (B, 3, H, W) standard normal, for degrading the source. It is independent of
+                the noise of the diffusion, which a task never gets.
         """
 
 
@@ -201,15 +216,10 @@ def bernoulli(n: int, probability: float, generator: torch.Generator) -> Tensor:
     return torch.rand(n, generator=generator, device=generator.device) < probability
 
 
-def no_strength(n: int, device: torch.device) -> Tensor:
-    """(n,) NaN: what a task without a strength has for one."""
-    return torch.full((n,), float("nan"), device=device)
-
-
 # --------------------------------------------------------------------------------------------------
 # colorize.py
 #
-# Colour from grey: the source's luminance is shown, degraded as far as the strength says.
+# Colorization: the source's luminance is shown, degraded by the strength.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -230,11 +240,10 @@ class Colorize(Task):
             mask=torch.ones(n, 1, size, size, device=device),
             strength=torch.where(bernoulli(n, 0.5, generator), strength, 0.0),
             drop_class=bernoulli(n, class_dropout, generator),
-            drop_image=torch.zeros(n, dtype=torch.bool, device=device),
         )
 
     def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        # Plain numbers: a tensor of them would be copied to the device, which training waits for.
+        # Plain numbers: training would wait until a tensor of them is on the device.
         grey = sum(weight * part for weight, part in zip(LUMA, image.split(1, dim=1), strict=True))
         return Hint(
             image=degrade(grey.expand_as(image), strength, noise),
@@ -246,11 +255,11 @@ class Colorize(Task):
 # --------------------------------------------------------------------------------------------------
 # tokens.py
 #
-# What the tokens mean: a reading of the tokenizer's vocabulary, and nothing beside it.
+# The meaning of the tokens, read from the tokenizer's vocabulary.
 #
-# The saved vocabulary is the only home of ids. Its words are `<null>`, `<task:NAME>`,
-# `<class:NAME>`, `<strength:I>` for the levels I / (L - 1), and a reserve `<reserved:I>` whose ids a
-# new task or a new class can take without changing a shape.
+# Ids are stored in the vocabulary alone. Its words are `<null>`, `<task:NAME>`, `<class:NAME>`,
+# `<strength:I>` for the levels I / (L - 1), and `<reserved:I>`: ids that a new task or class can
+# take without changing a shape.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -263,11 +272,11 @@ class Vocabulary:
     """The ids of a model's words.
 
     Attributes:
-        null: id of the word that says nothing; it stands in for whatever was dropped.
+        null: id of the null token; it replaces whatever was dropped.
         tasks: task name -> id.
         classes: class name -> id, in the order of the class labels.
         strengths: ids of the strength levels, from 0 to 1.
-        reserved: ids that no word has taken yet.
+        reserved: ids that are free.
         size: number of ids, V.
     """
 
@@ -318,19 +327,22 @@ class Vocabulary:
         table = _table((*self.classes.values(), self.null), labels.device)
         return table[torch.where(labels < 0, len(self.classes), labels)]
 
-    def tokens(self, task: Tensor | int, label: Tensor, strength: Tensor) -> Tensor:
+    def tokens(self, task: Tensor | int, label: Tensor, strength: Tensor | None) -> Tensor:
         """The three tokens of B samples, as distributions over the vocabulary.
 
         Args:
             task: (B,) ids, or one id for all.
             label: (B,) class ids, not labels.
-            strength: (B,) in [0, 1], NaN for null. Between two levels, both share the token.
+            strength: (B,) in [0, 1], NaN or None for null. Two neighbouring levels share it.
 
         Returns:
             (B, 3, V) float32: task, class, strength; each row sums to 1.
         """
         task = torch.full_like(label, task) if isinstance(task, int) else task
-        ids = torch.stack([task, label], 1)
+        null = self._one_hot(torch.full_like(label, self.null))
+        ids = self._one_hot(torch.stack([task, label], 1))
+        if strength is None:
+            return torch.cat([ids, null[:, None]], dim=1)
         known = ~strength.isnan()
         position = strength.nan_to_num().clamp(0, 1) * (len(self.strengths) - 1)
         low = position.floor().clamp(max=len(self.strengths) - 2)
@@ -338,25 +350,25 @@ class Vocabulary:
         levels = _table(self.strengths, label.device)
         low = low.long()
         level = (1 - share) * self._one_hot(levels[low]) + share * self._one_hot(levels[low + 1])
-        third = torch.where(known[:, None], level, self._one_hot(torch.full_like(label, self.null)))
-        return torch.cat([self._one_hot(ids), third[:, None]], dim=1)
+        third = torch.where(known[:, None], level, null)
+        return torch.cat([ids, third[:, None]], dim=1)
 
     def _one_hot(self, ids: Tensor) -> Tensor:
-        """(...) ids -> (..., V) float32. torch's own is of integers, and looks at the ids first."""
-        zeros = torch.zeros(*ids.shape, self.size, device=ids.device)
+        """(...) ids -> (..., V) float32. torch's one_hot is of integers and waits for the ids."""
+        zeros = torch.zeros(*ids.shape, self.size, device=ids.device, dtype=torch.float32)
         return zeros.scatter_(-1, ids[..., None], 1.0)
 
 
 @lru_cache(maxsize=32)
 def _table(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """The ids on a device, copied there once: a copy is waited for, and training has no time."""
+    """The ids on a device. Cached: a fresh copy in each step would synchronise with the host."""
     return torch.tensor(ids, device=device)
 
 
 # --------------------------------------------------------------------------------------------------
 # denoiser.py
 #
-# The denoiser: EDM preconditioning around a stock UNet, what it is told, and guidance.
+# The denoiser: its conditioning, EDM preconditioning around a stock UNet, and guidance.
 #
 # Notation of Karras et al. 2022, arXiv:2206.00364:
 #     D(x; sigma) = c_skip x + c_out F(c_in x, c_noise).
@@ -370,10 +382,10 @@ TASK, CLASS, STRENGTH = range(3)  # places in the sequence of tokens
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the denoiser is told about B samples.
+    """The inputs of the denoiser besides the noisy image, for B samples.
 
     Attributes:
-        image: (B, 3, H, W) what is shown, in the range of the images; zero where nothing is.
+        image: (B, 3, H, W) the condition image, in the range of the images; zero where none is.
         mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
         tokens: (B, 3, V) task, class, strength: a distribution over the vocabulary each.
     """
@@ -395,7 +407,7 @@ class Conditioning:
         )
 
     def without(self, place: int, null: int, rows: Tensor | None = None) -> "Conditioning":
-        """The token at a place becomes null, for all samples or for the rows (B,) bool."""
+        """Sets the token at a place to null, for all samples or for the rows (B,) bool."""
         tokens = self.tokens.clone()
         nothing = torch.zeros_like(tokens[:, place])
         nothing[:, null] = 1
@@ -412,8 +424,10 @@ class Conditioning:
         return replace(self.without(STRENGTH, null, rows), image=known)
 
 
-def tell(hint: Hint, task: Task, label: Tensor, vocabulary: Vocabulary) -> Conditioning:
-    """What a task shows and the words for it, as the denoiser takes them.
+def build_conditioning(
+    hint: Hint, task: Task, label: Tensor, vocabulary: Vocabulary
+) -> Conditioning:
+    """A task's conditioning image and tokens, encoded for the UNet.
 
     Args:
         label: (B,) class labels in 0..K-1, negative for none.
@@ -429,10 +443,9 @@ def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditi
 
     Args:
         unet: a UNet2DConditionModel with `CHANNELS` input channels and one-hot tokens.
-        scheduler: an EDM scheduler; it is the home of the preconditioning.
-        noisy: (B, 3, H, W) float32, image + sigma noise; what it is where nothing is to be painted
-            doesn't matter.
-        sigma: (B, 1, 1, 1): (B,) would broadcast along the width without a word.
+        scheduler: an EDM scheduler, which computes the preconditioning.
+        noisy: (B, 3, H, W) float32, image + sigma noise. Known pixels of it are not used.
+        sigma: (B, 1, 1, 1), because (B,) would broadcast along the width in silence.
 
     Returns:
         (B, 3, H, W) float32.
@@ -441,11 +454,11 @@ def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditi
         raise ValueError(
             f"sigma has shape {tuple(sigma.shape)}; it must be ({len(noisy)}, 1, 1, 1)"
         )
-    # c_in scales the noisy channels alone; the condition is brought to unit variance by sigma_data.
+    # c_in scales the noisy channels alone; the condition image is scaled to unit variance.
     noisy = scheduler.precondition_inputs(noisy, sigma)
     shown = conditioning.image / scheduler.config.sigma_data
-    # Known pixels stand among the noisy ones, too: short runs learn to use them where they look for
-    # the neighbours of what they paint, and hardly from other channels.
+    # Known pixels replace the noisy ones, too: short runs learn to use them in the channels of the
+    # pixels that they paint, and hardly from other channels.
     noisy = torch.where(conditioning.mask > 0, noisy, shown)
     channels = torch.cat([noisy, shown, conditioning.mask], dim=1).to(unet.dtype)
     tokens = conditioning.tokens.to(unet.dtype)
@@ -501,9 +514,86 @@ def predict_guided(
 
 
 # --------------------------------------------------------------------------------------------------
+# components.py
+#
+# The components of a pipeline: which ones it takes, and errors that say so.
+# --------------------------------------------------------------------------------------------------
+
+
+SCHEDULERS = (EDMDPMSolverMultistepScheduler, EDMEulerScheduler)
+
+
+def plain_module(unet) -> nn.Module:
+    """The module that `torch.compile` wrapped, or the module itself."""
+    return getattr(unet, "_orig_mod", unet)
+
+
+def check_component(name: str, value) -> None:
+    """Checks the type and the settings of a component; other names are ignored.
+
+    Raises:
+        ValueError: the pipeline can't work with it.
+    """
+    checks = {"unet": _check_unet, "tokenizer": _check_tokenizer, "scheduler": _check_scheduler}
+    if name in checks:
+        checks[name](value)
+
+
+def _check_unet(unet) -> None:
+    module = plain_module(unet)
+    if not isinstance(module, UNet2DConditionModel):
+        hint = ""
+        if isinstance(getattr(module, "module", None), UNet2DConditionModel):
+            hint = "; give its .module"
+        elif hasattr(module, "get_base_model"):
+            hint = "; give its .get_base_model(), which keeps the adapters"
+        raise ValueError(
+            f"unet is {_kind(unet)}; it must be a UNet2DConditionModel, compiled or not{hint}"
+        )
+    config = module.config
+    if (config.in_channels, config.out_channels) != (CHANNELS, 3):
+        raise ValueError(
+            f"unet takes {config.in_channels} channels and gives {config.out_channels}; a unet of "
+            f"this pipeline takes {CHANNELS} and gives 3"
+        )
+
+
+def _check_tokenizer(tokenizer) -> None:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"tokenizer is {_kind(tokenizer)}; it must be the tokenizer that was saved with the "
+            "unet, such as PreTrainedTokenizerFast.from_pretrained(folder, subfolder='tokenizer')"
+        )
+
+
+def _check_scheduler(scheduler) -> None:
+    if not isinstance(scheduler, SCHEDULERS):
+        names = " or ".join(kind.__name__ for kind in SCHEDULERS)
+        raise ValueError(
+            f"scheduler is {_kind(scheduler)}; it must be {names}, such as "
+            "EDMEulerScheduler.from_config(pipe.scheduler.config)"
+        )
+    config = scheduler.config
+    numbers = [config[name] for name in ("sigma_min", "sigma_max", "sigma_data")]
+    low, high, data = (
+        n if isinstance(n, int | float) and math.isfinite(n) and n > 0 else None for n in numbers
+    )
+    if None in (low, high, data) or low >= high:
+        raise ValueError(
+            f"scheduler has sigma_min {numbers[0]}, sigma_max {numbers[1]} and sigma_data "
+            f"{numbers[2]}; they must be finite and above 0, sigma_min below sigma_max: compare "
+            "scheduler/scheduler_config.json with that of the published model"
+        )
+
+
+def _kind(value) -> str:
+    return "None" if value is None else f"of the type {type(value).__name__}"
+
+
+# --------------------------------------------------------------------------------------------------
 # masks.py
 #
-# The family of holes that inpainting learns: (B, 1, H, W) in {0, 1}, 1 = to be painted.
+# The kinds of masks that inpainting learns: (B, 1, H, W) in {0, 1}, 1 = to be painted.
 #
 # Every kind is drawn for the whole batch at once, on the generator's device, without a loop over
 # samples and without waiting for the device.
@@ -603,7 +693,7 @@ def draw_masks(n: int, size: int, generator: torch.Generator, kind: str | None =
     drawn = torch.stack([MASKS[name](n, size, generator) for name in kinds])
     which = torch.randint(len(kinds), (n,), generator=generator, device=generator.device)
     mask = drawn[which, torch.arange(n, device=generator.device)].float()
-    # Without a hole there is nothing to learn, without a known pixel it is another task.
+    # A mask without a hole has no loss, and one without a known pixel is generation.
     share = mask.mean(dim=(1, 2, 3), keepdim=True)
     return torch.where((share > 0) & (share < 1), mask, center(n, size, generator).float())
 
@@ -611,10 +701,10 @@ def draw_masks(n: int, size: int, generator: torch.Generator, kind: str | None =
 # --------------------------------------------------------------------------------------------------
 # edit.py
 #
-# Class-guided editing: the source is shown degraded, the class says what to make of it.
+# Class-guided editing: the source is shown degraded, with the class that it shall become.
 #
 # There are no edited pairs to learn from. Training shows a degraded image with its own class;
-# sampling swaps the class. The strength says how much of the source is hidden.
+# sampling gives another class. The strength is the amount of the degradation.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -632,8 +722,8 @@ class Edit(Task):
         device = generator.device
         region = bernoulli(n, REGION_SHARE, generator)[:, None, None, None]
         mask = draw_masks(n, size, generator)
-        # Guidance needs F(I, 0) and F(0, 0). The class is dropped as often as asked, and the image
-        # too: half the time each alone, half the time together.
+        # Guidance needs F(I, 0) and F(0, 0). Class and image are each dropped with the probability
+        # class_dropout: half of the time alone, half of the time together.
         u = torch.rand(n, generator=generator, device=device)
         return Choice(
             mask=torch.where(region, mask, torch.ones_like(mask)),
@@ -643,7 +733,7 @@ class Edit(Task):
         )
 
     def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        # Strength 0 hides nothing: there is nothing to paint, and the source comes out exactly.
+        # Strength 0 degrades nothing: nothing is painted, and the source comes out unchanged.
         mask = mask * (strength > 0)[:, None, None, None]
         shown = torch.where(mask > 0, degrade(image, strength, noise), image)
         return Hint(image=shown, mask=mask, strength=strength)
@@ -652,7 +742,7 @@ class Edit(Task):
 # --------------------------------------------------------------------------------------------------
 # generate.py
 #
-# Synthesis from nothing, with a class or without.
+# Generation without a source, with a class or without.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -662,24 +752,21 @@ class Generate(Task):
     default_guidance_scale = 2.0
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
-        device = generator.device
         return Choice(
-            mask=torch.ones(n, 1, size, size, device=device),
-            strength=no_strength(n, device),
+            mask=torch.ones(n, 1, size, size, device=generator.device),
             drop_class=bernoulli(n, class_dropout, generator),
-            drop_image=torch.zeros(n, dtype=torch.bool, device=device),
         )
 
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        return Hint(
-            image=torch.zeros_like(image), mask=torch.ones_like(mask), strength=strength * torch.nan
-        )
+    def condition(
+        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
+    ) -> Hint:
+        return Hint(image=torch.zeros_like(image), mask=torch.ones_like(mask))
 
 
 # --------------------------------------------------------------------------------------------------
 # inpaint.py
 #
-# Filling a hole: the known pixels are shown, the others are painted.
+# Inpainting: the known pixels are shown, the others are painted.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -689,23 +776,26 @@ class Inpaint(Task):
     optional = frozenset({"class_label"})
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
-        device = generator.device
         return Choice(
             mask=draw_masks(n, size, generator),
-            strength=no_strength(n, device),
             drop_class=bernoulli(n, class_dropout, generator),
-            drop_image=torch.zeros(n, dtype=torch.bool, device=device),
         )
 
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        return Hint(image=image * (1 - mask), mask=mask, strength=strength * torch.nan)
+    def condition(
+        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
+    ) -> Hint:
+        return Hint(image=image * (1 - mask), mask=mask)
 
 
 # --------------------------------------------------------------------------------------------------
 # inputs.py
 #
-# What users hand to the pipeline, as tensors: read strictly, with errors that say what to do.
+# Reads what users pass to the pipeline as tensors: strictly, with errors that say what to do.
 # --------------------------------------------------------------------------------------------------
+
+
+MAX_COUNT = 10_000  # of steps, and of images for each sample
+WHITE_MODES = ("1", "L", "RGB")  # of PIL images that serve as masks: white is 255 in each
 
 
 def read_images(value, size: int, name: str = "image") -> Tensor:
@@ -721,37 +811,38 @@ def read_images(value, size: int, name: str = "image") -> Tensor:
 def read_masks(value, size: int, name: str = "mask_image") -> Tensor:
     """Masks as (B, 1, size, size) float32 in {0, 1}: white (1) is repainted, black (0) is kept.
 
-    Takes PIL images and arrays or tensors of floats in [0, 1] or booleans: one mask as (H, W), or
-    with its one channel; several as (B, 1, H, W), (B, H, W, 1) or a list. Grey values are cut at
-    one half.
+    Takes PIL images of the modes in `WHITE_MODES`, and arrays or tensors of floats in [0, 1] or
+    booleans: one mask as (H, W), or with its one channel; several as (B, 1, H, W), (B, H, W, 1) or
+    a list. Values of one half and more are white. Warns of masks without black or white.
     """
-    return torch.cat([_mask(item, size, name) for item in _items(value, name, "mask")])
+    masks = torch.cat([_mask(item, size, name) for item in _items(value, name, "mask")])
+    for share, meaning in ((0.0, "nothing is repainted"), (1.0, "nothing is kept")):
+        if found := (masks.mean(dim=(1, 2, 3)) == share).sum():
+            color = "black" if share == 0 else "white"
+            warnings.warn(f"{name}: {found} of {len(masks)} all {color}: {meaning}", stacklevel=5)
+    return masks
 
 
 def read_labels(value, classes: Sequence[str], name: str = "class_label") -> Tensor:
     """Class labels as (B,) int64 in 0..K-1, -1 for none, from names, numbers, None or a list."""
-    items = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
-    items = list(items) if isinstance(items, list | tuple) else [items]
-    if not items:
-        raise ValueError(f"{name} is an empty list; give a class name, a number or None")
+    items = _entries(value, name, "a class name, a number or None")
     return torch.tensor([_label(item, classes, name) for item in items])
 
 
 def read_numbers(value, low: float, high: float, name: str) -> Tensor:
     """One number or a list of them as (B,) float32, each in [low, high]."""
-    items = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
-    items = list(items) if isinstance(items, list | tuple) else [items]
-    if not items:
-        raise ValueError(f"{name} is an empty list; give a number from {low} to {high}")
-    return torch.tensor([read_number(item, low, high, name) for item in items])
+    items = _entries(value, name, f"a number from {low} to {high}")
+    read = [read_number(item, low, high, name) for item in items]
+    return torch.tensor(read, dtype=torch.float32)
 
 
 def read_number(value, low: float, high: float, name: str) -> float:
-    """A finite number in [low, high]. True and False are no numbers."""
-    if not _is_number(value) or not math.isfinite(value) or not low <= value <= high:
+    """A finite number in [low, high]. True and False are not numbers."""
+    number = _number(value)
+    if number is None or not math.isfinite(number) or not low <= number <= high:
         upper = f"to {high}" if math.isfinite(high) else "upwards"
-        raise ValueError(f"{name} is {value!r}; it must be a number from {low} {upper}")
-    return float(value)
+        raise ValueError(f"{name} is {shown(value)}; it must be a number from {low} {upper}")
+    return number
 
 
 def read_interval(value, name: str) -> tuple[float, float]:
@@ -759,23 +850,27 @@ def read_interval(value, name: str) -> tuple[float, float]:
     if value is None:
         return 0.0, math.inf
     is_pair = isinstance(value, list | tuple) and len(value) == 2
-    if not is_pair or not all(_is_number(end) for end in value) or not 0 <= value[0] <= value[1]:
+    ends = [_number(end) for end in value] if is_pair else [None]
+    if None in ends or not 0 <= ends[0] <= ends[1]:
         raise ValueError(
-            f"{name} is {value!r}; it must be two numbers, the lower one first and 0 or more, "
+            f"{name} is {shown(value)}; it must be two numbers, the lower one first and 0 or more, "
             "such as (0.28, 2.9), or None"
         )
-    return float(value[0]), float(value[1])
+    return ends[0], ends[1]
 
 
 def read_count(value, name: str) -> int:
-    """A whole number, at least 1. True and False are no numbers."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
+    """A whole number from 1 to `MAX_COUNT`. True and False are not numbers."""
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or not 1 <= value <= MAX_COUNT:
+        raise ValueError(
+            f"{name} is {shown(value)}; it must be a whole number from 1 to {MAX_COUNT:,}"
+        )
     return int(value)
 
 
 def repeat_to_batch(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Repeats what was given once, so that every argument has one entry a sample."""
+    """Repeats arguments that were given once, so that each has one entry a sample."""
     lengths = {name: len(part) for name, part in parts.items()}
     size = max(lengths.values())
     if any(length not in (1, size) for length in lengths.values()):
@@ -787,8 +882,46 @@ def repeat_to_batch(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.expand(size, *part.shape[1:]) for name, part in parts.items()}
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+def dense(value: Tensor, name: str) -> Tensor:
+    """The tensor on the CPU, without its gradient.
+
+    Raises:
+        ValueError: it is sparse, nested, quantized or on the meta device.
+    """
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+        kind = "without values (on the meta device)" if value.is_meta else "sparse or quantized"
+        raise ValueError(f"{name} is a tensor that is {kind}; give a dense one, as to_dense() does")
+    return value.detach().cpu()
+
+
+def shown(value) -> str:
+    """A value in an error message: its repr on one line, shortened."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # such as an integer of more digits than Python prints
+        text = f"a {type(value).__name__} that cannot be printed"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _number(value) -> float | None:
+    """A real number as a float, infinite if it is too large; None for anything else."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _entries(value, name: str, wanted: str) -> list:
+    """The entries of a list, tuple, array or tensor; any other value is its only entry."""
+    if isinstance(value, Tensor):
+        value = dense(value, name)
+    items = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
+    items = list(items) if isinstance(items, list | tuple) else [items]
+    if not items:
+        raise ValueError(f"{name} is an empty list; give {wanted}")
+    return items
 
 
 def _items(value, name: str, kind: str) -> list:
@@ -807,6 +940,8 @@ def _items(value, name: str, kind: str) -> list:
             f"{f' of {value.dtype}' if isinstance(value, np.ndarray) else ''}; it must be a PIL "
             "image, a numpy array of floats, a tensor, or a list of these"
         )
+    if isinstance(value, Tensor):
+        value = dense(value, name)
     if value.ndim > 2 and len(value) == 0:
         raise ValueError(f"{name} is an empty batch; give at least one {kind}")
     return list(value) if value.ndim == 4 else [value]
@@ -839,18 +974,26 @@ def _image(item, size: int, name: str) -> Tensor:
 
 def _mask(item, size: int, name: str) -> Tensor:
     if isinstance(item, Image.Image):
+        if item.mode not in WHITE_MODES:
+            raise ValueError(
+                f"{name} is a PIL image of mode {item.mode}; it must be {', '.join(WHITE_MODES)}, "
+                f"white where it is repainted: give np.asarray({name}) > 0 if it has zeros where "
+                f'it is kept, or {name}.convert("RGB") if it looks black and white'
+            )
         _check_size(item.height, item.width, size, name)
         mask = torch.from_numpy(np.array(item.convert("L"))).float() / 255
+        white = 255
     else:
-        mask = _tensor(item)
-        mask = mask.float() if mask.dtype == torch.bool else _floats(item, name)
+        is_bool = item.dtype == (torch.bool if isinstance(item, Tensor) else bool)
+        mask = _tensor(item).float() if is_bool else _floats(item, name)
+        white = 1
         if mask.ndim == 3:
-            # (3, H, W) could be one mask in colour or three masks: neither is guessed.
+            # (3, H, W) could be one mask in color or three masks: neither is guessed.
             channel = 0 if len(mask) == 1 else -1
             if mask.shape[channel] != 1:
                 raise ValueError(
                     f"{name} has shape {tuple(item.shape)}; a mask has one channel, or none: give "
-                    "several as a list or as (B, 1, H, W), and one in colour as its mean over the "
+                    "several as a list or as (B, 1, H, W), and one in color as its mean over the "
                     "channels"
                 )
             mask = mask.squeeze(channel)
@@ -859,22 +1002,33 @@ def _mask(item, size: int, name: str) -> Tensor:
                 f"{name} has shape {tuple(item.shape)}; it must be (H, W), or a list of that"
             )
         _check_size(*mask.shape, size, name)
+    brightest = mask.max().item()
+    if 0 < brightest < 0.5:
+        raise ValueError(
+            f"{name} has values up to {brightest * white:.3g}, so nothing would be repainted; "
+            f"white is {white}: give np.asarray({name}) > 0 if it has zeros where it is kept"
+        )
     return (mask >= 0.5).float()[None, None]
 
 
 def _tensor(item: np.ndarray | Tensor) -> Tensor:
-    """On the CPU. Arrays are copied: torch takes none that is mirrored, as in `array[:, ::-1]`."""
-    return torch.from_numpy(item.copy()) if isinstance(item, np.ndarray) else item.detach().cpu()
+    """On the CPU, from arrays of any byte order and strides."""
+    if isinstance(item, Tensor):
+        return item.detach().cpu()
+    if item.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            item = item.astype(np.float32)
+    return torch.from_numpy(np.array(item, dtype=item.dtype.newbyteorder("=")))
 
 
 def _floats(item: np.ndarray | Tensor, name: str) -> Tensor:
-    pixels = _tensor(item)
-    if not pixels.is_floating_point():
+    is_float = item.dtype.kind == "f" if isinstance(item, np.ndarray) else item.is_floating_point()
+    if not is_float:
         raise ValueError(
             f"{name} has the type {item.dtype}; arrays and tensors must be floats in [0, 1]: "
             "divide by 255, or give PIL images"
         )
-    pixels = pixels.float()
+    pixels = _tensor(item).float()
     if not pixels.isfinite().all():
         raise ValueError(f"{name} has NaN or infinite values; it must lie in [0, 1]")
     if pixels.numel() and (pixels.min() < 0 or pixels.max() > 1):
@@ -897,16 +1051,20 @@ def _label(item, classes: Sequence[str], name: str) -> int:
     if item is None:
         return -1
     if not classes:
-        raise ValueError(f"{name} is {item!r}; this model has no classes: leave it out")
+        raise ValueError(
+            f"{name} is {shown(item)}; this model has no classes: leave it out, or give None"
+        )
     if isinstance(item, str):
         if item not in classes:
-            raise ValueError(f"{name} is {item!r}; this model knows {', '.join(classes)}")
+            known = ", ".join(classes[:20])
+            more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
+            raise ValueError(f"{name} is {shown(item)}; this model knows {known}{more}")
         return list(classes).index(item)
     is_index = isinstance(item, numbers.Integral) and not isinstance(item, bool)
     if not is_index or not 0 <= item < len(classes):
         raise ValueError(
-            f"{name} is {item!r}; it must be a class name, a number from 0 to {len(classes) - 1}, "
-            "or None"
+            f"{name} is {shown(item)}; it must be a class name, a number from 0 to "
+            f"{len(classes) - 1}, or None"
         )
     return int(item)
 
@@ -939,17 +1097,19 @@ def source() -> str:
 # --------------------------------------------------------------------------------------------------
 # loading.py
 #
-# Saving a pipeline as a folder that needs nothing beside it, and checking what was loaded.
+# Saves a pipeline as a folder that loads without this package, and checks what was loaded.
 # --------------------------------------------------------------------------------------------------
 
 
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
-# What the libraries note when they load: where from, which is nobody else's business.
+# Local paths and options that the libraries note in a configuration when they load it.
 LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only")
 WORDS = "_vocabulary"  # in unet/config.json: the words the weights were trained with
 CARD = "README.md"
 AGAIN = "download or save the model again"
 SHARD = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a part of the weights
+FUSED = re.compile(r"\.to_q?kv\.(weight|bias)$")  # copies that fuse_qkv_projections() adds
+FINITE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class SelfContained:
@@ -976,25 +1136,39 @@ class SelfContained:
         )
         return {f"{module}.py": source(), "pipeline.py": entry}
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in diffusers, with an error that names the file where diffusers' own does not."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (ValueError, RuntimeError):
+            folder = Path(pretrained_model_name_or_path, "unet")
+            if folder.is_dir() and "unet" not in kwargs:
+                check_files(folder)
+            raise
+
     def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
-        """As in diffusers, in safetensors only.
+        """As in diffusers, in safetensors only. What was written is read again and compared.
 
         Raises:
-            ValueError: safe_serialization is False.
+            ValueError: safe_serialization is False, or a component can't be saved so that it loads.
         """
         if not safe_serialization:
             raise ValueError(
                 "safe_serialization is False; weights are saved as safetensors only, because a "
                 "pickle can run code where it is loaded"
             )
-        # diffusers makes the name of a repository of it, which a Path doesn't let it do.
+        if (unet := plain_unet(self.unet)) is not self.unet:
+            plain = type(self)(unet, self.tokenizer, self.scheduler)
+            return plain.save_pretrained(save_directory, safe_serialization, *args, **kwargs)
+        # A string: diffusers splits it for the name of a repository.
         return super().save_pretrained(str(save_directory), True, *args, **kwargs)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Writes model_index.json and the source files; `save_pretrained` calls it last."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.glob("pipeline_????????.py"):  # of another version
+        for file in folder.glob(f"pipeline_{'[0-9a-f]' * 8}.py"):  # of another version
             file.unlink()
         for name, text in self.code_files().items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -1007,8 +1181,9 @@ class SelfContained:
             for file in (folder / name).glob("*config.json"):
                 text = tidy(file.read_text(encoding="utf-8"), changes.get(name, {}))
                 file.write_text(text, encoding="utf-8")
-        # transformers 4 repeats here what the file above says, in other words after a loading.
+        # transformers 4 repeats the configuration here, differently after a loading.
         (folder / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
+        check_files(folder / "unet")  # before the index and an upload, which make it count
         # diffusers writes another card over this one before it uploads.
         card = folder / CARD
         self._card = card.read_text(encoding="utf-8") if card.is_file() else None
@@ -1029,16 +1204,16 @@ class SelfContained:
 
     @classmethod
     def _dict_from_json_file(cls, json_file, **kwargs):
-        # The installed class is the class: it needs no file of the folder, and no trust in one.
+        # The installed class runs instead of the folder's code, which needs no trust.
         index = super()._dict_from_json_file(json_file, **kwargs)
         if isinstance(index.get("_class_name"), list):
             index["_class_name"] = index["_class_name"][-1]
         return index
 
     def register_to_config(self, **kwargs):
-        # `from_pretrained` notes where everything came from when everything is loaded.
+        # `from_pretrained` notes the name of the pipeline when all components are loaded.
         if "_name_or_path" in kwargs:
-            check_loaded(self.unet, self.tokenizer)
+            check_loaded(kwargs["_name_or_path"], self.unet, self.tokenizer)
         super().register_to_config(**kwargs)
 
 
@@ -1048,25 +1223,26 @@ def tidy(text: str, changes: dict) -> str:
     return json.dumps(table | changes, indent=2, sort_keys=True) + "\n"
 
 
-def check_loaded(unet, tokenizer) -> None:
-    """Compares a loaded UNet with the files it was loaded from, and with its tokenizer.
+def check_loaded(pipeline: str, unet, tokenizer) -> None:
+    """Checks the UNet and the tokenizer of a pipeline that was loaded.
 
-    diffusers only warns of a tensor that is missing, and makes one up.
+    diffusers only warns of a tensor that is missing, and initializes it at random.
+
+    Args:
+        pipeline: folder or name on the Hub, as it was given for loading.
+        unet: loaded now, or given by the user; only the files that were loaded now are checked.
 
     Raises:
         ValueError: a tensor is missing, unexpected, of another shape or not finite; the weights
-            aren't safetensors; or they were trained with other words.
+            aren't safetensors; or they were trained with another vocabulary.
     """
-    state, folder = unet.state_dict(), Path(unet.config.get("_name_or_path") or "unknown folder")
-    if folder.is_dir():
-        shapes = {name: list(tensor.shape) for name, tensor in state.items()}
-        for file, found in _saved_shapes(folder).items():
-            _compare(file, found, shapes)
-    for name, tensor in state.items():
-        if tensor.is_meta or not tensor.isfinite().all():
-            what = "no value" if tensor.is_meta else "NaN or infinite values"
-            raise ValueError(f"{folder}: {name} has {what} after loading; {AGAIN}")
-    trained, words = unet.config.get(WORDS), tokenizer.get_vocab()
+    module = plain_module(unet)
+    folder = Path(module.config.get("_name_or_path") or "unet")
+    cache = "models--" + str(pipeline).replace("/", "--")  # where the Hub's client keeps it
+    if folder.name == "unet" and (folder.parent == Path(pipeline) or cache in folder.parts):
+        check_files(folder)
+    check_values(module.state_dict(), f"{folder}: ", f" after loading; {AGAIN}")
+    trained, words = module.config.get(WORDS), tokenizer.get_vocab()
     if trained is not None and trained != words:
         moved = sorted(w for w in {*trained, *words} if trained.get(w) != words.get(w))
         raise ValueError(
@@ -1075,51 +1251,251 @@ def check_loaded(unet, tokenizer) -> None:
         )
 
 
-def _saved_shapes(folder: Path) -> dict[Path, dict[str, list[int]]]:
-    """Each file of weights -> tensor -> shape; a file in parts is named without its part."""
-    found = {}
+def check_values(state: Mapping[str, Tensor], where: str, advice: str) -> None:
+    """Refuses tensors without values, and plain ones that are not finite."""
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            raise ValueError(f"{where}{name} has no value{advice}")
+        is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in FINITE_DTYPES
+        if is_plain and not tensor.isfinite().all():
+            raise ValueError(f"{where}{name} has NaN or infinite values{advice}")
+
+
+def check_files(folder: Path) -> None:
+    """Compares the files of weights in a UNet's folder with its configuration.
+
+    Raises:
+        ValueError: it names the file and the tensor.
+    """
+    found: dict[Path, dict[str, list[int]]] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        found.setdefault(file.with_name(SHARD.sub("", file.name)), {}).update(_shapes(file))
+        whole = file.with_name(SHARD.sub("", file.name))  # the parts of a file count as one
+        found.setdefault(whole, {}).update(_shapes_in(file))
     if not found:
         others = sorted(file.name for file in folder.glob("*.bin"))
         raise ValueError(
             f"{folder} has no weights as safetensors, only {', '.join(others) or 'other files'}; "
             "save them again with `save_pretrained`"
         )
-    return found
+    expected = _shapes_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    for file, shapes in found.items():
+        _compare(str(file), shapes, expected, AGAIN)
 
 
-def _shapes(file: Path) -> dict[str, list[int]]:
-    """Tensor -> shape of a safetensors file: 8 bytes of length, a table in JSON, then the data."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        text = stream.read(length) if length <= size - 8 else b""
+def plain_unet(unet) -> UNet2DConditionModel:
+    """The UNet as its configuration describes it, for saving; its tensors are shared.
+
+    It differs from the one given if that is compiled or has fused projections.
+
+    Raises:
+        ValueError: it has an adapter, or was changed in a way that its files couldn't describe.
+    """
+    module = plain_module(unet)
+    if adapters := getattr(module, "peft_config", None):
+        raise ValueError(
+            f"unet has the adapters {', '.join(adapters)}, which save_pretrained can't save: save "
+            "them with pipe.unet.save_lora_adapter(folder), or merge them into the weights with "
+            "pipe.unet.fuse_lora() and pipe.unet.unload_lora()"
+        )
+    state, expected = module.state_dict(), _shapes_of(module.config)
+    kept = {name: tensor for name, tensor in state.items() if not FUSED.search(name)}
+    advice = "save the pipeline before its unet is changed"
+    _compare("unet", {name: list(t.shape) for name, t in kept.items()}, expected, advice)
+    check_values(kept, "unet: ", "; it is not saved")
+    if len(kept) == len(state):
+        return module
+    with torch.device("meta"):
+        plain = UNet2DConditionModel.from_config(module.config)
+    plain.load_state_dict(kept, assign=True)
+    return plain
+
+
+def _shapes_of(config: Mapping) -> dict[str, list[int]]:
+    """Tensor -> shape of a UNet with this configuration."""
+    with torch.device("meta"):
+        state = UNet2DConditionModel.from_config(dict(config)).state_dict()
+    return {name: list(tensor.shape) for name, tensor in state.items()}
+
+
+def _shapes_in(file: Path) -> dict[str, list[int]]:
+    """Tensor -> shape of a safetensors file."""
     try:
-        table = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
-        data = max((entry["data_offsets"][1] for entry in table.values()), default=0)
-        shapes = {name: entry["shape"] for name, entry in table.items()}
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not a whole safetensors file; {AGAIN}") from error
-    if size != 8 + length + data:
-        raise ValueError(f"{file} has {size} bytes of {8 + length + data}; {AGAIN}")
-    return shapes
+        with safe_open(file, "pt") as tensors:
+            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a whole safetensors file ({error}); {AGAIN}") from error
 
 
-def _compare(file: Path, found: dict, expected: dict) -> None:
+def _compare(where: str, found: Mapping, expected: Mapping, advice: str) -> None:
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected)
-    other = [name for name in expected if name in found and found[name] != expected[name]]
     for kind, names in (("lacks", missing), ("has the unexpected", unexpected)):
         if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            raise ValueError(f"{where} {kind} {', '.join(names[:4])}{more}; {advice}")
+    for name, shape in expected.items():
+        if found[name] != shape:
             raise ValueError(
-                f"{file} {kind} {', '.join(names[:4])}"
-                f"{f' and {len(names) - 4} more' if len(names) > 4 else ''}; {AGAIN}"
+                f"{where} has {name} of shape {found[name]}; the configuration says {shape}; "
+                f"{advice}"
             )
-    if other:
+
+
+# --------------------------------------------------------------------------------------------------
+# noise.py
+#
+# The noise of a call: the initial latents, and what is drawn besides them.
+# --------------------------------------------------------------------------------------------------
+
+
+def initial_latents(
+    latents: Tensor | None, generator, shape: tuple[int, int, int, int], device: torch.device
+) -> Tensor:
+    """Standard normal noise, drawn or as it was given, in float32 on the device.
+
+    Images are drawn one after the other, so that the first of four is the only one of one.
+
+    Args:
+        latents: of this shape, or None: they are drawn.
+        generator: one, one for each image, or None for torch's own.
+        shape: (B, 3, H, W).
+    """
+    each = generator if isinstance(generator, list) else [generator] * shape[0]
+    if len(each) != shape[0]:
         raise ValueError(
-            f"{file} has {other[0]} of shape {found[other[0]]}; the configuration says "
-            f"{expected[other[0]]}; {AGAIN}"
+            f"generator has {len(each)} entries for {shape[0]} images; give one, or one each"
         )
+    if generator is not None and not all(isinstance(item, torch.Generator) for item in each):
+        raise ValueError(
+            f"generator is {shown(generator)}; it must be a torch.Generator or a list of them, "
+            "such as torch.Generator().manual_seed(0)"
+        )
+    if latents is None:
+        return randn_tensor(shape, None if generator is None else each, device, torch.float32)
+    found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+    if (
+        found != shape
+        or not latents.is_floating_point()
+        or not (read := dense(latents, "latents").float()).isfinite().all()
+    ):
+        raise ValueError(
+            f"latents are {found}; they must be a tensor of shape {shape}, of finite floats"
+        )
+    return read.to(device)
+
+
+def own_generators(latents: Tensor) -> list[torch.Generator]:
+    """A generator on the CPU for each image, seeded with a digest of its latents.
+
+    So an image depends on its latents alone, and not on its place or the others in the batch.
+    """
+    digests = [hashlib.sha256(row.numpy().tobytes()).digest() for row in latents.cpu()]
+    seeds = [int.from_bytes(digest[:8], "little") for digest in digests]
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+# --------------------------------------------------------------------------------------------------
+# solver.py
+#
+# Solves the probability-flow ODE with the pipeline's scheduler, known pixels held in place.
+# --------------------------------------------------------------------------------------------------
+
+
+def solve(
+    call,
+    known: Tensor,
+    noise: Tensor,
+    conditioning: Conditioning,
+    steps: int,
+    generators: list[torch.Generator],
+    callback: Callable | None,
+    callback_inputs: list[str],
+) -> Tensor:
+    """Goes from sigma_max to 0; known pixels are exact at every step.
+
+    Args:
+        call: the pipeline's copy for this call. A callback may change its state.
+        known: (B, 3, H, W) in [-1, 1], the values where the mask is 0.
+        noise: (B, 3, H, W) standard normal.
+        generators: one for each image, for schedulers that add noise.
+
+    Returns:
+        (B, 3, H, W) float32.
+
+    Raises:
+        ValueError: the latents are not finite after a step.
+    """
+    scheduler = call.scheduler
+    scheduler.set_timesteps(steps, device=known.device)
+    scheduler.set_begin_index(0)
+    scheduler.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
+    sigmas = scheduler.sigmas.tolist()
+    low, high = call.guidance_interval
+    slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
+    guided = [low / slack <= sigma <= high * slack for sigma in sigmas]
+    call._num_timesteps = len(scheduler.timesteps)
+    hole = conditioning.mask > 0
+    x = torch.where(hole, 0.0, known) + sigmas[0] * noise
+    # The first step with values that aren't finite, on the device: to read it in the loop would
+    # wait for each step.
+    first_bad = torch.full((), call._num_timesteps, device=x.device)
+    with call.progress_bar(total=call._num_timesteps) as progress:
+        for i, timestep in enumerate(scheduler.timesteps):
+            F = predict_guided(
+                call.unet,
+                scheduler,
+                x,
+                torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device, dtype=torch.float32),
+                conditioning,
+                call.vocabulary.null,
+                call.guidance_scale if guided[i] else 1.0,
+                call.image_guidance_scale if guided[i] else 1.0,
+            )
+            x = scheduler.step(F, timestep, x, generator=generators).prev_sample
+            x = torch.where(hole, x, known + sigmas[i + 1] * noise)
+            if callback is not None:
+                tensors = {name: {"latents": x}[name] for name in callback_inputs}
+                x = _replaced(x, callback(call, i, timestep, tensors), i)
+            first_bad = torch.where(x.isfinite().all(), first_bad, first_bad.clamp(max=i))
+            progress.update()
+            if call.interrupt:
+                break
+    if (step := int(first_bad)) < call._num_timesteps:
+        raise ValueError(
+            f"the latents are not finite after step {step + 1} of {call._num_timesteps}; the "
+            f"likely cause: {_likely_cause(call)}"
+        )
+    return x
+
+
+def _replaced(latents: Tensor, answer: dict | None, step: int) -> Tensor:
+    """The latents, or those that a callback returned to replace them."""
+    if answer is None:
+        return latents
+    new = answer.get("latents", latents) if isinstance(answer, dict) else None
+    if not isinstance(new, Tensor) or new.shape != latents.shape:
+        raise ValueError(
+            "callback_on_step_end returned neither None nor a dict whose latents have the shape "
+            f"{tuple(latents.shape)}"
+        )
+    if new is not latents and not new.isfinite().all():
+        raise ValueError(
+            f"callback_on_step_end returned latents that are not finite after step {step + 1}"
+        )
+    return new.to(latents)
+
+
+def _likely_cause(call) -> str:
+    """Why the latents of a call are not finite."""
+    module = plain_module(call.unet)
+    for name, weight in module.named_parameters():
+        if not weight.is_meta and not weight.float().isfinite().all():
+            return f"the weights of the unet are not finite ({name}): load the model again"
+    for name in ("guidance_scale", "image_guidance_scale"):
+        if getattr(call, name) > 30:
+            return f"{name} is {getattr(call, name):g}: lower it"
+    if module.dtype == torch.float16:
+        return "float16 overflows: use pipe.to(torch.bfloat16) or pipe.to(torch.float32)"
+    return "latents that are far from standard normal, or a callback that changes the pipeline"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1144,47 +1520,53 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @dataclass(frozen=True)
 class Source:
-    """What a user gave, one entry a sample.
+    """The arguments of a call as tensors, one entry a sample.
 
     Attributes:
         image: (B, 3, H, W) in [0, 1]. mask: (B, 1, H, W) in {0, 1}. label: (B,), -1 for none.
-        strength: (B,) in [0, 1], NaN for none.
+        strength: (B,) in [0, 1], or None if the task takes none.
     """
 
     image: Tensor
     mask: Tensor
     label: Tensor
-    strength: Tensor
-
-    def repeat(self, times: int) -> "Source":
-        return Source(*(getattr(self, f.name).repeat_interleave(times, 0) for f in fields(self)))
-
-    def to(self, device: torch.device) -> "Source":
-        return Source(*(getattr(self, f.name).to(device) for f in fields(self)))
+    strength: Tensor | None
 
 
 class MultiTaskPipeline(SelfContained, DiffusionPipeline):
-    """One small UNet that synthesises, inpaints and edits.
+    """One small UNet that generates, inpaints and edits.
+
+    Calls may overlap, from several threads or from a callback: each has its own state.
 
     Args:
         unet: takes `denoiser.CHANNELS` channels and one-hot tokens.
-        tokenizer: its vocabulary says which tasks and classes the model has learned.
+        tokenizer: its vocabulary has the tasks and classes that the model has learned.
         scheduler: `EDMDPMSolverMultistepScheduler` or `EDMEulerScheduler`.
     """
 
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012, the name and type are diffusers'
 
+    # The state of a call, in the shallow copy that it runs on. `_caller` is what was copied.
+    _caller = None
+    _interrupt = False
+    _guidance_scale = _image_guidance_scale = 1.0
+    _guidance_interval = (0.0, math.inf)
+    _num_timesteps = 0
+
     def __init__(self, unet: UNet2DConditionModel, tokenizer, scheduler):
         super().__init__()
-        self.register_modules(unet=unet, tokenizer=tokenizer, scheduler=scheduler)
-        self.vocabulary = Vocabulary.of(tokenizer.get_vocab())
-        if self.vocabulary.size != unet.config.encoder_hid_dim:
-            raise ValueError(
-                f"the tokenizer has {self.vocabulary.size} words and the unet takes "
-                f"{unet.config.encoder_hid_dim}; they must be from one model: compare "
-                "tokenizer/tokenizer.json with encoder_hid_dim in unet/config.json"
-            )
+        components = {"unet": unet, "tokenizer": tokenizer, "scheduler": scheduler}
+        for name, component in components.items():
+            check_component(name, component)
+        self.register_modules(**components)
+        self._check_vocabulary()
+
+    def __setattr__(self, name: str, value):
+        check_component(name, value)
+        super().__setattr__(name, value)
+        if name == "tokenizer":
+            self.vocabulary = Vocabulary.of(value.get_vocab())
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -1217,6 +1599,15 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     def num_timesteps(self) -> int:
         return self._num_timesteps
 
+    @property
+    def interrupt(self) -> bool:
+        """Whether a call ends after its current step, with the image that it has by then.
+
+        `pipe._interrupt = True` asks for it: on the pipeline that a callback gets it ends that
+        call, and on the pipeline itself, as from another thread, all calls that run.
+        """
+        return self._interrupt or (self._caller is not None and self._caller.interrupt)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -1245,25 +1636,29 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             image: the source, `pipe.size` pixels square: PIL, or floats in [0, 1] as an array
                 (H, W, 3) or a tensor (3, H, W), or a batch or a list of these.
             mask_image: white (1) is repainted, black (0) is kept, byte for byte.
-            strength: how much of the source is hidden, from 0 (nothing: the source comes back) to
-                1 (everything). None: the task's default.
-            guidance_scale: how much more the class counts; 1 is off. None: the task's default.
-            image_guidance_scale: how much more the source counts; 1 is off.
+            strength: degradation of the source, from 0 (none: the source comes back) to 1 (nothing
+                is left of it). None: the task's default.
+            guidance_scale: guidance by the class; 1 is off. None: the task's default.
+            image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
                 None: everywhere. Source: Kynkäänniemi et al. 2024, arXiv:2404.07724.
             num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches.
             num_images_per_prompt: images for each sample.
-            generator: one, or one for each image.
-            latents: (images, 3, size, size) standard normal, instead of drawing them.
+            generator: one, or one for each image. Image i depends on its seed and on i alone.
+            latents: (images, 3, size, size) standard normal, instead of drawing them. All other
+                noise of an image is derived from its latents.
             output_type: "pil"; "np" (B, H, W, 3) or "pt" (B, 3, H, W), floats in [0, 1]; or
                 "latent", (B, 3, H, W) in about [-1, 1], not clipped.
             callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; it may
-                return a dict with other latents.
+                return a dict with other latents. `pipe` is a shallow copy with the state of this
+                call, such as its scheduler; `pipe._interrupt = True` ends the call.
 
         Raises:
-            ValueError: an argument is out of its range, or one that the task doesn't take.
+            ValueError: an argument is out of its range, or one that the task doesn't take; or the
+                latents don't stay finite.
         """
+        self._check_vocabulary()
         self._check_task(
             task,
             image=image,
@@ -1274,100 +1669,73 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         )
         if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
             raise ValueError(
-                f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}"
+                f"output_type is {shown(output_type)}; it must be one of {', '.join(OUTPUT_TYPES)}"
             )
         self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         spec = TASKS[task]
-        strength = spec.default_strength if strength is None else strength
         guidance = spec.default_guidance_scale if guidance_scale is None else guidance_scale
         image_guidance = 1.0 if image_guidance_scale is None else image_guidance_scale
-        self._guidance_scale = read_number(guidance, 0, math.inf, "guidance_scale")
-        self._image_guidance_scale = read_number(
+        call = self._copy_for_call()
+        call._guidance_scale = read_number(guidance, 0, math.inf, "guidance_scale")
+        call._image_guidance_scale = read_number(
             image_guidance, 0, math.inf, "image_guidance_scale"
         )
-        self._guidance_interval = read_interval(guidance_interval, "guidance_interval")
+        call._guidance_interval = read_interval(guidance_interval, "guidance_interval")
         steps = read_count(num_inference_steps, "num_inference_steps")
         device = self._execution_device
 
-        source = self._read_source(spec, class_label, image, mask_image, strength)
-        source = source.repeat(read_count(num_images_per_prompt, "num_images_per_prompt"))
-        source = source.to(device)
-        noise = self._read_latents(latents, generator, len(source.image))
-        # Only a task that degrades its source needs noise of its own: draw it after the latents.
-        own_noise = randn_tensor(noise.shape, generator, device, torch.float32)
+        count = read_count(num_images_per_prompt, "num_images_per_prompt")
+        source = self._read_source(spec, class_label, image, mask_image, strength, count)
+        noise = initial_latents(latents, generator, tuple(source.image.shape), device)
+        own = own_generators(noise)
         known = 2 * source.image - 1
+        own_noise = randn_tensor(noise.shape, own, device, torch.float32)
         hint = spec.condition(known, source.mask, source.strength, own_noise)
-        conditioning = tell(hint, spec, source.label, self.vocabulary)
+        conditioning = build_conditioning(hint, spec, source.label, self.vocabulary)
 
-        latents = self._denoise(
+        latents = solve(
+            call,
             known,
             noise,
             conditioning,
             steps,
-            generator,
+            own,
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
         self.maybe_free_model_hooks()
+        if self._caller is None:  # what diffusers' pipelines show after a call
+            self._guidance_scale = call._guidance_scale
+            self._image_guidance_scale = call._image_guidance_scale
+            self._guidance_interval = call._guidance_interval
+            self._num_timesteps = call._num_timesteps
         images = _finish(latents, conditioning.mask, source.image, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _denoise(
-        self,
-        known: Tensor,
-        noise: Tensor,
-        conditioning: Conditioning,
-        steps: int,
-        generator,
-        callback: Callable | None,
-        callback_inputs: list[str],
-    ) -> Tensor:
-        """Solves the probability-flow ODE from sigma_max to 0, known pixels exact at every step.
+    def _copy_for_call(self) -> "MultiTaskPipeline":
+        """A shallow copy for the state of one call: it shares the modules, but no scheduler."""
+        if self._caller is None:
+            self._interrupt = False  # of earlier calls
+        call = copy.copy(self)
+        call._caller, call._interrupt = self, False
+        call.scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        return call
 
-        Args:
-            known: (B, 3, H, W) in [-1, 1], what stands where the mask is 0.
-            noise: (B, 3, H, W) standard normal.
-
-        Returns:
-            (B, 3, H, W) float32.
-        """
-        scheduler = self.scheduler
-        scheduler.set_timesteps(steps, device=known.device)
-        scheduler.set_begin_index(0)
-        scheduler.is_scale_input_called = True  # `predict` does it; EDMEulerScheduler would warn
-        sigmas = scheduler.sigmas.tolist()
-        low, high = self.guidance_interval
-        slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
-        guided = [low / slack <= sigma <= high * slack for sigma in sigmas]
-        self._num_timesteps = len(scheduler.timesteps)
-        hole = conditioning.mask > 0
-        x = torch.where(hole, 0.0, known) + sigmas[0] * noise
-        with self.progress_bar(total=self._num_timesteps) as progress:
-            for i, timestep in enumerate(scheduler.timesteps):
-                F = predict_guided(
-                    self.unet,
-                    scheduler,
-                    x,
-                    torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device),
-                    conditioning,
-                    self.vocabulary.null,
-                    self.guidance_scale if guided[i] else 1.0,
-                    self.image_guidance_scale if guided[i] else 1.0,
-                )
-                x = scheduler.step(F, timestep, x, generator=generator).prev_sample
-                x = torch.where(hole, x, known + sigmas[i + 1] * noise)
-                if callback is not None:
-                    tensors = {name: {"latents": x}[name] for name in callback_inputs}
-                    x = _replaced(x, callback(self, i, timestep, tensors))
-                progress.update()
-        return x
+    def _check_vocabulary(self) -> None:
+        """Refuses a UNet and a tokenizer of two models."""
+        if self.vocabulary.size != self.unet.config.encoder_hid_dim:
+            raise ValueError(
+                f"the tokenizer has {self.vocabulary.size} words and the unet takes "
+                f"{self.unet.config.encoder_hid_dim}; they must be from one model: compare "
+                "tokenizer/tokenizer.json with encoder_hid_dim in unet/config.json"
+            )
 
     def _check_task(self, task: str, **arguments) -> None:
         """Refuses a task the model has not learned, and arguments that don't fit the task."""
         if not isinstance(task, str) or task not in self.tasks:
             untrained = f"; {task} is a task, but this model has not learned it"
             raise ValueError(
-                f"task is {task!r}; this model knows {', '.join(self.tasks)}"
+                f"task is {shown(task)}; this model knows {', '.join(self.tasks)}"
                 + (untrained if isinstance(task, str) and task in TASKS else "")
             )
         spec = TASKS[task]
@@ -1382,79 +1750,53 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
 
     def _check_callback(self, callback: Callable | None, inputs: list[str]) -> None:
         if callback is not None and not callable(callback):
-            raise ValueError(f"callback_on_step_end is {callback!r}; it must be a function or None")
+            raise ValueError(
+                f"callback_on_step_end is {shown(callback)}; it must be a function or None"
+            )
         known = self._callback_tensor_inputs
         if not isinstance(inputs, list | tuple) or any(name not in known for name in inputs):
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs is {inputs!r}; it must be a list, and may "
-                f"have {', '.join(known)}"
+                f"callback_on_step_end_tensor_inputs is {shown(inputs)}; it must be a list, and "
+                f"may have {', '.join(known)}"
             )
 
-    def _read_source(self, spec: Task, class_label, image, mask_image, strength) -> "Source":
-        """The arguments as tensors of one length; without a source it is zeros, all a hole."""
-        parts = {
-            "class_label": read_labels(class_label, self.class_names),
-            "strength": torch.tensor([strength])
-            if strength is spec.default_strength
-            else read_numbers(strength, 0, 1, "strength"),
-        }
+    def _read_source(
+        self, spec: Task, class_label, image, mask_image, strength, repeat: int
+    ) -> Source:
+        """The arguments as tensors of one length on the device, each entry repeated.
+
+        Without a source the image is zero and all of it is painted.
+        """
+        parts = {"class_label": read_labels(class_label, self.class_names)}
         if "class_label" in spec.required and (parts["class_label"] < 0).any():
             raise ValueError(f"class_label has None in it; task {spec.name!r} needs a class")
+        strength = spec.default_strength if strength is None else strength
+        if strength is not None:
+            parts["strength"] = read_numbers(strength, 0, 1, "strength")
         if image is not None:
             parts["image"] = read_images(image, self.size)
         if mask_image is not None:
             parts["mask_image"] = read_masks(mask_image, self.size)
-        parts.setdefault("image", torch.zeros(1, 3, self.size, self.size))
-        parts.setdefault("mask_image", torch.ones(1, 1, self.size, self.size))
-        parts = repeat_to_batch(parts)
-        return Source(parts["image"], parts["mask_image"], parts["class_label"], parts["strength"])
-
-    def _read_latents(self, latents: Tensor | None, generator, count: int) -> Tensor:
-        """(count, 3, size, size) standard normal in float32, whatever the precision of the unet."""
-        shape = (count, 3, self.size, self.size)
-        each = generator if isinstance(generator, list) else [generator] * count
-        if len(each) != count:
-            raise ValueError(
-                f"generator has {len(each)} entries for {count} images; give one, or one each"
-            )
-        if generator is not None and not all(isinstance(item, torch.Generator) for item in each):
-            raise ValueError(
-                f"generator is {generator!r}; it must be a torch.Generator or a list of them, "
-                "such as torch.Generator().manual_seed(0)"
-            )
-        # Drawn even where they are given: the task's own noise comes next, and must stay the same.
-        drawn = randn_tensor(shape, generator, self._execution_device, torch.float32)
-        if latents is None:
-            return drawn
-        found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-        if found != shape or not (latents.is_floating_point() and latents.isfinite().all()):
-            raise ValueError(
-                f"latents are {found}; they must be a tensor of shape {shape}, of finite floats"
-            )
-        return latents.to(self._execution_device, torch.float32)
+        shape = (1, 3, self.size, self.size)
+        parts.setdefault("image", torch.zeros(shape, dtype=torch.float32))
+        parts.setdefault("mask_image", torch.ones(shape, dtype=torch.float32)[:, :1])
+        parts = {
+            name: part.repeat_interleave(repeat, 0).to(self._execution_device)
+            for name, part in repeat_to_batch(parts).items()
+        }
+        return Source(
+            parts["image"], parts["mask_image"], parts["class_label"], parts.get("strength")
+        )
 
 
 def _finish(latents: Tensor, mask: Tensor, source: Tensor, output_type: str):
-    """Images of the kind asked for. Where the mask is 0 the source stands, in [0, 1] as it came."""
+    """Images of the output type. Where the mask is 0 they have the pixels of the source."""
     if output_type == "latent":
         return latents
     images = torch.where(mask > 0, (latents / 2 + 0.5).clamp(0, 1), source)
     if output_type != "pt":
         images = VaeImageProcessor.pt_to_numpy(images)
     return VaeImageProcessor.numpy_to_pil(images) if output_type == "pil" else images
-
-
-def _replaced(latents: Tensor, answer: dict | None) -> Tensor:
-    """The latents, or those that a callback returned in place of them."""
-    if answer is None:
-        return latents
-    new = answer.get("latents", latents) if isinstance(answer, dict) else None
-    if not isinstance(new, Tensor) or new.shape != latents.shape:
-        raise ValueError(
-            "callback_on_step_end returned neither None nor a dict whose latents have the shape "
-            f"{tuple(latents.shape)}"
-        )
-    return new.to(latents)
 
 
 # diffusers runs this file again, in the same module, for each pipeline that it loads. What the

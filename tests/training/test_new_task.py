@@ -1,0 +1,119 @@
+"""A new task: trained, exported, and sampled in a process where this package is absent."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from stranger import NOT_INSTALLED
+from tiny import own_state
+
+from mtl_diffusion.config import to_dict
+from mtl_diffusion.loop import train
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = (
+    NOT_INSTALLED
+    + """
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+folder, task = sys.argv[1:]
+pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+source = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+images = [
+    pipe(
+        task=task,
+        image=source,
+        num_inference_steps=3,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+    for _ in range(2)
+]
+assert images[0].size == (8, 8) and images[0].tobytes() == images[1].tobytes()
+print("tasks:", *pipe.tasks)
+"""
+)
+
+
+def sampled_elsewhere(pipeline, task, home):
+    """The tasks of an exported pipeline, after sampling one, where the package is absent."""
+    home.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"HF_MODULES_CACHE": str(home / "modules")}
+    command = [sys.executable, "-c", SAMPLE, str(pipeline), task]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=home)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_colorize_is_trained_and_uses_the_grey_image(config):
+    config = replace(
+        config,
+        tasks={"colorize": 1, "generate": 1},
+        max_train_steps=150,
+        learning_rate=1e-2,
+        total_batch_size=16,
+        logging_steps=1000,
+    )
+    with own_state():
+        train(config)
+    table = json.loads(Path(config.output_dir, "validation/step-150.json").read_text())["loss"]
+    for level in ("0.3-1", "1-3", "3-10"):
+        assert table["colorize"][level]["loss"] < 0.8 * table["colorize"][level]["zero"]
+    assert table["colorize"]["3-10"]["loss"] < table["generate"]["3-10"]["loss"]
+
+
+UPSCALE = '''"""The source at half its size."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
+
+from .task import Choice, Hint, Task, bernoulli
+
+
+class Upscale(Task):
+    name = "upscale"
+    required = frozenset({"image"})
+    optional = frozenset({"class_label"})
+
+    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+        mask = torch.ones(n, 1, size, size, device=generator.device)
+        return Choice(mask=mask, drop_class=bernoulli(n, class_dropout, generator))
+
+    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+        small = interpolate(avg_pool2d(image, 2), scale_factor=2)
+        return Hint(image=small, mask=torch.ones_like(mask))
+'''
+
+
+@pytest.mark.slow
+def test_a_task_is_a_file_a_line_where_tasks_are_listed_and_a_line_in_a_config(config, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("mtl_diffusion", "scripts", "model_card.md"):
+        subprocess.run(["cp", "-r", str(ROOT / name), str(copy / name)], check=True)
+    hub = copy / "mtl_diffusion/pipeline"
+    (hub / "upscale.py").write_text(UPSCALE)
+    listing = (hub / "pipeline.py").read_text()
+    listing = listing.replace("from .tokens ", "from .upscale import Upscale\nfrom .tokens ", 1)
+    listing = listing.replace("        Colorize(),\n", "        Colorize(),\n        Upscale(),\n")
+    assert listing.count("Upscale") == 2
+    (hub / "pipeline.py").write_text(listing)
+    # The line in a config; and the same config without it is refused the task by the original.
+    values = {name: value for name, value in to_dict(config).items() if name != "tasks"}
+    (tmp_path / "upscale.json").write_text(json.dumps({**values, "tasks": {"upscale": 1}}))
+
+    command = [sys.executable, "scripts/train.py", "--config", str(tmp_path / "upscale.json")]
+    here = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=here, cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    pipeline = Path(config.output_dir) / "pipeline"
+    assert "tasks: upscale" in sampled_elsewhere(pipeline, "upscale", tmp_path / "home")
