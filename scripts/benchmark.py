@@ -1,11 +1,9 @@
-"""Speed of training and sampling, beside diffusers' own script and solvers, in one run.
+"""Speed of a training step and of sampling, beside Euler's and Heun's methods.
 
     python scripts/benchmark.py --config configs/cifar10_cpu.yaml --json speed.json \\
-        --pipeline runs/cifar10_cpu/pipeline \\
-        --diffusers path/to/diffusers --twin_python path/to/environment/bin/python
+        --pipeline runs/cifar10_cpu/pipeline
 
-All other flags are those of scripts/train.py. The environment of --twin_python needs what the
-README of diffusers' examples/unconditional_image_generation requires.
+All other flags are those of scripts/train.py.
 """
 
 import json
@@ -14,31 +12,25 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mtl_diffusion.config.command_line import parse
-from mtl_diffusion.config.flags import refusing, script_parser
+from mtl_diffusion.tools import flags
 
-PARTS = ("training", "steps", "sampling")
+PARTS = ("steps", "sampling")
 
 
 def main() -> None:
-    parser = script_parser(__doc__)
+    parser = flags.parser(__doc__)
     add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all of them")
-    add("--rounds", type=int, default=3, help="measurements of each; default: %(default)s")
-    add("--steps", type=int, default=40, help="training steps of a program; default: %(default)s")
-    add("--warm", type=int, default=10, help="first steps, not timed; default: %(default)s")
-    add("--diffusers", type=Path, help="checkout of diffusers; default: only ours is trained")
-    add("--twin_python", type=Path, help="Python that runs diffusers' script")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured")
+    add("--steps", type=int, default=30, help="training steps")
+    add("--warm", type=int, default=10, help="steps before, not timed")
     add("--pipeline", help="exported folder or name on the Hub; needed for sampling")
-    add("--sample_batch", type=int, default=16, help="images at once; default: %(default)s")
+    add("--rounds", type=int, default=3, help="samplings of each solver")
+    add("--sample_batch", type=int, default=16, help="images at once")
     add("--json", type=Path, help="file for all measurements")
     args, rest = parser.parse_known_args()
-    if (args.diffusers is None) != (args.twin_python is None):
-        parser.error("--diffusers and --twin_python go together: give both, or neither")
-    if not args.warm < args.steps:
-        parser.error(f"--steps is {args.steps}; it must be more than --warm, {args.warm}")
     if args.pipeline is None and "sampling" in args.parts:
-        parser.error("sampling needs a --pipeline; or name other --parts")
-    with refusing(ValueError, OSError), tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        parser.error("sampling needs a --pipeline; or give --parts steps")
+    with flags.refusals(), tempfile.TemporaryDirectory(prefix="bench-") as folder:
         config = parse(rest)
 
         # After parsing: torch takes seconds to import, and --help needs none of it.

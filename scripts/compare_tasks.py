@@ -15,32 +15,31 @@ import sys
 from pathlib import Path
 
 from mtl_diffusion.config.command_line import parse
-from mtl_diffusion.config.flags import refusing, script_parser
+from mtl_diffusion.tools import flags
 
 
 def main() -> None:
-    parser = script_parser(__doc__)
+    parser = flags.parser(__doc__)
     add = parser.add_argument
-    add("--output_dir", required=True, type=Path, help="for the runs, the tables and the plot")
-    add("--arms", default="alone", help="alone, subsets, or a YAML file; default: %(default)s")
+    flags.add(parser, "output_dir")
+    add("--arms", default="alone", help="alone, subsets, or a YAML file")
     add(
         "--equal_images",
         choices=["per_task", "total"],
         default="per_task",
-        help="samples that steps of alone and subsets share with a joint one; default: %(default)s",
+        help="samples that steps of alone and subsets share with a joint one",
     )
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    add("--num_images", type=int, default=1000, help="held-out images; default: %(default)s")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="runs of each arm")
+    add("--num_images", type=int, default=1000, help="held-out images")
     add(
         "--metrics",
         default="scores/metrics.json",
-        help="output of scripts/evaluate.py in a run's folder, compared where there is one;"
-        " default: %(default)s",
+        help="output of evaluate in a run's folder, compared where there is one",
     )
-    add("--launcher", default=sys.executable, help='such as "accelerate launch"; default: python')
+    add("--launcher", default=sys.executable, help='such as "accelerate launch"')
     args, rest = parser.parse_known_args()
     command = [*shlex.split(args.launcher), str(Path(__file__).with_name("train.py"))]
-    with refusing(ValueError, OSError):
+    with flags.refusals():
         base = parse(rest)
 
         # After parsing: torch takes seconds to import, and --help needs none of it.
@@ -52,7 +51,7 @@ def main() -> None:
         try:
             tables = compare(arms, base, *given)
         except RuntimeError as error:
-            sys.exit(f"compare_tasks.py: {error}")
+            sys.exit(f"compare_tasks: {error}")
     print(f"\n{tables}\n{len(args.seeds)} seeds. Written to {args.output_dir}")
 
 

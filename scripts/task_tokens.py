@@ -8,27 +8,24 @@ noise, masks and strengths; +- is the standard error of the mean difference over
 """
 
 import json
-import shlex
-import sys
-from pathlib import Path
 
-from mtl_diffusion.config.flags import add_dataset_flags, refusing, script_parser
+from mtl_diffusion.tools import flags
 
 
 def main() -> None:
-    parser = script_parser(__doc__)
+    parser = flags.parser(__doc__)
     add = parser.add_argument
-    add("--pipeline", required=True, help="exported folder, or a name on the Hub")
-    add_dataset_flags(parser)
-    add("--num_images", type=int, default=1000, help="held-out images; default: %(default)s")
+    required = {"required": True}
+    flags.add(parser, "pipeline", "revision", "dataset_name", dataset_name=required)
+    flags.add(parser, "dataset_config_name", "validation_split", "image_column", "label_column")
+    flags.add(parser, "seed", "output_dir")
+    add("--num_images", type=int, default=1000, help="held-out images")
     add(
         "--alike",
         action="store_true",
         help="every task paints the whole image, with the same noise and, if it takes one, the same"
-        " strengths, drawn from 0 to 1; default: each task draws as in training",
+        " strengths, drawn from 0 to 1; without it each task draws as in training",
     )
-    add("--seed", type=int, default=0, help="of the noise and the tasks; default: %(default)s")
-    add("--output_dir", required=True, type=Path, help="for the table and the plot")
     args = parser.parse_args()
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
@@ -38,13 +35,13 @@ def main() -> None:
     from mtl_diffusion.data.images import load_split
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
-    with refusing(ValueError, OSError):
-        pipe = MultiTaskPipeline.from_pretrained(args.pipeline)
+    with flags.refusals():
+        pipe = MultiTaskPipeline.from_pretrained(args.pipeline, revision=args.revision)
         pipe.to("cuda" if torch.cuda.is_available() else "cpu")
         data = load_split(args, "validation_split", pipe.size)
         table = compare_tokens(pipe, data, args.num_images, args.seed, args.alike)
     report = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": flags.command(),
         "fingerprint": data.fingerprint,
         "num_images": min(args.num_images, len(data)),
         "loss": table,

@@ -1,13 +1,13 @@
 """Train: mtl-diffusion train --config configs/quickstart.yaml [--field value ...]
 
-Exit codes: 0 finished; 2 refused before anything was trained; 75 stopped after a checkpoint, run it
-again to go on; 1 failed.
+Exit codes: 0 finished; 2 refused before training; 75 stopped after a checkpoint, the same command
+continues; 1 failed.
 """
 
 import signal
 import sys
 
-from mtl_diffusion.launch.stop import (  # first: it notes which process launched this one
+from mtl_diffusion.launch.stop import (  # first: it records which process launched this one
     REFUSED,
     SIGNALS,
     STOPPED,
@@ -37,7 +37,7 @@ def main() -> None:
         sys.exit(str(error))
     except SystemExit as stop:
         if stop.code == STOPPED:
-            # All is saved. What launchers send after the first signal mustn't change the code.
+            # All is saved. Further signals of a launcher must not change the exit code.
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
         raise

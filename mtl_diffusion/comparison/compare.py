@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +15,7 @@ from ..config import TrainConfig, to_dict
 from ..data.images import load_splits
 from ..pictures.plots import signed_matrix
 from ..publishing.export import PIPELINE
+from ..tools import flags
 from ..tools.files import write_text
 from .arms import Arm, configure
 from .measure import losses, scorecard
@@ -69,7 +68,7 @@ def compare(
     changed = changes(measured)
     tables = "\n".join(filter(None, [loss_table(measured, changed), scorecard_table(figures)]))
     report = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": flags.command(),
         "base": to_dict(base),
         "arms": [asdict(arm) for arm in arms],
         "seeds": list(seeds),

@@ -1,8 +1,8 @@
-"""Inpainting and editing with the generate task alone: what the same weights can do untaught.
+"""Inpainting and editing with the generate task alone, as baselines with the same weights.
 
 Everywhere:
-    D, source, target: D(x, sigma), as in denoise.py; `source` is told the class that an image has,
-        or none, `target` the one that it shall have.
+    D, source, target: D(x, sigma), as in denoise.py; `source` is conditioned on the class of the
+        image, or on none, `target` on the class that it shall have.
     image: (B, 3, H, W) float32 in [-1, 1].
     sigmas: falling noise levels, the last one 0, from `denoise.noise_levels`.
     strength: in [0, 1], how far up the noise levels an edit starts: 0 gives the image back, 1 is

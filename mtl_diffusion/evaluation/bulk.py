@@ -27,14 +27,14 @@ from tqdm.auto import tqdm
 
 @dataclass(frozen=True)
 class Job:
-    """Something to be done for each of many rows: mostly, an image to be drawn.
+    """Work to be done for each of many rows, such as an image to be sampled.
 
     Attributes:
         name: unique among the jobs of an evaluation.
         key: all that the outcome depends on, as JSON can hold it: another key, another outcome.
         count: rows.
         draw: some rows of range(count) -> a tensor (b, ...), such as images (b, 3, H, W) uint8.
-            What it gives for a row depends on that row alone.
+            The result of a row depends on that row alone.
     """
 
     name: str
@@ -89,7 +89,7 @@ def evaluations_of(unet: nn.Module) -> Iterator[list[int]]:
 
 
 class Bulk:
-    """Does jobs over all processes, each chunk into a file of its own.
+    """Runs jobs over all processes; each chunk is a file of its own.
 
     Args:
         folder: where the chunks are kept; every process must see it.
@@ -104,7 +104,7 @@ class Bulk:
         self.state = PartialState()
 
     def draw(self, jobs: Sequence[Job]) -> None:
-        """Does what is missing. When it returns, all processes have done their shares."""
+        """Computes the missing chunks. Returns when all processes have finished."""
         todo = [
             (job, path, rows)
             for number, (job, path, rows) in enumerate(
@@ -144,7 +144,7 @@ class Bulk:
 
     @torch.no_grad()
     def _write(self, path: Path, job: Job, rows: range) -> None:
-        """Does a chunk; its file appears whole or not at all."""
+        """Computes a chunk; its file is written atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         with evaluations_of(self.unet) as seen:

@@ -1,9 +1,9 @@
-"""The generate task of a pipeline as a plain denoiser, its noise levels, and a solver.
+"""The generate task of a pipeline as a denoiser D(x, sigma), its noise levels, and a solver.
 
 Karras et al. 2022, arXiv:2206.00364: D(x; sigma) = E[image | x] for x = image + sigma noise, and
 the probability flow that carries noise to images is dx / dsigma = (x - D) / sigma.
 
-What is built on this takes any callable D(x, sigma), such as one whose answers are known.
+Solvers, baselines and the likelihood take any callable D(x, sigma): tests give them exact ones.
 """
 
 import math
@@ -23,7 +23,7 @@ Denoise = Callable[[Tensor, float], Tensor]
 class Denoiser:
     """D(x, sigma) for B images, each with its own conditioning.
 
-    Gradients pass through it. Its answers are not clipped.
+    Gradients pass through it. Its outputs are not clipped.
 
     Attributes:
         evaluations: of the network so far, for one image; a guided call costs two.
@@ -69,7 +69,7 @@ class Denoiser:
 def generate_denoiser(
     pipe: MultiTaskPipeline, label: Tensor, guidance_scale: float = 1.0
 ) -> Denoiser:
-    """What a pipeline's generate task makes of noise, alone.
+    """The denoiser of a pipeline's generate task.
 
     Args:
         label: (B,) int64 class labels, -1 for none.
@@ -93,13 +93,13 @@ def generate_denoiser(
         )
     guidance_scale = read_number(guidance_scale, 0, math.inf, "guidance_scale")
     if (label < 0).all():
-        guidance_scale = 1.0  # both branches would be told the same
+        guidance_scale = 1.0  # both branches would have the same conditioning
     task = TASKS["generate"]
     device = pipe.unet.device
     blank = torch.zeros(len(label), 3, pipe.size, pipe.size, device=device)
     hint = task.condition(blank, blank[:, :1], blank[:, 0, 0, 0], blank)
-    told = build_conditioning(hint, task, label.to(device), pipe.vocabulary)
-    return Denoiser(pipe.unet, pipe.scheduler, told, pipe.vocabulary.null, guidance_scale)
+    conditioning = build_conditioning(hint, task, label.to(device), pipe.vocabulary)
+    return Denoiser(pipe.unet, pipe.scheduler, conditioning, pipe.vocabulary.null, guidance_scale)
 
 
 def noise_levels(scheduler, steps: int, schedule: str | None = None) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ _ALONE = {"sync_on_compute": False}
 
 
 class _AsTheyAre(nn.Module):
-    """torchmetrics measures images through a network; here the network has already spoken."""
+    """Stands where torchmetrics has its feature network: the inputs are features already."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -27,7 +27,7 @@ class _AsTheyAre(nn.Module):
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Between the Gaussians with the moments of a (N, D) and b (M, D). Heusel et al. 2017.
 
-    It is biased upwards by few samples: hold only figures of the same n beside each other.
+    It is biased upwards if samples are few: compare only figures of the same n.
     """
     metric = FrechetInceptionDistance(feature=_AsTheyAre(a.shape[1]), **_ALONE)
     metric.set_dtype(torch.float64)
@@ -43,7 +43,7 @@ def kernel_distance(a: Tensor, b: Tensor, seed: int = 0, subsets: int = 100) -> 
 
     Returns:
         The mean over random subsets of up to 1,000 points, and their standard deviation. Subsets
-        share points, so the mean's own error can't be told from it.
+        share points, so it is not the error of the mean.
     """
     size = min(1000, len(a), len(b))
     with warnings.catch_warnings():
@@ -66,8 +66,8 @@ def precision_recall(real: Tensor, drawn: Tensor, neighbours: int = 3) -> tuple[
     k-th nearest other point of the set.
 
     Returns:
-        precision, the share of `drawn` (M, D) in the manifold of `real` (N, D): is it good; and
-        recall, the share of `real` in the manifold of `drawn`: is everything there.
+        precision, the share of `drawn` (M, D) in the manifold of `real` (N, D): quality; and
+        recall, the share of `real` in the manifold of `drawn`: coverage.
     """
     radius_of_real = _kth_distance(real, neighbours)
     radius_of_drawn = _kth_distance(drawn, neighbours)

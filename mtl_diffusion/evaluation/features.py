@@ -1,6 +1,6 @@
-"""Feature spaces: in which the distances between sets of images are taken. A result names its own.
+"""Feature spaces, in which the distances between sets of images are measured.
 
-No figure of one feature space can be held beside a figure of another one.
+Figures of different feature spaces can't be compared, so a result names its feature space.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ KINDS = 'a folder of mtl-diffusion train_classifier, "inception", or an image mo
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """A frozen network that turns images into points.
+    """A frozen network that maps images to features.
 
     Attributes:
         name: of the network, for people.
         digest: of its weights: the same digest, the same space.
-        about: what else a reader needs to judge it, such as a classifier's accuracy.
+        about: further facts for metrics.json, such as a classifier's accuracy.
         embed: (B, 3, H, W) in [0, 1] on any device -> (B, D) float32.
     """
 
@@ -62,7 +62,7 @@ class FeatureSpace:
 
 
 def feature_space(name: str, device: str | torch.device = "cpu") -> FeatureSpace:
-    """The space of that name.
+    """Loads a feature space.
 
     Args:
         name: a folder of mtl-diffusion train_classifier; "inception", the network of the published
@@ -70,7 +70,7 @@ def feature_space(name: str, device: str | torch.device = "cpu") -> FeatureSpace
             as a folder or a name on the Hub, such as "facebook/dinov2-base".
 
     Raises:
-        ValueError: there is no such network here.
+        ValueError: the network is not available.
     """
     if name == "inception":
         return _inception(device)
@@ -80,7 +80,7 @@ def feature_space(name: str, device: str | torch.device = "cpu") -> FeatureSpace
 
 
 def classifier_space(classifier: Classifier, name: str) -> FeatureSpace:
-    """What a classifier's last layer sees."""
+    """The inputs of a classifier's last layer."""
 
     def embed(images: Tensor) -> Tensor:
         return classifier.features(2 * images - 1)

@@ -24,7 +24,7 @@ class Sampling:
     """One way to sample.
 
     Attributes:
-        by_class: ask for every class in turn; else for none.
+        by_class: condition on every class in turn; else on none.
         guidance_scale: 1 is off.
         steps: of the solver.
         guidance_interval: the noise levels that are guided; None: all.
@@ -124,7 +124,7 @@ class Generate(Part):
         return results
 
     def _classes(self, images: Tensor, asked: Tensor) -> dict[str, Any]:
-        """How often the classifier sees the class that was asked for."""
+        """The share of samples in which the classifier finds the class that was asked for."""
         right = self.context.classes_of(images) == asked
         names = self.context.pipe.class_names
         return {
@@ -172,7 +172,7 @@ def distances(features: Tensor, train: Tensor, test: Tensor) -> dict[str, float]
 
 
 def floor(train: Tensor, test: Tensor, count: int) -> dict[str, Any]:
-    """What real images have: held-out ones to the training split, and the other way round."""
+    """The same figures of real images: held-out ones to the training split, and reversed."""
     n = min(count, len(train), len(test))
     kernel, deviation = kernel_distance(test[:n], train)
     other, other_deviation = kernel_distance(train[:n], test)
@@ -193,9 +193,9 @@ def floor(train: Tensor, test: Tensor, count: int) -> dict[str, Any]:
 def memorisation(
     context: Context, images: Tensor, features: Tensor, train: Tensor, test: Tensor, folder: Path
 ) -> dict[str, Any]:
-    """How near samples come to training images, beside how near held-out images come.
+    """Distances of samples to the nearest training image, relative to those of held-out images.
 
-    A model that copies is nearer than held-out images are: a ratio well below 1.
+    The ratio is well below 1 for a model that copies.
 
     Args:
         images: (N, 3, H, W) uint8, and their features (N, D). train, test: features of the splits.

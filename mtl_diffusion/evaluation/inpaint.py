@@ -22,7 +22,7 @@ from .parts import Context, Part, Seen, mean, to_bytes
 
 
 class Inpaint(Part):
-    """The first held-out images, with a hole of each kind, completed without being told a class."""
+    """The first held-out images, with a hole of each kind, completed without a class."""
 
     name = "inpaint"
     task = "inpaint"

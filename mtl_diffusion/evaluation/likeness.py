@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-_ROUNDING = (0.5 / 255) ** 2  # the error of 8 bits: no image can be told to be nearer
+_ROUNDING = (0.5 / 255) ** 2  # the error of rounding to 8 bits: a smaller error can't be measured
 
 
 def psnr(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures of what a pipeline does: grids with labels, from fixed seeds, none picked by hand."""
+"""Labelled grids of images: samples of each task, from fixed seeds, none picked by hand."""
 
 from collections.abc import Sequence
 

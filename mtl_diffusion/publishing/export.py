@@ -1,4 +1,4 @@
-"""From a run or a checkpoint to a folder that anybody can load, and from the folder to the Hub."""
+"""Exports of runs and checkpoints as folders for `from_pretrained`, and their upload."""
 
 import copy
 import json

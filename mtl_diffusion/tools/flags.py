@@ -60,7 +60,9 @@ def refusals() -> Iterator[None]:
 
 def command() -> str:
     """The command that is running, without the paths of this machine to here and to home."""
-    text = shlex.join(["mtl-diffusion", _name(), *sys.argv[1:]])
+    script = sys.argv[0].endswith(".py")
+    program = ["python", f"scripts/{_name()}.py"] if script else ["mtl-diffusion", _name()]
+    text = shlex.join([*program, *sys.argv[1:]])
     return text.replace(f"{Path.cwd()}{os.sep}", "").replace(str(Path.home()), "~")
 
 
