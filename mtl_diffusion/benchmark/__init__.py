@@ -1,1 +1,1 @@
-"""Speed: our training step and its parts, and our sampler beside plain solvers."""
+"""Speed: training and sampling, side by side with diffusers' own script and solvers."""

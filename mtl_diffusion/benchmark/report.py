@@ -8,19 +8,25 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..config import TrainConfig
+from ..data.images import load_splits
 from ..launch.preflight import begin
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.flops import flops_of_unet
+from ..training.model import build_unet
 from ..training.run import build
-from .measure import matmul_rate
+from ..training.vocabulary import build_tokenizer
+from . import programs
+from .measure import Measured, interleaved, matmul_rate
 from .sampling import Sampler, evaluations_for
 from .steps import break_down
+from .twin import build_twin
 
 STEP_COUNTS = (4, 6, 8, 12, 18, 24, 36, 50, 72, 100, 150)
 DEFAULT_STEPS = 18  # of the pipeline
@@ -30,7 +36,7 @@ def measure(args: Namespace, config: TrainConfig, folder: Path) -> dict[str, Any
     """All parts that `args` names; see scripts/benchmark.py for its attributes.
 
     Args:
-        folder: an empty folder for the files of the run.
+        folder: an empty folder for the programs' files.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = config.mixed_precision == "bf16"
@@ -45,8 +51,57 @@ def measure(args: Namespace, config: TrainConfig, folder: Path) -> dict[str, Any
         }
     }
     for part in args.parts:
-        of_part = {"steps": steps, "sampling": sampling}[part]
+        of_part = {"training": training, "steps": steps, "sampling": sampling}[part]
         found[part] = of_part(args, config, folder, matmul.median)
+    return found
+
+
+def training(args: Namespace, config: TrainConfig, folder: Path, matmul: float) -> dict[str, Any]:
+    """Both programs as their READMEs launch them, and diffusers' with as many threads as ours."""
+    data, _ = load_splits(config, config.resolution)
+    extra = (config.strength_levels, config.reserved_tokens)
+    words = build_tokenizer(list(config.shares), data.class_names, *extra).get_vocab()
+    twin = build_twin(build_unet(config, len(words)))
+    batch = config.total_batch_size
+    if (images := args.steps * batch) > len(data):
+        raise ValueError(
+            f"--steps: found {args.steps}, which need {images} images; the dataset has {len(data)}"
+        )
+    (folder / "images").mkdir()
+    programs.write_images(data, images, folder / "images")
+    twin.unet.save_config(folder / "twin")
+
+    def ours(place: Path) -> programs.Timed:
+        command = programs.our_command(config, args.steps, place)
+        return programs.program(command, place, batch, args.warm)
+
+    def theirs(place: Path, threads: int | None) -> programs.Timed:
+        command = programs.their_command(
+            args.diffusers, args.twin_python, config, folder / "twin", folder / "images", place
+        )
+        return programs.program(command, place, batch, args.warm, threads)
+
+    contestants = {"ours": ours}
+    if args.diffusers:
+        contestants["diffusers"] = partial(theirs, threads=None)
+        if not torch.cuda.is_available():  # the launcher gives a process on a CPU one thread
+            contestants["diffusers_all_threads"] = partial(theirs, threads=torch.get_num_threads())
+    numbered = {name: programs.numbered(folder, name, run) for name, run in contestants.items()}
+    found: dict[str, Any] = {}
+    for name, runs in interleaved(numbered, args.rounds, "training").items():
+        flops = twin.our_flops if name == "ours" else twin.flops
+        rate = Measured.of([run.rate for run in runs])
+        found[name] = {
+            "images_per_second": rate,
+            "gflops_per_second": rate.times(flops / 1e9),
+            "share_of_matmul": rate.median * flops / matmul,
+            "first_log_entry_seconds": Measured.of([run.first_entry for run in runs]),
+            "host_megabytes": max(run.host_bytes for run in runs) / 1e6,
+        }
+        if name != "ours":
+            ratio = found["ours"]["images_per_second"].median / rate.median
+            found[name]["ours_is_faster"] = ratio
+            found[name]["ours_is_faster_per_flop"] = ratio * twin.our_flops / twin.flops
     return found
 
 
@@ -63,7 +118,7 @@ def steps(args: Namespace, config: TrainConfig, folder: Path, matmul: float) -> 
     with begin(config) as accelerator:
         run = build(config, accelerator)
         _, flops = flops_of_unet(run.unet)
-        step = break_down(run, args.steps, args.warm)
+        step = break_down(run, max(args.rounds, args.steps - args.warm), args.warm)
         accelerator.end_training()
     rate = config.total_batch_size / step.whole.median
     return {

@@ -1,19 +1,29 @@
-"""The benchmark: timing, the parts of a step, solvers, on models of 8 channels."""
+"""The benchmark: timing, programs, the parts of a step, solvers, on models of 8 channels."""
 
 import json
 import math
+import sys
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from datasets import load_dataset
 from in_process import run_script
-from tiny import MODEL, flags, own_state, write_shapes
+from tiny import MODEL, own_state, write_shapes
+from torch.utils.tensorboard import SummaryWriter
 
-from mtl_diffusion.benchmark import report, sampling
+from mtl_diffusion.benchmark import programs
 from mtl_diffusion.benchmark.measure import Measured, interleaved, matmul_rate
 from mtl_diffusion.benchmark.sampling import Point, Sampler, evaluations_for
 from mtl_diffusion.benchmark.steps import STEP_PARTS, break_down
+from mtl_diffusion.benchmark.twin import build_twin
 from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.config.command_line import parse
+from mtl_diffusion.data.images import ImageDataset
 from mtl_diffusion.launch.preflight import begin
+from mtl_diffusion.tools.flops import flops_of_unet
 from mtl_diffusion.training.run import build
 
 CPU = torch.device("cpu")
@@ -57,6 +67,76 @@ def test_contestants_take_turns():
 def test_the_rate_of_a_product_is_plausible():
     rate = matmul_rate(CPU, torch.float32, repeats=2)
     assert 1e8 < rate.low <= rate.median <= rate.high < 1e15 and rate.n == 2
+
+
+def test_the_twin_has_our_channels_and_nearly_our_flops(pipe):
+    twin = build_twin(pipe.unet)
+    assert twin.unet.config.block_out_channels == tuple(pipe.unet.config.block_out_channels)
+    assert twin.flops == flops_of_unet(twin.unet)[1]
+    assert twin.our_flops == flops_of_unet(pipe.unet)[1]
+    assert abs(math.log(twin.flops / twin.our_flops)) < math.log(1.3)
+
+
+# --- training programs --------------------------------------------------------------------------
+
+PROGRAM = """
+import sys, time
+from torch.utils.tensorboard import SummaryWriter
+writer = SummaryWriter(sys.argv[1] + "/logs/run")
+for step in range(1, 7):
+    writer.add_scalar("lr", 0.1, step, walltime=1000 + (60 if step == 1 else 0.5 * step))
+    writer.add_scalar("loss", 0.1, step)
+writer.close()
+"""
+
+
+def test_a_program_is_timed_by_its_own_log(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    timed = programs.program(command, folder, batch_size=8, warm=2)
+    assert timed.rate == pytest.approx(8 * 4 / 2)  # four steps after the second, half a second each
+    assert timed.host_bytes > 1e6
+
+
+def test_a_program_that_fails_says_why(tmp_path):
+    command = [sys.executable, "-c", "raise SystemExit('no such flag')"]
+    with pytest.raises(RuntimeError, match=r"exited with 1:\nno such flag"):
+        programs.program(command, tmp_path / "run", 8, 2)
+
+
+def test_a_program_that_logs_too_little(tmp_path):
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run")]
+    with pytest.raises(RuntimeError, match="no step was logged after the first 6"):
+        programs.program(command, tmp_path / "run", 8, warm=6)
+
+
+def test_only_the_learning_rate_counts_as_a_step(tmp_path):
+    writer = SummaryWriter(str(tmp_path / "logs"))
+    writer.add_scalar("learning_rate", 1, 10, walltime=5)
+    writer.add_scalar("train/edit", 1, 20, walltime=6)
+    writer.close()
+    assert programs.step_times(tmp_path) == {10: 5.0}
+
+
+def test_our_command_is_read_back_as_the_same_run(config, tmp_path):
+    command = programs.our_command(config, 40, tmp_path)
+    flags = command[command.index(str(programs.SCRIPTS / "train.py")) + 1 :]
+    read = parse(flags)
+    assert read.max_train_steps == 40 and read.report_to == "tensorboard"
+    kept = ("dataset_name", "block_out_channels", "tasks", "total_batch_size", "mixed_precision")
+    assert all(getattr(read, name) == getattr(config, name) for name in kept)
+
+
+def test_diffusers_gets_the_same_images_batch_and_precision(config, data, tmp_path):
+    images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
+    programs.write_images(ImageDataset.of(images, torch.zeros(6).long(), ("a",)), 5, tmp_path)
+    rows = load_dataset(str(tmp_path), split="train")["image"]
+    written = torch.from_numpy(np.stack([np.asarray(image) for image in rows]))
+    assert torch.equal(written.permute(0, 3, 1, 2), images[:5])
+    places = (tmp_path / "twin", tmp_path, tmp_path / "run")
+    command = programs.their_command(Path("checkout"), Path("python"), config, *places)
+    assert command[4] == str(Path("checkout") / programs.THEIRS)
+    assert {"--train_batch_size=4", "--mixed_precision=no", "--use_ema"} < set(command)
 
 
 # --- a step in its parts ------------------------------------------------------------------------
@@ -109,28 +189,33 @@ def test_how_many_evaluations_come_as_near():
 # --- the command --------------------------------------------------------------------------------
 
 
-def test_mistakes_are_refused_at_once(monkeypatch, capsys):
-    for given, words in (
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--diffusers", "x"], "--diffusers and --twin_python go together"),
+        (["--steps", "3", "--warm", "3"], "--steps is 3; it must be more than --warm, 3"),
         ([], "sampling needs a --pipeline"),
         (["--parts", "steps", "--learning_rat", "1"], "learning_rat"),
-    ):
-        assert run_script("benchmark.py", *given, monkeypatch=monkeypatch) == 2
-        assert words in capsys.readouterr().err
+    ],
+)
+def test_mistakes_are_refused_at_once(flags, words, monkeypatch, capsys):
+    assert run_script("benchmark.py", *flags, monkeypatch=monkeypatch) == 2
+    assert words in capsys.readouterr().err
 
 
-def test_the_command_measures_everything(data, pipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "STEP_COUNTS", (4, 18))
-    monkeypatch.setattr(sampling, "REFERENCE_STEPS", 32)
+@pytest.mark.slow
+def test_the_command_measures_everything(config, pipe, tmp_path, monkeypatch, capsys):
     pipe.save_pretrained(tmp_path / "pipeline")
-    given = (
-        *("--rounds", 1, "--steps", 2, "--warm", 1, "--sample_batch", 2),
+    command = programs.our_command(replace(config, dataset_name="shapes"), 6, tmp_path / "unused")
+    flags = (
+        *("--rounds", 1, "--steps", 6, "--warm", 2, "--sample_batch", 2),
         *("--pipeline", tmp_path / "pipeline", "--json", tmp_path / "speed.json"),
-        *flags(**MODEL, dataset_name=data, total_batch_size=4, num_threads=1),
+        *command[command.index(str(programs.SCRIPTS / "train.py")) + 1 :],
     )
     with own_state():
-        assert run_script("benchmark.py", *given, monkeypatch=monkeypatch) == 0
+        assert run_script("benchmark.py", *flags, monkeypatch=monkeypatch) == 0
     found = json.loads((tmp_path / "speed.json").read_text())
-    assert set(found) == {"machine", "steps", "sampling"}
-    assert found["steps"]["images_per_second"] > 0
+    assert set(found) == {"machine", "training", "steps", "sampling"}
+    assert found["training"]["ours"]["images_per_second"]["median"] > 0
     assert found["sampling"]["at_equal_quality"]["18_steps"]["distance"] > 0
-    assert "steps, milliseconds " in capsys.readouterr().out
+    assert "training, ours, images_per_second " in capsys.readouterr().out

@@ -131,12 +131,12 @@ def _child(argv, log, faults, variables):
     # Under nohup, or in the background of a shell, the tests ignore signals that a run must heed.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    import mtl_diffusion.data.images
     import mtl_diffusion.data.shapes
+    import mtl_diffusion.data.source
 
     tqdm.set_lock(threading.RLock())  # its own is one of several processes, which a kill leaks
     few = partial(mtl_diffusion.data.shapes.shapes, num_train=60, num_test=8)
-    mtl_diffusion.data.images.shapes = few
+    mtl_diffusion.data.source.shapes = few
     for fault in faults:
         fault()
     sys.argv = [str(SCRIPT), *argv]
