@@ -68,7 +68,7 @@ def test_the_site_has_the_pages_and_the_api(tmp_path):
     text = (tmp_path / "api/mtl_diffusion/index.html").read_text(encoding="utf-8")
     for name in mtl_diffusion.__all__:
         assert f'id="mtl_diffusion.{name}"' in text
-    assert "Peak learning rate" in text and "how much of the source is hidden" in text
+    assert "Peak learning rate" in text and "degradation of the source" in text
     for path in (ROOT / "mtl_diffusion").glob("*/__init__.py"):
         said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("\n")[0]
         page = (tmp_path / f"api/{path.parent.name}/index.html").read_text(encoding="utf-8")

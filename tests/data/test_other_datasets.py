@@ -14,7 +14,7 @@ from mtl_diffusion.config.command_line import parse
 pytestmark = pytest.mark.slow
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-STEPS = 3
+STEPS = 20
 SMALL = {
     "block_out_channels": "[8,8,8]",
     "norm_num_groups": 4,
