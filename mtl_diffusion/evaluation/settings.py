@@ -32,8 +32,9 @@ class Settings:
     such sampling."""
     inpaint_images: int = 1_000
     """Held-out images that are completed, for each kind of mask; 2 or more."""
-    inpaint_seeds: int = 3
-    """Completions of each of them, for their diversity."""
+    inpaint_seeds: int = 9
+    """Completions of each of them, for their diversity and their mean; nine take as many
+    evaluations as one of RePaint's."""
     edit_images: int = 20
     """Held-out images of each class that are edited into each class."""
     num_strengths: int = 10
