@@ -31,11 +31,9 @@ def main() -> None:
     with flags.refusals():
         accelerator = Accelerator(cpu=args.device == "cpu")
         device = args.device or accelerator.device
-        dtype = getattr(torch, settings.dtype)
-        pipe = MultiTaskPipeline.from_pretrained(
-            args.pipeline, revision=args.revision, torch_dtype=dtype
-        ).to(device)
+        pipe = MultiTaskPipeline.from_pretrained(args.pipeline, revision=args.revision).to(device)
         pipe.set_progress_bar_config(disable=True)
+        pipe.unet.to(getattr(torch, settings.dtype))
         if settings.compile:
             pipe.unet.to(memory_format=torch.channels_last)
             # Not the module, whose hooks count evaluations.

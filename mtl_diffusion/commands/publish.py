@@ -13,7 +13,6 @@ Exit codes: 0 done; 1 exported and not uploaded; 2 refused.
 import json
 import sys
 from argparse import Namespace
-from pathlib import Path
 
 from mtl_diffusion.tools import flags
 
@@ -22,12 +21,13 @@ def parse() -> Namespace:
     parser = flags.parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     where = "a checkpoint's folder, or a run's output_dir: its newest complete checkpoint"
-    source.add_argument("--checkpoint", type=Path, help=where)
-    source.add_argument("--pipeline", type=Path, help="exported folder; it needs --space")
+    source.add_argument("--checkpoint", type=flags.path, help=where)
+    source.add_argument("--pipeline", type=flags.path, help="exported folder; it needs --space")
     add = parser.add_argument
     target = {"required": False, "help": "of a checkpoint; an earlier export there is replaced"}
     flags.add(parser, "output_dir", output_dir=target)
-    add("--metrics", type=Path, help="metrics.json of mtl-diffusion evaluate, for the model card")
+    scores = "metrics.json of mtl-diffusion evaluate, for the model card"
+    add("--metrics", type=flags.path, help=scores)
     add("--no_pictures", action="store_true", help="draw no gallery for the model card")
     add("--half", action="store_true", help="write float16: half the bytes, and loads as float32")
     add("--max_shard_size", help="cut the weights into files of this size, such as 15MB")

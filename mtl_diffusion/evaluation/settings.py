@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -32,8 +33,9 @@ class Settings:
     such sampling."""
     inpaint_images: int = 1_000
     """Held-out images that are completed, for each kind of mask; 2 or more."""
-    inpaint_seeds: int = 3
-    """Completions of each of them, for their diversity."""
+    inpaint_seeds: int = 9
+    """Completions of each of them, for their diversity and their mean; nine take as many
+    evaluations as one of RePaint's."""
     edit_images: int = 20
     """Held-out images of each class that are edited into each class."""
     num_strengths: int = 10
@@ -113,9 +115,12 @@ def read_flags(description: str) -> tuple[Any, Settings]:
     parser = flags.parser(description, ArgumentParser, print_config=None)
     add = parser.add_argument
     flags.add(parser, "pipeline", "revision")
-    add("--classifier", required=True, help="output_dir of mtl-diffusion train_classifier")
+    home = os.path.expanduser
+    trained = "output_dir of mtl-diffusion train_classifier"
+    add("--classifier", required=True, type=home, help=trained)
     add(
         "--feature_space",
+        type=home,
         help='where distances are taken: "inception", an image model of transformers such as '
         "facebook/dinov2-base, or a folder of train_classifier; default: --classifier",
     )
