@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mtl_diffusion"
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md")
 LINKED = ("docs/images/*.png", "pretrained/*/*.png", "configs/**/*.yaml", "mtl_diffusion/**/*.py")
+LINKED += ("notebooks/*.ipynb",)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
