@@ -10,7 +10,6 @@ Exit codes: 0 done; 1 exported and not uploaded; 2 refused.
 import json
 import sys
 from argparse import Namespace
-from pathlib import Path
 
 from mtl_diffusion.tools import flags
 
@@ -19,9 +18,10 @@ def parse() -> Namespace:
     parser = flags.parser(__doc__)
     add = parser.add_argument
     where = "a checkpoint's folder, or a run's output_dir: its newest complete checkpoint"
-    add("--checkpoint", required=True, type=Path, help=where)
+    add("--checkpoint", required=True, type=flags.path, help=where)
     flags.add(parser, "output_dir", output_dir={"help": "an earlier export there is replaced"})
-    add("--metrics", type=Path, help="metrics.json of mtl-diffusion evaluate, for the model card")
+    scores = "metrics.json of mtl-diffusion evaluate, for the model card"
+    add("--metrics", type=flags.path, help=scores)
     add("--no_pictures", action="store_true", help="draw no gallery for the model card")
     add("--half", action="store_true", help="write float16: half the bytes, and loads as float32")
     add("--max_shard_size", help="cut the weights into files of this size, such as 15MB")
