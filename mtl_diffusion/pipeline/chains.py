@@ -7,7 +7,6 @@ noise level tells the model which jump is asked for, so no level belongs to two 
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -32,11 +31,10 @@ def check_chains(chains) -> None:
     """Raises a ValueError if they are not lists of falling levels, with no level twice."""
     try:
         levels = [level for chain in chains for level in chain]
-        fits = all(
-            chain and chain[-1] > 0 and all(a > b for a, b in pairwise(chain)) for chain in chains
-        )
-        fits = fits and len(chains) > 0 and len({*levels}) == len(levels)
-        fits = fits and len({len(chain) for chain in chains}) == len(chains)
+        falling = all(list(chain) == sorted({*chain}, reverse=True) for chain in chains)
+        lengths = [len(chain) for chain in chains]
+        fits = levels and falling and all(level > 0 for level in levels) and 0 not in lengths
+        fits = fits and len({*levels}) == len(levels) and len({*lengths}) == len(lengths)
     except TypeError:
         fits = False
     if not fits:
