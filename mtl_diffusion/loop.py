@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from .checkpoints.resume import restore
 from .checkpoints.saver import Saver
 from .config import ConfigError, TrainConfig
+from .config.command_line import check
 from .data.images import data_line
 from .launch.preflight import begin, check_room, describe, start_trackers
 from .launch.stop import STOPPED, StopRequest
@@ -44,6 +45,7 @@ def train(config: TrainConfig) -> None:
         SystemExit: with `STOPPED`, after a checkpoint, when a stop was requested.
         UploadError: all is trained and exported, and it could not be published.
     """
+    check(config)
     # The minutes are the run's length, or else where a longer one is cut.
     stop = StopRequest(config.max_train_minutes if config.max_train_steps else None)
     with begin(config) as accelerator:

@@ -256,7 +256,7 @@ def _hand_over(studio, tabs, gallery, buttons, sources) -> None:
         if not images:
             raise gr.Error("There is no result yet: generate some, and click on one.", title="")
         image, _ = images[min(index, len(images) - 1)]
-        return source.show(image), gr.Tabs(selected=task)
+        return source.show(studio.enlarged(image)), gr.Tabs(selected=task)
 
     gallery.select(remember, None, index, **AT_ONCE)
     for task, button in buttons.items():

@@ -232,7 +232,11 @@ def compare(
     """Figure -> (N,), what is found of each edit.
 
     Args:
-        sources, edited: (N, 3, H, W) uint8. seen: of the sources. own, asked: (N,) classes.
+        sources: (N, 3, H, W) uint8.
+        seen: of the sources.
+        edited: (N, 3, H, W) uint8.
+        own: (N,) classes of the sources.
+        asked: (N,) classes that the edits are to be of.
     """
     found = Seen.of(context, edited)
     a, b = sources.float() / 255, edited.float() / 255

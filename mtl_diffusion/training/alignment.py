@@ -70,7 +70,8 @@ class Alignment(nn.Module):
         """The weighted losses of each sample, (B,), right after the UNet has denoised them.
 
         Args:
-            image, denoised: (B, 3, H, W) in [-1, 1].
+            image: (B, 3, H, W) in [-1, 1].
+            denoised: of the same shape and range.
             perceptual_weight: 0 leaves the perceptual loss out, and its cost.
         """
         with torch.no_grad():

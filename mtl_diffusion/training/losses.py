@@ -25,7 +25,10 @@ def denoising_loss(
 
     Args:
         output: (B, 3, H, W) the network's F.
-        image, noise: (B, 3, H, W). sigma: (B, 1, 1, 1). mask: (B, 1, H, W) in {0, 1}.
+        image: (B, 3, H, W).
+        noise: (B, 3, H, W).
+        sigma: (B, 1, 1, 1).
+        mask: (B, 1, H, W) in {0, 1}.
 
     Returns:
         (B,) losses.

@@ -98,8 +98,9 @@ def held_out_loss(
         task_token: "right"; None for the null token; or the name of another task.
         alike: all tasks get a mask of the whole image and the same noise, and those that take a
             strength the same strengths, uniform in (0, 1). Else each task draws as in training.
-        rank, world: only every world-th image, from this one on, is evaluated. The losses of the
-            others are zero, so that the sum over all ranks is the whole.
+        rank: the first image that is evaluated.
+        world: only every world-th image from there on is evaluated. The losses of the others are
+            zero, so that the sum over all ranks is the whole.
         objective: whose loss and levels are meant; its tasks are `tasks`. None: denoising.
     """
     n = min(num_images, len(dataset))
