@@ -44,7 +44,9 @@ def main() -> None:
             train, test = load_splits(args, pipe.size)
         cache = args.output_dir / "features"
         given = context(pipe, classifier, space, train, test, settings, cache)
-        metrics = write_scorecard(given, args.parts, args.output_dir, args, flags.command())
+        metrics = write_scorecard(
+            given, args.parts, args.output_dir, args, flags.command(), args.beside
+        )
     if metrics is None:
         return
     print(json.dumps(metrics["summary"], indent=2))

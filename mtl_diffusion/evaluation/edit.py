@@ -52,7 +52,7 @@ class Edit(Part):
     def __init__(self, context: Context):
         super().__init__(context)
         self.sources, self.own, self.asked = pairs(context)
-        self.guidance = TASKS["edit"].default_guidance_scale
+        self.guidance = context.pipe.default_guidance("edit")
         count = context.settings.num_strengths
         self.ladder = [k / count for k in range(1, count + 1)]
         further = {TASKS["edit"].default_strength, *context.settings.strengths}

@@ -9,6 +9,7 @@ import argparse
 import math
 import os
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -24,10 +25,10 @@ class Settings:
     """Samples of generate at each of its settings."""
     reference_images: int | None = None
     """Images of each split that distances are taken to. None: all."""
-    num_inference_steps: int = 18
-    """Steps of every task, but where steps are what is varied."""
+    num_inference_steps: int | None = None
+    """Steps of every task, but where steps are what is varied. None: the model's own."""
     step_counts: list[int] = field(default_factory=lambda: [5, 7, 9, 12, 18, 35])
-    """Step counts of the curve of quality against evaluations."""
+    """Step counts of the curve of quality against evaluations. A model of few steps has its own."""
     guidance_interval: tuple[float, float] | None = (0.28, 2.9)
     """Lowest and highest noise level of guidance, for the one sampling that limits it. None: no
     such sampling."""
@@ -127,6 +128,8 @@ def read_flags(description: str) -> tuple[Any, Settings]:
     flags.add(parser, "dataset_name", "dataset_config_name", dataset_name={"default": "shapes"})
     flags.add(parser, "train_split", "validation_split", "image_column", "label_column")
     add("--parts", nargs="+", help="generate, likelihood, inpaint, edit; default: all that apply")
+    beside = "metrics.json of other models, whose curves of quality are drawn in the same plot"
+    add("--beside", nargs="+", type=Path, default=[], help=beside)
     add("--at_least", type=float, help="fail if a task's class accuracy is below this share")
     add("--preset", choices=sorted(PRESETS), default="standard", help="defaults of what follows")
     flags.add(parser, "output_dir", "device")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .chains import karras_ramp
 from .components import plain_module
 from .denoiser import Conditioning, predict_guided
 
@@ -14,7 +15,7 @@ def solve(
     known: Tensor,
     noise: Tensor,
     conditioning: Conditioning,
-    steps: int,
+    steps: int | list[float],
     generators: list[torch.Generator],
     callback: Callable | None,
     callback_inputs: list[str],
@@ -25,6 +26,7 @@ def solve(
         call: the pipeline's copy for this call. A callback may change its state.
         known: (B, 3, H, W) in [-1, 1], the values where the mask is 0.
         noise: (B, 3, H, W) standard normal.
+        steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
 
     Returns:
@@ -34,7 +36,11 @@ def solve(
         ValueError: the latents are not finite after a step.
     """
     scheduler = call.scheduler
-    scheduler.set_timesteps(steps, device=known.device)
+    if isinstance(steps, int):
+        scheduler.set_timesteps(steps, device=known.device)
+    else:
+        ramp = karras_ramp(steps, scheduler.config)
+        scheduler.set_timesteps(len(steps), device=known.device, sigmas=ramp)
     scheduler.set_begin_index(0)
     scheduler.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
     sigmas = scheduler.sigmas.tolist()

@@ -33,7 +33,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "validation_split": {"default": "test", "help": "held-out images"},
     "image_column": {"help": "default: the one column of images"},
     "label_column": {"help": "default: the one column of classes"},
-    "num_inference_steps": {"type": int, "default": 18, "help": "steps of the sampler"},
+    "num_inference_steps": {"type": int, "help": "steps of the sampler; default: the model's"},
     "seed": {"type": int, "default": 0, "help": "of everything random"},
     "device": {"help": "default: cuda where there is one, else cpu"},
     "output_dir": {"type": path, "required": True, "help": "folder for what is written"},
