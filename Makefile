@@ -15,7 +15,7 @@ OLDEST_TESTS := tests/publishing/test_upload.py \
 	$(patsubst %,tests/pipeline/test_%.py,\
 	contract loading pipeline pipeline_errors shipping tokens)
 
-.PHONY: setup test test-fast test-oldest lint quickstart demo clean
+.PHONY: setup test test-fast test-oldest lint docs quickstart demo clean
 
 setup: $(INSTALLED)
 
@@ -49,6 +49,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The pages of the repository and the API, as a site in site/.
+docs: setup
+	$(BIN)/mkdocs build --strict
+
 quickstart: setup
 	$(LAUNCH) scripts/train.py --config configs/quickstart.yaml
 	$(BIN)/python scripts/gallery.py --pipeline $(QUICKSTART)/pipeline --dataset_name shapes \
@@ -59,5 +63,5 @@ demo: setup
 	$(BIN)/python scripts/demo.py --pipeline $(DEMO)
 
 clean:
-	rm -rf .venv .venv-oldest runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest runs site build *.egg-info .pytest_cache .ruff_cache
 	find mtl_diffusion scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

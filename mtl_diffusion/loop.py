@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from .checkpoints.resume import restore
 from .checkpoints.saver import Saver
 from .config import ConfigError, TrainConfig
+from .config.command_line import check
 from .data.images import data_line
 from .launch.preflight import begin, check_room, describe, start_trackers
 from .launch.stop import STOPPED, StopRequest
@@ -23,7 +24,6 @@ from .tools.tensors import upload
 from .training.length import with_length
 from .training.losses import sum_of_task_means
 from .training.meter import Meter
-from .training.noise import draw_sigma
 from .training.optimizers import trained_parameters
 from .training.reports import validate, validation_due
 from .training.run import Run, build, microbatches, process_rows
@@ -45,6 +45,7 @@ def train(config: TrainConfig) -> None:
         SystemExit: with `STOPPED`, after a checkpoint, when a stop was requested.
         UploadError: all is trained and exported, and it could not be published.
     """
+    check(config)
     # The minutes are the run's length, or else where a longer one is cut.
     stop = StopRequest(config.max_train_minutes if config.max_train_steps else None)
     with begin(config) as accelerator:
@@ -151,7 +152,7 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     # Drawn for the whole global batch and sliced, so that it may be cut over any processes.
     draw = run.mixture.draw(config.seed, step, batch_size, device)
     random = generator(config.seed, step, "noise", device=device)
-    sigma = draw_sigma(batch_size, config.sigma_mean, config.sigma_std, random)
+    sigma = run.draw_sigma(batch_size, generator=random)
     noise = torch.randn(batch_size, 3, size, size, generator=random, device=device)
     perceptual = perceptual_weight(config, step)
 

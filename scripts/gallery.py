@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True, help="folder for the pictures")
     parser.add_argument("--dataset_name", help="take sources from this dataset's held-out split")
     parser.add_argument("--validation_split", default="test", help="held-out split")
-    parser.add_argument("--num_inference_steps", type=int, default=18, help="default: %(default)s")
+    parser.add_argument("--num_inference_steps", type=int, help="default: the model's")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args()
 

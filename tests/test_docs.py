@@ -1,10 +1,15 @@
 """Links between the pages lead somewhere, and what docs/design.md names is there."""
 
 import ast
+import html
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import mtl_diffusion
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -52,3 +57,23 @@ def test_no_launch_leaves_a_default_that_accelerate_warns_of(page):
         for command in block.replace("\\\n", "").splitlines():
             if "accelerate launch" in command:
                 assert "--config_file" in command or flags <= set(command.split()), command
+
+
+@pytest.mark.slow
+def test_the_site_has_the_pages_and_the_api(tmp_path):
+    pytest.importorskip("mkdocstrings_handlers.python", reason="mkdocstrings is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "api/mtl_diffusion/index.html").read_text(encoding="utf-8")
+    for name in mtl_diffusion.__all__:
+        assert f'id="mtl_diffusion.{name}"' in text
+    assert "Peak learning rate" in text and "degradation of the source" in text
+    for path in (ROOT / "mtl_diffusion").glob("*/__init__.py"):
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("\n")[0]
+        page = (tmp_path / f"api/{path.parent.name}/index.html").read_text(encoding="utf-8")
+        words = html.unescape(re.sub(r"<[^>]+>", "", page))
+        assert said.replace("`", "") in words
+    # Nothing is fetched from another machine.
+    pages = [page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")]
+    assert not [page for page in pages if re.search(r'<(script|link|img)[^>]*="https?:', page)]

@@ -20,7 +20,7 @@ from .measure import Measured, seconds, synchronise
 # Each part of a step, and the calls that it consists of.
 STEP_PARTS = {
     "data": [(Loader, "batch")],
-    "corruption": [(Mixture, "draw"), (Mixture, "condition"), (loop, "draw_sigma")],
+    "corruption": [(Mixture, "draw"), (Mixture, "condition")],
     "optimiser": [(torch.nn.utils, "clip_grad_norm_")],  # and the optimiser's own step
     "EMA": [(EMA, "update")],
     "logging": [(Meter, "add"), (Meter, "end_step"), (Meter, "read")],
@@ -98,7 +98,11 @@ def break_down(run: Run, steps: int, warm: int = 3) -> Breakdown:
                     patches.enter_context(patch.object(home, name, watching))
             backward = watch.around("backward", run.accelerator.backward)
             patches.enter_context(patch.object(run.accelerator, "backward", backward))
-            of_parts = replace(run, objective=watch.around("forward", run.objective))
+            of_parts = replace(
+                run,
+                objective=watch.around("forward", run.objective),
+                draw_sigma=watch.around("corruption", run.draw_sigma),
+            )
             took = seconds(lambda run=of_parts: step(run), device)
         watch.total["other"] = took - sum(watch.total.values())
         watched.append(watch.total)

@@ -15,6 +15,7 @@ from ..config.command_line import from_dict
 from ..data.streaming_loader import Position
 from ..tools.distributed import from_all_processes
 from ..tools.names import on_hub
+from ..training.losses import Objective
 from ..training.run import Run
 from ..training.schedule import decay_start, learning_rate
 from .store import Checkpoint, CheckpointError, load, load_latest
@@ -69,10 +70,12 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
         # What a pipeline is built of, so that a checkpoint alone can be published.
         "unet": _plain(run.unet),
         "scheduler": _plain(run.scheduler),
+        "chains": run.chains,
         "data": {"train": run.train_data.fingerprint, "held_out": run.held_out.fingerprint},
         "stream": positions,
         "num_processes": run.accelerator.num_processes,
         "alignment": run.alignment.fingerprint if run.alignment else None,
+        "teacher": _objective(run).teacher,
         "images_seen": step * run.config.total_batch_size,
         "learning_rate": learning_rate(run.config, step),
         "versions": _versions(),
@@ -260,6 +263,11 @@ def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
             f"alignment_classifier: the checkpoint has one of the fingerprint "
             f"{facts.get('alignment')}, this run has {classifier}"
         )
+    if facts.get("teacher") != _objective(run).teacher:
+        faults.append(
+            "pretrained_model_name_or_path: the checkpoint has a teacher of the fingerprint "
+            f"{facts.get('teacher')}, this run has {_objective(run).teacher}"
+        )
     for field, split, data in (
         ("train_split", "train", run.train_data),
         ("validation_split", "held_out", run.held_out),
@@ -357,5 +365,8 @@ def _versions() -> dict[str, str]:
 
 def _trained(run: Run) -> dict[str, torch.nn.Parameter]:
     """What the optimiser holds, by name."""
-    objective = run.accelerator.unwrap_model(run.objective, keep_torch_compile=False)
-    return {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    return {name: p for name, p in _objective(run).named_parameters() if p.requires_grad}
+
+
+def _objective(run: Run) -> Objective:
+    return run.accelerator.unwrap_model(run.objective, keep_torch_compile=False)

@@ -7,16 +7,14 @@ It runs on this machine and needs no network; `pip install 'mtl_diffusion[demo]'
 
 import importlib.util
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+from mtl_diffusion.tools import flags
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--pipeline", required=True, help="exported folder, or a name on the Hub")
-    add("--revision", help="branch, tag or commit of a pipeline on the Hub")
-    add("--device", help="default: cuda where there is one, else cpu")
-    add("--port", type=int, help="default: the first free one from 7860 on")
+    parser = flags.parser(__doc__)
+    flags.add(parser, "pipeline", "revision", "device")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     args = parser.parse_args()
     if importlib.util.find_spec("gradio") is None:
         sys.exit("demo: gradio is not installed; pip install 'mtl_diffusion[demo]'")
@@ -27,13 +25,7 @@ def main() -> None:
     from mtl_diffusion.demo.serve import serve
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
-    try:
+    with flags.refusals():
         pipe = MultiTaskPipeline.from_pretrained(args.pipeline, revision=args.revision)
-        serve(
-            pipe.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu")),
-            args.pipeline,
-            args.port,
-        )
-    except (ValueError, OSError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        sys.exit(2)
+        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        serve(pipe.to(device), args.pipeline, args.port)

@@ -19,6 +19,7 @@ def main() -> None:
     args, settings = read_flags(__doc__)
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
+    import torch
     from accelerate import Accelerator
 
     from mtl_diffusion.classifiers.classifier import Classifier
@@ -32,13 +33,20 @@ def main() -> None:
         device = args.device or accelerator.device
         pipe = MultiTaskPipeline.from_pretrained(args.pipeline, revision=args.revision).to(device)
         pipe.set_progress_bar_config(disable=True)
+        pipe.unet.to(getattr(torch, settings.dtype))
+        if settings.compile:
+            pipe.unet.to(memory_format=torch.channels_last)
+            # Not the module, whose hooks count evaluations.
+            pipe.unet.forward = torch.compile(pipe.unet.forward)
         classifier = Classifier.load(args.classifier, device)
         space = feature_space(args.feature_space or args.classifier, device)
         with accelerator.main_process_first():  # the first one decodes, the others read its cache
             train, test = load_splits(args, pipe.size)
         cache = args.output_dir / "features"
         given = context(pipe, classifier, space, train, test, settings, cache)
-        metrics = write_scorecard(given, args.parts, args.output_dir, args, flags.command())
+        metrics = write_scorecard(
+            given, args.parts, args.output_dir, args, flags.command(), args.beside
+        )
     if metrics is None:
         return
     print(json.dumps(metrics["summary"], indent=2))

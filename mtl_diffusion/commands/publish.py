@@ -3,6 +3,9 @@
     mtl-diffusion publish --checkpoint runs/c10 --output_dir runs/c10/pipeline
     mtl-diffusion publish --checkpoint runs/c10/checkpoints/step-300 --output_dir export \\
         --push_to_hub --hub_model_id user/name
+    mtl-diffusion publish --pipeline runs/c10/pipeline --space user/name
+
+A Space is the page of `mtl-diffusion demo` on the Hub, with a copy of the model.
 
 Exit codes: 0 done; 1 exported and not uploaded; 2 refused.
 """
@@ -10,18 +13,21 @@ Exit codes: 0 done; 1 exported and not uploaded; 2 refused.
 import json
 import sys
 from argparse import Namespace
-from pathlib import Path
 
 from mtl_diffusion.tools import flags
 
 
 def parse() -> Namespace:
     parser = flags.parser(__doc__)
-    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
     where = "a checkpoint's folder, or a run's output_dir: its newest complete checkpoint"
-    add("--checkpoint", required=True, type=Path, help=where)
-    flags.add(parser, "output_dir", output_dir={"help": "an earlier export there is replaced"})
-    add("--metrics", type=Path, help="metrics.json of mtl-diffusion evaluate, for the model card")
+    source.add_argument("--checkpoint", type=flags.path, help=where)
+    source.add_argument("--pipeline", type=flags.path, help="exported folder; it needs --space")
+    add = parser.add_argument
+    target = {"required": False, "help": "of a checkpoint; an earlier export there is replaced"}
+    flags.add(parser, "output_dir", output_dir=target)
+    scores = "metrics.json of mtl-diffusion evaluate, for the model card"
+    add("--metrics", type=flags.path, help=scores)
     add("--no_pictures", action="store_true", help="draw no gallery for the model card")
     add("--half", action="store_true", help="write float16: half the bytes, and loads as float32")
     add("--max_shard_size", help="cut the weights into files of this size, such as 15MB")
@@ -29,30 +35,55 @@ def parse() -> Namespace:
     add("--hub_model_id", help="user/name; default: what the run was configured with")
     add("--private", action="store_true", help="make the repository private when it is created")
     add("--revision", help="branch to upload to, created where it isn't there; default: main")
-    return parser.parse_args()
+    add("--space", metavar="USER/NAME", help="make or update this Space")
+    args = parser.parse_args()
+    if args.checkpoint and not args.output_dir:
+        parser.error("--checkpoint needs --output_dir, the folder to export to")
+    if args.pipeline and not args.space:
+        parser.error("--pipeline needs --space; a checkpoint is what --push_to_hub uploads")
+    if args.space and "/" not in args.space:
+        parser.error(f"--space is {args.space!r}; give it as user/name")
+    return args
 
 
 def main() -> None:
     args = parse()
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
-    from mtl_diffusion.publishing.export import of_checkpoint, push_folder, write
-    from mtl_diffusion.publishing.upload import UploadError, full_name
+    from mtl_diffusion.publishing.space import push_space
+    from mtl_diffusion.publishing.upload import UploadError
 
-    with flags.refusals():
-        metrics = json.loads(args.metrics.read_text()) if args.metrics else None
-        trained = of_checkpoint(args.checkpoint)
-        name = args.hub_model_id or trained.config.repository
-        repository = full_name(name) if args.push_to_hub else args.hub_model_id
-        sizes = {"half": args.half, "max_shard_size": args.max_shard_size}
-        pictures = not args.no_pictures
-        write(trained, args.output_dir, repository, metrics=metrics, pictures=pictures, **sizes)
+    try:
+        with flags.refusals():
+            model, private = export(args) if args.checkpoint else (None, args.private)
+            if args.space:
+                folder = args.pipeline or args.output_dir
+                address = push_space(folder, args.space, model=model, private=private)
+                print(f"The Space is {address}")
+    except UploadError as error:
+        sys.exit(str(error))
+
+
+def export(args: Namespace) -> tuple[str | None, bool]:
+    """Writes the folder of a checkpoint, and uploads it if that is asked for.
+
+    Returns:
+        The repository that it was uploaded to, if it was, and whether the model is private.
+    """
+    from mtl_diffusion.publishing.export import of_checkpoint, push_folder, write
+    from mtl_diffusion.publishing.upload import full_name
+
+    metrics = json.loads(args.metrics.read_text()) if args.metrics else None
+    trained = of_checkpoint(args.checkpoint)
+    name = args.hub_model_id or trained.config.repository
+    repository = full_name(name) if args.push_to_hub else args.hub_model_id
+    sizes = {"half": args.half, "max_shard_size": args.max_shard_size}
+    pictures = not args.no_pictures
+    write(trained, args.output_dir, repository, metrics=metrics, pictures=pictures, **sizes)
     print(f"Step {trained.step} is in {args.output_dir}")
+    private = args.private or trained.config.hub_private_repo
     if args.push_to_hub:
-        private = args.private or trained.config.hub_private_repo
         where = {"checkpoint": args.checkpoint, "private": private, "revision": args.revision}
-        try:
-            address = push_folder(args.output_dir, name, step=trained.step, **where)
-        except UploadError as error:
-            sys.exit(str(error))
+        address = push_folder(args.output_dir, name, step=trained.step, **where)
         print(f"Published as {address}")
+    return repository if args.push_to_hub else None, private

@@ -21,7 +21,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_settings
 
 from . import limits
-from .fields import PARTS, TYPES, ConfigError, TrainConfig, hint, listed, show
+from .fields import PARTS, TYPES, ConfigError, TrainConfig, hint, listed, show, to_dict
 from .yaml_reader import load, load_strictly
 
 _LISTS = {name for name, kind in TYPES.items() if kind == list[int]}
@@ -88,6 +88,16 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     if faults := [fault for item in values.items() if (fault := _item_fault(parser, *item))]:
         raise ConfigError(faults)
     return _build(parser.parse_object(dict(values)))
+
+
+def check(config: TrainConfig) -> None:
+    """Checks a configuration that was made in Python as `parse` checks one that it reads.
+
+    Raises:
+        ConfigError: with every mistake that was found.
+    """
+    if faults := limits.faults(from_dict(to_dict(config)), known_tasks()):
+        raise ConfigError(faults)
 
 
 def known_tasks() -> list[str]:

@@ -124,6 +124,11 @@ class TaskConfig:
         default_factory=lambda: {"generate": 0.5, "inpaint": 0.25, "edit": 0.25}
     )
     """Proportion of each task among the samples of a batch; normalised. 0 leaves a task out."""
+    objective: Literal["denoising", "distillation"] = "denoising"
+    """What is learned: to denoise; or to draw in 1, 2 or 4 steps as
+    pretrained_model_name_or_path does in many, with the guidance of each task built in."""
+    teacher_steps: PositiveInt = 4
+    """With distillation: steps of the pretrained model's solver for each step that is learned."""
     task_weighting: Literal["uncertainty", "fixed", "sum"] = "uncertainty"
     """How the losses of the tasks are balanced: by a learned uncertainty, by task_weights, or
     not at all."""

@@ -104,6 +104,11 @@ def _model_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[
     ):
         if config.train_only != "all":
             yield "train_only", "must be all, or set pretrained_model_name_or_path to start from"
+        if "objective" not in wrong and config.objective == "distillation":
+            yield (
+                "objective",
+                "must be denoising, or set pretrained_model_name_or_path to a teacher",
+            )
         if config.revision is not None:
             yield "revision", "must be null, or set pretrained_model_name_or_path, which it is of"
 
@@ -114,6 +119,10 @@ def _task_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[s
         config.alignment_classifier is None and config.perceptual_weight > 0
     ):
         yield "perceptual_weight", "must be 0, or set alignment_classifier, whose features it needs"
+    if wrong.isdisjoint({"alignment_classifier", "objective"}) and (
+        config.alignment_classifier is not None and config.objective == "distillation"
+    ):
+        yield "alignment_classifier", "must be null, or set objective to denoising"
     if "tasks" in wrong:
         return
     unknown = [str(name) for name in config.tasks if name not in known_tasks]

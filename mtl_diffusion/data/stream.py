@@ -100,7 +100,8 @@ class ImageStream:
 
         Args:
             buffer_size: rows in the buffer, 1 or more; 1 keeps the order of the files.
-            rank, world: this process, and how many there are.
+            rank: this process.
+            world: how many processes there are.
 
         Raises:
             ValueError: a label is not among the classes; the message names the row.

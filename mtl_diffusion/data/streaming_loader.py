@@ -47,7 +47,8 @@ class StreamingLoader:
         stream: the split to read.
         total_batch_size: samples in a global batch, over all processes.
         mine: the rows of a global batch that this process sees.
-        rank, world: this process, and how many there are.
+        rank: this process.
+        world: how many processes there are.
         buffer_size: rows in the shuffle buffer.
         seed: keys the order and the flips.
         random_flip: mirror each sample left-right with probability one half.

@@ -1,6 +1,5 @@
 """The page: a tab for each task, built of gradio's components. What they do is in studio.py."""
 
-import inspect
 import random
 import time
 from collections.abc import Callable
@@ -208,9 +207,13 @@ def _settings(studio: Studio) -> list[gr.components.Component]:
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, scale=3)
         another = gr.Button("Another", size="sm", scale=1, min_width=60)
     another.click(lambda: random.randint(0, MAX_SEED), None, seed, **AT_ONCE)
-    default = inspect.signature(studio.pipe.__call__).parameters["num_inference_steps"].default
+    pipe = studio.pipe
     with gr.Accordion("Sampling", open=False):
-        steps = gr.Slider(1, 50, default, step=1, label="Steps")
+        if pipe.chains is None:
+            steps = gr.Slider(1, 50, pipe.default_steps, step=1, label="Steps")
+        else:
+            counts = [len(levels) for levels in pipe.chains]
+            steps = gr.Radio(counts, value=pipe.default_steps, label="Steps")
         guidance = gr.Number(
             None, label="Guidance scale", info="1 is off; left empty, it is the task's own"
         )
@@ -253,7 +256,7 @@ def _hand_over(studio, tabs, gallery, buttons, sources) -> None:
         if not images:
             raise gr.Error("There is no result yet: generate some, and click on one.", title="")
         image, _ = images[min(index, len(images) - 1)]
-        return source.show(image), gr.Tabs(selected=task)
+        return source.show(studio.enlarged(image)), gr.Tabs(selected=task)
 
     gallery.select(remember, None, index, **AT_ONCE)
     for task, button in buttons.items():

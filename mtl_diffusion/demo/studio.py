@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from uuid import uuid4
 
 import torch
 from PIL import Image, ImageChops, ImageOps
@@ -135,7 +136,10 @@ class Studio:
 
     def enlarged(self, image: Image.Image) -> Image.Image:
         """Every pixel as a square of pixels, so that the picture can be seen."""
-        return image.resize((self.side, self.side), Image.Resampling.NEAREST)
+        shown = image.resize((self.side, self.side), Image.Resampling.NEAREST)
+        # gradio names a file after its content, and writes it again while a browser may be reading.
+        shown.info["id"] = uuid4().hex
+        return shown
 
     def _draw(
         self,

@@ -88,7 +88,7 @@ class Edit(Part):
         return self.context.settings.baseline_guidance_scales
 
     def _edit(self, image_guidance_scale: float) -> Method:
-        guidance = TASKS["edit"].default_guidance_scale
+        guidance = self.context.pipe.default_guidance("edit")
 
         def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
             return self.context.pipe(
@@ -266,7 +266,11 @@ def compare(
     """Figure -> (N,), what is found of each edit.
 
     Args:
-        sources, edited: (N, 3, H, W) uint8. seen: of the sources. own, asked: (N,) classes.
+        sources: (N, 3, H, W) uint8.
+        seen: of the sources.
+        edited: (N, 3, H, W) uint8.
+        own: (N,) classes of the sources.
+        asked: (N,) classes that the edits are to be of.
     """
     found = Seen.of(context, edited)
     a, b = sources.float() / 255, edited.float() / 255

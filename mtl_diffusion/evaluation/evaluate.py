@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .bulk import Bulk, Drawn
 from .edit import Edit
 from .equal_class import FOUND
 from .features import FeatureSpace
-from .generate import Generate
+from .generate import Generate, Sampling, plot_quality
 from .inpaint import Inpaint
 from .likelihood import Likelihood
 from .parts import Context, Part
@@ -34,6 +35,8 @@ PARTS: dict[str, type[Part]] = {part.name: part for part in (Generate, Likelihoo
 def parts_for(pipe: MultiTaskPipeline) -> list[str]:
     """The parts of the scorecard that a model can have, by its tasks and classes."""
     possible = [name for name, part in PARTS.items() if part.task in pipe.tasks]
+    if pipe.chains is not None:  # it is no denoiser at other noise levels than its own
+        possible.remove("likelihood")
     return [name for name in possible if name != "edit" or len(pipe.class_names) > 1]
 
 
@@ -63,8 +66,23 @@ def context(
                 f"{name} has the classes {', '.join(classes)}; the pipeline knows "
                 f"{', '.join(pipe.class_names)}; give what belongs to the pipeline's dataset"
             )
+    settings = of_model(settings, pipe)
     splits = (split.relabelled(pipe.class_names) for split in (train, test))
     return Context(pipe, classifier, space, *splits, settings, cache)
+
+
+def of_model(settings: Settings, pipe: MultiTaskPipeline) -> Settings:
+    """With the model's own steps. One of few steps has no other ones, and can't be solved with."""
+    steps = settings.num_inference_steps or pipe.default_steps
+    if pipe.chains is None:
+        return replace(settings, num_inference_steps=steps)
+    return replace(
+        settings,
+        num_inference_steps=steps,
+        step_counts=[len(levels) for levels in pipe.chains],
+        guidance_interval=None,
+        baselines=False,
+    )
 
 
 def evaluate(context: Context, parts: Sequence[str], folder: Path) -> dict[str, Any] | None:
@@ -94,7 +112,12 @@ def evaluate(context: Context, parts: Sequence[str], folder: Path) -> dict[str, 
 
 
 def write_scorecard(
-    context: Context, parts: Sequence[str] | None, folder: Path, data: Any, command: str
+    context: Context,
+    parts: Sequence[str] | None,
+    folder: Path,
+    data: Any,
+    command: str,
+    beside: Sequence[Path] = (),
 ) -> dict[str, Any] | None:
     """Evaluates, and writes metrics.json with how it was measured.
 
@@ -102,13 +125,16 @@ def write_scorecard(
         parts: None: all that the model can have.
         data: has pipeline, dataset_name, train_split and validation_split, to be noted.
         command: to be noted.
+        beside: metrics.json of other models, for the plot of quality against evaluations.
 
     Returns:
         What is in metrics.json. None on the other processes.
 
     Raises:
-        ValueError: a part is not one that the model can have.
+        ValueError: a part is not one that the model can have; or another model's figures can't
+            be compared.
     """
+    others = _others(beside, context)
     possible = parts_for(context.pipe)
     if strangers := set(parts or ()) - set(possible):
         raise ValueError(
@@ -138,8 +164,27 @@ def write_scorecard(
         "processes": PartialState().num_processes,
         "command": command,
     }
+    if "generate" in results:
+        models = {metrics["pipeline"]: results["generate"], **others}
+        plot_quality(models, context.settings.num_images, space.name, folder)
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def _others(paths: Sequence[Path], context: Context) -> dict[str, Mapping[str, Any]]:
+    """Name of the pipeline -> its figures of generate."""
+    found = {}
+    for path in paths:
+        metrics = json.loads(path.read_text())
+        space, n = metrics["feature_space"]["weights"], metrics["settings"]["num_images"]
+        if (space, n) != (context.space.digest, context.settings.num_images):
+            raise ValueError(
+                f"beside: {path} has distances of {n:,} images in the feature space {space}, and "
+                f"this is of {context.settings.num_images:,} in {context.space.digest}: they can't "
+                "be compared"
+            )
+        found[metrics["pipeline"]] = metrics["generate"]
+    return found
 
 
 def _cost(entry: Drawn) -> dict[str, float]:
@@ -167,7 +212,7 @@ def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
     Under "baselines", those of other methods with the same weights: method -> task -> figures.
     """
     steps = context.settings.num_inference_steps
-    guided = f"by_class_guidance_{TASKS['generate'].default_guidance_scale:g}_steps_{steps}"
+    guided = Sampling(True, context.pipe.default_guidance("generate"), steps).name
     generate, inpaint, edit = (results.get(part, {}) for part in ("generate", "inpaint", "edit"))
     power = ("radial_power_largest_difference", "radial_power_largest_difference_by_class")
     distances = ("frechet_distance_to_train", "precision", "recall")

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..pictures.grids import grid, to_pictures
 from ..pictures.plots import curves
-from ..pipeline.pipeline import TASKS
 from .bulk import Drawn, Job
 from .distances import frechet_distance, kernel_distance, nearest, precision_recall
 from .parts import Context, Part, mean, to_bytes
@@ -54,12 +53,13 @@ class Generate(Part):
     def samplings(self) -> list[Sampling]:
         settings = self.context.settings
         steps = settings.num_inference_steps
-        guided = TASKS["generate"].default_guidance_scale
+        guided = self.context.pipe.default_guidance("generate")
         found = [Sampling(False, 1.0, steps)]
         if self.context.num_classes:
             counts = sorted({*settings.step_counts, steps})
             found += [Sampling(True, 1.0, count) for count in counts]
-            found.append(Sampling(True, guided, steps))
+            if guided != 1:
+                found.append(Sampling(True, guided, steps))
             if settings.guidance_interval is not None:
                 found.append(Sampling(True, guided, steps, settings.guidance_interval))
         else:
@@ -120,7 +120,8 @@ class Generate(Part):
             results[sampling.name] |= radial_power(entry.values, asked, real, names)
             if asked is not None:
                 results[sampling.name] |= self._classes(entry.values, asked)
-        self._plot(results, folder)
+        shown = next(s for s in self.samplings[::-1] if s.guidance_interval is None)
+        plot(results[shown.name]["radial_power"], shown.name, folder / "radial_power.png")
         return results
 
     def _classes(self, images: Tensor, asked: Tensor) -> dict[str, Any]:
@@ -136,26 +137,30 @@ class Generate(Part):
             },
         }
 
-    def _plot(self, results: Mapping[str, Any], folder: Path) -> None:
-        by_class = bool(self.context.num_classes)
-        swept = sorted(
-            (s for s in self.samplings if s.guidance_scale == 1 and s.by_class == by_class),
-            key=lambda s: s.steps,
-        )
-        measured = [results[s.name] for s in swept]
-        names = ("frechet_distance_to_train", "frechet_distance_to_test")
-        curves(
-            {
-                name.replace("_", " "): [(entry["evaluations"], entry[name]) for entry in measured]
-                for name in names
-            },
-            f"evaluations of the network an image (n = {self.context.settings.num_images})",
-            f"Frechet distance ({self.context.space.name})",
-            folder / "quality_against_evaluations.png",
-            levels={f"{name.replace('_', ' ')}, floor": results["floor"][name] for name in names},
-        )
-        shown = next(s for s in self.samplings[::-1] if s.guidance_interval is None)
-        plot(results[shown.name]["radial_power"], shown.name, folder / "radial_power.png")
+
+def plot_quality(models: Mapping[str, Mapping[str, Any]], n: int, space: str, folder: Path) -> None:
+    """Draws quality_against_evaluations.png: a line for each model and guidance scale.
+
+    Args:
+        models: name of a pipeline -> its figures of generate, of n samples each.
+    """
+    figure = "frechet_distance_to_train"
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for model, results in models.items():
+        by_class = any(name.startswith("by_class") for name in results)
+        for name, entry in results.items():
+            if "evaluations" not in entry or entry["guidance_interval"]:
+                continue
+            if name.startswith("by_class") == by_class:
+                line = f"{model}, guidance {entry['guidance_scale']:g}"
+                lines.setdefault(line, []).append((entry["evaluations"], entry[figure]))
+    curves(
+        {line: sorted(points) for line, points in lines.items()},
+        f"evaluations of the network an image (n = {n})",
+        f"Frechet distance to the training split ({space})",
+        folder / "quality_against_evaluations.png",
+        levels={"real images": next(iter(models.values()))["floor"][figure]},
+    )
 
 
 def distances(features: Tensor, train: Tensor, test: Tensor) -> dict[str, float]:

@@ -100,9 +100,9 @@ class Inpaint(Part):
             repeats = [drawn[f"inpaint-{kind}-{seed}"] for seed in range(settings.inpaint_seeds)]
             results[kind] = self._entry(repeats[0], mask)
             if len(repeats) > 1:
-                results[kind] |= mean(
-                    "diversity", diversity(torch.stack([r.values for r in repeats]), mask)
-                )
+                drawn_all = torch.stack([repeat.values for repeat in repeats])
+                results[kind] |= mean("diversity", diversity(drawn_all, mask))
+                results[kind] |= mean_completion(self.images, drawn_all, mask)
             if self.by_repaint:
                 results[kind]["repaint"] = self._entry(drawn[f"repaint-{kind}"], mask)
         self._picture(drawn, folder)
@@ -158,6 +158,17 @@ def completion_scores(
         **mean("same_class", seen.classes == found.classes),
         "frechet_distance": frechet_distance(found.features, seen.features),
     }
+
+
+def mean_completion(originals: Tensor, repeats: Tensor, mask: Tensor) -> dict[str, float]:
+    """The likeness of the mean over S seeds, which errs less than each of them, and is blurred.
+
+    Args:
+        originals: (N, 3, H, W) uint8. repeats: (S, N, 3, H, W) uint8. mask: (N, 1, H, W), 1 = hole.
+    """
+    average = repeats.float().mean(0) / 255
+    found = mean("psnr_of_mean_in_hole", psnr(originals.float() / 255, average, mask))
+    return {"mean_of": len(repeats), **found}
 
 
 def diversity(repeats: Tensor, mask: Tensor) -> Tensor:

@@ -45,6 +45,11 @@ class Likelihood(Part):
 
     def jobs(self) -> list[Job]:
         context, settings = self.context, self.context.settings
+        if context.pipe.unet.dtype != torch.float32:
+            raise ValueError(
+                f"dtype: found {settings.dtype}; the likelihood is a sum of small differences and "
+                "needs float32: measure it apart, with --parts likelihood"
+            )
         images = context.test.images[: settings.likelihood_images]
 
         def draw(rows: range) -> Tensor:

@@ -14,7 +14,9 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     """(N,) decibels inside each image's mask, for pixels in [0, 1]; 54 dB where they are the same.
 
     Args:
-        a, b: (N, 3, H, W) in [0, 1]. mask: (N, 1, H, W) in {0, 1}, nowhere empty.
+        a: (N, 3, H, W) in [0, 1].
+        b: of the same shape and range.
+        mask: (N, 1, H, W) in {0, 1}, nowhere empty.
     """
     error = ((a - b).square().mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
     return -10 * error.clamp_min(_ROUNDING).log10()

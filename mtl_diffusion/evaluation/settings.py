@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from dataclasses import dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -23,17 +25,18 @@ class Settings:
     """Samples of generate at each of its settings."""
     reference_images: int | None = None
     """Images of each split that distances are taken to. None: all."""
-    num_inference_steps: int = 18
-    """Steps of every task, but where steps are what is varied."""
+    num_inference_steps: int | None = None
+    """Steps of every task, but where steps are what is varied. None: the model's own."""
     step_counts: list[int] = field(default_factory=lambda: [5, 7, 9, 12, 18, 35])
-    """Step counts of the curve of quality against evaluations."""
+    """Step counts of the curve of quality against evaluations. A model of few steps has its own."""
     guidance_interval: tuple[float, float] | None = (0.28, 2.9)
     """Lowest and highest noise level of guidance, for the one sampling that limits it. None: no
     such sampling."""
     inpaint_images: int = 1_000
     """Held-out images that are completed, for each kind of mask; 2 or more."""
-    inpaint_seeds: int = 3
-    """Completions of each of them, for their diversity."""
+    inpaint_seeds: int = 9
+    """Completions of each of them, for their diversity and their mean; nine take as many
+    evaluations as one of RePaint's."""
     edit_images: int = 20
     """Held-out images of each class that are edited into each class."""
     num_strengths: int = 10
@@ -54,6 +57,11 @@ class Settings:
     """Also inpaint and edit by methods that need the generate task alone."""
     batch_size: int = 250
     """Images at a time; part of the key of what is drawn."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the network. bfloat16 is faster on most GPUs, and on CPUs that have AMX or
+    AVX512_BF16."""
+    compile: bool = False
+    """Compile the network (torch.compile): a minute of waiting, then a third faster or more."""
     seed: int = 0
     """Seed of everything random."""
 
@@ -61,7 +69,9 @@ class Settings:
         least = {f.name: 1 for f in fields(self)}
         least |= {"num_images": 10, "inpaint_images": 2, "seed": 0, "strengths": 0}
         least |= dict.fromkeys(("image_guidance_scales", "baseline_guidance_scales"), 0)
-        least |= {"baselines": 0, "guidance_interval": 0}
+        least |= {"guidance_interval": 0}
+        for name in ("baselines", "dtype", "compile"):
+            del least[name]
         for name, low in least.items():
             value = getattr(self, name)
             given = value if isinstance(value, list | tuple) else [value]
@@ -111,15 +121,20 @@ def read_flags(description: str) -> tuple[Any, Settings]:
     parser = flags.parser(description, ArgumentParser, print_config=None)
     add = parser.add_argument
     flags.add(parser, "pipeline", "revision")
-    add("--classifier", required=True, help="output_dir of mtl-diffusion train_classifier")
+    home = os.path.expanduser
+    trained = "output_dir of mtl-diffusion train_classifier"
+    add("--classifier", required=True, type=home, help=trained)
     add(
         "--feature_space",
+        type=home,
         help='where distances are taken: "inception", an image model of transformers such as '
         "facebook/dinov2-base, or a folder of train_classifier; default: --classifier",
     )
     flags.add(parser, "dataset_name", "dataset_config_name", dataset_name={"default": "shapes"})
     flags.add(parser, "train_split", "validation_split", "image_column", "label_column")
     add("--parts", nargs="+", help="generate, likelihood, inpaint, edit; default: all that apply")
+    beside = "metrics.json of other models, whose curves of quality are drawn in the same plot"
+    add("--beside", nargs="+", type=Path, default=[], help=beside)
     add("--at_least", type=float, help="fail if a task's class accuracy is below this share")
     add("--preset", choices=sorted(PRESETS), default="standard", help="defaults of what follows")
     flags.add(parser, "output_dir", "device")

@@ -193,20 +193,22 @@ def task_picture(
 ) -> Picture:
     """One grid for any task: sources, what the network is shown of them, and the results.
 
-    A task that needs a class gets the one after the source's own. A label may be None or negative,
-    for no class.
+    A task that needs a class gets the one after the source's own, and one that takes none gets
+    none. A label may be None or negative, for no class.
     """
     spec = TASKS[task]
     takes = spec.required | spec.optional
     random = generator(seed, task, "picture")
     known = [None if label is None or label < 0 else label for label in labels]
-    arguments = {"class_label": known}
-    if "image" not in takes:
-        images = pipe(task=task, generator=random, **arguments).images
-        return grid([images], ["result"], _names(pipe, known))
     if "class_label" in spec.required:
         after = [0 if label is None else label + 1 for label in known]
-        arguments["class_label"] = [label % len(pipe.class_names) for label in after]
+        known = [label % len(pipe.class_names) for label in after]
+    names = _names(pipe, known)
+    arguments = {"class_label": known} if "class_label" in takes else {}
+    if "image" not in takes:
+        several = {} if arguments else {"num_images_per_prompt": len(known)}
+        images = pipe(task=task, generator=random, **arguments, **several).images
+        return grid([images], ["result"], names)
     mask = torch.ones(len(sources), 1, pipe.size, pipe.size)
     if "mask_image" in spec.required:
         mask = arguments["mask_image"] = draw_masks(len(sources), pipe.size, random)
@@ -216,7 +218,6 @@ def task_picture(
     strength = torch.full((len(sources),), spec.default_strength or 0.0)
     hint = spec.condition(image, mask, strength, torch.randn(image.shape, generator=random))
     shown = to_pictures(to_uint8(hint.image))
-    names = _names(pipe, arguments["class_label"])
     return grid([list(sources), shown, results], ["source", "shown", "result"], names)
 
 

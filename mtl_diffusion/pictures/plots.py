@@ -58,7 +58,8 @@ def signed_matrix(
     """A table of numbers as colours: red above zero, white at zero, blue below.
 
     Args:
-        values, errors: (rows, columns); the error is written under the value, unless it is NaN.
+        values: (rows, columns).
+        errors: (rows, columns), each written under its value, unless it is NaN.
         label: what the values are, beside the colour bar.
     """
     limit = np.abs(values).max() or 1.0

@@ -12,11 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
+from diffusers import (
+    DiffusionPipeline,
+    EDMEulerScheduler,
+    ImagePipelineOutput,
+    UNet2DConditionModel,
+)
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .chains import Chains, check_chains
 from .colorize import Colorize
 from .components import check_component
 from .denoiser import build_conditioning
@@ -79,6 +85,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         unet: takes `denoiser.CHANNELS` channels and one-hot tokens.
         tokenizer: its vocabulary has the tasks and classes that the model has learned.
         scheduler: `EDMDPMSolverMultistepScheduler` or `EDMEulerScheduler`.
+        chains: of a model that draws in few steps, the noise levels that each number of steps
+            visits; with `EDMEulerScheduler`.
     """
 
     model_cpu_offload_seq = "unet"
@@ -91,12 +99,17 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     _guidance_interval = (0.0, math.inf)
     _num_timesteps = 0
 
-    def __init__(self, unet: UNet2DConditionModel, tokenizer, scheduler):
+    def __init__(
+        self, unet: UNet2DConditionModel, tokenizer, scheduler, chains: Chains | None = None
+    ):
         super().__init__()
         components = {"unet": unet, "tokenizer": tokenizer, "scheduler": scheduler}
         for name, component in components.items():
             check_component(name, component)
         self.register_modules(**components)
+        if chains is not None:
+            check_chains(chains)
+            self.register_to_config(chains=chains)
         self._check_vocabulary()
 
     def __setattr__(self, name: str, value):
@@ -119,6 +132,20 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     def size(self) -> int:
         """Height and width of the images in pixels."""
         return self.unet.config.sample_size
+
+    @property
+    def chains(self) -> Chains | None:
+        """The noise levels of each number of steps, the default one last; None: any number."""
+        return self.config.get("chains")
+
+    @property
+    def default_steps(self) -> int:
+        """num_inference_steps, if it is not given."""
+        return len(self.chains[-1]) if self.chains else 18
+
+    def default_guidance(self, task: str) -> float:
+        """guidance_scale of a task, if it is not given: a model of few steps has it built in."""
+        return 1.0 if self.chains else TASKS[task].default_guidance_scale
 
     @property
     def guidance_scale(self) -> float:
@@ -156,7 +183,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
-        num_inference_steps: int = 18,
+        num_inference_steps: int | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -175,13 +202,14 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             mask_image: white (1) is repainted, black (0) is kept, byte for byte.
             strength: degradation of the source, from 0 (none: the source comes back) to 1 (nothing
                 is left of it). None: the task's default.
-            guidance_scale: guidance by the class; 1 is off. None: the task's default. The direction
-                of an edit's class is that of generate, if the model has learned it.
+            guidance_scale: guidance by the class; 1 is off. None: `pipe.default_guidance(task)`. The
+                direction of an edit's class is that of generate, if the model has learned it.
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 to 4.
                 None: everywhere. Source: Kynkäänniemi et al. 2024, arXiv:2404.07724.
-            num_inference_steps: evaluations of the denoiser, each of 1 to 4 branches.
+            num_inference_steps: evaluations of the denoiser, each of 1 to 4 branches. None:
+                `pipe.default_steps`. A model of few steps takes the lengths of `pipe.chains`.
             num_images_per_prompt: images for each sample.
             generator: one, or one for each image. Image i depends on its seed and on i alone.
             latents: (images, 3, size, size) standard normal, instead of drawing them. All other
@@ -211,7 +239,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             )
         self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         spec = TASKS[task]
-        guidance = spec.default_guidance_scale if guidance_scale is None else guidance_scale
+        guidance = self.default_guidance(task) if guidance_scale is None else guidance_scale
         image_guidance = 1.0 if image_guidance_scale is None else image_guidance_scale
         call = self._copy_for_call()
         call._guidance_scale = read_number(guidance, 0, math.inf, "guidance_scale")
@@ -219,7 +247,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             image_guidance, 0, math.inf, "image_guidance_scale"
         )
         call._guidance_interval = read_interval(guidance_interval, "guidance_interval")
-        steps = read_count(num_inference_steps, "num_inference_steps")
+        steps = self._read_steps(num_inference_steps)
         device = self._execution_device
 
         count = read_count(num_images_per_prompt, "num_images_per_prompt")
@@ -255,6 +283,25 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             self._num_timesteps = call._num_timesteps
         images = _finish(latents, conditioning.mask, source.image, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _read_steps(self, given: int | None) -> int | list[float]:
+        """The number of steps; of a model of few steps, the noise levels that they start at."""
+        steps = self.default_steps if given is None else read_count(given, "num_inference_steps")
+        if self.chains is None:
+            return steps
+        if not isinstance(self.scheduler, EDMEulerScheduler):
+            raise ValueError(
+                f"scheduler is of the type {type(self.scheduler).__name__}; this model of few steps"
+                " takes EDMEulerScheduler: pipe.scheduler = "
+                "EDMEulerScheduler.from_config(pipe.scheduler.config)"
+            )
+        lengths = {len(levels): levels for levels in self.chains}
+        if steps not in lengths:
+            raise ValueError(
+                f"num_inference_steps is {steps}; this model draws in "
+                f"{', '.join(map(str, lengths))} steps"
+            )
+        return list(lengths[steps])
 
     def _copy_for_call(self) -> "MultiTaskPipeline":
         """A shallow copy for the state of one call: it shares the modules, but no scheduler."""

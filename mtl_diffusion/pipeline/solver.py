@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .chains import karras_ramp
 from .components import plain_module
 from .denoiser import Conditioning, predict_guided
 
@@ -15,7 +16,7 @@ def solve(
     noise: Tensor,
     conditioning: Conditioning,
     guide: Conditioning | None,
-    steps: int,
+    steps: int | list[float],
     generators: list[torch.Generator],
     callback: Callable | None,
     callback_inputs: list[str],
@@ -27,6 +28,7 @@ def solve(
         known: (B, 3, H, W) in [-1, 1], the values where the mask is 0.
         noise: (B, 3, H, W) standard normal.
         guide: of `predict_guided`.
+        steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
 
     Returns:
@@ -36,7 +38,11 @@ def solve(
         ValueError: the latents are not finite after a step.
     """
     scheduler = call.scheduler
-    scheduler.set_timesteps(steps, device=known.device)
+    if isinstance(steps, int):
+        scheduler.set_timesteps(steps, device=known.device)
+    else:
+        ramp = karras_ramp(steps, scheduler.config)
+        scheduler.set_timesteps(len(steps), device=known.device, sigmas=ramp)
     scheduler.set_begin_index(0)
     scheduler.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
     sigmas = scheduler.sigmas.tolist()

@@ -123,8 +123,13 @@ def _base(trained: Trained) -> str:
     if trained.config.pretrained_model_name_or_path is None:
         return ""
     name = trained.hub_name("pretrained_model_name_or_path")
+    base = f"`{name}`" if name else "another pipeline, of a local folder"
+    if (chains := trained.pipeline.chains) is None:
+        return f" It was fine-tuned from {base}."
+    counts = ", ".join(str(len(levels)) for levels in chains)
     return (
-        f" It was fine-tuned from {f'`{name}`' if name else 'another pipeline, of a local folder'}."
+        f" It draws in few steps, `num_inference_steps` of {counts}, each one evaluation: it has "
+        f"learned to do what {base} does in many, with guidance built in."
     )
 
 

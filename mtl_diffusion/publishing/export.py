@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import EDMDPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 
 from ..checkpoints.resume import check_facts
 from ..checkpoints.store import MANIFEST, Checkpoint, CheckpointError, load, load_latest
@@ -60,8 +60,9 @@ def of_checkpoint(path: Path) -> Trained:
                 unet = build_unet(config, len(facts["words"]))
         unet.load_state_dict(tensors, assign=True)
         if facts.get("scheduler"):
-            scheduler = EDMDPMSolverMultistepScheduler.from_config(facts["scheduler"])
-        pipeline = MultiTaskPipeline(unet.eval().requires_grad_(False), tokenizer, scheduler)
+            scheduler = type(scheduler).from_config(facts["scheduler"])
+        unet = unet.eval().requires_grad_(False)
+        pipeline = MultiTaskPipeline(unet, tokenizer, scheduler, facts.get("chains"))
     except Exception as error:  # whatever diffusers says of a description that is none
         raise CheckpointError(
             f"{path}: its weights don't fit its configuration: {error}"
@@ -117,7 +118,7 @@ def write(
     pipeline = trained.pipeline
     if half:
         unet = copy.deepcopy(pipeline.unet).half()
-        pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler)
+        pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler, pipeline.chains)
     with replaced_folder(target) as folder:
         pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
         wanted = trained.config.gallery if pictures is None else pictures

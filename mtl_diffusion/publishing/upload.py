@@ -32,6 +32,7 @@ def upload(
     repository: str,
     *,
     message: str,
+    kind: str = "model",
     private: bool = False,
     revision: str | None = None,
 ) -> str:
@@ -43,6 +44,7 @@ def upload(
     Args:
         files: path in the repository -> path here.
         repository: user/name, or a name under the own account.
+        kind: of the repository, "model" or "space".
         private: whether a repository that is created here is private.
         revision: branch; created if it does not exist. None: main.
 
@@ -54,11 +56,13 @@ def upload(
     """
     _refuse_secrets(files)
     api = HfApi()
-    asked = {"private": True} if private else {}
+    of_kind = {"repo_type": kind}
+    asked = of_kind | ({"private": True} if private else {})
+    asked |= {"space_sdk": "gradio"} if kind == "space" else {}
     created = _insist(lambda: api.create_repo(repository, exist_ok=True, **asked), repository)
-    name = created.repo_id
+    name, folder = created.repo_id, "spaces/" if kind == "space" else ""
     if revision is not None:
-        _insist(lambda: api.create_branch(name, branch=revision, exist_ok=True), name)
+        _insist(lambda: api.create_branch(name, branch=revision, exist_ok=True, **of_kind), name)
     mark = f"upload {uuid.uuid4().hex}"
     attempts = 0
 
@@ -68,16 +72,17 @@ def upload(
         # An answer that got lost doesn't say whether the commit was made: look before trying again.
         # One that arrives still later is refused, because its parent is no longer the newest.
         if attempts > 1:
-            for entry in api.list_repo_commits(name, revision=revision):
+            for entry in api.list_repo_commits(name, revision=revision, **of_kind):
                 if mark in entry.message:
-                    return f"{api.endpoint}/{name}/commit/{entry.commit_id}"
+                    return f"{api.endpoint}/{folder}{name}/commit/{entry.commit_id}"
         return api.create_commit(
             name,
             [CommitOperationAdd(path, str(file)) for path, file in files.items()],
             commit_message=message,
             commit_description=mark,
             revision=revision,
-            parent_commit=api.repo_info(name, revision=revision).sha,
+            **of_kind,
+            parent_commit=api.repo_info(name, revision=revision, **of_kind).sha,
         ).commit_url
 
     return _insist(commit, name)

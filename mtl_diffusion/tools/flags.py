@@ -11,19 +11,32 @@ from typing import Any
 
 REFUSED = 2  # exit code, argparse's own
 
+
+def path(text: str) -> Path:
+    """The type of a flag with a path: `--flag=~/x` too, which a shell passes on as it is."""
+    return Path(text).expanduser()
+
+
 COMMON: dict[str, dict[str, Any]] = {
-    "pipeline": {"required": True, "help": "exported folder, or a name on the Hub"},
+    "pipeline": {
+        "required": True,
+        "type": os.path.expanduser,
+        "help": "exported folder, or a name on the Hub",
+    },
     "revision": {"help": "branch, tag or commit of a pipeline on the Hub"},
-    "dataset_name": {"help": '"shapes", a dataset on the Hub, or a local folder'},
+    "dataset_name": {
+        "type": os.path.expanduser,
+        "help": '"shapes", a dataset on the Hub, or a local folder',
+    },
     "dataset_config_name": {"help": "the configuration, where the dataset has several"},
     "train_split": {"default": "train", "help": 'images to learn from, such as "train[:90%%]"'},
     "validation_split": {"default": "test", "help": "held-out images"},
     "image_column": {"help": "default: the one column of images"},
     "label_column": {"help": "default: the one column of classes"},
-    "num_inference_steps": {"type": int, "default": 18, "help": "steps of the sampler"},
+    "num_inference_steps": {"type": int, "help": "steps of the sampler; default: the model's"},
     "seed": {"type": int, "default": 0, "help": "of everything random"},
     "device": {"help": "default: cuda where there is one, else cpu"},
-    "output_dir": {"type": Path, "required": True, "help": "folder for what is written"},
+    "output_dir": {"type": path, "required": True, "help": "folder for what is written"},
 }
 
 

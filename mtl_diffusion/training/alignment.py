@@ -46,7 +46,7 @@ class Alignment(nn.Module):
         network = classifier.model.requires_grad_(False).regnet
         self._network = (network.to(memory_format=torch.channels_last),)
         self.weight = weight
-        self.fingerprint = _fingerprint(classifier.model)
+        self.fingerprint = fingerprint(classifier.model)
         with torch.no_grad():
             last = torch.cat([self.stages(part)[-1] for part in images.split(128)])
         self._mean = last.mean((0, 2, 3), keepdim=True)
@@ -70,7 +70,8 @@ class Alignment(nn.Module):
         """The weighted losses of each sample, (B,), right after the UNet has denoised them.
 
         Args:
-            image, denoised: (B, 3, H, W) in [-1, 1].
+            image: (B, 3, H, W) in [-1, 1].
+            denoised: of the same shape and range.
             perceptual_weight: 0 leaves the perceptual loss out, and its cost.
         """
         with torch.no_grad():
@@ -86,7 +87,8 @@ class Alignment(nn.Module):
         return loss
 
 
-def _fingerprint(module: nn.Module) -> str:
+def fingerprint(module: nn.Module) -> str:
+    """16 hex digits of a module's weights."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
     return hashlib.sha256(save(tensors)).hexdigest()[:16]
 

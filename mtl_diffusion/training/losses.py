@@ -1,12 +1,18 @@
 """From the network's output to one number: sample losses, weighting, task means, their sum."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from ..pipeline.denoiser import Conditioning, predict
 
+# Ranges of noise levels, by name.
+LEVELS = {
+    f"{low:g}-{high:g}": (low, high)
+    for low, high in pairwise((0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
+}
 AREA_FLOOR = 1 / 16  # lower bound of the mask's area, as a share of the image
 
 
@@ -19,7 +25,10 @@ def denoising_loss(
 
     Args:
         output: (B, 3, H, W) the network's F.
-        image, noise: (B, 3, H, W). sigma: (B, 1, 1, 1). mask: (B, 1, H, W) in {0, 1}.
+        image: (B, 3, H, W).
+        noise: (B, 3, H, W).
+        sigma: (B, 1, 1, 1).
+        mask: (B, 1, H, W) in {0, 1}.
 
     Returns:
         (B,) losses.
@@ -81,7 +90,14 @@ class Objective(nn.Module):
     """Everything that is trained, as one module to wrap for several processes.
 
     The denoiser, the weighting, and the projector of alignment.
+
+    Attributes:
+        levels: name -> (lowest, highest) noise level, of those that validation tells apart.
+        teacher: fingerprint of the weights that it learns from, if there are any.
     """
+
+    levels = LEVELS
+    teacher: str | None = None
 
     def __init__(
         self, unet: nn.Module, scheduler, weighting: nn.Module, alignment: nn.Module | None = None
@@ -92,6 +108,12 @@ class Objective(nn.Module):
         self.alignment = alignment
         self.scheduler = scheduler
 
+    def target(
+        self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What D(image + sigma noise; sigma) has to be, and the noise that is not part of it."""
+        return image, noise
+
     def forward(
         self,
         image: Tensor,
@@ -101,7 +123,8 @@ class Objective(nn.Module):
         task: Tensor,
         perceptual_weight: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """The denoising loss of each sample, and what is minimised: (B,), (B,)."""
+        """The loss of each sample, and what is minimised: (B,), (B,)."""
+        image, noise = self.target(image, noise, sigma, conditioning, task)
         noisy = image + sigma * noise
         output = predict(self.unet, self.scheduler, noisy, sigma, conditioning)
         # Only the network runs in mixed precision: bfloat16 would round u to steps of a percent.

@@ -1,12 +1,19 @@
 """The stock components that a configuration describes."""
 
-from diffusers import EDMDPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import (
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from ..config import TrainConfig
 from ..pipeline.denoiser import CHANNELS
 
+# What samples the models of each `objective`.
+SCHEDULERS = {"denoising": EDMDPMSolverMultistepScheduler, "distillation": EDMEulerScheduler}
 # What `train_only` trains: prefixes of the names of the UNet's parameters.
 TOKEN_TABLES = ("encoder_hid_proj.", "class_embedding.")
 CONDITION_INPUT = ("conv_in.",)
@@ -50,9 +57,9 @@ def build_unet(config: TrainConfig, vocabulary_size: int) -> UNet2DConditionMode
     return unet
 
 
-def build_scheduler(config: TrainConfig) -> EDMDPMSolverMultistepScheduler:
+def build_scheduler(config: TrainConfig) -> SchedulerMixin:
     """The scheduler that samples; training preconditions with it."""
-    return EDMDPMSolverMultistepScheduler(
+    return SCHEDULERS[config.objective](
         sigma_min=config.sigma_min, sigma_max=config.sigma_max, sigma_data=config.sigma_data
     )
 

@@ -71,7 +71,10 @@ class Muon(torch.optim.Optimizer):
         hidden: weights of two or four dimensions. All take part in every step.
         parts: for each of them, in how many blocks of rows it is orthogonalised.
         rest: parameters for AdamW; may be empty.
-        lr, betas, eps, weight_decay: AdamW's; Muon takes lr and weight_decay.
+        lr: of AdamW and of Muon.
+        betas: AdamW's.
+        eps: AdamW's.
+        weight_decay: of AdamW and of Muon.
     """
 
     def __init__(

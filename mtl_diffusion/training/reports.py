@@ -69,6 +69,7 @@ def _losses(run: Run) -> HeldOutLoss:
         device=accelerator.device,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        objective=accelerator.unwrap_model(run.objective, keep_torch_compile=False),
     )
 
     def whole(part: Tensor) -> Tensor:

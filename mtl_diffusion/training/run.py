@@ -1,12 +1,15 @@
 """The parts of a run, built from its configuration."""
 
+import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
-from diffusers import EDMDPMSolverMultistepScheduler, UNet2DConditionModel
-from torch import nn
+from diffusers import SchedulerMixin, UNet2DConditionModel
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from ..classifiers.classifier import Classifier
@@ -16,6 +19,7 @@ from ..data.images import ImageDataset, load_splits
 from ..data.loader import Loader
 from ..data.stream import ImageStream, open_streams
 from ..data.streaming_loader import StreamingLoader
+from ..pipeline.chains import Chains, default_chains
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
@@ -23,10 +27,12 @@ from ..tools.tensors import to_unit_range
 from .aggregation import Jacobian, build_aggregator
 from .alignment import Alignment
 from .clock import Clock
+from .distillation import Distillation, draw_level
 from .ema import EMA
 from .losses import Objective, build_weighting
 from .mixture import Mixture
-from .model import build_scheduler, build_unet, freeze, train_mode
+from .model import SCHEDULERS, build_scheduler, build_unet, freeze, train_mode
+from .noise import draw_sigma
 from .optimizers import build_optimizer
 from .vocabulary import build_tokenizer, extend_tokenizer
 
@@ -38,6 +44,8 @@ class Run:
     Attributes:
         objective: the trained module, wrapped for several processes.
         unet, weighting: the parts of it.
+        draw_sigma: (n, generator=...) -> (n, 1, 1, 1) noise levels of a batch.
+        chains: the noise levels of few steps, if these are learned.
         alignment: the losses in a classifier's features, or None.
         jacobian: aggregates the tasks' gradients; None if they are summed.
         ema: the averaged denoiser, or None.
@@ -49,11 +57,13 @@ class Run:
     accelerator: Accelerator
     tokenizer: PreTrainedTokenizerFast
     vocabulary: Vocabulary
-    scheduler: EDMDPMSolverMultistepScheduler
+    scheduler: SchedulerMixin
     unet: UNet2DConditionModel
     weighting: nn.Module
     alignment: Alignment | None
     objective: nn.Module
+    draw_sigma: Callable[..., Tensor]
+    chains: Chains | None
     jacobian: Jacobian | None
     optimizer: torch.optim.Optimizer
     ema: EMA | None
@@ -70,8 +80,8 @@ class Run:
 
     def pipeline(self) -> MultiTaskPipeline:
         """The pipeline of the best weights, which it shares, with a scheduler of its own."""
-        scheduler = EDMDPMSolverMultistepScheduler.from_config(self.scheduler.config)
-        return MultiTaskPipeline(self.best_unet, self.tokenizer, scheduler)
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        return MultiTaskPipeline(self.best_unet, self.tokenizer, scheduler, self.chains)
 
 
 def build(config: TrainConfig, accelerator: Accelerator) -> Run:
@@ -108,14 +118,27 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     run_images = config.max_train_steps * batch_size
     # Copied before the original is compiled, frozen or wrapped.
     ema = EMA(unet, config.ema_half_life * run_images, config.ema_ramp) if config.use_ema else None
+    teacher = copy.deepcopy(unet) if config.objective == "distillation" else None
     freeze(unet, config.train_only)
     train_mode(unet)
     if config.compile:
-        unet.compile(mode=config.compile_mode)
+        for module in filter(None, (unet, teacher)):
+            module.compile(mode=config.compile_mode)
     names = list(config.shares)
     weighting = build_weighting(config.task_weighting, names, config.task_weights).to(device)
     alignment = _alignment(config, unet, train_data, held_out, device)
-    objective = Objective(unet, scheduler, weighting, alignment)
+    parts = (unet, scheduler, weighting, alignment)
+    if teacher is None:
+        chains = None
+        objective = Objective(*parts)
+        draw = partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
+    else:
+        chains = default_chains(scheduler.config.sigma_max)
+        tasks = [TASKS[name] for name in names]
+        objective = Distillation(
+            *parts, teacher, tasks, vocabulary.null, chains, config.teacher_steps
+        ).to(device)
+        draw = partial(draw_level, levels=objective.starts)
     jacobian = None
     if config.gradient_aggregation != "sum":
         aggregate = build_aggregator(config.gradient_aggregation)
@@ -139,6 +162,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         weighting=weighting,
         alignment=alignment,
         objective=accelerator.prepare(objective),
+        draw_sigma=draw,
+        chains=chains,
         jacobian=jacobian,
         optimizer=optimizer,
         ema=ema,
@@ -236,11 +261,35 @@ def _components(config: TrainConfig, class_names: tuple[str, ...]):
                 f"pretrained_model_name_or_path {source} was trained at resolution "
                 f"{pipeline.size}, resolution is {config.resolution}; they must be the same"
             )
+        if config.objective == "distillation":
+            _check_teacher(pipeline, tasks, class_names)
         tokenizer = extend_tokenizer(pipeline.tokenizer, tasks, class_names)
-        return tokenizer, pipeline.unet, pipeline.scheduler
+        names = ("sigma_min", "sigma_max", "sigma_data", "prediction_type")
+        options = {name: pipeline.scheduler.config[name] for name in names}
+        return tokenizer, pipeline.unet, SCHEDULERS[config.objective](**options)
     tokenizer = build_tokenizer(tasks, class_names, config.strength_levels, config.reserved_tokens)
     # Modules draw their initial weights from the global generator: key it, and restore it.
     with torch.random.fork_rng():
         torch.manual_seed(generator(config.seed, "weights").initial_seed())
         unet = build_unet(config, len(tokenizer.get_vocab()))
     return tokenizer, unet, build_scheduler(config)
+
+
+def _check_teacher(
+    pipeline: MultiTaskPipeline, tasks: list[str], class_names: tuple[str, ...]
+) -> None:
+    """Raises a ValueError if the pipeline can't teach this."""
+    if pipeline.chains is not None:
+        raise ValueError(
+            "pretrained_model_name_or_path is a model of few steps itself; give the one that it "
+            "has learned from, or set objective to denoising"
+        )
+    for field, wanted, known in (
+        ("tasks", tasks, pipeline.tasks),
+        ("dataset_name", class_names, pipeline.class_names),
+    ):
+        if strangers := [name for name in wanted if name not in known]:
+            raise ValueError(
+                f"{field}: pretrained_model_name_or_path has not learned {', '.join(strangers)}, "
+                f"and can't teach it; it knows {', '.join(known)}"
+            )

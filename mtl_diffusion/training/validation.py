@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +13,7 @@ from ..pipeline.task import Choice, Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
 from ..tools.tensors import to_unit_range
-from .losses import denoising_loss
-
-# Borders of the noise levels.
-SIGMA_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+from .losses import LEVELS, Objective, denoising_loss
 
 
 @dataclass(frozen=True)
@@ -26,13 +22,13 @@ class HeldOutLoss:
 
     Attributes:
         tasks: (T,) names.
-        edges: (K + 1,) borders of the noise levels.
+        levels: (K,) names of the noise levels.
         by_image: (T, K, N) losses of the model.
         zero_by_image: (T, K, N) losses of a network whose output is always zero.
     """
 
     tasks: tuple[str, ...]
-    edges: tuple[float, ...]
+    levels: tuple[str, ...]
     by_image: Tensor
     zero_by_image: Tensor
 
@@ -50,13 +46,8 @@ class HeldOutLoss:
     def num_images(self) -> int:
         return self.by_image.shape[-1]
 
-    @property
-    def levels(self) -> tuple[str, ...]:
-        """(K,) "low-high"."""
-        return tuple(f"{low:g}-{high:g}" for low, high in pairwise(self.edges))
-
     def table(self) -> dict[str, dict[str, dict[str, float]]]:
-        """task -> "low-high" -> {"loss", "zero"}, as JSON has it."""
+        """task -> level -> {"loss", "zero"}, as JSON has it."""
         model, zero = self.model, self.zero
         return {
             task: {
@@ -94,6 +85,7 @@ def held_out_loss(
     device: torch.device | str = "cpu",
     rank: int = 0,
     world: int = 1,
+    objective: Objective | None = None,
 ) -> HeldOutLoss:
     """The loss of each task by noise level, on the first images of a dataset.
 
@@ -106,15 +98,17 @@ def held_out_loss(
         task_token: "right"; None for the null token; or the name of another task.
         alike: all tasks get a mask of the whole image and the same noise, and those that take a
             strength the same strengths, uniform in (0, 1). Else each task draws as in training.
-        rank, world: only every world-th image, from this one on, is evaluated. The losses of the
-            others are zero, so that the sum over all ranks is the whole.
+        rank: the first image that is evaluated.
+        world: only every world-th image from there on is evaluated. The losses of the others are
+            zero, so that the sum over all ranks is the whole.
+        objective: whose loss and levels are meant; its tasks are `tasks`. None: denoising.
     """
     n = min(num_images, len(dataset))
     size = dataset.resolution
     images = to_unit_range(dataset.images[:n].to(device))
     labels = dataset.labels[:n].to(device)
-    bins = list(pairwise(SIGMA_EDGES))
-    model, zero = torch.zeros(2, len(tasks), len(bins), n)
+    levels = objective.levels if objective else LEVELS
+    model, zero = torch.zeros(2, len(tasks), len(levels), n)
     own = torch.arange(n, device=device)[rank::world]
     own = own.split(batch_size) if len(own) else ()  # a process may have no image
     with evaluating(unet):
@@ -129,15 +123,17 @@ def held_out_loss(
             conditioning = _with_task_token(
                 build_conditioning(hint, task, labels, vocabulary), task_token, vocabulary
             )
-            for k, (low, high) in enumerate(bins):
+            for k, (low, high) in enumerate(levels.values()):
                 sigma = low * (high / low) ** place
                 for rows in own:
                     x, eps, s, c = images[rows], noise[rows], sigma[rows], conditioning[rows]
                     F = predict(unet, scheduler, x + s * eps, s, c)
+                    if objective is not None:
+                        x, eps = objective.target(x, eps, s, c, torch.full_like(rows, i))
                     for table, output in ((model, F), (zero, torch.zeros_like(F))):
                         loss = denoising_loss(output, x, eps, s, c.mask, scheduler)
                         table[i, k, rows.cpu()] = loss.cpu()
-    return HeldOutLoss(tuple(t.name for t in tasks), SIGMA_EDGES, model, zero)
+    return HeldOutLoss(tuple(t.name for t in tasks), tuple(levels), model, zero)
 
 
 def _choose_alike(task: Task, n: int, size: int, random: torch.Generator) -> Choice:

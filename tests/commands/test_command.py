@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,22 @@ def test_help_is_shown(monkeypatch, capsys):
     assert answer(monkeypatch, capsys, "--version")[:2] == (0, mtl_diffusion.__version__ + "\n")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["publish", "--output_dir=x", "--checkpoint=~/nothing"],
+        ["evaluate", "--output_dir=x", "--classifier=x", "--pipeline=~/nothing"],
+        ["sample", "--output_dir=x", "--pipeline=~/nothing"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_home_directory_may_be_short(words, monkeypatch, capsys, tmp_path):
+    """A shell does not replace ~ after an equals sign."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, _, err = answer(monkeypatch, capsys, *words)
+    assert code == 2 and str(tmp_path / "nothing") in err
+
+
 @pytest.mark.parametrize("words", [[], ["trian"], ["--config", "x"]])
 def test_an_unknown_command_is_refused(words, monkeypatch, capsys):
     code, out, err = answer(monkeypatch, capsys, *words)
@@ -93,3 +110,15 @@ def test_the_metadata_describe_the_package():
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert metadata.get_payload().startswith("# mtl_diffusion")
     assert "Typing :: Typed" in metadata.get_all("Classifier")
+
+
+def test_a_configuration_made_in_python_is_checked_too(tmp_path):
+    config = mtl_diffusion.TrainConfig(
+        resolution="16", seed=-1, tasks={"generat": 1}, output_dir=str(tmp_path / "run")
+    )
+    with pytest.raises(ValueError, match='resolution: found "16"; must be'):
+        mtl_diffusion.train(config)
+    with pytest.raises(ValueError) as error:
+        mtl_diffusion.train(replace(config, resolution=16))
+    assert "2 faults" in str(error.value) and "seed: " in str(error.value)
+    assert "did you mean generate?" in str(error.value) and not (tmp_path / "run").exists()

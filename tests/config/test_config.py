@@ -371,6 +371,14 @@ def test_ranges(name, value):
         ("attention_resolutions=[4]", "no feature map of side 4, only of 16, 8"),
         ("train_only=tokens", 'train_only: found "tokens"; must be all, or set pretrained_model'),
         ("revision=main", 'revision: found "main"; must be null, or set pretrained_model_name'),
+        (
+            "objective=distillation",
+            'objective: found "distillation"; must be denoising, or set pre',
+        ),
+        (
+            "objective=distillation pretrained_model_name_or_path=me/it alignment_classifier=c",
+            'alignment_classifier: found "c"; must be null, or set objective to denoising',
+        ),
         ("tasks={}", "tasks: found {}; must have at least one task above 0"),
         ("tasks={edit:0}", 'tasks: found {"edit": 0.0}; must have at least one task above 0'),
         ("tasks={edti:1}", "no task is called edti, did you mean edit?; there are generate, inp"),
@@ -431,6 +439,7 @@ def test_contradictions(argv, fault):
         "tasks.inpaint=0 total_batch_size=3",  # 0 leaves a task out
         "tasks.inpaint=0 task_weighting=fixed task_weights={generate:1,inpaint:1,edit:1}",
         "train_only=tokens pretrained_model_name_or_path=me/it revision=main",
+        "objective=distillation pretrained_model_name_or_path=me/it",
         "attention_resolutions=[]",  # the middle block still has it
         "tasks={generate:1,inpaint:1,edit:1} total_batch_size=3",  # thirds do not round up
         "lr_warmup_steps=1200",

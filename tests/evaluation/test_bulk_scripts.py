@@ -150,6 +150,25 @@ def test_a_part_that_a_pipeline_cannot_have_is_refused(work):
     assert "parts: found dance; this pipeline can have generate, likelihood" in done.stderr
 
 
+def test_a_likelihood_of_half_precision_is_refused(work):
+    done, _ = evaluated(work, ONE, "half", "--dtype", "bfloat16", "--parts", "likelihood")
+    assert done.returncode == 2
+    assert "dtype: found bfloat16" in done.stderr and "--parts likelihood" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_compiled_network_of_bfloat16_draws_nearly_the_same(work):
+    found = []
+    once = ("--parts", "generate", "--batch_size=10", "--guidance_interval=null")  # two shapes
+    for name, *more in (("plain",), ("fast", "--dtype=bfloat16", "--compile=true")):
+        done, path = evaluated(work, ONE, name, *once, *more)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads(path.read_text())["generate"]["by_class_steps_3"]["evaluations"] == 3
+        found.append(torch.cat([load_file(p)["values"].float() for p in chunks_of(work / name)]))
+    difference = (found[0] - found[1]).abs()
+    assert 0 < difference.mean() < 2  # of 255
+
+
 def sampled(work, launcher, name, *more):
     return run(
         *(launcher, "sample.py", "--pipeline", work / "pipeline", "--class_label", "disc", "ring"),

@@ -1,10 +1,12 @@
 """How alike two images are: cases with a known answer."""
 
+import math
+
 import pytest
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from mtl_diffusion.evaluation.inpaint import diversity
+from mtl_diffusion.evaluation.inpaint import diversity, mean_completion
 from mtl_diffusion.evaluation.likeness import feature_distance, low_frequency_error, psnr, ssim
 
 
@@ -65,3 +67,14 @@ def test_diversity_is_the_deviation_inside_the_hole():
     repeats[1, ..., 8:] = 255
     assert diversity(repeats, left_half(1)).item() == pytest.approx(0.2 / 2**0.5)
     assert diversity(repeats[:1].repeat(3, 1, 1, 1, 1), left_half(1)).item() == 0
+
+
+def test_errors_of_completions_cancel_in_their_mean():
+    originals = torch.full((2, 3, 16, 16), 100, dtype=torch.uint8)
+    errors = torch.tensor([20, -20, 8, -8], dtype=torch.int16)[:, None, None, None, None]
+    repeats = (originals.short() + errors).to(torch.uint8)
+    repeats[..., 8:] = 255  # known pixels don't count
+    found = mean_completion(originals, repeats, left_half(2))
+    assert found["mean_of"] == 4 and found["psnr_of_mean_in_hole"] == pytest.approx(54.15, abs=0.01)
+    found = mean_completion(originals, repeats[[0, 2]], left_half(2))
+    assert found["psnr_of_mean_in_hole"] == pytest.approx(20 * math.log10(255 / 14), abs=0.01)

@@ -1,21 +1,32 @@
 """What the scorecard makes of images whose quality is known."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import EDMEulerScheduler
 
 from mtl_diffusion.data.images import ImageDataset
+from mtl_diffusion.evaluation import generate
 from mtl_diffusion.evaluation.bulk import Drawn, evaluations_of
 from mtl_diffusion.evaluation.edit import Edit, best, compare, edit_scores, pairs
 from mtl_diffusion.evaluation.equal_class import FOUND
-from mtl_diffusion.evaluation.evaluate import below, context, parts_for
+from mtl_diffusion.evaluation.evaluate import (
+    below,
+    context,
+    of_model,
+    parts_for,
+    write_scorecard,
+)
 from mtl_diffusion.evaluation.features import FeatureSpace
-from mtl_diffusion.evaluation.generate import Generate, distances, floor, memorisation
+from mtl_diffusion.evaluation.generate import Generate, distances, floor, memorisation, plot_quality
 from mtl_diffusion.evaluation.inpaint import completion_scores
 from mtl_diffusion.evaluation.parts import Context, Seen, mean
 from mtl_diffusion.evaluation.settings import Settings
+from mtl_diffusion.pipeline.chains import default_chains
+from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
 NAMES = ("red", "green", "blue")
 
@@ -48,12 +59,14 @@ def given(tmp_path):
         return torch.cat([images.mean((2, 3)), images.std((2, 3))], 1)
 
     return Context(
-        pipe=SimpleNamespace(class_names=NAMES, device=torch.device("cpu")),
+        pipe=SimpleNamespace(
+            class_names=NAMES, device=torch.device("cpu"), default_guidance=lambda task: 3.0
+        ),
         classifier=FakeClassifier(),
         space=FeatureSpace("moments", "abc", {}, embed),
         train=dataset(90),
         test=dataset(60, seed=1),
-        settings=Settings(edit_images=4, num_images=30),
+        settings=Settings(edit_images=4, num_images=30, num_inference_steps=18),
         cache=tmp_path,
     )
 
@@ -244,7 +257,7 @@ def test_other_classes_are_refused(given):
 
 def test_a_model_without_edit_has_no_edit_part():
     def pipe(*tasks, classes=NAMES):
-        return SimpleNamespace(tasks=tasks, class_names=classes)
+        return SimpleNamespace(tasks=tasks, class_names=classes, chains=None)
 
     assert parts_for(pipe("generate", "inpaint")) == ["generate", "likelihood", "inpaint"]
     assert parts_for(pipe("edit")) == ["edit"]
@@ -270,3 +283,74 @@ def test_a_model_without_edit_has_no_edit_part():
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         Settings(**change)
+
+
+@pytest.fixture
+def few(given, build_pipe):
+    """The inputs for a model of few steps."""
+    pipe = build_pipe(classes=NAMES)
+    pipe = MultiTaskPipeline(pipe.unet, pipe.tokenizer, EDMEulerScheduler(), default_chains(80.0))
+    pipe.set_progress_bar_config(disable=True)
+    return replace(given, pipe=pipe, settings=of_model(Settings(num_images=12), pipe))
+
+
+def test_a_model_of_few_steps_has_its_own_steps_and_no_other_solver(few):
+    assert parts_for(few.pipe) == ["generate", "inpaint", "edit"]
+    assert few.settings.num_inference_steps == 4
+    assert of_model(Settings(num_inference_steps=2), few.pipe).num_inference_steps == 2
+    part, cost = Generate(few), {}
+    for job in part.jobs():
+        with evaluations_of(few.pipe.unet) as seen:
+            job.draw(range(3))
+        cost[job.name.removeprefix("generate-")] = seen[0] / 3
+    assert cost == {
+        "unconditional_steps_4": 4,
+        "by_class_steps_1": 1,
+        "by_class_steps_2": 2,
+        "by_class_steps_4": 4,
+    }
+    assert [method.name for method in Edit(few).methods] == ["edit", "edit_image_guidance_1.5"]
+
+
+def test_two_models_are_drawn_in_one_plot(tmp_path, monkeypatch):
+    def entry(evaluations, distance, guidance=1.0, interval=None):
+        return {
+            "evaluations": evaluations,
+            "frechet_distance_to_train": distance,
+            "guidance_scale": guidance,
+            "guidance_interval": interval,
+        }
+
+    many = {
+        "floor": {"frechet_distance_to_train": 1.0},
+        "unconditional_steps_18": entry(18, 9.0),
+        "by_class_steps_18": entry(18, 4.0),
+        "by_class_steps_6": entry(6, 5.0),
+        "by_class_guidance_2_steps_18": entry(36, 3.0, 2.0),
+        "by_class_guidance_2_interval_0_1_steps_18": entry(20, 3.5, 2.0, (0, 1)),
+        "memorisation": {"n": 5},
+    }
+    few = {"floor": many["floor"], "by_class_steps_2": entry(2, 3.2)}
+    drawn = []
+    monkeypatch.setattr(generate, "curves", lambda lines, *rest, **options: drawn.append(lines))
+    plot_quality({"few": few, "many": many}, 30, "space", tmp_path)
+    assert drawn == [
+        {
+            "few, guidance 1": [(2, 3.2)],
+            "many, guidance 1": [(6, 5.0), (18, 4.0)],
+            "many, guidance 2": [(36, 3.0)],
+        }
+    ]
+
+
+def test_figures_of_another_n_or_space_are_not_drawn_beside(given, tmp_path):
+    about = {"pipeline": "p", "generate": {}, "settings": {"num_images": 30}}
+    for n, space in ((31, "abc"), (30, "abd")):
+        about |= {"settings": {"num_images": n}, "feature_space": {"weights": space}}
+        (tmp_path / "metrics.json").write_text(json.dumps(about))
+        data = SimpleNamespace(pipeline="q")
+        pipe = SimpleNamespace(tasks=(), class_names=NAMES, chains=None)
+        with pytest.raises(ValueError, match="can't be compared"):
+            write_scorecard(
+                replace(given, pipe=pipe), [], tmp_path, data, "", [tmp_path / "metrics.json"]
+            )

@@ -118,8 +118,8 @@ class LoopbackHub:
         """Oldest first, without the initial one."""
         return self.repositories["model", name].branches[branch][1:]
 
-    def tree(self, name: str, revision: str = "main") -> dict[str, bytes]:
-        files = dict(self.repositories["model", name].find(revision).tree)
+    def tree(self, name: str, revision: str = "main", kind: str = "model") -> dict[str, bytes]:
+        files = dict(self.repositories[kind, name].find(revision).tree)
         files.pop(".gitattributes")
         return files
 
@@ -446,7 +446,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(content, **headers)
 
 
-_REPO = r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)"
+_REPO = r"/api/(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
 _REVISION = r"(?P<revision>[^/]+)"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", _Handler.whoami),
@@ -464,13 +464,13 @@ _ROUTES = [
     ("GET", _REPO, _Handler.info),
     (
         "POST",
-        r"/(?:(?P<kind>datasets)/)?(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch",
+        r"/(?:(?P<kind>datasets|spaces)/)?(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch",
         _Handler.lfs_batch,
     ),
     ("PUT", r"/lfs/(?P<oid>\w+)", _Handler.lfs_upload),
     (
         "GET HEAD",
-        rf"/(?:(?P<kind>datasets)/)?(?P<name>[^/]+/[^/]+)/resolve/{_REVISION}/(?P<path>.+)",
+        rf"/(?:(?P<kind>datasets|spaces)/)?(?P<name>[^/]+/[^/]+)/resolve/{_REVISION}/(?P<path>.+)",
         _Handler.resolve,
     ),
 ]

@@ -118,7 +118,7 @@ def test_train_only_changes_nothing_else(
 
 def test_another_resolution_is_an_error(further):
     with pytest.raises(ValueError, match=r"resolution 8, resolution is 16"):
-        train(replace(further, resolution=16))
+        train(replace(further, resolution=16, attention_resolutions=[]))
 
 
 def test_too_many_new_words_are_an_error(further, tmp_path):

@@ -1,0 +1,127 @@
+"""The second stage of training: a trained model learns to draw in few steps.
+
+The trained model is the teacher. From an image with noise of one of the levels in
+`pipeline/chains.py`, it solves its ODE to the next level in some steps, with the guidance that each
+task has by default. The student, which starts as the teacher, learns to arrive there in one Euler
+step. So its guidance is built in, and a step of it is one evaluation.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ..pipeline.chains import Chains, jumps
+from ..pipeline.denoiser import Conditioning, predict_guided
+from ..pipeline.task import Task
+from .alignment import fingerprint
+from .losses import Objective
+
+# Curvature of the teacher's levels within a jump. Karras's 7 is for levels that don't end at 0.
+RHO = 4
+
+
+def draw_level(n: int, levels: Tensor, generator: torch.Generator) -> Tensor:
+    """(n, 1, 1, 1) of the levels (J,), each equally often to within one, in random order."""
+    order = torch.rand(n, generator=generator, device=generator.device).argsort()
+    return levels.to(order.device)[order % len(levels)].view(n, 1, 1, 1)
+
+
+def ode_end(
+    denoised: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, end: Tensor, steps: int
+) -> Tensor:
+    """Solves dx/dsigma = (x - D(x; sigma)) / sigma from sigma to end, by DPM-Solver++ (2M).
+
+    Args:
+        denoised: D, (B, 3, H, W) from x and sigma.
+        x: (B, 3, H, W). sigma, end: (B, 1, 1, 1) noise levels, sigma > end >= 0.
+        steps: evaluations of D.
+
+    Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2, for noise that is added unscaled.
+    """
+    roots = sigma ** (1 / RHO), end ** (1 / RHO)
+    grid = [torch.lerp(*roots, k / steps) ** RHO for k in range(steps)] + [end]
+    before, length_before = None, None
+    for now, then in pairwise(grid):
+        length = now.log() - then.log()
+        D = denoised(x, now)
+        direction = D
+        if before is not None:
+            # The step to 0 is infinitely long in the logarithm: it is of the first order.
+            ahead = torch.where(then > 0, length / (2 * length_before), 0.0)
+            direction = D + ahead * (D - before)
+        x = torch.lerp(direction, x, then / now)
+        before, length_before = D, length
+    return x
+
+
+class Distillation(Objective):
+    """The objective of a student that learns its teacher's jumps.
+
+    Args:
+        unet, scheduler, weighting, alignment: see Objective.
+        teacher: a copy of the unet, which is frozen.
+        tasks: in the order of the task indices.
+        null: id of the null token.
+        chains: noise levels, see `pipeline/chains.py`.
+        teacher_steps: of the solver, for each jump.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        scheduler,
+        weighting: nn.Module,
+        alignment: nn.Module | None,
+        teacher: nn.Module,
+        tasks: Sequence[Task],
+        null: int,
+        chains: Chains,
+        teacher_steps: int,
+    ):
+        super().__init__(unet, scheduler, weighting, alignment)
+        # In a tuple, so that it is no submodule: neither trained nor saved.
+        self._teacher = (teacher.eval().requires_grad_(False),)
+        self.teacher = fingerprint(teacher)
+        self.guidance = [task.default_guidance_scale for task in tasks]
+        self.null = null
+        self.teacher_steps = teacher_steps
+        self.levels = {f"{start:g} to {end:g}": (start, start) for start, end in jumps(chains)}
+        starts, ends = torch.tensor(jumps(chains)).T
+        self.register_buffer("starts", starts.contiguous(), persistent=False)
+        self.register_buffer("ends", ends.contiguous(), persistent=False)
+
+    @torch.no_grad()
+    def target(
+        self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What D must be for an Euler step to arrive where the teacher does, and the noise to it.
+
+        x' = r x + (1 - r) D for r = sigma'/sigma, hence D = (x' - r x) / (1 - r).
+        """
+        x = image + sigma * noise
+        nearest = (sigma.flatten()[:, None].log() - self.starts.log()).abs().argmin(1)
+        end = self.ends[nearest].view(-1, 1, 1, 1)
+        arrived = torch.empty_like(x)
+        for i, scale in enumerate(self.guidance):
+            rows = (task == i).nonzero()[:, 0]
+            if not len(rows):
+                continue
+
+            def denoised(x: Tensor, sigma: Tensor, rows=rows, scale=scale) -> Tensor:
+                F = predict_guided(
+                    self._teacher[0],
+                    self.scheduler,
+                    x,
+                    sigma,
+                    conditioning[rows],
+                    self.null,
+                    guidance_scale=scale,
+                )
+                return self.scheduler.precondition_outputs(x, F, sigma)
+
+            arrived[rows] = ode_end(denoised, x[rows], sigma[rows], end[rows], self.teacher_steps)
+        ratio = end / sigma
+        D = (arrived - ratio * x) / (1 - ratio)
+        return D, (x - D) / sigma

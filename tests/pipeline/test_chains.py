@@ -1,0 +1,140 @@
+"""Models that draw in few steps."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+
+from mtl_diffusion.evaluation.bulk import evaluations_of
+from mtl_diffusion.pipeline.chains import check_chains, default_chains, jumps, karras_ramp
+from mtl_diffusion.pipeline.denoiser import build_conditioning, predict
+from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
+
+CHAINS = default_chains(80.0)
+
+
+@pytest.fixture(scope="module")
+def few(build_pipe):
+    pipe = build_pipe()
+    pipe = MultiTaskPipeline(pipe.unet, pipe.tokenizer, EDMEulerScheduler(), CHAINS)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def keyed(n):
+    return [torch.Generator().manual_seed(i) for i in range(n)]
+
+
+def test_every_jump_starts_where_the_one_before_ends():
+    assert jumps([[8.0], [4.0, 1.0]]) == [(8.0, 0.0), (4.0, 1.0), (1.0, 0.0)]
+    assert [len(levels) for levels in CHAINS] == [1, 2, 4]
+    starts = [start for start, _ in jumps(CHAINS)]
+    assert len({*starts}) == len(starts) == 7 and max(starts) == 80
+
+
+@pytest.mark.parametrize("sigma_max", [80.0, 10.0])
+def test_the_scheduler_visits_the_levels(sigma_max):
+    scheduler = EDMEulerScheduler(sigma_max=sigma_max)
+    for levels in default_chains(sigma_max):
+        scheduler.set_timesteps(len(levels), sigmas=karras_ramp(levels, scheduler.config))
+        torch.testing.assert_close(scheduler.sigmas, torch.tensor([*levels, 0.0]))
+
+
+@pytest.mark.parametrize(
+    "chains",
+    [
+        *([], [[]], [[1.0], []], [[0.0]], [[1.0, 2.0]], [[2.0, 2.0]], [[4.0], [4.0, 1.0]]),
+        *([[4.0], [3.0]], [4.0, 1.0], 7, [["a"]], [[float("nan")]]),
+    ],
+)
+def test_chains_that_are_none_are_refused(chains, few):
+    with pytest.raises(ValueError, match="falling"):
+        check_chains(chains)
+    with pytest.raises(ValueError, match=r"model_index\.json"):
+        MultiTaskPipeline(few.unet, few.tokenizer, few.scheduler, chains)
+
+
+@pytest.mark.parametrize("levels", CHAINS)
+def test_a_sample_is_the_jumps_one_after_the_other(few, levels):
+    noise = torch.randn(2, 3, 8, 8, generator=keyed(1)[0])
+    task = TASKS["generate"]
+    conditioning = build_conditioning(
+        task.condition(0 * noise, torch.ones(2, 1, 8, 8), None, noise),
+        task,
+        torch.tensor([0, 2]),
+        few.vocabulary,
+    )
+    x = levels[0] * noise
+    for s, then in jumps([levels]):
+        with torch.no_grad():
+            F = predict(few.unet, few.scheduler, x, torch.full((2, 1, 1, 1), s), conditioning)
+        D = 0.25 / (s**2 + 0.25) * x + s * 0.5 / (s**2 + 0.25) ** 0.5 * F
+        x = then / s * x + (1 - then / s) * D
+    with evaluations_of(few.unet) as seen:
+        drawn = few(
+            class_label=["cat", "ship"],
+            num_inference_steps=len(levels),
+            latents=noise,
+            output_type="latent",
+        ).images
+    assert seen == [2 * len(levels)]  # guidance is off: one evaluation a step
+    torch.testing.assert_close(drawn, x, rtol=1e-3, atol=1e-4)
+
+
+def test_the_defaults_are_the_models(few, pipe):
+    assert few.default_steps == 4 and pipe.default_steps == 18
+    assert few.default_guidance("edit") == 1 and pipe.default_guidance("edit") == 3
+    default = few(class_label="cat", generator=keyed(1), output_type="pt").images
+    asked = few(
+        class_label="cat",
+        generator=keyed(1),
+        output_type="pt",
+        num_inference_steps=4,
+        guidance_scale=1.0,
+    ).images
+    assert torch.equal(default, asked) and few.guidance_scale == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_known_pixels_are_exact(few, steps):
+    source = torch.rand(2, 3, 8, 8, generator=keyed(1)[0])
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[:, :, 2:5, 3:] = 1
+    found = few(
+        task="inpaint",
+        image=source,
+        mask_image=mask,
+        num_inference_steps=steps,
+        generator=keyed(2),
+        output_type="pt",
+    ).images
+    known = (mask == 0).expand_as(source)
+    assert torch.equal(found[known], source[known]) and not torch.equal(found, source)
+
+
+def test_another_number_of_steps_or_scheduler_is_refused(few):
+    with pytest.raises(ValueError, match=r"num_inference_steps is 3; .* in 1, 2, 4 steps"):
+        few(num_inference_steps=3)
+    other = EDMDPMSolverMultistepScheduler.from_config(few.scheduler.config)
+    swapped = MultiTaskPipeline(few.unet, few.tokenizer, other, CHAINS)
+    with pytest.raises(ValueError, match="this model of few steps takes EDMEulerScheduler: "):
+        swapped()
+
+
+def test_the_exported_model_draws_the_same_by_its_own_defaults(few, tmp_path):
+    few.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["chains"] == CHAINS
+    scheduler = json.loads((tmp_path / "scheduler/scheduler_config.json").read_text())
+    assert scheduler["_class_name"] == "EDMEulerScheduler"
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded) is not MultiTaskPipeline  # the code of the folder
+    for options in ({}, *({"num_inference_steps": n} for n in (1, 2, 4))):
+        one, two = (
+            p(class_label="dog", generator=keyed(1), output_type="pt", **options).images
+            for p in (few, loaded)
+        )
+        assert torch.equal(one, two)
+    loaded.save_pretrained(tmp_path / "again")
+    assert MultiTaskPipeline.from_pretrained(tmp_path / "again").chains == CHAINS

@@ -1,0 +1,116 @@
+"""A Space: pushed to the loopback Hub, fetched, and opened where this package is not installed."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import tomllib
+from huggingface_hub import RepoCard
+from loopback_hub import TOKEN, LoopbackHub
+from stranger import NOT_INSTALLED
+
+from mtl_diffusion.publishing.space import GRADIO, PAGE
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pipeline(build_pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "pipeline"
+    build_pipe().save_pretrained(folder)
+    (folder / "notes.txt").write_text("not for others")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pushed(pipeline, tmp_path_factory):
+    """The files of the Space, after two calls that push it; and what the second one printed."""
+    command = (
+        f"scripts/publish.py --pipeline {shlex.quote(str(pipeline))} --space me/page --private"
+    )
+    with LoopbackHub() as hub:
+        environment = os.environ | hub.environment(tmp_path_factory.mktemp("home"))
+        for _ in range(2):
+            done = subprocess.run(
+                [sys.executable, *shlex.split(command)],
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+        space = hub.repositories["space", "me/page"]
+        assert space.private and len(space.branches["main"]) == 2  # the second call changed nothing
+        assert f"{hub.url}/spaces/me/page" in done.stdout or f"{hub.url}/me/page" in done.stdout
+        return hub.tree("me/page", kind="space")
+
+
+@pytest.mark.slow
+def test_what_a_space_is_made_of(pushed, pipeline):
+    page = {f"demo/{path.name}" for path in PAGE.glob("*.py")}
+    model = {f"pipeline/{p.relative_to(pipeline)}" for p in pipeline.rglob("*") if p.is_file()}
+    own = {"README.md", "app.py", "requirements.txt"}
+    assert set(pushed) == own | page | model - {"pipeline/notes.txt"}
+    assert pushed["demo/page.py"] == (PAGE / "page.py").read_bytes()
+    header = RepoCard(pushed["README.md"].decode()).data.to_dict()
+    assert header["title"] == "page" and header["app_file"] == "app.py"
+    assert header["sdk"] == "gradio" and header["sdk_version"] == GRADIO
+    assert re.search(r"^torch==[\d.]+$", pushed["requirements.txt"].decode(), re.M)
+    assert not any(TOKEN.encode() in content for content in pushed.values())
+
+
+@pytest.mark.slow
+def test_a_space_opens_where_this_package_is_not_installed(pushed, tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed: mtl_diffusion[demo]")
+    for name, content in pushed.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    code = NOT_INSTALLED + "import runpy, sys\nsys.path.insert(0, '.')\nrunpy.run_path('app.py')"
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=tmp_path, stdout=log, stderr=log
+        )
+    try:
+        deadline = time.monotonic() + 240
+        while not (found := re.search(r"http://[\d.:]+", (tmp_path / "log").read_text())):
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        with urllib.request.urlopen(found[0]) as answer:
+            assert "mtl_diffusion: me/page" in answer.read().decode()
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_space_gets_the_gradio_that_the_page_is_tested_with():
+    assert f"\ngradio=={GRADIO}\n" in (ROOT / "constraints.txt").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert extras["optional-dependencies"]["demo"] == [f"gradio>={GRADIO.rpartition('.')[0]},<7"]
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--pipeline", "x"], "--pipeline needs --space"),
+        (["--checkpoint", "x"], "--checkpoint needs --output_dir"),
+        (["--pipeline", "x", "--space", "page"], "give it as user/name"),
+        (["--pipeline", "x", "--space", "me/page"], "pipeline: x is no exported pipeline"),
+        ([], "one of the arguments --checkpoint --pipeline is required"),
+    ],
+)
+def test_what_is_refused(flags, words, monkeypatch, capsys, tmp_path):
+    from mtl_diffusion.commands.publish import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mtl-diffusion publish", *flags])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and words in capsys.readouterr().err

@@ -1,0 +1,37 @@
+"""notebooks/tour.ipynb runs from its first cell to its last, and its own assertions hold."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+TOUR = NOTEBOOKS / "tour.ipynb"
+
+
+@pytest.mark.slow
+def test_the_tour_runs(monkeypatch):
+    notebook = nbformat.read(TOUR, as_version=4)
+    monkeypatch.setenv(
+        "PYTHONPATH", str(NOTEBOOKS.parent) + os.pathsep + os.getenv("PYTHONPATH", "")
+    )
+    options = {"timeout": 900, "resources": {"metadata": {"path": str(NOTEBOOKS)}}}
+    nbclient.NotebookClient(notebook, **options).execute()
+    pictures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "image/png" in output.get("data", ())
+    ]
+    assert len(pictures) == 4
+
+
+def test_the_tour_that_is_shown_was_run():
+    """From the first cell to the last."""
+    notebook = nbformat.read(TOUR, as_version=4)
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == [*range(1, len(counts) + 1)]
+    assert TOUR.stat().st_size < 400_000

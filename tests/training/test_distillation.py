@@ -1,0 +1,246 @@
+"""The second stage: a student learns to arrive in one step where its teacher does in several."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from forked import SHORT, die
+from forked import train as forked_train
+from gaussian import Gaussian, correlated
+from tiny import own_state, unet_of
+
+from mtl_diffusion import loop
+from mtl_diffusion.config import ConfigError
+from mtl_diffusion.data.shapes import shapes
+from mtl_diffusion.pipeline.chains import default_chains
+from mtl_diffusion.pipeline.denoiser import Conditioning
+from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
+from mtl_diffusion.publishing.export import of_checkpoint
+from mtl_diffusion.tools.rng import generator
+from mtl_diffusion.training import distillation
+from mtl_diffusion.training.distillation import Distillation, draw_level, ode_end
+from mtl_diffusion.training.losses import Fixed
+
+CHAINS = default_chains(80.0)
+
+
+def column(*values):
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
+
+
+def each(gaussian, x, sigma):
+    """D of samples that have noise levels of their own."""
+    return torch.cat([gaussian(a[None], float(s)) for a, s in zip(x, sigma, strict=True)])
+
+
+# --- the teacher's solver -------------------------------------------------------------------------
+
+
+def test_it_arrives_where_the_flow_of_a_gaussian_does():
+    gaussian = Gaussian(0.3, correlated(0.5))
+    sigma, end = column(80, 40, 20, 0.8, 1), column(0, 0.8, 4, 0, 0.25)
+    x = sigma * torch.randn(5, 3, 2, 2, generator=generator(0, "x"), dtype=torch.float64)
+    exact = torch.stack(
+        [
+            gaussian.flowed(a.flatten()[None], float(s), float(e))[0].view(3, 2, 2)
+            for a, s, e in zip(x, sigma, end, strict=True)
+        ]
+    )
+    for steps, limits in ((4, (0.5, 0.06, 0.005, 0.05, 0.005)), (64, (0.01, *(5e-4,) * 4))):
+        found = ode_end(lambda x, s: each(gaussian, x, s), x, sigma, end, steps)
+        errors = (found - exact).abs().amax((1, 2, 3))
+        assert (errors < torch.tensor(limits)).all(), errors
+
+
+def test_one_step_is_eulers_and_a_fixed_image_needs_no_more():
+    image = torch.full((2, 3, 2, 2), 0.4, dtype=torch.float64)
+    x, sigma, end = image + 7, column(7, 7), column(2, 0)
+    for steps in (1, 3):
+        found = ode_end(lambda x, s: image, x, sigma, end, steps)
+        torch.testing.assert_close(found, image + column(2, 0))
+
+
+# --- what the student learns ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def objective(build_pipe):
+    pipe = build_pipe()
+    tasks = [TASKS[name] for name in ("generate", "inpaint", "edit")]
+    return Distillation(
+        pipe.unet,
+        pipe.scheduler,
+        Fixed([1.0] * 3),
+        None,
+        build_pipe().unet,
+        tasks,
+        pipe.vocabulary.null,
+        CHAINS,
+        teacher_steps=60,
+    )
+
+
+def inputs(objective, n=7):
+    random = generator(0, "inputs")
+    tokens = torch.rand(n, 3, objective.unet.config.encoder_hid_dim, generator=random)
+    image, known, noise = torch.randn(3, n, 3, 8, 8, generator=random)
+    mask = (torch.rand(n, 1, 8, 8, generator=random) < 0.5).float()
+    task = torch.arange(n) % 3
+    return image, noise, objective.starts.view(n, 1, 1, 1), Conditioning(known, mask, tokens), task
+
+
+def test_an_euler_step_to_the_target_arrives_where_the_flow_does(objective, monkeypatch):
+    """With the exact denoiser of a Gaussian in place of the teacher."""
+    gaussian, scales = Gaussian(0.1, correlated(0.5, 192), (3, 8, 8)), []
+
+    def guided(unet, scheduler, x, sigma, conditioning, null, guidance_scale, **options):
+        assert unet is not objective.unet and len(conditioning) == len(x)
+        scales.append((guidance_scale, len(x)))
+        D = each(gaussian, x, sigma)
+        zero = scheduler.precondition_outputs(x, 0 * x, sigma)
+        return (D - zero) / scheduler.precondition_outputs(0 * sigma, 1 + 0 * sigma, sigma)
+
+    monkeypatch.setattr(distillation, "predict_guided", guided)
+    image, noise, sigma, conditioning, task = inputs(objective)
+    D, rest = objective.target(image, noise, sigma, conditioning, task)
+    x = image + sigma * noise
+    torch.testing.assert_close(D + sigma * rest, x)
+    ends = objective.ends.view_as(sigma)
+    arrived = ends / sigma * x + (1 - ends / sigma) * D
+    for i in range(7):
+        exact = gaussian.flowed(x[i].flatten()[None], float(sigma[i]), float(ends[i]))
+        torch.testing.assert_close(
+            arrived[i].flatten()[None].double(), exact, rtol=0, atol=0.02 + 0.002 * float(ends[i])
+        )
+    # Each task with the guidance that sampling gives it: 3, 2 and 2 samples, 60 steps each.
+    default = [TASKS[name].default_guidance_scale for name in ("generate", "inpaint", "edit")]
+    assert scales == [(s, n) for s, n in zip(default, (3, 2, 2), strict=True) for _ in range(60)]
+
+
+def test_the_loss_is_the_error_in_the_hole_and_only_the_student_learns(objective):
+    objective.teacher_steps = 1
+    image, noise, sigma, conditioning, task = inputs(objective)
+    plain, weighted = objective(image, noise, sigma, conditioning, task)
+    D, rest = objective.target(image, noise, sigma, conditioning, task)
+    everything = replace(conditioning, mask=0 * conditioning.mask)
+    none, _ = objective(image, noise, sigma, everything, task)
+    assert plain.shape == (7,) and (plain > 0).all() and (none == 0).all()
+    weighted.sum().backward()
+    assert all(p.grad is not None for p in objective.unet.parameters() if p.requires_grad)
+    names = [name for name, _ in objective.named_parameters()]
+    assert names and all(name.startswith("unet.") for name in names)
+    assert not any("teacher" in name for name in objective.state_dict())
+    assert not D.requires_grad and not rest.requires_grad
+
+
+def test_without_guidance_a_teacher_of_one_step_teaches_what_it_says(objective):
+    """Then the student is its own teacher, and has nothing to learn."""
+    objective.teacher_steps, objective.guidance = 1, [1.0] * 3
+    plain, _ = objective(*inputs(objective))
+    assert plain.max() < 1e-6
+
+
+def test_levels_come_equally_often_and_by_the_key():
+    levels = torch.tensor([8.0, 4.0, 1.0])
+    found = draw_level(20, levels, generator(0, "level"))
+    assert found.shape == (20, 1, 1, 1)
+    counts = [(found == level).sum().item() for level in levels]
+    assert sorted(counts) == [6, 7, 7]
+    assert torch.equal(found, draw_level(20, levels, generator(0, "level")))
+    assert not torch.equal(found, draw_level(20, levels, generator(1, "level")))
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def teacher(build_pipe, tmp_path_factory):
+    """A folder with a pipeline that knows the classes of the shapes, and three tasks."""
+    folder = tmp_path_factory.mktemp("teacher")
+    classes = shapes(8, num_train=5, num_test=5)["train"].features["label"].names
+    build_pipe(tasks=("generate", "inpaint", "edit"), classes=classes).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def second(config, teacher):
+    return replace(
+        config,
+        objective="distillation",
+        teacher_steps=1,
+        pretrained_model_name_or_path=teacher,
+    )
+
+
+def test_a_run_ends_in_a_pipeline_of_few_steps(second):
+    with own_state():
+        loop.train(replace(second, learning_rate=1e-9, use_ema=False))
+    folder = Path(second.output_dir)
+    pipe = MultiTaskPipeline.from_pretrained(folder / "pipeline")
+    assert pipe.chains == CHAINS and type(pipe.scheduler).__name__ == "EDMEulerScheduler"
+    # It started from the teacher.
+    start = MultiTaskPipeline.from_pretrained(second.pretrained_model_name_or_path)
+    for name, weight in start.unet.state_dict().items():
+        torch.testing.assert_close(pipe.unet.state_dict()[name], weight)
+    table = json.loads((folder / "validation/step-4.json").read_text())["loss"]
+    assert table.keys() == {"generate", "inpaint", "edit"}
+    levels = list(table["edit"])
+    assert levels[:3] == ["80 to 0", "40 to 0.8", "0.8 to 0"] and len(levels) == 7
+    assert all(entry["loss"] > 0 for entry in table["generate"].values())
+    checkpoint = of_checkpoint(folder).pipeline
+    assert checkpoint.chains == CHAINS
+    assert type(checkpoint.scheduler).__name__ == "EDMEulerScheduler"
+    # It can't be a teacher itself.
+    again = replace(
+        second,
+        pretrained_model_name_or_path=str(folder / "pipeline"),
+        output_dir=f"{folder}-again",
+    )
+    with own_state(), pytest.raises(ConfigError, match="is a model of few steps itself"):
+        loop.train(again)
+
+
+def test_what_the_teacher_has_not_learned_is_refused(second):
+    with own_state(), pytest.raises(ConfigError, match=r"tasks: .* has not learned colorize"):
+        loop.train(replace(second, tasks={"generate": 1, "colorize": 1}))
+
+
+def test_killed_and_run_again_is_byte_equal(teacher, tmp_path):
+    arguments = {
+        "objective": "distillation",
+        "pretrained_model_name_or_path": teacher,
+        "teacher_steps": 2,
+    }
+    whole = forked_train(tmp_path / "whole", *SHORT, **arguments)[1]
+    code, _ = forked_train(tmp_path / "killed", *SHORT, partial(die, 7), **arguments)
+    assert code == -9
+    code, run = forked_train(tmp_path / "killed", *SHORT, **arguments)
+    assert code == 0 and "resuming after step 6" in run.text, run.text
+    assert run.state() == whole.state()
+
+
+def test_two_processes_equal_one(teacher, tmp_path):
+    arguments = {
+        "objective": "distillation",
+        "pretrained_model_name_or_path": teacher,
+        "teacher_steps": 2,
+        "dropout": 0.0,
+        "max_train_steps": 3,
+    }
+    one = forked_train(tmp_path / "one", *SHORT, **arguments)[1]
+    code, two = forked_train(tmp_path / "two", *SHORT, **arguments, processes=2)
+    assert code == [0, 0], two.text
+    before, after = unet_of(one.folder), unet_of(two.folder)
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_another_teacher_does_not_continue_a_run(second, build_pipe, monkeypatch, steps_only):
+    with own_state():
+        loop.train(replace(second, max_train_steps=2))
+    monkeypatch.setattr("mtl_diffusion.training.distillation.fingerprint", lambda module: "else")
+    with own_state(), pytest.raises(ConfigError, match="a teacher of the fingerprint"):
+        loop.train(second)
