@@ -202,8 +202,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             mask_image: white (1) is repainted, black (0) is kept, byte for byte.
             strength: degradation of the source, from 0 (none: the source comes back) to 1 (nothing
                 is left of it). None: the task's default.
-            guidance_scale: guidance by the class; 1 is off. None: `pipe.default_guidance(task)`. The
-                direction of an edit's class is that of generate, if the model has learned it.
+            guidance_scale: guidance by the class; 1 is off. None: `pipe.default_guidance(task)`.
+                The direction of an edit's class is that of generate, if the model has learned it.
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 to 4.

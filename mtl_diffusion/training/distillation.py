@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..pipeline.chains import Chains, jumps
-from ..pipeline.denoiser import Conditioning, predict_guided
+from ..pipeline.denoiser import CLASS, Conditioning, build_conditioning, predict_guided
+from ..pipeline.pipeline import TASKS
 from ..pipeline.task import Task
+from ..pipeline.tokens import Vocabulary
 from .alignment import fingerprint
 from .losses import Objective
 
@@ -63,7 +65,7 @@ class Distillation(Objective):
         unet, scheduler, weighting, alignment: see Objective.
         teacher: a copy of the unet, which is frozen.
         tasks: in the order of the task indices.
-        null: id of the null token.
+        vocabulary: of the teacher and the student.
         chains: noise levels, see `pipeline/chains.py`.
         teacher_steps: of the solver, for each jump.
     """
@@ -76,7 +78,7 @@ class Distillation(Objective):
         alignment: nn.Module | None,
         teacher: nn.Module,
         tasks: Sequence[Task],
-        null: int,
+        vocabulary: Vocabulary,
         chains: Chains,
         teacher_steps: int,
     ):
@@ -84,8 +86,8 @@ class Distillation(Objective):
         # In a tuple, so that it is no submodule: neither trained nor saved.
         self._teacher = (teacher.eval().requires_grad_(False),)
         self.teacher = fingerprint(teacher)
-        self.guidance = [task.default_guidance_scale for task in tasks]
-        self.null = null
+        self.tasks = tuple(tasks)
+        self.vocabulary = vocabulary
         self.teacher_steps = teacher_steps
         self.levels = {f"{start:g} to {end:g}": (start, start) for start, end in jumps(chains)}
         starts, ends = torch.tensor(jumps(chains)).T
@@ -104,24 +106,48 @@ class Distillation(Objective):
         nearest = (sigma.flatten()[:, None].log() - self.starts.log()).abs().argmin(1)
         end = self.ends[nearest].view(-1, 1, 1, 1)
         arrived = torch.empty_like(x)
-        for i, scale in enumerate(self.guidance):
+        for i, own in enumerate(self.tasks):
             rows = (task == i).nonzero()[:, 0]
-            if not len(rows):
-                continue
-
-            def denoised(x: Tensor, sigma: Tensor, rows=rows, scale=scale) -> Tensor:
-                F = predict_guided(
-                    self._teacher[0],
-                    self.scheduler,
-                    x,
-                    sigma,
-                    conditioning[rows],
-                    self.null,
-                    guidance_scale=scale,
+            if len(rows):
+                denoised = self._guided(own, conditioning[rows])
+                arrived[rows] = ode_end(
+                    denoised, x[rows], sigma[rows], end[rows], self.teacher_steps
                 )
-                return self.scheduler.precondition_outputs(x, F, sigma)
-
-            arrived[rows] = ode_end(denoised, x[rows], sigma[rows], end[rows], self.teacher_steps)
         ratio = end / sigma
         D = (arrived - ratio * x) / (1 - ratio)
         return D, (x - D) / sigma
+
+    def _guided(self, task: Task, conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
+        """The teacher's D with the guidance that the task has by default."""
+        guide = guide_of(task, conditioning, self.vocabulary)
+
+        def denoised(x: Tensor, sigma: Tensor) -> Tensor:
+            F = predict_guided(
+                self._teacher[0],
+                self.scheduler,
+                x,
+                sigma,
+                conditioning,
+                self.vocabulary.null,
+                guidance_scale=task.default_guidance_scale,
+                guide=guide,
+            )
+            return self.scheduler.precondition_outputs(x, F, sigma)
+
+        return denoised
+
+
+def guide_of(task: Task, conditioning: Conditioning, vocabulary: Vocabulary) -> Conditioning | None:
+    """The guide of `predict_guided` that sampling has: the task's `guided_by`, of the same classes.
+
+    Args:
+        conditioning: of samples of the task.
+    """
+    if task.guided_by not in vocabulary.tasks:
+        return None
+    other, nothing = TASKS[task.guided_by], torch.zeros_like(conditioning.image)
+    hint = other.condition(nothing, torch.ones_like(conditioning.mask), None, nothing)
+    no_class = torch.full((len(nothing),), -1, device=nothing.device)
+    guide = build_conditioning(hint, other, no_class, vocabulary)
+    guide.tokens[:, CLASS] = conditioning.tokens[:, CLASS]
+    return guide
