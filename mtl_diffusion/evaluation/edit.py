@@ -148,8 +148,8 @@ class Edit(Part):
         results = {method.name: self._score_method(method, drawn) for method in self.methods}
         self._plots(results, drawn, folder)
         for name in self.baselines:
-            curves = [results[_guided(name, scale)] for scale in self.guidances]
-            results[name] = {share: best(curve[share] for curve in curves) for share in FOUND}
+            ways = [results[_guided(name, scale)] for scale in self.guidances]
+            results[name] = {share: best(way[share] for way in ways) for share in FOUND}
         return results
 
     def _score_method(self, method: Method, drawn: Mapping[str, Drawn]) -> dict[str, Any]:

@@ -119,38 +119,25 @@ def predict_guided(
     null: int,
     guidance_scale: float = 1.0,
     image_guidance_scale: float = 1.0,
-    guide: Conditioning | None = None,
 ) -> Tensor:
-    """F(0,0) + s_I [F(I,0) - F(0,0)] + s_C [G(c) - G(0)], all evaluations in one batch.
+    """F(0,0) + s_I [F(I,0) - F(0,0)] + s_C [F(I,c) - F(I,0)], all evaluations in one batch.
 
-    Without a guide G(c) is F(I,c): eq. 3 of InstructPix2Pix, Brooks et al. 2023. With one it is the
-    same network at the same noisy image, as another task. Then, if the source tells nothing of the
-    class that the image does not, G(c) - G(0) is still the gradient of log p(class | image).
-
-    A scale of 1 is off: at s_C = 1 G is F, so F(I,c) remains. The weights sum to 1, so combining F
-    equals combining D. A branch of weight zero is not evaluated: one without guidance, up to 3
-    where s_I is 1, else up to 4.
+    A scale of 1 is off. The weights sum to 1, so combining F equals combining D. A branch of weight
+    zero is not evaluated: one evaluation without guidance, two where s_I is 1, else up to three.
 
     Args:
         null: id of the null token.
         guidance_scale: s_C, the class's.
         image_guidance_scale: s_I, the condition image's.
-        guide: the conditioning of another task with the same classes; its mask may be another one.
+
+    Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
     """
-    if guide is None or guidance_scale == 1:
-        guide = conditioning
-    nameless = conditioning.without(CLASS, null)
+    imageless = conditioning.without_image(null)
     branches = [
-        (guidance_scale, guide),
-        (1 - image_guidance_scale, nameless.without_image(null)),
+        (guidance_scale, conditioning),
+        (image_guidance_scale - guidance_scale, conditioning.without(CLASS, null)),
+        (1 - image_guidance_scale, imageless.without(CLASS, null)),
     ]
-    if guide is conditioning:
-        branches += [(image_guidance_scale - guidance_scale, nameless)]
-    else:
-        branches += [
-            (image_guidance_scale, nameless),
-            (-guidance_scale, guide.without(CLASS, null)),
-        ]
     branches = [(weight, branch) for weight, branch in branches if weight != 0]
     n = len(branches)
     F = predict(

@@ -2,10 +2,6 @@
 
 There are no edited pairs to learn from. Training shows a degraded image with its own class;
 sampling gives another class. The strength is the amount of the degradation.
-
-A degraded image gives its class away, so the network learns to rely on it, and less on the class
-token. What a class looks like is learned by generate, which has nothing but the token: guidance
-takes the direction of the class from there.
 """
 
 import torch
@@ -22,9 +18,8 @@ class Edit(Task):
     name = "edit"
     required = frozenset({"image", "class_label"})
     optional = frozenset({"mask_image", "strength", "image_guidance_scale"})
-    default_strength = 0.65
-    default_guidance_scale = 3.0
-    guided_by = "generate"
+    default_strength = 0.5
+    default_guidance_scale = 5.0
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
         device = generator.device

@@ -203,12 +203,11 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             strength: degradation of the source, from 0 (none: the source comes back) to 1 (nothing
                 is left of it). None: the task's default.
             guidance_scale: guidance by the class; 1 is off. None: `pipe.default_guidance(task)`.
-                The direction of an edit's class is that of generate, if the model has learned it.
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
-                guidance is applied; elsewhere both scales are 1, for one branch in place of 2 to 4.
+                guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
                 None: everywhere. Source: Kynkäänniemi et al. 2024, arXiv:2404.07724.
-            num_inference_steps: evaluations of the denoiser, each of 1 to 4 branches. None:
+            num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches. None:
                 `pipe.default_steps`. A model of few steps takes the lengths of `pipe.chains`.
             num_images_per_prompt: images for each sample.
             generator: one, or one for each image. Image i depends on its seed and on i alone.
@@ -258,18 +257,12 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         own_noise = randn_tensor(noise.shape, own, device, torch.float32)
         hint = spec.condition(known, source.mask, source.strength, own_noise)
         conditioning = build_conditioning(hint, spec, source.label, self.vocabulary)
-        guide = None
-        if spec.guided_by in self.tasks:
-            other = TASKS[spec.guided_by]
-            hint = other.condition(0 * known, torch.ones_like(source.mask), None, own_noise)
-            guide = build_conditioning(hint, other, source.label, self.vocabulary)
 
         latents = solve(
             call,
             known,
             noise,
             conditioning,
-            guide,
             steps,
             own,
             callback_on_step_end,

@@ -15,7 +15,6 @@ def solve(
     known: Tensor,
     noise: Tensor,
     conditioning: Conditioning,
-    guide: Conditioning | None,
     steps: int | list[float],
     generators: list[torch.Generator],
     callback: Callable | None,
@@ -27,7 +26,6 @@ def solve(
         call: the pipeline's copy for this call. A callback may change its state.
         known: (B, 3, H, W) in [-1, 1], the values where the mask is 0.
         noise: (B, 3, H, W) standard normal.
-        guide: of `predict_guided`.
         steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
 
@@ -66,7 +64,6 @@ def solve(
                 call.vocabulary.null,
                 call.guidance_scale if guided[i] else 1.0,
                 call.image_guidance_scale if guided[i] else 1.0,
-                guide,
             )
             x = scheduler.step(F, timestep, x, generator=generators).prev_sample
             x = torch.where(hole, x, known + sigmas[i + 1] * noise)

@@ -54,9 +54,6 @@ class Task(ABC):
         optional: further arguments of the pipeline that it takes. Any other one is refused.
         default_strength: the strength when sampling without one; None if the task takes none.
         default_guidance_scale: the guidance scale when sampling without one; 1 is off.
-        guided_by: name of a task that needs no argument. Guidance adds the difference that the
-            class makes to that task, at the same noisy image, to this task without a class. None,
-            or a model that has not learned it: classifier-free guidance by this task alone.
     """
 
     name: ClassVar[str]
@@ -64,7 +61,6 @@ class Task(ABC):
     optional: ClassVar[frozenset[str]] = frozenset()
     default_strength: ClassVar[float | None] = None
     default_guidance_scale: ClassVar[float] = 1.0
-    guided_by: ClassVar[str | None] = None
 
     ARGUMENTS: ClassVar[frozenset[str]] = frozenset(
         {"image", "mask_image", "class_label", "strength", "image_guidance_scale"}

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..pipeline.chains import Chains, jumps
-from ..pipeline.denoiser import CLASS, Conditioning, build_conditioning, predict_guided
-from ..pipeline.pipeline import TASKS
+from ..pipeline.denoiser import Conditioning, predict_guided
 from ..pipeline.task import Task
-from ..pipeline.tokens import Vocabulary
 from .alignment import fingerprint
 from .losses import Objective
 
@@ -65,7 +63,7 @@ class Distillation(Objective):
         unet, scheduler, weighting, alignment: see Objective.
         teacher: a copy of the unet, which is frozen.
         tasks: in the order of the task indices.
-        vocabulary: of the teacher and the student.
+        null: id of the null token.
         chains: noise levels, see `pipeline/chains.py`.
         teacher_steps: of the solver, for each jump.
     """
@@ -78,7 +76,7 @@ class Distillation(Objective):
         alignment: nn.Module | None,
         teacher: nn.Module,
         tasks: Sequence[Task],
-        vocabulary: Vocabulary,
+        null: int,
         chains: Chains,
         teacher_steps: int,
     ):
@@ -87,7 +85,7 @@ class Distillation(Objective):
         self._teacher = (teacher.eval().requires_grad_(False),)
         self.teacher = fingerprint(teacher)
         self.tasks = tuple(tasks)
-        self.vocabulary = vocabulary
+        self.null = null
         self.teacher_steps = teacher_steps
         self.levels = {f"{start:g} to {end:g}": (start, start) for start, end in jumps(chains)}
         starts, ends = torch.tensor(jumps(chains)).T
@@ -119,7 +117,6 @@ class Distillation(Objective):
 
     def _guided(self, task: Task, conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
         """The teacher's D with the guidance that the task has by default."""
-        guide = guide_of(task, conditioning, self.vocabulary)
 
         def denoised(x: Tensor, sigma: Tensor) -> Tensor:
             F = predict_guided(
@@ -128,26 +125,9 @@ class Distillation(Objective):
                 x,
                 sigma,
                 conditioning,
-                self.vocabulary.null,
+                self.null,
                 guidance_scale=task.default_guidance_scale,
-                guide=guide,
             )
             return self.scheduler.precondition_outputs(x, F, sigma)
 
         return denoised
-
-
-def guide_of(task: Task, conditioning: Conditioning, vocabulary: Vocabulary) -> Conditioning | None:
-    """The guide of `predict_guided` that sampling has: the task's `guided_by`, of the same classes.
-
-    Args:
-        conditioning: of samples of the task.
-    """
-    if task.guided_by not in vocabulary.tasks:
-        return None
-    other, nothing = TASKS[task.guided_by], torch.zeros_like(conditioning.image)
-    hint = other.condition(nothing, torch.ones_like(conditioning.mask), None, nothing)
-    no_class = torch.full((len(nothing),), -1, device=nothing.device)
-    guide = build_conditioning(hint, other, no_class, vocabulary)
-    guide.tokens[:, CLASS] = conditioning.tokens[:, CLASS]
-    return guide

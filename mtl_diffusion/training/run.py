@@ -136,7 +136,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         chains = default_chains(scheduler.config.sigma_max)
         tasks = [TASKS[name] for name in names]
         objective = Distillation(
-            *parts, teacher, tasks, vocabulary, chains, config.teacher_steps
+            *parts, teacher, tasks, vocabulary.null, chains, config.teacher_steps
         ).to(device)
         draw = partial(draw_level, levels=objective.starts)
     jacobian = None

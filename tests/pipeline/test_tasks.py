@@ -235,8 +235,3 @@ def test_a_task_without_its_two_functions_cannot_be_made():
 
 def test_tasks_are_listed_under_their_names():
     assert {name: task.name for name, task in TASKS.items()} == {name: name for name in TASKS}
-
-
-def test_a_task_is_guided_by_one_that_needs_no_argument():
-    guides = {task.guided_by for task in TASKS.values()} - {None}
-    assert all(TASKS[name].required == frozenset() for name in guides)

@@ -16,12 +16,12 @@ from mtl_diffusion import loop
 from mtl_diffusion.config import ConfigError
 from mtl_diffusion.data.shapes import shapes
 from mtl_diffusion.pipeline.chains import default_chains
-from mtl_diffusion.pipeline.denoiser import Conditioning, build_conditioning
+from mtl_diffusion.pipeline.denoiser import Conditioning
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 from mtl_diffusion.publishing.export import of_checkpoint
 from mtl_diffusion.tools.rng import generator
 from mtl_diffusion.training import distillation
-from mtl_diffusion.training.distillation import Distillation, draw_level, guide_of, ode_end
+from mtl_diffusion.training.distillation import Distillation, draw_level, ode_end
 from mtl_diffusion.training.losses import Fixed
 
 CHAINS = default_chains(80.0)
@@ -77,7 +77,7 @@ def objective(build_pipe):
         None,
         build_pipe().unet,
         tasks,
-        pipe.vocabulary,
+        pipe.vocabulary.null,
         CHAINS,
         teacher_steps=60,
     )
@@ -96,9 +96,9 @@ def test_an_euler_step_to_the_target_arrives_where_the_flow_does(objective, monk
     """With the exact denoiser of a Gaussian in place of the teacher."""
     gaussian, scales = Gaussian(0.1, correlated(0.5, 192), (3, 8, 8)), []
 
-    def guided(unet, scheduler, x, sigma, conditioning, null, guidance_scale, guide):
+    def guided(unet, scheduler, x, sigma, conditioning, null, guidance_scale):
         assert unet is not objective.unet and len(conditioning) == len(x)
-        scales.append((guidance_scale, len(x), guide is not None))
+        scales.append((guidance_scale, len(x)))
         D = each(gaussian, x, sigma)
         zero = scheduler.precondition_outputs(x, 0 * x, sigma)
         return (D - zero) / scheduler.precondition_outputs(0 * sigma, 1 + 0 * sigma, sigma)
@@ -118,28 +118,10 @@ def test_an_euler_step_to_the_target_arrives_where_the_flow_does(objective, monk
     # Each task with the guidance that sampling gives it: 3, 2 and 2 samples, 60 steps each.
     tasks = [TASKS[name] for name in ("generate", "inpaint", "edit")]
     assert scales == [
-        (task.default_guidance_scale, n, task.guided_by is not None)
+        (task.default_guidance_scale, n)
         for task, n in zip(tasks, (3, 2, 2), strict=True)
         for _ in range(60)
     ]
-
-
-def test_edits_are_guided_as_in_sampling(pipe):
-    """By generate with their classes, whether these are dropped or not; with nothing else."""
-    edit, generate = TASKS["edit"], TASKS["generate"]
-    random, label = generator(0, "edit"), torch.tensor([0, 2, -1])
-    image, noise = torch.randn(2, 3, 3, 8, 8, generator=random)
-    mask, strength = torch.ones(3, 1, 8, 8), torch.tensor([0.3, 0.5, 0.9])
-    conditioning = build_conditioning(
-        edit.condition(image, mask, strength, noise), edit, label, pipe.vocabulary
-    )
-    found = guide_of(edit, conditioning, pipe.vocabulary)
-    expected = build_conditioning(
-        generate.condition(0 * image, mask, None, noise), generate, label, pipe.vocabulary
-    )
-    for name in ("image", "mask", "tokens"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
-    assert guide_of(generate, expected, pipe.vocabulary) is None
 
 
 def test_the_loss_is_the_error_in_the_hole_and_only_the_student_learns(objective):
