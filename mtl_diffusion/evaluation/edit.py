@@ -2,12 +2,13 @@
 
 Neither says anything without the other: a method that ignores the source reaches every class, and
 one that returns it is perfectly faithful. So every method is a curve over its strengths, and the
-methods are compared where they reach the class equally often.
+methods are compared where they reach the class equally often, each baseline with the guidance that
+serves it best there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +24,18 @@ from ..pipeline.pipeline import TASKS
 from .baselines import ddim_inversion, flowedit, sdedit
 from .bulk import Drawn, Job
 from .denoise import generate_denoiser, noise_levels
-from .equal_class import SHARES, Measured, at_class_found
+from .equal_class import FOUND, Measured, at_class_found
 from .likeness import feature_distance, low_frequency_error, ssim
 from .parts import Context, Part, Seen, mean, to_bytes
 
 LIKENESS = ("ssim_to_source", "low_frequency_error", "feature_distance")
+
+# Name -> (D of the source, D of the target, image, sigmas, strength, generators) -> images.
+BASELINES: dict[str, Callable[..., Tensor]] = {
+    "sdedit": lambda source, *rest: sdedit(*rest),
+    "ddim_inversion": lambda *given: ddim_inversion(*given[:-1]),
+    "flowedit": flowedit,
+}
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,13 @@ class Method:
     """A way to edit.
 
     Attributes:
+        guidance: guidance scale of the class.
         edit: (sources (b, 3, H, W) uint8, own labels (b,), labels asked for (b,), strength, rows)
             -> images in [0, 1].
     """
 
     name: str
+    guidance: float
     edit: Callable[[Tensor, Tensor, Tensor, float, range], Tensor]
 
 
@@ -52,7 +62,6 @@ class Edit(Part):
     def __init__(self, context: Context):
         super().__init__(context)
         self.sources, self.own, self.asked = pairs(context)
-        self.guidance = context.pipe.default_guidance("edit")
         count = context.settings.num_strengths
         self.ladder = [k / count for k in range(1, count + 1)]
         further = {TASKS["edit"].default_strength, *context.settings.strengths}
@@ -64,42 +73,46 @@ class Edit(Part):
 
     @property
     def methods(self) -> list[Method]:
-        found = [
-            Method(f"edit_image_guidance_{scale:g}" if scale != 1 else "edit", self._edit(scale))
-            for scale in self.context.settings.image_guidance_scales
-        ]
-        if self.context.settings.baselines and "generate" in self.context.pipe.tasks:
-            found += [
-                Method("sdedit", self._baseline(lambda _, *rest: sdedit(*rest))),
-                Method("ddim_inversion", self._baseline(lambda *all: ddim_inversion(*all[:-1]))),
-                Method("flowedit", self._baseline(flowedit)),
-            ]
+        found = [self._edit(scale) for scale in self.context.settings.image_guidance_scales]
+        for name in self.baselines:
+            found += [self._baseline(name, scale) for scale in self.guidances]
         return found
 
-    def _edit(self, image_guidance_scale: float):
+    @property
+    def baselines(self) -> list[str]:
+        wanted = self.context.settings.baselines and "generate" in self.context.pipe.tasks
+        return list(BASELINES) if wanted else []
+
+    @property
+    def guidances(self) -> list[float]:
+        return self.context.settings.baseline_guidance_scales
+
+    def _edit(self, image_guidance_scale: float) -> Method:
+        guidance = self.context.pipe.default_guidance("edit")
+
         def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
             return self.context.pipe(
                 task="edit",
                 image=sources.float() / 255,
                 class_label=asked.tolist(),
                 strength=strength,
-                guidance_scale=self.guidance,
+                guidance_scale=guidance,
                 image_guidance_scale=image_guidance_scale,
                 num_inference_steps=self.context.settings.num_inference_steps,
                 generator=self.context.generators("edit", rows=rows),
                 output_type="pt",
             ).images
 
-        return edit
+        off = image_guidance_scale == 1
+        name = "edit" if off else f"edit_image_guidance_{image_guidance_scale:g}"
+        return Method(name, guidance, edit)
 
-    def _baseline(self, solve: Callable):
-        """`solve`: (D of the source, D of the target, image, sigmas, strength, noise) -> image."""
-
+    def _baseline(self, name: str, guidance: float) -> Method:
         def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
             pipe = self.context.pipe
-            images = solve(
+            images = BASELINES[name](
                 generate_denoiser(pipe, own.to(pipe.device)),
-                generate_denoiser(pipe, asked.to(pipe.device), self.guidance),
+                generate_denoiser(pipe, asked.to(pipe.device), guidance),
                 sources.to(pipe.device).float() / 127.5 - 1,
                 noise_levels(pipe.scheduler, self.context.settings.num_inference_steps),
                 strength,
@@ -107,7 +120,7 @@ class Edit(Part):
             )
             return (images / 2 + 0.5).clamp(0, 1)
 
-        return edit
+        return Method(_guided(name, guidance), guidance, edit)
 
     def jobs(self) -> list[Job]:
         return [self._job(way, strength) for way in self.methods for strength in self.strengths]
@@ -127,13 +140,16 @@ class Edit(Part):
             len(self.own),
             draw,
             steps=context.settings.num_inference_steps,
-            guidance=self.guidance,
+            guidance=method.guidance,
             data=context.test.fingerprint,
         )
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
         results = {method.name: self._score_method(method, drawn) for method in self.methods}
         self._plots(results, drawn, folder)
+        for name in self.baselines:
+            ways = [results[_guided(name, scale)] for scale in self.guidances]
+            results[name] = {share: best(way[share] for way in ways) for share in FOUND}
         return results
 
     def _score_method(self, method: Method, drawn: Mapping[str, Drawn]) -> dict[str, Any]:
@@ -146,13 +162,17 @@ class Edit(Part):
             results[f"strength_{strength:g}"] = {
                 "num_inference_steps": self.context.settings.num_inference_steps,
                 "evaluations": entry.evaluations,
-                "guidance_scale": self.guidance,
+                "guidance_scale": method.guidance,
                 **edit_scores(compared, others),
             }
             if strength in self.ladder:
                 curve.append(self._measured(strength, entry.evaluations, compared, others))
-        equal = {f"class_found_{share:g}": at_class_found(curve, share) for share in SHARES}
-        return {**results, **equal}
+        for name, share in FOUND.items():
+            results[name] = {
+                "guidance_scale": method.guidance,
+                **at_class_found(curve, share),
+            }
+        return results
 
     def compared(self, edited: Tensor) -> dict[str, Tensor]:
         return compare(self.context, self.sources, self.sources_seen, edited, self.own, self.asked)
@@ -202,8 +222,22 @@ class Edit(Part):
         rows = [[to_pictures(images[i : i + 1])[0] for images in shown] for i in first]
         names = self.context.pipe.class_names
         labels = [f"{names[self.own[i]]} to {names[self.asked[i]]}" for i in first]
-        titles = ["source", *(m.name.removeprefix("edit_") for m in self.methods)]
+        titles = [
+            "source",
+            *(m.name.removeprefix("edit_").replace("_guidance_", " ") for m in self.methods),
+        ]
         grid(rows, labels, titles, cell=84).save(folder / "edit.png")
+
+
+def _guided(name: str, guidance: float) -> str:
+    return f"{name}_guidance_{guidance:g}"
+
+
+def best(entries: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of those of `at_class_found` for one share: the likest; if none reached it, the nearest."""
+    return max(
+        entries, key=lambda e: (e["reached"], e.get("ssim_to_source", e.get("largest_share")))
+    )
 
 
 def _name(method: Method, strength: float) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-SHARES = (0.5, 0.7, 0.9)
+FOUND = {f"class_found_{share:g}": share for share in (0.5, 0.7, 0.9)}  # result -> share
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..tools.files import write_text
 from ..tools.names import public
 from .bulk import Bulk, Drawn
 from .edit import Edit
-from .equal_class import SHARES
+from .equal_class import FOUND
 from .features import FeatureSpace
 from .generate import Generate, Sampling, plot_quality
 from .inpaint import Inpaint
@@ -243,12 +243,12 @@ def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
 def _edits(entries: Mapping[str, Any]) -> dict[str, Any]:
     """Of one method: at the default strength, and where the class is found equally often."""
     reached = ("class_accuracy", "source_class_kept", "ssim_to_source", "feature_distance")
-    names = [f"class_found_{share:g}" for share in SHARES]
     equal = ("ssim_to_source", "feature_distance", "strength", "evaluations", "largest_share")
+    equal += ("guidance_scale",)
     strength = f"strength_{TASKS['edit'].default_strength:g}"
     return {
         strength: _pick(entries.get(strength, {}), *reached, "evaluations"),
-        **{name: _pick(entries.get(name, {}), *equal) for name in names},
+        **{name: _pick(entries.get(name, {}), *equal) for name in FOUND},
     }
 
 

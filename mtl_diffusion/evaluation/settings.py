@@ -46,6 +46,9 @@ class Settings:
     """Further strengths, 0 to 1: measured too, without any influence on the comparison."""
     image_guidance_scales: list[float] = field(default_factory=lambda: [1.0, 1.5])
     """Image guidance of edits; 1 is off."""
+    baseline_guidance_scales: list[float] = field(default_factory=lambda: [3.0, 7.0])
+    """Class guidance of the methods that edit by the generate task alone. Each is measured at all
+    of these, and compared at the one that serves it best."""
     likelihood_images: int = 512
     """Held-out images whose bits per dimension are measured."""
     likelihood_steps: int = 48
@@ -65,7 +68,8 @@ class Settings:
     def __post_init__(self):
         least = {f.name: 1 for f in fields(self)}
         least |= {"num_images": 10, "inpaint_images": 2, "seed": 0, "strengths": 0}
-        least |= {"image_guidance_scales": 0, "guidance_interval": 0}
+        least |= dict.fromkeys(("image_guidance_scales", "baseline_guidance_scales"), 0)
+        least |= {"guidance_interval": 0}
         for name in ("baselines", "dtype", "compile"):
             del least[name]
         for name, low in least.items():
@@ -94,6 +98,7 @@ PRESETS = {
         inpaint_images=20,
         inpaint_seeds=2,
         edit_images=1,
+        num_strengths=5,
         image_guidance_scales=[1.0],
         likelihood_images=20,
         likelihood_steps=16,

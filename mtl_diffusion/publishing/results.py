@@ -117,8 +117,8 @@ def _edit(summary: Mapping[str, Any]) -> Iterator[str]:
         return
     yield (
         "Beside other methods with the same weights: SSIM to the source where the class is found "
-        "in equally many edits, each method at the strength that it needs for that, and the "
-        "evaluations that this costs."
+        "in equally many edits, each method at the strength that it needs for that, each baseline "
+        "at its better guidance, and the evaluations that this costs."
     )
     head = ["method", *(f"{share.rpartition('_')[2]} found" for share in shares), "n"]
     lines = [

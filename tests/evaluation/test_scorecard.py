@@ -11,8 +11,8 @@ from diffusers import EDMEulerScheduler
 from mtl_diffusion.data.images import ImageDataset
 from mtl_diffusion.evaluation import generate
 from mtl_diffusion.evaluation.bulk import Drawn, evaluations_of
-from mtl_diffusion.evaluation.edit import Edit, compare, edit_scores, pairs
-from mtl_diffusion.evaluation.equal_class import SHARES
+from mtl_diffusion.evaluation.edit import Edit, best, compare, edit_scores, pairs
+from mtl_diffusion.evaluation.equal_class import FOUND
 from mtl_diffusion.evaluation.evaluate import (
     below,
     context,
@@ -120,7 +120,10 @@ def drawn_by(part, knees):
 
 def test_further_strengths_change_no_ranking(given, tmp_path):
     """Nor any figure that the methods are compared by."""
-    knees = {"edit": 1.0, "sdedit": 2.0, "ddim_inversion": 0.7, "flowedit": 1.4}
+    knees = {"edit": 1.0}
+    knees |= {"sdedit_guidance_3": 2.0, "sdedit_guidance_7": 1.7}
+    knees |= {"ddim_inversion_guidance_3": 0.7, "ddim_inversion_guidance_7": 0.9}
+    knees |= {"flowedit_guidance_3": 1.4, "flowedit_guidance_7": 1.2}
     given.pipe.tasks = ("generate", "edit")
     found, rankings = [], []
     for i, further in enumerate(([], [0.05, 0.33, 0.47, 0.72, 0.95])):
@@ -131,10 +134,36 @@ def test_further_strengths_change_no_ranking(given, tmp_path):
         folder.mkdir()
         results = part.score(drawn_by(part, knees), folder)
         assert {f"strength_{s:g}" for s in [*part.ladder, *further]} <= results["edit"].keys()
-        found.append({m: [results[m][f"class_found_{s:g}"] for s in SHARES] for m in knees})
+        found.append({m: [results[m][share] for share in FOUND] for m in knees})
         rankings.append(sorted(knees, key=lambda m: -found[-1][m][1]["ssim_to_source"]))
     assert all(entry["reached"] for entries in found[0].values() for entry in entries)
     assert found[0] == found[1] and rankings[0] == rankings[1]
+
+
+def test_a_baseline_is_compared_at_the_guidance_that_serves_it_best(given, tmp_path):
+    """At each share on its own; edit has its default alone."""
+    given.pipe.tasks = ("generate", "edit")
+    scales = [1.5, 4.0]
+    settings = replace(given.settings, image_guidance_scales=[1.0], baseline_guidance_scales=scales)
+    part = Edit(replace(given, settings=settings))
+    names = {m: [f"{m}_guidance_1.5", f"{m}_guidance_4"] for m in ("sdedit", "flowedit")}
+    names["ddim_inversion"] = ["ddim_inversion_guidance_1.5", "ddim_inversion_guidance_4"]
+    knees = {"edit": 1.0} | {n: 0.5 + len(n) % 7 for pair in names.values() for n in pair}
+    results = part.score(drawn_by(part, knees), tmp_path)
+    for method, pair in names.items():
+        for share in FOUND:
+            both = [results[name][share] for name in pair]
+            assert [entry["guidance_scale"] for entry in both] == scales
+            assert results[method][share] == max(both, key=lambda e: e["ssim_to_source"])
+    assert results["edit"]["class_found_0.5"]["guidance_scale"] == part.methods[0].guidance
+
+
+def test_the_best_of_several_guidances():
+    far, near = ({"reached": False, "largest_share": share} for share in (0.2, 0.4))
+    poor, good = ({"reached": True, "ssim_to_source": ssim} for ssim in (-0.1, 0.3))
+    assert best([far, near]) is near
+    assert best([near, poor]) is poor
+    assert best([poor, far, good]) is good
 
 
 def test_pairs_are_all_ordered_ones_and_each_source_is_of_its_class(given):
@@ -243,6 +272,8 @@ def test_a_model_without_edit_has_no_edit_part():
         {"num_strengths": 0},
         {"step_counts": []},
         {"batch_size": 0},
+        {"baseline_guidance_scales": []},
+        {"baseline_guidance_scales": [-1.0]},
         {"guidance_interval": (-1.0, 2.0)},
         {"guidance_interval": (2.0, 1.0)},
         {"guidance_interval": (1.0, float("inf"))},
