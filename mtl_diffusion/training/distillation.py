@@ -59,8 +59,9 @@ def ode_end(
 class Distillation(Objective):
     """The objective of a student that learns its teacher's jumps.
 
+    The first four arguments are those of `Objective`.
+
     Args:
-        unet, scheduler, weighting, alignment: see Objective.
         teacher: a copy of the unet, which is frozen.
         tasks: in the order of the task indices.
         null: id of the null token.
