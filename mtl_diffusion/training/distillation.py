@@ -59,8 +59,9 @@ def ode_end(
 class Distillation(Objective):
     """The objective of a student that learns its teacher's jumps.
 
+    The first four arguments are those of `Objective`.
+
     Args:
-        unet, scheduler, weighting, alignment: see Objective.
         teacher: a copy of the unet, which is frozen.
         tasks: in the order of the task indices.
         null: id of the null token.
@@ -84,7 +85,7 @@ class Distillation(Objective):
         # In a tuple, so that it is no submodule: neither trained nor saved.
         self._teacher = (teacher.eval().requires_grad_(False),)
         self.teacher = fingerprint(teacher)
-        self.guidance = [task.default_guidance_scale for task in tasks]
+        self.tasks = tuple(tasks)
         self.null = null
         self.teacher_steps = teacher_steps
         self.levels = {f"{start:g} to {end:g}": (start, start) for start, end in jumps(chains)}
@@ -104,24 +105,30 @@ class Distillation(Objective):
         nearest = (sigma.flatten()[:, None].log() - self.starts.log()).abs().argmin(1)
         end = self.ends[nearest].view(-1, 1, 1, 1)
         arrived = torch.empty_like(x)
-        for i, scale in enumerate(self.guidance):
+        for i, own in enumerate(self.tasks):
             rows = (task == i).nonzero()[:, 0]
-            if not len(rows):
-                continue
-
-            def denoised(x: Tensor, sigma: Tensor, rows=rows, scale=scale) -> Tensor:
-                F = predict_guided(
-                    self._teacher[0],
-                    self.scheduler,
-                    x,
-                    sigma,
-                    conditioning[rows],
-                    self.null,
-                    guidance_scale=scale,
+            if len(rows):
+                denoised = self._guided(own, conditioning[rows])
+                arrived[rows] = ode_end(
+                    denoised, x[rows], sigma[rows], end[rows], self.teacher_steps
                 )
-                return self.scheduler.precondition_outputs(x, F, sigma)
-
-            arrived[rows] = ode_end(denoised, x[rows], sigma[rows], end[rows], self.teacher_steps)
         ratio = end / sigma
         D = (arrived - ratio * x) / (1 - ratio)
         return D, (x - D) / sigma
+
+    def _guided(self, task: Task, conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
+        """The teacher's D with the guidance that the task has by default."""
+
+        def denoised(x: Tensor, sigma: Tensor) -> Tensor:
+            F = predict_guided(
+                self._teacher[0],
+                self.scheduler,
+                x,
+                sigma,
+                conditioning,
+                self.null,
+                guidance_scale=task.default_guidance_scale,
+            )
+            return self.scheduler.precondition_outputs(x, F, sigma)
+
+        return denoised

@@ -42,6 +42,7 @@ class Draw:
         drop_task: (B,) bool, the task token becomes null.
         noise: (B, 3, H, W) standard normal, for the tasks' `condition`.
         counts: (T,) samples of each task in the whole global batch.
+        other_class: (B,) a class to ask for in place of the image's own, -1 for none.
     """
 
     task: Tensor
@@ -49,10 +50,18 @@ class Draw:
     drop_task: Tensor
     noise: Tensor
     counts: Tensor
+    other_class: Tensor
 
     def __getitem__(self, rows: slice) -> "Draw":
         choice = Choice(*(getattr(self.choice, f.name)[rows] for f in fields(Choice)))
-        return Draw(self.task[rows], choice, self.drop_task[rows], self.noise[rows], self.counts)
+        return Draw(
+            self.task[rows],
+            choice,
+            self.drop_task[rows],
+            self.noise[rows],
+            self.counts,
+            self.other_class[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,8 @@ class Mixture:
         vocabulary: the ids of the tokens.
         size: height and width of the images.
         class_dropout, task_dropout: probabilities in [0, 1) that the token is dropped.
+        class_change: probability that a task that needs a class is asked for any one, as in
+            sampling, in place of the image's own. For targets that don't come from the image.
     """
 
     tasks: tuple[Task, ...]
@@ -73,6 +84,7 @@ class Mixture:
     size: int
     class_dropout: float
     task_dropout: float
+    class_change: float = 0.0
 
     def draw(self, seed: int, step: int, batch_size: int, device: torch.device) -> Draw:
         """Draws for a whole global batch, from the key (seed, step)."""
@@ -89,12 +101,19 @@ class Mixture:
             *(torch.cat([getattr(c, f.name) for c in choices])[order] for f in fields(Choice))
         )
         shape = (batch_size, 3, self.size, self.size)
+        drop_task = torch.rand(batch_size, generator=random, device=device) < self.task_dropout
+        noise = torch.randn(shape, generator=random, device=device)
+        change, which = torch.rand(2, batch_size, generator=random, device=device)
+        other_class = (which * len(self.vocabulary.classes)).long()
+        needs_class = torch.tensor(["class_label" in t.required for t in self.tasks])[task]
+        changes = (change < self.class_change) & upload(needs_class, device)
         return Draw(
             task=task,
             choice=choice,
-            drop_task=torch.rand(batch_size, generator=random, device=device) < self.task_dropout,
-            noise=torch.randn(shape, generator=random, device=device),
+            drop_task=drop_task,
+            noise=noise,
             counts=upload(counts, device),
+            other_class=torch.where(changes, other_class, -1),
         )
 
     def condition(self, images: Tensor, labels: Tensor, draw: Draw) -> Conditioning:
@@ -104,6 +123,7 @@ class Mixture:
             images: (b, 3, H, W) in [-1, 1]. labels: (b,). draw: b rows, of the same samples.
         """
         choice, parts = draw.choice, []
+        labels = torch.where(draw.other_class >= 0, draw.other_class, labels)
         order = draw.task.argsort(stable=True)  # the samples, ordered by task
         sizes = torch.bincount(draw.task, minlength=len(self.tasks)).tolist()
         for task, rows in zip(self.tasks, order.split(sizes), strict=True):

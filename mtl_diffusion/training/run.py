@@ -151,6 +151,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         size=config.resolution,
         class_dropout=config.class_dropout,
         task_dropout=config.task_dropout,
+        class_change=0.0 if teacher is None else 0.5,
     )
     return Run(
         config=config,

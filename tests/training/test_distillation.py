@@ -96,7 +96,7 @@ def test_an_euler_step_to_the_target_arrives_where_the_flow_does(objective, monk
     """With the exact denoiser of a Gaussian in place of the teacher."""
     gaussian, scales = Gaussian(0.1, correlated(0.5, 192), (3, 8, 8)), []
 
-    def guided(unet, scheduler, x, sigma, conditioning, null, guidance_scale, **options):
+    def guided(unet, scheduler, x, sigma, conditioning, null, guidance_scale):
         assert unet is not objective.unet and len(conditioning) == len(x)
         scales.append((guidance_scale, len(x)))
         D = each(gaussian, x, sigma)
@@ -116,8 +116,12 @@ def test_an_euler_step_to_the_target_arrives_where_the_flow_does(objective, monk
             arrived[i].flatten()[None].double(), exact, rtol=0, atol=0.02 + 0.002 * float(ends[i])
         )
     # Each task with the guidance that sampling gives it: 3, 2 and 2 samples, 60 steps each.
-    default = [TASKS[name].default_guidance_scale for name in ("generate", "inpaint", "edit")]
-    assert scales == [(s, n) for s, n in zip(default, (3, 2, 2), strict=True) for _ in range(60)]
+    tasks = [TASKS[name] for name in ("generate", "inpaint", "edit")]
+    assert scales == [
+        (task.default_guidance_scale, n)
+        for task, n in zip(tasks, (3, 2, 2), strict=True)
+        for _ in range(60)
+    ]
 
 
 def test_the_loss_is_the_error_in_the_hole_and_only_the_student_learns(objective):
@@ -136,9 +140,11 @@ def test_the_loss_is_the_error_in_the_hole_and_only_the_student_learns(objective
     assert not D.requires_grad and not rest.requires_grad
 
 
-def test_without_guidance_a_teacher_of_one_step_teaches_what_it_says(objective):
+def test_without_guidance_a_teacher_of_one_step_teaches_what_it_says(objective, monkeypatch):
     """Then the student is its own teacher, and has nothing to learn."""
-    objective.teacher_steps, objective.guidance = 1, [1.0] * 3
+    objective.teacher_steps = 1
+    for task in objective.tasks:
+        monkeypatch.setattr(type(task), "default_guidance_scale", 1.0)
     plain, _ = objective(*inputs(objective))
     assert plain.max() < 1e-6
 

@@ -1,5 +1,6 @@
 """Which sample gets which task, and that training tells the denoiser what sampling tells it."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -45,6 +46,24 @@ def mixture(vocabulary, class_dropout=0.1, task_dropout=0.1, size=SIZE, **shares
         class_dropout=class_dropout,
         task_dropout=task_dropout,
     )
+
+
+def test_a_task_that_needs_a_class_may_be_asked_for_another_than_the_images_own(vocabulary):
+    plain = mixture(vocabulary, class_dropout=0.0)
+    changing = replace(plain, class_change=0.5)
+    images = torch.zeros(400, 3, SIZE, SIZE)
+    labels = torch.zeros(400, dtype=torch.int64)
+    draw, same = changing.draw(0, 3, 400, CPU), plain.draw(0, 3, 400, CPU)
+    assert (same.other_class == -1).all()
+    assert torch.equal(draw.noise, same.noise)  # all else is drawn alike
+    edits = draw.task == list(TASKS).index("edit")
+    assert (draw.other_class[~edits] == -1).all()
+    changed = draw.other_class[edits] >= 0
+    assert 0.3 < changed.float().mean() < 0.7
+    assert draw.other_class[edits][changed].unique().tolist() == [0, 1, 2]
+    tokens = changing.condition(images, labels, draw).tokens[:, CLASS].argmax(1)
+    expected = vocabulary.class_ids(torch.where(draw.other_class >= 0, draw.other_class, labels))
+    assert torch.equal(tokens[edits], expected[edits])
 
 
 # --- which task ---------------------------------------------------------------------------------
@@ -244,6 +263,7 @@ def test_training_and_sampling_tell_the_denoiser_the_same(name, pipe, vocabulary
         drop_task=no,
         noise=own_noise,
         counts=torch.tensor([n]),
+        other_class=torch.full((n,), -1),
     )
     trained = mixture(vocabulary, **{name: 1.0}).condition(to_unit_range(pixels), labels, draw)
     assert len(captured) == 2
