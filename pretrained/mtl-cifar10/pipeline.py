@@ -1,3 +1,3 @@
-"""The code is in pipeline_02131228.py."""
+"""The code is in pipeline_e216dd7b.py."""
 
-from .pipeline_02131228 import MultiTaskPipeline  # noqa
+from .pipeline_e216dd7b import MultiTaskPipeline  # noqa

@@ -43,6 +43,63 @@ from transformers import PreTrainedTokenizerBase
 
 
 # --------------------------------------------------------------------------------------------------
+# chains.py
+#
+# Models that draw in few steps: the noise levels that they visit.
+#
+# A chain is the noise levels of one number of steps, the highest first. At each of its levels the
+# model has learned the jump to the next one, and from the last to the image: the end of the teacher's
+# probability-flow ODE from there. A jump is one Euler step, x' = (s'/s) x + (1 - s'/s) D(x; s). The
+# noise level tells the model which jump is asked for, so no level belongs to two chains.
+# --------------------------------------------------------------------------------------------------
+
+
+Chains = Sequence[Sequence[float]]
+
+# As shares of the highest noise level of sampling. All first levels are noise alone.
+_SHARES = ((1.0,), (1 / 2, 0.01), (1 / 4, 0.05, 0.0125, 0.003))
+
+
+def default_chains(sigma_max: float) -> list[list[float]]:
+    """The chains of 1, 2 and 4 steps; the default of sampling is the last."""
+    return [[share * sigma_max for share in shares] for shares in _SHARES]
+
+
+def jumps(chains: Chains) -> list[tuple[float, float]]:
+    """(from, to) of every jump of every chain; to is 0 at its end."""
+    return [pair for levels in chains for pair in zip(levels, [*levels[1:], 0.0], strict=True)]
+
+
+def check_chains(chains) -> None:
+    """Raises a ValueError if they are not lists of falling levels, with no level twice."""
+    try:
+        levels = [level for chain in chains for level in chain]
+        falling = all(list(chain) == sorted({*chain}, reverse=True) for chain in chains)
+        lengths = [len(chain) for chain in chains]
+        fits = levels and falling and all(level > 0 for level in levels) and 0 not in lengths
+        fits = fits and len({*levels}) == len(levels) and len({*lengths}) == len(lengths)
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"chains are {chains}; they must be lists of noise levels above 0, falling, no two of "
+            "one length and no level twice: compare model_index.json with that of the published "
+            "model"
+        )
+
+
+def karras_ramp(levels: Sequence[float], config) -> Tensor:
+    """Noise levels as EDMEulerScheduler takes them: the places in [0, 1] of its Karras schedule.
+
+    Args:
+        config: the scheduler's.
+    """
+    low, high = (config[name] ** (1 / config.rho) for name in ("sigma_min", "sigma_max"))
+    roots = torch.tensor(levels, dtype=torch.float64) ** (1 / config.rho)
+    return (high - roots) / (high - low)
+
+
+# --------------------------------------------------------------------------------------------------
 # degradation.py
 #
 # Blur-and-noise degradation of the source, by strength.
@@ -715,8 +772,8 @@ class Edit(Task):
     name = "edit"
     required = frozenset({"image", "class_label"})
     optional = frozenset({"mask_image", "strength", "image_guidance_scale"})
-    default_strength = 0.65
-    default_guidance_scale = 3.0
+    default_strength = 0.5
+    default_guidance_scale = 5.0
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
         device = generator.device
@@ -1159,7 +1216,7 @@ class SelfContained:
                 "pickle can run code where it is loaded"
             )
         if (unet := plain_unet(self.unet)) is not self.unet:
-            plain = type(self)(unet, self.tokenizer, self.scheduler)
+            plain = type(self)(unet, self.tokenizer, self.scheduler, self.chains)
             return plain.save_pretrained(save_directory, safe_serialization, *args, **kwargs)
         # A string: diffusers splits it for the name of a repository.
         return super().save_pretrained(str(save_directory), True, *args, **kwargs)
@@ -1405,7 +1462,7 @@ def solve(
     known: Tensor,
     noise: Tensor,
     conditioning: Conditioning,
-    steps: int,
+    steps: int | list[float],
     generators: list[torch.Generator],
     callback: Callable | None,
     callback_inputs: list[str],
@@ -1416,6 +1473,7 @@ def solve(
         call: the pipeline's copy for this call. A callback may change its state.
         known: (B, 3, H, W) in [-1, 1], the values where the mask is 0.
         noise: (B, 3, H, W) standard normal.
+        steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
 
     Returns:
@@ -1425,7 +1483,11 @@ def solve(
         ValueError: the latents are not finite after a step.
     """
     scheduler = call.scheduler
-    scheduler.set_timesteps(steps, device=known.device)
+    if isinstance(steps, int):
+        scheduler.set_timesteps(steps, device=known.device)
+    else:
+        ramp = karras_ramp(steps, scheduler.config)
+        scheduler.set_timesteps(len(steps), device=known.device, sigmas=ramp)
     scheduler.set_begin_index(0)
     scheduler.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
     sigmas = scheduler.sigmas.tolist()
@@ -1542,6 +1604,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         unet: takes `denoiser.CHANNELS` channels and one-hot tokens.
         tokenizer: its vocabulary has the tasks and classes that the model has learned.
         scheduler: `EDMDPMSolverMultistepScheduler` or `EDMEulerScheduler`.
+        chains: of a model that draws in few steps, the noise levels that each number of steps
+            visits; with `EDMEulerScheduler`.
     """
 
     model_cpu_offload_seq = "unet"
@@ -1554,12 +1618,17 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     _guidance_interval = (0.0, math.inf)
     _num_timesteps = 0
 
-    def __init__(self, unet: UNet2DConditionModel, tokenizer, scheduler):
+    def __init__(
+        self, unet: UNet2DConditionModel, tokenizer, scheduler, chains: Chains | None = None
+    ):
         super().__init__()
         components = {"unet": unet, "tokenizer": tokenizer, "scheduler": scheduler}
         for name, component in components.items():
             check_component(name, component)
         self.register_modules(**components)
+        if chains is not None:
+            check_chains(chains)
+            self.register_to_config(chains=chains)
         self._check_vocabulary()
 
     def __setattr__(self, name: str, value):
@@ -1582,6 +1651,20 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     def size(self) -> int:
         """Height and width of the images in pixels."""
         return self.unet.config.sample_size
+
+    @property
+    def chains(self) -> Chains | None:
+        """The noise levels of each number of steps, the default one last; None: any number."""
+        return self.config.get("chains")
+
+    @property
+    def default_steps(self) -> int:
+        """num_inference_steps, if it is not given."""
+        return len(self.chains[-1]) if self.chains else 18
+
+    def default_guidance(self, task: str) -> float:
+        """guidance_scale of a task, if it is not given: a model of few steps has it built in."""
+        return 1.0 if self.chains else TASKS[task].default_guidance_scale
 
     @property
     def guidance_scale(self) -> float:
@@ -1619,7 +1702,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
-        num_inference_steps: int = 18,
+        num_inference_steps: int | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -1638,12 +1721,13 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             mask_image: white (1) is repainted, black (0) is kept, byte for byte.
             strength: degradation of the source, from 0 (none: the source comes back) to 1 (nothing
                 is left of it). None: the task's default.
-            guidance_scale: guidance by the class; 1 is off. None: the task's default.
+            guidance_scale: guidance by the class; 1 is off. None: `pipe.default_guidance(task)`.
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
                 None: everywhere. Source: Kynkäänniemi et al. 2024, arXiv:2404.07724.
-            num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches.
+            num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches. None:
+                `pipe.default_steps`. A model of few steps takes the lengths of `pipe.chains`.
             num_images_per_prompt: images for each sample.
             generator: one, or one for each image. Image i depends on its seed and on i alone.
             latents: (images, 3, size, size) standard normal, instead of drawing them. All other
@@ -1673,7 +1757,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             )
         self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         spec = TASKS[task]
-        guidance = spec.default_guidance_scale if guidance_scale is None else guidance_scale
+        guidance = self.default_guidance(task) if guidance_scale is None else guidance_scale
         image_guidance = 1.0 if image_guidance_scale is None else image_guidance_scale
         call = self._copy_for_call()
         call._guidance_scale = read_number(guidance, 0, math.inf, "guidance_scale")
@@ -1681,7 +1765,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             image_guidance, 0, math.inf, "image_guidance_scale"
         )
         call._guidance_interval = read_interval(guidance_interval, "guidance_interval")
-        steps = read_count(num_inference_steps, "num_inference_steps")
+        steps = self._read_steps(num_inference_steps)
         device = self._execution_device
 
         count = read_count(num_images_per_prompt, "num_images_per_prompt")
@@ -1711,6 +1795,25 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             self._num_timesteps = call._num_timesteps
         images = _finish(latents, conditioning.mask, source.image, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _read_steps(self, given: int | None) -> int | list[float]:
+        """The number of steps; of a model of few steps, the noise levels that they start at."""
+        steps = self.default_steps if given is None else read_count(given, "num_inference_steps")
+        if self.chains is None:
+            return steps
+        if not isinstance(self.scheduler, EDMEulerScheduler):
+            raise ValueError(
+                f"scheduler is of the type {type(self.scheduler).__name__}; this model of few steps"
+                " takes EDMEulerScheduler: pipe.scheduler = "
+                "EDMEulerScheduler.from_config(pipe.scheduler.config)"
+            )
+        lengths = {len(levels): levels for levels in self.chains}
+        if steps not in lengths:
+            raise ValueError(
+                f"num_inference_steps is {steps}; this model draws in "
+                f"{', '.join(map(str, lengths))} steps"
+            )
+        return list(lengths[steps])
 
     def _copy_for_call(self) -> "MultiTaskPipeline":
         """A shallow copy for the state of one call: it shares the modules, but no scheduler."""
