@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from in_process import run_script
 from safetensors.torch import load_file
+from tiny import own_state
 
 from mtl_diffusion.classifiers.training import train_classifier
 from mtl_diffusion.config import TrainConfig
@@ -144,27 +146,53 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(work, build_pipe, t
     assert len(results) > 20 and all(result.metric_value is not None for result in results)
 
 
-def test_a_part_that_a_pipeline_cannot_have_is_refused(work):
-    done, _ = evaluated(work, ONE, "refused", "--parts", "generate", "dance")
-    assert done.returncode == 2
-    assert "parts: found dance; this pipeline can have generate, likelihood" in done.stderr
+def in_process(work, name, monkeypatch, *more):
+    """The same, without another start-up; returns its exit code."""
+    arguments = [
+        "--pipeline",
+        work / "pipeline",
+        "--classifier",
+        work / "classifier",
+        "--device=cpu",
+    ]
+    arguments += ["--output_dir", work / name, *(f"--{key}={value}" for key, value in TINY.items())]
+    with own_state():
+        return run_script("evaluate.py", *arguments, *more, monkeypatch=monkeypatch)
 
 
-def test_a_likelihood_of_half_precision_is_refused(work):
-    done, _ = evaluated(work, ONE, "half", "--dtype", "bfloat16", "--parts", "likelihood")
-    assert done.returncode == 2
-    assert "dtype: found bfloat16" in done.stderr and "--parts likelihood" in done.stderr
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            ("--parts", "generate", "dance"),
+            "parts: found dance; this pipeline can have generate, likelihood",
+        ),
+        (("--dtype=bfloat16", "--parts", "likelihood"), "dtype: found bfloat16; the likelihood is"),
+    ],
+)
+def test_a_part_that_cannot_be_had_is_refused(more, words, work, monkeypatch, capsys):
+    assert in_process(work, "refused", monkeypatch, *more) == 2
+    assert words in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_compiled_network_of_bfloat16_draws_nearly_the_same(work):
+def test_a_compiled_network_of_bfloat16_draws_nearly_the_same(work, monkeypatch):
+    compiled = []
+
+    def quickly(function):
+        """Traces the network as ever, without the minute that its code takes to be built."""
+        compiled.append(function)
+        return compile_(function, backend="eager")
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", quickly)
     found = []
-    once = ("--parts", "generate", "--batch_size=10", "--guidance_interval=null")  # two shapes
+    once = ("--parts", "generate", "--batch_size=10", "--guidance_interval=null")
     for name, *more in (("plain",), ("fast", "--dtype=bfloat16", "--compile=true")):
-        done, path = evaluated(work, ONE, name, *once, *more)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert json.loads(path.read_text())["generate"]["by_class_steps_3"]["evaluations"] == 3
+        assert in_process(work, name, monkeypatch, *once, *more) == 0
+        scores = json.loads((work / name / "metrics.json").read_text())
+        assert scores["generate"]["by_class_steps_3"]["evaluations"] == 3
         found.append(torch.cat([load_file(p)["values"].float() for p in chunks_of(work / name)]))
+    assert len(compiled) == 1
     difference = (found[0] - found[1]).abs()
     assert 0 < difference.mean() < 2  # of 255
 

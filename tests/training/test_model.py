@@ -20,7 +20,7 @@ PARAMETERS = {
     "cifar10_cpu": (1.5, 1.8),
     "cifar10_15min": (7, 9),
     "cifar100": (1.5, 1.8),
-    "digits": (4, 5),
+    "digits": (1, 1.5),
     "fashion_mnist": (1.5, 1.8),
     "image_folder": (1.5, 1.8),
     "mnist": (1.5, 1.8),
