@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 from diffusers import (
@@ -100,7 +101,11 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     _num_timesteps = 0
 
     def __init__(
-        self, unet: UNet2DConditionModel, tokenizer, scheduler, chains: Chains | None = None
+        self,
+        unet: UNet2DConditionModel,
+        tokenizer,
+        scheduler,
+        chains: Optional[list] = None,  # noqa: UP045, the form that diffusers 0.36 can read
     ):
         super().__init__()
         components = {"unet": unet, "tokenizer": tokenizer, "scheduler": scheduler}
