@@ -1,3 +1,3 @@
-"""The code is in pipeline_e216dd7b.py."""
+"""The code is in pipeline_61a9488a.py."""
 
-from .pipeline_e216dd7b import MultiTaskPipeline  # noqa
+from .pipeline_61a9488a import MultiTaskPipeline  # noqa

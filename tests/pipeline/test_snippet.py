@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PRETRAINED = "pretrained/mtl-cifar10"
+FEW_STEPS = "pretrained/mtl-cifar10-fewstep"
 ALONE = """
 import importlib.util
 for name in ("mtl_diffusion", "accelerate", "datasets", "jsonargparse", "matplotlib", "pytest"):
@@ -69,9 +70,10 @@ def hub():
         yield hub
 
 
-@pytest.mark.parametrize("place", ["folder", "repository"])
+@pytest.mark.parametrize("place", [PRETRAINED, FEW_STEPS, "user/name"])
 def test_it_runs_as_it_stands(python, hub, tmp_path, place):
-    source = str(ROOT / PRETRAINED) if place == "folder" else "user/name"
+    on_hub = place == "user/name"
+    source = place if on_hub else str(ROOT / place)
     variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [python, "-I", "-c", ALONE + WATCH + snippet(source) + WATCHED],
@@ -81,8 +83,9 @@ def test_it_runs_as_it_stands(python, hub, tmp_path, place):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert bool(hub.requests) == (place == "repository")
+    assert bool(hub.requests) == on_hub
 
 
-def test_the_weights_fit_into_a_repository():
-    assert sum(path.stat().st_size for path in (ROOT / PRETRAINED).rglob("*")) < 16.5e6
+@pytest.mark.parametrize("folder", [PRETRAINED, FEW_STEPS])
+def test_the_weights_fit_into_a_repository(folder):
+    assert sum(path.stat().st_size for path in (ROOT / folder).rglob("*")) < 16.5e6

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Optional
 
 import numpy as np
 import torch
@@ -1619,7 +1619,11 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     _num_timesteps = 0
 
     def __init__(
-        self, unet: UNet2DConditionModel, tokenizer, scheduler, chains: Chains | None = None
+        self,
+        unet: UNet2DConditionModel,
+        tokenizer,
+        scheduler,
+        chains: Optional[list] = None,  # noqa: UP045, the form that diffusers 0.36 can read
     ):
         super().__init__()
         components = {"unet": unet, "tokenizer": tokenizer, "scheduler": scheduler}
