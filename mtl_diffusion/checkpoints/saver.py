@@ -85,7 +85,7 @@ class Saver:
                 config.checkpoints_total_limit,
                 keep=lengthening_steps(config),
             )
-        except Exception as error:  # nobody would see it in this thread
+        except Exception as error:  # an exception of a thread is lost
             self._failure = error
             logger.error(
                 "the checkpoint of step %d could not be written: %s. Older ones are untouched%s",

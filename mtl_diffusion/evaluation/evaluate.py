@@ -176,6 +176,8 @@ def _others(paths: Sequence[Path], context: Context) -> dict[str, Mapping[str, A
     found = {}
     for path in paths:
         metrics = json.loads(path.read_text())
+        if "generate" not in metrics:
+            raise ValueError(f"beside: {path} has no figures of generate: evaluate that part too")
         space, n = metrics["feature_space"]["weights"], metrics["settings"]["num_images"]
         if (space, n) != (context.space.digest, context.settings.num_images):
             raise ValueError(

@@ -161,7 +161,7 @@ def _explanation(error: Exception, repository: str) -> str:
     status = _status(error)
     if status == 401 or isinstance(error, LocalTokenNotFoundError):
         return (
-            f"the Hub refuses {repository} (HTTP 401): nobody is logged in, or the token is "
+            f"the Hub refuses {repository} (HTTP 401): you are not logged in, or the token is "
             f"not valid. Run `hf auth login`, with a token that has the right to write {repository}"
         )
     if status == 403:

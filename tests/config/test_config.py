@@ -1,4 +1,4 @@
-"""The configuration: strict, complete in its complaints, and documented by its own fields."""
+"""The configuration: strict, with all faults in one message, documented by its own fields."""
 
 import json
 import os

@@ -160,7 +160,7 @@ def test_what_does_not_pass_is_given_up(hub, client, name):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("nobody", "HTTP 401.*nobody is logged in.*the right to write me/nobody"),
+        ("nobody", "HTTP 401.*you are not logged in.*the right to write me/nobody"),
         ("bad-token", "HTTP 401.*the right to write me/bad-token"),
         ("read-only", "HTTP 403.*the token lacks the right to write me/read-only"),
         ("commit-403", "HTTP 403.*the token lacks the right to write me/commit-403"),
