@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -37,10 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def url(build_pipe):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    page = serve(build_pipe(), "tiny", port, wait=False)
+    page = serve(build_pipe(), "tiny", wait=False)
     yield page.local_url.rstrip("/")
     page.close()
 
@@ -60,9 +56,20 @@ def browser(url):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    browser.get(url)
     yield browser
     browser.quit()
+
+
+@pytest.fixture
+def page(browser, url):
+    """The page, opened anew; whatever a test does there, nothing is asked of another machine."""
+    browser.get(url)
+    yield browser
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    asked = {params["request"]["url"] for params in sent}
+    assert len(asked) > 20
+    assert not [u for u in asked if not u.startswith((url, "data:", "blob:"))]
 
 
 def wait(browser, condition):
@@ -119,30 +126,34 @@ def upload(tmp_path_factory):
     return str(path), colours
 
 
-def test_generate(browser):
-    click(browser, "#generate-draw")
-    images = results(browser, "generate", 8)
+def generate(page):
+    click(page, "#generate-draw")
+    return results(page, "generate", 8)
+
+
+def test_generate(page):
+    images = generate(page)
     assert len({image.tobytes() for image in images}) == 8
 
 
-def test_a_mask_is_painted_and_inpainted(browser, upload):
+def test_a_mask_is_painted_and_inpainted(page, upload):
     path, colours = upload
-    click(browser, "button[role=tab]", "Inpaint")
-    wait(browser, lambda: find(browser, "#inpaint-source canvas"))
-    click(browser, "#inpaint-draw")
-    message(browser, "no picture yet")
+    click(page, "button[role=tab]", "Inpaint")
+    wait(page, lambda: find(page, "#inpaint-source canvas"))
+    click(page, "#inpaint-draw")
+    message(page, "no picture yet")
 
-    browser.find_element(By.CSS_SELECTOR, "#inpaint-source input[type=file]").send_keys(path)
+    page.find_element(By.CSS_SELECTOR, "#inpaint-source input[type=file]").send_keys(path)
     # Cropped in view of the user: then the corner of the canvas is a colour of the middle.
-    canvas = find(browser, "#inpaint-source canvas")[0]
-    wait(browser, lambda: shown_square(canvas) is not None)
-    click(browser, "#inpaint-draw")
-    message(browser, "paint over what is to be replaced")
+    canvas = find(page, "#inpaint-source canvas")[0]
+    wait(page, lambda: shown_square(canvas) is not None)
+    click(page, "#inpaint-draw")
+    message(page, "paint over what is to be replaced")
 
-    stroke = ActionChains(browser).move_to_element(canvas).click_and_hold()
+    stroke = ActionChains(page).move_to_element(canvas).click_and_hold()
     stroke.move_by_offset(80, 0).move_by_offset(0, 20).release().perform()
-    click(browser, "#inpaint-draw")
-    given, *images = results(browser, "inpaint", 6)
+    click(page, "#inpaint-draw")
+    given, *images = results(page, "inpaint", 6)
     painted = (given == 128).all(axis=-1)
     assert 2 <= painted.sum() <= 40 and painted[4, 4]
     for image in images:
@@ -160,39 +171,38 @@ def shown_square(canvas):
     return int(np.ptp(coloured)) if square else None
 
 
-def test_an_example_is_edited(browser, tmp_path):
-    click(browser, "button[role=tab]", "Edit")
-    wait(browser, lambda: len(find(browser, ".examples img")) == 3)
-    click(browser, "#edit-draw")
-    message(browser, "no picture yet")
+def test_an_example_is_edited(page, tmp_path):
+    click(page, "button[role=tab]", "Edit")
+    wait(page, lambda: len(find(page, ".examples img")) == 3)
+    click(page, "#edit-draw")
+    message(page, "no picture yet")
     (tmp_path / "text.png").write_text("no picture")
-    file = browser.find_element(By.CSS_SELECTOR, "#edit-source input[type=file]")
+    file = page.find_element(By.CSS_SELECTOR, "#edit-source input[type=file]")
     file.send_keys(str(tmp_path / "text.png"))
-    message(browser, "can't be read as a picture")
-    find(browser, ".examples img")[1].click()
-    wait(browser, lambda: find(browser, "#edit-source img"))
-    example = picture(find(browser, "#edit-source img")[0].get_attribute("src"))
-    click(browser, "#edit-draw")
-    message(browser, "Choose the class")
+    message(page, "can't be read as a picture")
+    find(page, ".examples img")[1].click()
+    wait(page, lambda: find(page, "#edit-source img"))
+    example = picture(find(page, "#edit-source img")[0].get_attribute("src"))
+    click(page, "#edit-draw")
+    message(page, "Choose the class")
 
-    menu = find(browser, "input[aria-label='Turn it into']")[0]
+    menu = find(page, "input[aria-label='Turn it into']")[0]
     menu.send_keys("ship\n")
-    click(browser, "#edit-draw")
-    source, *images = results(browser, "edit", 6)
+    click(page, "#edit-draw")
+    source, *images = results(page, "edit", 6)
     assert (source == example).all()
     assert len({image.tobytes() for image in images}) == 5
-    captions = [e.text for e in find(browser, "#edit-results .caption-label")]
+    captions = [e.text for e in find(page, "#edit-results .caption-label")]
     assert captions == ["source", *(f"strength {s}" for s in (0.3, 0.4, 0.5, 0.6, 0.7))]
 
 
-def test_a_sample_is_taken_to_another_tab(browser):
-    click(browser, "button[role=tab]", "Generate")
-    third = results(browser, "generate", 8)[2]
-    find(browser, "#generate-results .grid-wrap button")[2].click()
-    click(browser, "button", "Edit the chosen one")
-    wait(browser, lambda: find(browser, "#edit-draw"))
-    shown = "#edit-source img"
-    wait(browser, lambda: (picture(find(browser, shown)[0].get_attribute("src")) == third).all())
+def test_a_sample_is_taken_to_another_tab(page):
+    third = generate(page)[2]
+    find(page, "#generate-results .grid-wrap button")[2].click()
+    click(page, "button", "Edit the chosen one")
+    wait(page, lambda: find(page, "#edit-draw"))
+    (shown,) = wait(page, lambda: find(page, "#edit-source img"))
+    assert (picture(shown.get_attribute("src")) == third).all()
 
 
 def test_a_picture_that_is_shown_again_has_a_file_of_its_own(pipe, tmp_path):
@@ -202,15 +212,6 @@ def test_a_picture_that_is_shown_again_has_a_file_of_its_own(pipe, tmp_path):
     again = studio.enlarged(first)
     files = {save_pil_to_cache(image, str(tmp_path), format="png") for image in (first, again)}
     assert len(files) == 2 and first.tobytes() == again.tobytes()
-
-
-def test_nothing_is_asked_of_another_machine(browser, url):
-    """Of all that the tests above had it do."""
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    asked = {params["request"]["url"] for params in sent}
-    assert len(asked) > 20
-    assert not [u for u in asked if not u.startswith((url, "data:", "blob:"))]
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", str(ROOT / "pyproject.toml"), "pyproject.toml"])
