@@ -1,0 +1,178 @@
+"""What a configuration is read from, in every spelling, and what follows from it."""
+
+import json
+from types import NoneType
+from typing import get_args
+
+import pytest
+import yaml
+
+from configs import argv, faults
+from mtl_diffusion.config import (
+    TYPES,
+    ConfigError,
+    TrainConfig,
+    differences,
+    resolved,
+    to_dict,
+)
+from mtl_diffusion.config.command_line import from_dict, parse
+
+
+def test_nothing_given_is_the_defaults():
+    assert parse([]) == TrainConfig()
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_flags_beat_the_file_wherever_they_stand(write, order):
+    path = write("seed: 1\nlearning_rate: 1e-3\ntasks: {edit: 1}")
+    given = [["--seed", "2"], [f"--config={path}"], ["--tasks.generate", "3"]]
+    config = parse([word for flag in given[order] for word in flag])
+    assert config.seed == 2
+    assert config.learning_rate == 1e-3
+    assert config.tasks == {"edit": 1, "generate": 3}
+
+
+def test_a_later_file_beats_an_earlier_one(tmp_path):
+    (tmp_path / "a.yaml").write_text("seed: 1\ntoken_dim: 8")
+    (tmp_path / "b.yaml").write_text("seed: 2")
+    config = parse(["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml")])
+    assert (config.seed, config.token_dim) == (2, 8)
+
+
+def test_a_mapping_in_the_file_replaces_the_default_one(write):
+    assert parse(["--config", write("tasks: {edit: 2}")]).tasks == {"edit": 2}
+
+
+@pytest.mark.parametrize("text", ["2e-3", "2.0e-3", "0.002", "2E-3", ".2e-2", "+2e-3"])
+def test_every_way_to_write_a_number(write, text):
+    assert parse(["--config", write(f"learning_rate: {text}")]).learning_rate == 2e-3
+    assert parse(["--learning_rate", text]).learning_rate == 2e-3
+
+
+def test_no_and_none_are_words(write):
+    config = parse(["--config", write("mixed_precision: no\nreport_to: none")])
+    assert (config.mixed_precision, config.report_to) == ("no", "none")
+    assert parse(["--mixed_precision", "no"]).mixed_precision == "no"
+
+
+@pytest.mark.parametrize("text", ["null", "none"])
+def test_starting_anew_has_one_spelling_inside(write, text):
+    assert parse(["--resume_from_checkpoint", text]).resume_from_checkpoint is None
+    path = write(f"resume_from_checkpoint: {text}")
+    assert parse(["--config", path]).resume_from_checkpoint is None
+
+
+@pytest.mark.parametrize("name", ["dry_run", "use_ema", "push_to_hub"])
+def test_a_switch_stands_bare_or_takes_a_value(name):
+    for given, value in [
+        ([f"--{name}"], True),
+        ([f"--{name}", "--seed", "1"], True),
+        ([f"--{name}", "true"], True),
+        ([f"--{name}", "false"], False),
+        ([f"--{name}=false"], False),
+    ]:
+        assert to_dict(parse(given))[name] is value
+
+
+def test_lists_and_mappings_as_flags():
+    given = "block_out_channels=[8,16] norm_num_groups=4 sigma_mean=-0.5 tasks={generate:1,edit:1}"
+    weights = "task_weighting=fixed task_weights.generate=1 task_weights.edit=0.5"
+    config = parse(argv(f"{given} {weights}"))
+    assert config.block_out_channels == [8, 16]
+    assert config.sigma_mean == -0.5
+    assert config.tasks == {"generate": 1, "edit": 1}
+    assert config.task_weights == {"generate": 1, "edit": 0.5}
+    assert parse(["--tasks", '{"generate": 1}']).tasks == {"generate": 1}
+    assert parse(["--attention_resolutions+", "16"]).attention_resolutions == [8, 16]
+    assert parse([]) == TrainConfig()  # no default was written to
+
+
+def test_null_unsets_an_optional_field(write):
+    path = write("checkpoints_total_limit: 3\nhub_model_id: me/it")
+    config = parse(["--config", path, "--checkpoints_total_limit", "null"])
+    assert config.checkpoints_total_limit is None
+    assert config.hub_model_id == "me/it"
+
+
+def test_an_alias_may_stand_for_a_number(write):
+    config = parse(["--config", write("validation_steps: &n 50\ncheckpointing_steps: *n")])
+    assert (config.validation_steps, config.checkpointing_steps) == (50, 50)
+
+
+@pytest.mark.parametrize(
+    "text, value", [("010", 10), ("0o10", 8), ("0x10", 16), ("+7", 7), ("007", 7)]
+)
+def test_whole_numbers_are_those_of_yaml_1_2(write, text, value):
+    assert parse(["--config", write(f"seed: {text}")]).seed == value
+    assert parse(["--seed", text]).seed == value
+
+
+@pytest.mark.parametrize("name", [n for n, kind in TYPES.items() if NoneType in get_args(kind)])
+def test_none_is_what_the_help_calls_it(write, name):
+    extra = ["--max_train_minutes", "1"] if name == "max_train_steps" else []
+    assert getattr(parse([f"--{name}", "None", *extra]), name) is None
+    assert getattr(parse(["--config", write(f"{name}: None"), *extra]), name) is None
+
+
+def test_the_home_directory_is_found(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    path = write("output_dir: ~/runs/a\ndataset_name: ~/data")
+    config = parse(["--config", path, "--pretrained_model_name_or_path=~/model"])
+    assert (config.output_dir, config.dataset_name) == ("/home/me/runs/a", "/home/me/data")
+    assert config.pretrained_model_name_or_path == "/home/me/model"
+    assert parse(["--resume_from_checkpoint=~/a/step-3"]).resume_from_checkpoint.startswith("/home")
+    assert parse(["--output_dir=a/~"]).output_dir == "a/~"
+    (found,) = faults("--output_dir=~nobody-here/runs")
+    assert "no user has that home directory; write the path in full" in found
+
+
+def test_shares_are_normalised_and_leave_out_zero():
+    shares = TrainConfig(tasks={"generate": 3, "inpaint": 0, "edit": 1}).shares
+    assert shares == {"generate": 0.75, "edit": 0.25}
+
+
+@pytest.mark.parametrize("given, steps", [(0, 0), (0.04, 48), (1, 1), (100, 100)])
+def test_warmup_is_a_share_or_steps(given, steps):
+    assert TrainConfig(max_train_steps=1200, lr_warmup_steps=given).warmup_steps == steps
+
+
+def test_the_repository_is_called_as_the_folder_is(tmp_path, monkeypatch):
+    (tmp_path / "disk-3").mkdir()
+    (tmp_path / "flowers").symlink_to(tmp_path / "disk-3")
+    monkeypatch.chdir(tmp_path)
+    for given in ("flowers", "flowers/", "./flowers", "x/../flowers", str(tmp_path / "flowers")):
+        assert TrainConfig(output_dir=given).repository == "flowers"
+    assert TrainConfig(output_dir=".").repository == tmp_path.name
+    assert TrainConfig(output_dir="flowers", hub_model_id="me/it").repository == "me/it"
+
+
+def test_resolved_reads_back(write):
+    config = parse(["--mixed_precision", "no", "--learning_rate", "1e-8", "--seed", "3"])
+    assert parse(["--config", write(resolved(config))]) == config
+    assert list(yaml.safe_load(resolved(config))) == list(to_dict(config))
+
+
+def test_a_config_goes_through_json():
+    config = parse(["--tasks.colorize", "1", "--resume_from_checkpoint", "none"])
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_from_dict_is_strict_but_takes_defaults():
+    assert from_dict({"seed": 3}) == TrainConfig(seed=3)
+    with pytest.raises(ConfigError) as caught:
+        from_dict({"sede": 3, "token_dim": "x"})
+    assert len(caught.value.faults) == 2
+
+
+def test_differences_name_the_field_and_both_values():
+    old, new = to_dict(TrainConfig()), to_dict(TrainConfig(seed=1, tasks={"edit": 1}))
+    assert differences(old, old) == []
+    assert differences(old, new, allowed={"tasks"}) == [
+        "seed: the checkpoint has 0, this run has 1"
+    ]
+    assert len(differences(old, new)) == 2
+    del old["token_dim"]
+    assert differences(old, to_dict(TrainConfig())) == [
+        "token_dim: the checkpoint has nothing, this run has 64"
+    ]
