@@ -1,17 +1,13 @@
 """`load_dataset("uoft-cs/cifar10")` from a Hub: fresh, from the cache, streamed, interrupted."""
 
-import io
 import json
-import os
 import re
-import subprocess
 import sys
 
 import datasets
-import numpy as np
 import pytest
 from loopback_hub import LoopbackHub
-from PIL import Image
+from tables import encoded, write_parquet
 
 pytestmark = pytest.mark.slow
 
@@ -72,29 +68,17 @@ print(json.dumps(answer))
 """
 
 
-def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, bytes]:
     """Path in the repository -> content."""
-    folder, found = tmp_path_factory.mktemp("cifar10"), {"README.md": CARD.encode()}
-    features = datasets.Features(
-        {"img": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
-    )
+    folder = tmp_path_factory.mktemp("cifar10")
+    features = {"img": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
+    images = encoded(sum(ROWS.values()), side=32)
     for split, count in ROWS.items():
-        rows = {
-            "img": [{"bytes": picture(len(split) * 1000 + i), "path": None} for i in range(count)],
-            "label": [i % len(CLASSES) for i in range(count)],
-        }
-        path = folder / f"{split}-00000-of-00001.parquet"
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
-        found[f"plain_text/{path.name}"] = path.read_bytes()
-    return found
+        labels = [i % len(CLASSES) for i in range(count)]
+        write_parquet(folder, {"img": images[-count:], "label": labels}, features, split)
+    tables = {f"plain_text/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    return {"README.md": CARD.encode()} | tables
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +91,7 @@ def hub(files):
 def load(hub, home, way, **variables):
     """(What the client printed, its errors, what the Hub was asked)."""
     before = len(hub.requests)
-    done = subprocess.run(
-        [sys.executable, "-c", CLIENT, NAME, way],
-        env=os.environ | hub.environment(home) | variables,
-        capture_output=True,
-        text=True,
-    )
+    done = hub.run([sys.executable, "-c", CLIENT, NAME, way], home, **variables)
     answer = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
     return answer, done.stderr, hub.requests[before:]
 
@@ -175,11 +154,6 @@ def test_one_that_is_not_there_is_named(hub, tmp_path):
         "from mtl_diffusion.data.images import load_images\n"
         "load_images('uoft-cs/none', resolution=32)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | hub.environment(tmp_path),
-        capture_output=True,
-        text=True,
-    )
+    done = hub.run([sys.executable, "-c", code], tmp_path)
     assert done.returncode != 0
     assert "DataError: dataset_name: 'uoft-cs/none'" in done.stderr

@@ -1,6 +1,5 @@
 """A Space: pushed to the loopback Hub, fetched, and opened where this package is not installed."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -35,15 +34,9 @@ def pushed(pipeline, tmp_path_factory):
         f"scripts/publish.py --pipeline {shlex.quote(str(pipeline))} --space me/page --private"
     )
     with LoopbackHub() as hub:
-        environment = os.environ | hub.environment(tmp_path_factory.mktemp("home"))
+        home = tmp_path_factory.mktemp("home")
         for _ in range(2):
-            done = subprocess.run(
-                [sys.executable, *shlex.split(command)],
-                cwd=ROOT,
-                env=environment,
-                capture_output=True,
-                text=True,
-            )
+            done = hub.run([sys.executable, *shlex.split(command)], home)
             assert done.returncode == 0, done.stderr
         space = hub.repositories["space", "me/page"]
         assert space.private and len(space.branches["main"]) == 2  # the second call changed nothing

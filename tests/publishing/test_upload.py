@@ -1,9 +1,7 @@
 """Uploads by the real client to the loopback Hub: each fault, and what is left of it."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -110,13 +108,8 @@ def client(hub, tmp_path_factory):
     for name, content in files.items():
         (folder / name).write_bytes(content)
     (folder / "secret.json").write_text(json.dumps({"token": TOKEN}))
-    environment = os.environ | hub.environment(folder / "home") | {"GOOD": TOKEN}
-    done = subprocess.run(
-        [sys.executable, "-c", CLIENT, json.dumps(CASES), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-c", CLIENT, json.dumps(CASES), folder]
+    done = hub.run(command, folder / "home", GOOD=TOKEN)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr, files
 

@@ -28,11 +28,13 @@ def encoded(count: int = 4, side: int = 8) -> list[dict]:
     return [{"bytes": png(noise(side, side, 3, seed=i)), "path": None} for i in range(count)]
 
 
-def write_parquet(folder: Path, columns: dict, features: dict, split: str = "train") -> str:
+def write_parquet(
+    folder: Path, columns: dict, features: dict, split: str = "train", part: int = 0, of: int = 1
+) -> str:
     """A folder that `load_dataset` takes; feature types travel in the file, as on the Hub."""
     folder.mkdir(exist_ok=True)
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    table.to_parquet(folder / f"{split}-{part:05d}-of-{of:05d}.parquet")
     return str(folder)
 
 

@@ -1,0 +1,95 @@
+"""A pipeline from a checkpoint alone, written to a folder."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mtl_diffusion.checkpoints.store import CheckpointError, load, save
+from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+from mtl_diffusion.publishing import export
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def test_the_average_is_exported(trained, tmp_path):
+    model = export.of_checkpoint(trained / "checkpoints" / "step-4")
+    assert model.step == 4 and not model.pipeline.unet.training
+    folder = export.write(model, tmp_path / "export", pictures=False)
+    exported, state = load_file(folder / UNET), load(trained / "checkpoints" / "step-4").tensors
+    assert exported.keys() == state["ema"].keys()
+    assert all(torch.equal(exported[name], state["ema"][name]) for name in exported)
+    assert not all(torch.equal(exported[name], state["unet"][name]) for name in exported)
+
+
+def test_without_an_average_the_weights_are(trained, tmp_path):
+    checkpoint = load(trained / "checkpoints" / "step-4")
+    checkpoint.tensors.pop("ema")
+    path = save(tmp_path, checkpoint)
+    unet = export.of_checkpoint(path).pipeline.unet.state_dict()
+    assert all(torch.equal(unet[name], value) for name, value in checkpoint.tensors["unet"].items())
+
+
+def test_half_the_bytes_in_small_files(trained, tmp_path):
+    """What is kept in git: it loads as any other export does, in float32."""
+    model = export.of_checkpoint(trained)
+    whole = export.write(model, tmp_path / "whole", pictures=False)
+    cut = export.write(model, tmp_path / "cut", pictures=False, half=True, max_shard_size="20KB")
+    files = sorted((cut / "unet").glob("*.safetensors"))
+    assert len(files) > 2 and all(file.stat().st_size < 30_000 for file in files)
+    assert sum(file.stat().st_size for file in files) < 0.7 * (whole / UNET).stat().st_size
+    expected = {name: tensor.half().float() for name, tensor in load_file(whole / UNET).items()}
+    loaded = MultiTaskPipeline.from_pretrained(cut).unet.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert next(model.pipeline.unet.parameters()).dtype == torch.float32  # the model itself
+
+
+def test_a_run_means_its_newest_complete_checkpoint(trained, caplog):
+    assert export.of_checkpoint(trained).step == 6
+    assert export.of_checkpoint(trained / "checkpoints").step == 6
+
+
+def test_the_export_of_a_checkpoint_is_that_of_the_run(trained, tmp_path):
+    folder = export.write(export.of_checkpoint(trained), tmp_path / "export")
+    for path in (trained / "pipeline").rglob("*"):
+        if path.is_file() and path.suffix != ".png":
+            other = folder / path.relative_to(trained / "pipeline")
+            assert other.read_bytes() == path.read_bytes(), path
+
+
+def test_no_checkpoint(trained, tmp_path):
+    with pytest.raises(CheckpointError, match="is no checkpoint, and no run with a complete one"):
+        export.of_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(trained, tmp_path):
+    checkpoint = load(trained / "checkpoints" / "step-4")
+    checkpoint.tensors["ema"].pop("conv_out.bias")
+    with pytest.raises(CheckpointError, match=r"don't fit its configuration(.|\n)*conv_out\.bias"):
+        export.of_checkpoint(save(tmp_path, checkpoint))
+
+
+def test_building_it_draws_nothing_from_the_generators(trained):
+    before = torch.get_rng_state()
+    export.of_checkpoint(trained)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_folder_of_something_else_is_left_alone(trained, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is neither empty nor an exported pipeline"):
+        export.write(export.of_checkpoint(trained), mine, pictures=False)
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+
+
+def test_only_the_allowed_files_are_uploaded(trained, tmp_path):
+    folder = export.write(export.of_checkpoint(trained), tmp_path / "export", pictures=False)
+    allowed = set(export.files_to_upload(folder))
+    (folder / "optimizer.bin").touch()
+    (folder / "events.out.tfevents").touch()
+    (folder / "secrets.py").touch()
+    (folder / ".env").touch()
+    (folder / "link.json").symlink_to("/etc/passwd")
+    assert set(export.files_to_upload(folder)) == allowed
