@@ -1,4 +1,4 @@
-"""Calls: those that overlap, that are stopped, that fail on the way; and what noise depends on."""
+"""Calls that overlap, call back, are stopped, or fail on the way; and what noise depends on."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -6,25 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from drawing import MASK, SIZE, STEPS, as_tensor, generator, picture, sample
 
 from mtl_diffusion.pipeline.pipeline import TASKS
 
-SIZE, STEPS = 8, 3
-SOURCE = torch.rand((3, SIZE, SIZE), generator=torch.Generator().manual_seed(5))
-CALLS = {
-    "generate": {"class_label": "cat"},
-    "inpaint": {"image": SOURCE, "mask_image": torch.eye(SIZE)},
-    "edit": {"image": SOURCE, "class_label": "dog", "mask_image": torch.eye(SIZE)},
-    "colorize": {"image": SOURCE, "strength": 0.4},
-}
 every_task = pytest.mark.parametrize("task", TASKS)
 
 
 def draw(pipe, task="generate", seed=0, **options):
-    options = {"num_inference_steps": STEPS, "output_type": "pt"} | options
-    if "latents" not in options:
-        options.setdefault("generator", torch.Generator().manual_seed(seed))
-    return pipe(task=task, **CALLS[task], **options).images
+    return sample(pipe, task, **({"generator": generator(seed)} | options))
 
 
 # Calls that overlap
@@ -67,6 +57,36 @@ def test_a_call_leaves_the_scheduler_alone(pipe):
     assert all(after[name] == value for name, value in before.items())
 
 
+# Callbacks, as diffusers has them
+
+
+@pytest.mark.parametrize("task", ["inpaint", "edit"])
+def test_known_pixels_are_in_place_before_every_callback(pipe, task):
+    noise = torch.randn((1, 3, SIZE, SIZE), generator=generator())
+    known = torch.from_numpy(~MASK).expand(1, 3, SIZE, SIZE)
+    clean, seen = 2 * as_tensor(picture())[None] - 1, []
+
+    def callback(pipe, i, timestep, tensors):
+        sigma = pipe.scheduler.sigmas[i + 1]
+        torch.testing.assert_close(timestep, pipe.scheduler.sigmas[i].log() / 4)
+        assert torch.equal(tensors["latents"][known], (clean + sigma * noise)[known])
+        seen.append((i, float(sigma)))
+
+    sample(pipe, task, latents=noise, callback_on_step_end=callback)
+    assert [i for i, _ in seen] == list(range(STEPS)) and seen[-1][1] == 0
+
+
+def test_a_callback_gets_what_it_asks_for(pipe):
+    def callback(pipe, i, timestep, tensors):
+        assert tensors == {}
+        return {}
+
+    images = sample(
+        pipe, "generate", callback_on_step_end=callback, callback_on_step_end_tensor_inputs=[]
+    )
+    assert torch.equal(images, sample(pipe, "generate"))
+
+
 # Stopping
 
 
@@ -83,8 +103,7 @@ def test_a_callback_can_stop_its_call(pipe, which):
     latents = draw(pipe, "inpaint", output_type="latent", callback_on_step_end=callback)
     assert [step for step, _ in seen] == [0, 1] and torch.equal(latents, seen[-1][1])
     image = draw(pipe, "inpaint", callback_on_step_end=callback)[0]
-    kept = ~torch.eye(SIZE).bool()
-    assert torch.equal(image[:, kept], SOURCE[:, kept])
+    assert torch.equal(image[:, ~MASK], as_tensor(picture())[:, ~MASK])
     seen.clear()
     draw(pipe, callback_on_step_end=lambda *_: seen.append(0))  # the next call is not stopped
     assert len(seen) == STEPS and not pipe.interrupt
@@ -162,7 +181,7 @@ def test_an_image_depends_on_seed_and_place_alone(pipe, task, algorithm):
 
 @every_task
 def test_equal_latents_give_equal_images(pipe, task):
-    latents = torch.randn((2, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(9))
+    latents = torch.randn((2, 3, SIZE, SIZE), generator=generator(9))
     options = {"num_images_per_prompt": 2, "latents": latents}
     one, other = (draw(pipe, task, **options, generator=g) for g in (None, torch.Generator()))
     assert torch.equal(one, other)

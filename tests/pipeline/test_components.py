@@ -14,27 +14,13 @@ from diffusers import (
     EulerDiscreteScheduler,
     UNet2DConditionModel,
 )
+from drawing import sample
 
 from mtl_diffusion import MultiTaskPipeline
 
 
-@pytest.fixture(scope="module")
-def folder(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "pipeline"
-    pipe.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def mine(pipe):
-    """A pipeline that may be changed."""
-    return copy.deepcopy(pipe)
-
-
 def draw(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    return pipe(generator=generator, num_inference_steps=2, output_type="pt").images
+    return sample(pipe, class_label=None, num_inference_steps=2)
 
 
 def check_same(pipe, other):

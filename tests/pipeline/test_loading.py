@@ -22,13 +22,6 @@ HALF = "unet/diffusion_pytorch_model.fp16.safetensors"
 GUARD = "conv_out.bias"
 
 
-@pytest.fixture(scope="module")
-def folder(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "pipeline"
-    pipe.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def damaged(folder, tmp_path):
     return Path(shutil.copytree(folder, tmp_path / "damaged"))

@@ -1,70 +1,19 @@
 """What the pipeline does with what it is given. What it refuses is in test_pipeline_errors.py."""
 
-import copy
-import math
-from array import array
 from functools import partial
-from hashlib import sha256
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, ImagePipelineOutput
-from diffusers.schedulers import scheduling_edm_euler
-from PIL import Image
+from diffusers import ImagePipelineOutput
+from drawing import MASK, SIZE, as_array, as_tensor, generator, generators, hole, picture, sample
 
-from mtl_diffusion.pipeline.denoiser import build_conditioning, predict
 from mtl_diffusion.pipeline.pipeline import TASKS
 
-SIZE, STEPS = 8, 3
 every_task = pytest.mark.parametrize("task", TASKS)
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def generators(n):
-    return [generator(seed) for seed in range(n)]
-
-
-def picture(seed=0):
-    array = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    return Image.fromarray(array)
-
-
-def hole(seed=0):
-    array = np.random.default_rng(seed).integers(0, 2, (SIZE, SIZE), dtype=np.uint8)
-    return Image.fromarray(array * 255)
-
-
-def as_array(image):
-    return np.asarray(image, dtype=np.float32) / 255
-
-
-def as_tensor(image):
-    return torch.from_numpy(as_array(image)).permute(2, 0, 1)
-
-
-ARGUMENTS = {
-    "generate": {"class_label": "cat"},
-    "inpaint": {"image": picture(), "mask_image": hole(), "class_label": "cat"},
-    "edit": {"image": picture(), "mask_image": hole(), "class_label": "cat"},
-    "colorize": {"image": picture(), "strength": 0.3},
-}
-
-
-def sample(pipe, task, output_type="pt", **arguments):
-    """A sample of a task with its `ARGUMENTS`, but for those that are given."""
-    defaults = {"num_inference_steps": STEPS, "generator": generator()} | ARGUMENTS[task]
-    return pipe(task=task, output_type=output_type, **(defaults | arguments)).images
-
-
 assert_close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
-
-
-# What comes out
 
 
 @every_task
@@ -99,9 +48,6 @@ def test_steps(pipe):
         assert pipe.num_timesteps == steps
 
 
-# What goes in
-
-
 @pytest.mark.parametrize(
     "image",
     [
@@ -117,9 +63,6 @@ def test_steps(pipe):
 )
 def test_images_of_every_kind(pipe, image):
     assert torch.equal(sample(pipe, "edit", image=image), sample(pipe, "edit"))
-
-
-MASK = np.asarray(hole()) > 0
 
 
 @pytest.mark.parametrize(
@@ -205,9 +148,6 @@ def test_latents_instead_of_their_drawing(pipe, task):
     assert not torch.equal(sample(pipe, task, latents=-latents), sample(pipe, task))
 
 
-# What is known stays as it was
-
-
 @pytest.mark.parametrize("task", ["inpaint", "edit"])
 def test_known_pixels_come_out_as_they_went_in(pipe, task):
     source, known = np.asarray(picture()), ~MASK
@@ -239,175 +179,6 @@ def test_each_sample_has_its_own_strength(pipe):
     images = sample(pipe, "edit", mask_image=None, strength=[0.0, 0.5])
     source = as_tensor(picture())
     assert torch.equal(images[0], source) and not torch.equal(images[1], source)
-
-
-# Callbacks, as diffusers has them
-
-
-@pytest.mark.parametrize("task", ["inpaint", "edit"])
-def test_known_pixels_are_in_place_before_every_callback(pipe, task):
-    noise = torch.randn((1, 3, SIZE, SIZE), generator=generator())
-    known = torch.from_numpy(~MASK).expand(1, 3, SIZE, SIZE)
-    clean, seen = 2 * as_tensor(picture())[None] - 1, []
-
-    def callback(pipe, i, timestep, tensors):
-        sigma = pipe.scheduler.sigmas[i + 1]
-        torch.testing.assert_close(timestep, pipe.scheduler.sigmas[i].log() / 4)
-        assert torch.equal(tensors["latents"][known], (clean + sigma * noise)[known])
-        seen.append((i, float(sigma)))
-
-    sample(pipe, task, latents=noise, callback_on_step_end=callback)
-    assert [i for i, _ in seen] == list(range(STEPS)) and seen[-1][1] == 0
-
-
-def test_a_callback_can_change_the_latents(pipe):
-    def callback(pipe, i, timestep, tensors):
-        return {"latents": torch.full_like(tensors["latents"], 0.5)}
-
-    images = sample(pipe, "generate", callback_on_step_end=callback)
-    assert (images == 0.75).all()
-
-
-def test_a_callback_gets_what_it_asks_for(pipe):
-    def callback(pipe, i, timestep, tensors):
-        assert tensors == {}
-        return {}
-
-    images = sample(
-        pipe, "generate", callback_on_step_end=callback, callback_on_step_end_tensor_inputs=[]
-    )
-    assert torch.equal(images, sample(pipe, "generate"))
-
-
-@pytest.fixture
-def batches(pipe):
-    """The batch size of each call of the UNet."""
-    sizes = []
-    handle = pipe.unet.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    yield sizes
-    handle.remove()
-
-
-def test_guidance_is_read_in_every_step(pipe, batches):
-    def callback(pipe, i, timestep, tensors):
-        pipe._guidance_scale = 1.0
-        return tensors
-
-    sample(pipe, "generate", guidance_scale=4.0, callback_on_step_end=callback)
-    assert batches == [2, 1, 1] and pipe.guidance_scale == 1.0
-
-
-@pytest.mark.parametrize(
-    "task, arguments, branches",
-    [
-        ("generate", {}, 2),
-        ("generate", {"guidance_scale": 1}, 1),
-        ("inpaint", {}, 1),
-        ("edit", {}, 2),
-        ("edit", {"image_guidance_scale": 1.5}, 3),
-        ("colorize", {}, 1),
-    ],
-)
-def test_defaults_of_guidance(pipe, batches, task, arguments, branches):
-    sample(pipe, task, **arguments)
-    assert batches == [branches] * STEPS
-
-
-def test_guidance_moves_the_image(pipe):
-    one, two = (sample(pipe, "edit", guidance_scale=scale) for scale in (1.0, 4.0))
-    three = sample(pipe, "edit", guidance_scale=4.0, image_guidance_scale=2.0)
-    assert not torch.equal(one, two) and not torch.equal(two, three)
-
-
-# The sampler
-
-
-def seed_of(latents):
-    """Of an image's own noise: the first eight bytes of the sha256 of its latents."""
-    values = array("f", latents.flatten().tolist())
-    return int.from_bytes(sha256(values.tobytes()).digest()[:8], "little")
-
-
-def with_scheduler(pipe, scheduler):
-    return type(pipe)(pipe.unet, pipe.tokenizer, scheduler)
-
-
-def euler(pipe, task, known, mask, noise, own_noise, strength, label, steps):
-    """Algorithm 1 of Karras et al. 2022 without its second order, known pixels held in place."""
-    rho, low, high = 7, 0.002, 80.0
-    ramp = [i / (steps - 1) for i in range(steps)]
-    sigmas = [(high ** (1 / rho) + r * (low ** (1 / rho) - high ** (1 / rho))) ** rho for r in ramp]
-    sigmas = [*sigmas, 0.0]
-    hint = TASKS[task].condition(known, mask, strength, own_noise)
-    told = build_conditioning(hint, TASKS[task], label, pipe.vocabulary)
-    known, noise, hole = known.double(), noise.double(), hint.mask.double()
-    x = known * (1 - hole) + sigmas[0] * noise
-    for sigma, after in pairwise(sigmas):
-        F = predict(
-            pipe.unet, pipe.scheduler, x.float(), torch.full((len(x), 1, 1, 1), sigma), told
-        )
-        D = (0.25 * x + sigma * 0.5 * math.sqrt(sigma**2 + 0.25) * F) / (sigma**2 + 0.25)
-        x = x + (after - sigma) * (x - D) / sigma
-        x = hole * x + (1 - hole) * (known + after * noise)
-    return x.float()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", ["dpm", "euler"])
-@every_task
-def test_the_sampler_is_eulers_method_where_its_order_is_one(pipe, monkeypatch, task, kind):
-    warnings = []
-    monkeypatch.setattr(scheduling_edm_euler.logger, "warning", warnings.append)
-    first_order = with_scheduler(
-        pipe,
-        EDMDPMSolverMultistepScheduler(solver_order=1) if kind == "dpm" else EDMEulerScheduler(),
-    )
-    first_order.set_progress_bar_config(disable=True)
-    takes = TASKS[task].required | TASKS[task].optional
-    mask = torch.from_numpy(MASK).float().view(1, 1, SIZE, SIZE)
-    noise = torch.randn((1, 3, SIZE, SIZE), generator=generator())
-    expected = euler(
-        pipe,
-        task,
-        known=2 * as_tensor(picture())[None] - 1,
-        mask=mask if "mask_image" in takes else torch.ones_like(mask),
-        noise=noise,
-        own_noise=torch.randn((1, 3, SIZE, SIZE), generator=generator(seed_of(noise))),
-        strength=torch.tensor([0.3 if task == "colorize" else TASKS["edit"].default_strength]),
-        label=torch.tensor([-1 if task == "colorize" else 0]),
-        steps=6,
-    )
-    found = sample(first_order, task, "latent", num_inference_steps=6, guidance_scale=1.0)
-    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
-    assert not warnings
-
-
-@torch.no_grad()
-def test_the_second_order_is_nearer_to_the_solution(pipe):
-    first = with_scheduler(pipe, EDMDPMSolverMultistepScheduler(solver_order=1))
-    first.set_progress_bar_config(disable=True)
-    exact = sample(first, "generate", "latent", num_inference_steps=150)
-    errors = [
-        (sample(p, "generate", "latent", num_inference_steps=20) - exact).square().mean().sqrt()
-        for p in (first, pipe)
-    ]
-    assert errors[1] < errors[0] / 2
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_latents_stay_in_float32(pipe, dtype):
-    half = copy.deepcopy(pipe).to(dtype)
-    assert half.unet.dtype == dtype
-    seen = []
-
-    def callback(pipe, i, timestep, tensors):
-        seen.append(tensors["latents"].dtype)
-
-    image = sample(half, "inpaint", callback_on_step_end=callback)
-    assert seen == [torch.float32] * STEPS and image.dtype == torch.float32
-    known = ~torch.from_numpy(MASK)
-    assert torch.equal(image[0][:, known], as_tensor(picture())[:, known])
-    assert (image - sample(pipe, "inpaint")).abs().mean() < 0.1
 
 
 def test_what_a_pipeline_knows(build_pipe):

@@ -63,13 +63,6 @@ def other_pipe(build_pipe):
     return build_pipe(seed=1, classes=("rose", "tulip"))
 
 
-@pytest.fixture(scope="module")
-def folder(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "pipeline"
-    pipe.save_pretrained(folder)
-    return folder
-
-
 def test_what_is_written(folder):
     assert set(files(folder)) == set(CODE) | {
         "model_index.json",

@@ -40,22 +40,14 @@ print(json.dumps({"diffusers": diffusers.__version__, "transformers": transforme
 
 
 @pytest.fixture(scope="module")
-def here(pipe, tmp_path_factory):
-    """A folder that this environment saved."""
-    folder = tmp_path_factory.mktemp("here") / "pipeline"
-    pipe.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def there(here, tmp_path_factory):
+def there(folder, tmp_path_factory):
     """What the other environment made of it: images.npz and saved/."""
     out = tmp_path_factory.mktemp("there")
     script = NOT_INSTALLED + inspect.getsource(sample_every_task) + THERE
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["HF_HOME"] = str(out / "home")
     done = subprocess.run(
-        [os.path.abspath(OTHER_PYTHON), "-c", script, str(here), str(out)],
+        [os.path.abspath(OTHER_PYTHON), "-c", script, str(folder), str(out)],
         cwd=out,
         env=environment,
         capture_output=True,
@@ -91,8 +83,8 @@ def test_what_the_others_saved_draws_the_same_pixels_here(there, expected, load)
         np.testing.assert_allclose(image, expected[task], atol=1e-4, err_msg=task)
 
 
-def test_weights_and_sources_pass_unchanged(here, there):
-    before, after = files(here), files(there / "saved")
+def test_weights_and_sources_pass_unchanged(folder, there):
+    before, after = files(folder), files(there / "saved")
     same = [name for name in before if name.endswith((".py", ".safetensors"))]
     assert len(same) == 3
     assert [name for name in same if before[name] != after[name]] == []

@@ -1,0 +1,48 @@
+"""Calls of the tiny pipeline: an image and a mask of 8x8 pixels, and a good call of every task."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+SIZE, STEPS = 8, 3
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def generators(n: int) -> list[torch.Generator]:
+    return [generator(seed) for seed in range(n)]
+
+
+def picture(seed: int = 0) -> Image.Image:
+    array = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    return Image.fromarray(array)
+
+
+def hole(seed: int = 0) -> Image.Image:
+    array = np.random.default_rng(seed).integers(0, 2, (SIZE, SIZE), dtype=np.uint8)
+    return Image.fromarray(array * 255)
+
+
+def as_array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=np.float32) / 255
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(as_array(image)).permute(2, 0, 1)
+
+
+MASK = np.asarray(hole()) > 0
+ARGUMENTS = {
+    "generate": {"class_label": "cat"},
+    "inpaint": {"image": picture(), "mask_image": hole(), "class_label": "cat"},
+    "edit": {"image": picture(), "mask_image": hole(), "class_label": "cat"},
+    "colorize": {"image": picture(), "strength": 0.3},
+}
+
+
+def sample(pipe, task: str = "generate", output_type: str = "pt", **arguments):
+    """A sample of a task with its `ARGUMENTS`, but for those that are given."""
+    defaults = {"num_inference_steps": STEPS, "generator": generator()} | ARGUMENTS[task]
+    return pipe(task=task, output_type=output_type, **(defaults | arguments)).images
