@@ -37,10 +37,3 @@ def test_without_a_checkpoint_from_before_the_decay_it_is_refused(tmp_path):
     code, run = train(tmp_path / "run", *SHORT, max_train_steps=12, **PLATEAU)
     assert code == 2 and "max_train_steps: found 12; step 8 is in the decay" in run.text
     assert run.steps == [8]
-
-
-def test_another_schedule_is_lengthened_from_its_end(tmp_path):
-    code, run = train(tmp_path / "run", *SHORT, max_train_steps=3)
-    assert code == 0
-    code, run = train(tmp_path / "run", *SHORT, max_train_steps=6)
-    assert code == 0 and "resuming after step 3" in run.text

@@ -1,15 +1,12 @@
 """A file or a folder is complete under its name, or it is not there."""
 
-import multiprocessing
 import os
 import signal
-import sys
 
 import pytest
+from dying import die_at
 
 from mtl_diffusion.tools.files import delete, replaced_folder, tidy, write_text
-
-OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
 def replace(target, content):
@@ -26,28 +23,6 @@ def content_of(folder):
 
 
 OLD, NEW = ({"a": text, "inner/b": text} for text in ("old", "new"))
-
-
-def die_at(operation, work, *arguments):
-    """Runs `work` in a process that ends with SIGKILL before its n-th operation on a file."""
-
-    def run():
-        left = operation
-
-        def hook(name, _):
-            nonlocal left
-            if name in OPERATIONS:
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-
-        sys.addaudithook(hook)
-        work(*arguments)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    process.join(60)
-    return process.exitcode
 
 
 def test_a_kill_at_each_operation_of_a_replacement(tmp_path):

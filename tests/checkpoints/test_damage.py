@@ -1,0 +1,197 @@
+"""A checkpoint that is damaged is refused by name, and one that can't be read is waited for."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from small_checkpoints import checkpoint, same
+
+from mtl_diffusion.checkpoints.store import (
+    FACTS,
+    MANIFEST,
+    CheckpointError,
+    UnreadableError,
+    load,
+    load_latest,
+    save,
+)
+
+
+def test_a_damaged_one_of_the_same_step_is_replaced(tmp_path):
+    (save(tmp_path, checkpoint(3)) / FACTS).unlink()
+    save(tmp_path, checkpoint(3))
+    assert same(load_latest(tmp_path)[0], checkpoint(3))
+
+
+def damaged(name, content):
+    def damage(path):
+        (path / name).write_bytes(content((path / name).read_bytes()))
+
+    return damage
+
+
+def removed(name):
+    return lambda path: (path / name).unlink()
+
+
+def listed(name, **entry):
+    def change(content):
+        return json.dumps({**json.loads(content), name: entry}).encode()
+
+    return damaged(MANIFEST, change)
+
+
+def flipped(content):
+    return bytes([*content[:-1], content[-1] ^ 1])
+
+
+def as_folder(path):
+    (path / FACTS).unlink()
+    (path / FACTS).mkdir()
+
+
+WHOLE = {"size": 0, "sha256": "0" * 64}
+
+
+DAMAGES = {
+    "a tensor file is cut short": (
+        damaged("unet.safetensors", lambda c: c[:-1]),
+        ("unet.safetensors has", "bytes; the manifest has"),
+    ),
+    "a tensor file is empty": (
+        damaged("optimizer.safetensors", lambda c: b""),
+        ("optimizer.safetensors has 0 bytes; the manifest has",),
+    ),
+    "a bit of a tensor is flipped": (
+        damaged("ema.safetensors", flipped),
+        ("ema.safetensors has the sha256", "the manifest has"),
+    ),
+    "a bit of the facts is flipped": (damaged(FACTS, flipped), (FACTS, "sha256")),
+    "a tensor file is missing": (
+        removed("weighting.safetensors"),
+        ("weighting.safetensors can't be read: No such file",),
+    ),
+    "the facts are missing": (removed(FACTS), (f"{FACTS} can't be read: No such file",)),
+    "the facts are a folder": (as_folder, (FACTS, "Is a directory")),
+    "the manifest is missing": (removed(MANIFEST), (f"{MANIFEST} can't be read: No such file",)),
+    "the manifest is cut short": (
+        damaged(MANIFEST, lambda c: c[:40]),
+        (f"{MANIFEST} is not JSON",),
+    ),
+    "the manifest is empty": (damaged(MANIFEST, lambda c: b""), (f"{MANIFEST} is not JSON",)),
+    "the manifest is no text": (
+        damaged(MANIFEST, lambda c: b"\xff\xfe\x00"),
+        (f"{MANIFEST} is not JSON",),
+    ),
+    "the manifest is nested without end": (
+        damaged(MANIFEST, lambda c: b"[" * 100_000),
+        (f"{MANIFEST} is not JSON",),
+    ),
+    "the manifest is a list": (
+        damaged(MANIFEST, lambda c: b"[]"),
+        (f"{MANIFEST} is not a mapping: found list",),
+    ),
+    "the manifest lists nothing": (
+        damaged(MANIFEST, lambda c: b"{}"),
+        (f"{MANIFEST} does not list {FACTS}",),
+    ),
+    "an entry has no sha256": (listed("unet.safetensors", size=3), ("size and sha256 were expec",)),
+    "an entry's size is a text": (
+        listed("unet.safetensors", size="3", sha256=""),
+        ("size and sha256 were expected",),
+    ),
+    "a path leads out": (listed("../../secret", **WHOLE), ("'../../secret', which is outside",)),
+    "a path is absolute": (listed("/etc/passwd", **WHOLE), ("'/etc/passwd', which is outside",)),
+    "a path is the parent": (listed("..", **WHOLE), ("can't be read: Is a directory",)),
+    "a name has a zero byte": (listed("a\0b", **WHOLE), ("can't be read",)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named_and_the_one_before_is_taken(damage, tmp_path):
+    harm, words = DAMAGES[damage]
+    save(tmp_path, checkpoint(1))
+    path = save(tmp_path, checkpoint(2))
+    harm(path)
+    with pytest.raises(CheckpointError) as raised:
+        load(path)
+    assert str(path) in str(raised.value)
+    for word in words:
+        assert word in str(raised.value)
+    newest, skipped = load_latest(tmp_path)
+    assert same(newest, checkpoint(1)) and skipped == [str(raised.value)]
+
+
+@pytest.mark.parametrize("what", ["step-2/unet.safetensors", "step-2/manifest.json", "step-2", ""])
+@pytest.mark.parametrize("times", [1, 4])
+def test_what_could_not_be_read_is_not_damaged(what, times, tmp_path, monkeypatch):
+    """An error of the disk or the network is waited for, and then refused: not passed over."""
+    import mtl_diffusion.checkpoints.store as module
+
+    save(tmp_path, checkpoint(1))
+    save(tmp_path, checkpoint(2))
+    monkeypatch.setattr(module, "DELAYS", (0, 0, 0))
+    left = times
+
+    def at_fault(call):
+        def may_fail(path, *rest, **options):
+            nonlocal left
+            if Path(path) == tmp_path / what and left:
+                left -= 1
+                raise OSError(5, "Input/output error")
+            return call(path, *rest, **options)
+
+        return may_fail
+
+    for owner, name in ((Path, "read_bytes"), (Path, "stat"), (os, "listdir")):
+        monkeypatch.setattr(owner, name, at_fault(getattr(owner, name)))
+    if times == 1:
+        assert same(load_latest(tmp_path)[0], checkpoint(2))
+        return
+    with pytest.raises(UnreadableError) as raised:
+        load_latest(tmp_path)
+    assert str(raised.value).startswith(f"{tmp_path / what} could not be read (Input/output error)")
+
+
+def test_a_checkpoint_of_somebody_else_is_not_damaged(tmp_path, monkeypatch):
+    save(tmp_path, checkpoint(1))
+    save(tmp_path, checkpoint(2))
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(
+        UnreadableError, match=r"step-2/manifest.json could not be read \(Permission"
+    ):
+        load_latest(tmp_path)
+
+
+def test_a_folder_that_was_renamed_is_refused(tmp_path):
+    save(tmp_path, checkpoint(1)).rename(tmp_path / "step-99")
+    with pytest.raises(CheckpointError, match="has the step 1; the folder is step-99"):
+        load(tmp_path / "step-99")
+
+
+def test_a_wrong_file_with_a_right_manifest_is_refused(tmp_path):
+    path = save(tmp_path, checkpoint(1))
+    (path / "unet.safetensors").write_bytes(b"no tensors")
+    digest = hashlib.sha256(b"no tensors").hexdigest()
+    listed("unet.safetensors", size=10, sha256=digest)(path)
+    with pytest.raises(CheckpointError, match="holds no safetensors"):
+        load(path)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"step-7/manifest.json can't be read: No such file"):
+        load(tmp_path / "step-7")
+    assert load_latest(tmp_path / "nothing") == (None, [])
+
+
+def test_nothing_is_unpickled(tmp_path):
+    """A file that pickle would run is bytes like others, and refused."""
+    path = save(tmp_path, checkpoint(1))
+    (path / "optimizer.pt").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    assert same(load(path), checkpoint(1))  # not listed, not read
