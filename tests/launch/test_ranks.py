@@ -6,20 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
-from forked import (
-    ARGUMENTS,
-    SCRIPT,
-    SHORT,
-    Run,
-    die,
-)
+from forked import ARGUMENTS, SCRIPT, SHORT, Run, die
+from tables import write_images
 
 from mtl_diffusion.checkpoints.store import load_latest
-from mtl_diffusion.data.shapes import shapes
 
 STOPPED = 75
 
@@ -28,23 +23,17 @@ def test_a_rank_that_dies_ends_the_other(tmp_path):
     """Without a launcher; with gloo, whose connection breaks."""
     run = Run(tmp_path / "run", *SHORT, partial(die, 4, only_rank=1), processes=2)
     run.processes[1].join(60)
-    died = time.monotonic()
-    codes = run.wait()
-    print(f"the other ended {time.monotonic() - died:.1f} s later")
-    assert codes[1] == -9 and codes[0] not in (0, STOPPED) and time.monotonic() - died < 30
+    codes = run.wait(60)  # gloo's own limit is half an hour
+    assert codes[1] == -9 and codes[0] not in (0, STOPPED)
     assert run.steps == [3]
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     """Sixty images in folders."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for split, rows in shapes(8, num_train=60, num_test=10).items():
-        for i, row in enumerate(rows):
-            place = folder / split / str(row["label"])
-            place.mkdir(parents=True, exist_ok=True)
-            row["image"].save(place / f"{i}.png")
-    return folder
+    places = [("train", i) for i in range(60)] + [("test", i) for i in range(10)]
+    names = [f"{split}/class {i % 5}/{i}.png" for split, i in places]
+    return write_images(tmp_path_factory.mktemp("pictures"), *names)
 
 
 def heed_interrupts():
@@ -101,15 +90,40 @@ class Launch:
             time.sleep(0.05)
         return self.trainers()
 
-    def wait_for_end(self, pids, seconds=60):
-        """Seconds until none of the processes is left."""
-        started = time.monotonic()
+    def wait_for_end(self, pids, seconds=120):
+        """Until none of the processes is left."""
+        deadline = time.monotonic() + seconds
         while any(running(pid) for pid in pids) or self.launcher.poll() is None:
-            if time.monotonic() - started > seconds:
-                os.killpg(self.launcher.pid, signal.SIGKILL)
-                raise AssertionError(f"still running after {seconds} s: {self.text}")
+            assert time.monotonic() < deadline, f"still running after {seconds} s: {self.text}"
             time.sleep(0.02)
-        return time.monotonic() - started
+
+    def stop(self, name):
+        """Sends a signal, SIGINT to the whole group as a terminal does, and waits for the end."""
+        pids = self.wait_for_training()
+        if name == "SIGINT":
+            os.killpg(self.launcher.pid, signal.SIGINT)
+        else:
+            self.launcher.send_signal(signal.Signals[name])
+        self.wait_for_end(pids)
+        (step,) = self.steps  # saved once
+        assert load_latest(self.folder / "checkpoints")[0].step == step
+        return pids, step
+
+
+@pytest.fixture
+def launch(pictures, tmp_path):
+    """Starts a launch, of which nothing is left after the test."""
+    launches = []
+
+    def start(*launcher):
+        launches.append(Launch(tmp_path / "run", pictures, *launcher))
+        return launches[-1]
+
+    yield start
+    for each in launches:
+        with suppress(ProcessLookupError):
+            os.killpg(each.launcher.pid, signal.SIGKILL)
+        each.launcher.wait()
 
 
 def running(pid):
@@ -123,54 +137,37 @@ TWO = ("--multi_gpu", "--num_processes=2", "--main_process_port=0")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL", "SIGINT"])
-def test_one_process_under_a_launcher_that_dies(number, pictures, tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGINT"])
+def test_one_process_under_a_launcher_that_dies(name, launch):
     """The launcher is gone at once; the trainer notices, saves and ends. SIGINT goes to both."""
-    launch = Launch(tmp_path / "run", pictures, "--num_processes=1")
-    pids = launch.wait_for_training()
+    launch = launch("--num_processes=1")
+    pids, step = launch.stop(name)
     assert len(pids) == 1
-    if number == "SIGINT":
-        os.killpg(launch.launcher.pid, signal.SIGINT)
-    else:
-        launch.launcher.send_signal(signal.Signals[number])
-    seconds = launch.wait_for_end(pids)
-    print(f"ended {seconds:.1f} s after {number}")
-    assert seconds < 20 and len(launch.steps) == 1
-    reason = "SIGINT" if number == "SIGINT" else "the end of its launcher"
-    assert f"stopped by {reason} after step {launch.steps[0]}" in launch.text
-    assert load_latest(launch.folder / "checkpoints")[0].step == launch.steps[0]
+    reason = "SIGINT" if name == "SIGINT" else "the end of its launcher"
+    assert f"stopped by {reason} after step {step}" in launch.text
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL", "SIGINT"])
-def test_two_processes_under_a_launcher_that_is_told_to_stop(number, pictures, tmp_path):
-    launch = Launch(tmp_path / "run", pictures, *TWO)
-    pids = launch.wait_for_training()
-    assert len(pids) == 2
-    if number == "SIGINT":
-        os.killpg(launch.launcher.pid, signal.SIGINT)
-    else:
-        launch.launcher.send_signal(signal.Signals[number])
-    seconds = launch.wait_for_end(pids)
-    print(f"ended {seconds:.1f} s after {number}, the launcher with {launch.launcher.returncode}")
-    assert seconds < 30 and launch.launcher.returncode != 0 and len(launch.steps) == 1, launch.text
-    assert load_latest(launch.folder / "checkpoints")[0].step == launch.steps[0]
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGINT"])
+def test_two_processes_under_a_launcher_that_is_told_to_stop(name, launch):
+    launch = launch(*TWO)
+    pids, _ = launch.stop(name)
+    assert len(pids) == 2 and launch.launcher.returncode != 0, launch.text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_is_killed_ends_the_launch(rank, pictures, tmp_path):
-    launch = Launch(tmp_path / "run", pictures, *TWO)
+def test_a_rank_that_is_killed_ends_the_launch(rank, launch):
+    launch = launch(*TWO)
     pids = launch.wait_for_training()
     os.kill(pids[rank], signal.SIGKILL)
-    seconds = launch.wait_for_end(pids)
-    print(f"ended {seconds:.1f} s after rank {rank}, with {launch.launcher.returncode}")
-    assert seconds < 45 and launch.launcher.returncode not in (0, None)
+    launch.wait_for_end(pids)
+    assert launch.launcher.returncode not in (0, None)
 
 
 @pytest.mark.slow
-def test_the_launch_that_starts_one_process_instead_of_two(pictures, tmp_path):
-    launch = Launch(tmp_path / "run", pictures, "--cpu", "--num_processes=2")
+def test_the_launch_that_starts_one_process_instead_of_two(launch):
+    launch = launch("--cpu", "--num_processes=2")
     assert launch.launcher.wait(120) != 0
     assert "accelerate launch started one process, and MASTER_ADDR and" in launch.text
     assert not launch.steps

@@ -49,10 +49,11 @@ def reset_state() -> None:
 
 @contextmanager
 def own_state() -> Iterator[None]:
-    """accelerate's state, and torch's number of threads, end with this."""
+    """accelerate's state, and torch's number of threads, begin and end with this."""
     import torch
 
     threads = torch.get_num_threads()
+    reset_state()
     try:
         yield
     finally:

@@ -38,6 +38,13 @@ def config(base, tmp_path):
     return replace(base, output_dir=str(tmp_path / "run"))
 
 
+@pytest.fixture(autouse=True)
+def one_state_a_test():
+    """accelerate keeps its state for the whole process: each test gets a new one."""
+    with own_state():
+        yield
+
+
 @contextmanager
 def _steps_only():
     """Runs that neither validate nor export."""

@@ -10,7 +10,7 @@ import torch
 from forked import SHORT, die
 from forked import train as forked_train
 from gaussian import Gaussian, correlated
-from tiny import own_state, unet_of
+from tiny import unet_of
 
 from mtl_diffusion import loop
 from mtl_diffusion.config import ConfigError
@@ -182,8 +182,7 @@ def second(config, teacher):
 
 
 def test_a_run_ends_in_a_pipeline_of_few_steps(second):
-    with own_state():
-        loop.train(replace(second, learning_rate=1e-9, use_ema=False))
+    loop.train(replace(second, learning_rate=1e-9, use_ema=False))
     folder = Path(second.output_dir)
     pipe = MultiTaskPipeline.from_pretrained(folder / "pipeline")
     assert pipe.chains == CHAINS and type(pipe.scheduler).__name__ == "EDMEulerScheduler"
@@ -205,12 +204,12 @@ def test_a_run_ends_in_a_pipeline_of_few_steps(second):
         pretrained_model_name_or_path=str(folder / "pipeline"),
         output_dir=f"{folder}-again",
     )
-    with own_state(), pytest.raises(ConfigError, match="is a model of few steps itself"):
+    with pytest.raises(ConfigError, match="is a model of few steps itself"):
         loop.train(again)
 
 
 def test_what_the_teacher_has_not_learned_is_refused(second):
-    with own_state(), pytest.raises(ConfigError, match=r"tasks: .* has not learned colorize"):
+    with pytest.raises(ConfigError, match=r"tasks: .* has not learned colorize"):
         loop.train(replace(second, tasks={"generate": 1, "colorize": 1}))
 
 
@@ -245,8 +244,7 @@ def test_two_processes_equal_one(teacher, tmp_path):
 
 
 def test_another_teacher_does_not_continue_a_run(second, build_pipe, monkeypatch, steps_only):
-    with own_state():
-        loop.train(replace(second, max_train_steps=2))
+    loop.train(replace(second, max_train_steps=2))
     monkeypatch.setattr("mtl_diffusion.training.distillation.fingerprint", lambda module: "else")
-    with own_state(), pytest.raises(ConfigError, match="a teacher of the fingerprint"):
+    with pytest.raises(ConfigError, match="a teacher of the fingerprint"):
         loop.train(second)

@@ -39,7 +39,7 @@ def test_the_run_is_one_of_that_many_steps(config, monkeypatch, tmp_path):
 
     monkeypatch.setattr(loop, "seconds_per_step", spy)
     by_minutes = trained(config)
-    assert len(asked) == 1 and 0 < asked[0] < 5
+    assert len(asked) == 1 and 0 < asked[0] < 60
     folder = Path(config.output_dir)
     assert json.loads((folder / "length.json").read_text()) == {"seconds_per_step": 0.75}
     assert [path.name for path in (folder / "checkpoints").glob("step-*")] == ["step-4"]

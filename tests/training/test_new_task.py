@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from stranger import NOT_INSTALLED
-from tiny import own_state
 
 from mtl_diffusion.config import to_dict
 from mtl_diffusion.loop import train
@@ -62,8 +61,7 @@ def test_colorize_is_trained_and_uses_the_grey_image(config):
         total_batch_size=16,
         logging_steps=1000,
     )
-    with own_state():
-        train(config)
+    train(config)
     table = json.loads(Path(config.output_dir, "validation/step-150.json").read_text())["loss"]
     for level in ("0.3-1", "1-3", "3-10"):
         assert table["colorize"][level]["loss"] < 0.8 * table["colorize"][level]["zero"]

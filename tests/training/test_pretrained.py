@@ -16,13 +16,6 @@ from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.pipeline.tokens import Vocabulary
 
 
-@pytest.fixture(autouse=True)
-def one_state_a_run():
-    """accelerate keeps its state for the whole process: each run gets a new one."""
-    with own_state():
-        yield
-
-
 def pictures(folder, *names):
     """24 training and 8 test images of noise, of classes with these names."""
     features = {"image": IMAGE, "label": ClassLabel(names=list(names))}

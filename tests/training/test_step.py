@@ -7,7 +7,6 @@ import pytest
 import torch
 from forked import SHORT, poisoned
 from forked import train as run_of_its_own
-from tiny import own_state
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtl_diffusion.launch.preflight import begin
@@ -38,7 +37,7 @@ def config(config):
 @pytest.fixture
 def built():
     """Builds runs, and closes them."""
-    with own_state(), ExitStack() as open_runs:
+    with ExitStack() as open_runs:
         yield lambda config: build(config, open_runs.enter_context(begin(config)))
 
 

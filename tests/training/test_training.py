@@ -10,7 +10,7 @@ import torch
 from forked import SHORT
 from forked import train as forked
 from PIL import Image
-from tiny import own_state, unet_of
+from tiny import unet_of
 
 from mtl_diffusion import loop
 from mtl_diffusion.config import ConfigError
@@ -19,13 +19,6 @@ from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.training import reports
 from mtl_diffusion.training import run as run_module
 from mtl_diffusion.training.aggregation import AGGREGATORS
-
-
-@pytest.fixture(autouse=True)
-def one_state_a_run():
-    """accelerate keeps its state for the whole process: each run gets a new one."""
-    with own_state():
-        yield
 
 
 def largest_difference(one, other):
@@ -99,12 +92,6 @@ def test_it_learns_a_few_images_by_heart(config):
         for level in ("0.1-0.3", "0.3-1", "1-3", "3-10"):
             # Eight images of a few colours: most of what a zero network pays is saved.
             assert levels[level]["loss"] < 0.6 * levels[level]["zero"], (task, level)
-
-
-def test_the_same_run_twice_is_the_same_and_another_seed_is_not(config, weights, steps_only):
-    train(config)
-    assert largest_difference(unet_of(config.output_dir), weights()) == 0
-    assert largest_difference(weights(seed=1), weights()) > 1e-2
 
 
 @pytest.mark.parametrize("weighting", ["fixed", "sum", "uncertainty"])
@@ -216,24 +203,14 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(config, capsys):
     assert not folder.exists() or not list(folder.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("change", "module", "words"),
-    [
-        ({"report_to": "wandb"}, "wandb", r"report_to.*wandb.*not installed"),
-        ({"gradient_aggregation": "upgrad"}, "torchjd", "found 'upgrad', which needs torch"),
-    ],
-    ids=["tracker", "torchjd"],
-)
-def test_an_extra_that_is_not_installed_is_refused_by_name(
-    config, change, module, words, monkeypatch
-):
+def test_an_extra_that_is_not_installed_is_refused_by_name(config, monkeypatch):
     import importlib.util
 
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec",
-        lambda name, *rest: None if name == module else find_spec(name, *rest),
+        lambda name, *rest: None if name == "torchjd" else find_spec(name, *rest),
     )
-    with pytest.raises(ConfigError, match=words):
-        train(replace(config, **change))
+    with pytest.raises(ConfigError, match="found 'upgrad', which needs torch"):
+        train(replace(config, gradient_aggregation="upgrad"))
     assert not Path(config.output_dir, "checkpoints").exists()

@@ -1,31 +1,21 @@
 """Images without labels, or of one class: trained, exported, drawn from, described."""
 
 import json
-import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from in_process import run_script
 from PIL import Image
 from tables import write_images
-from tiny import MODEL, own_state
+from tiny import MODEL
 
 from mtl_diffusion import loop as train_module
 from mtl_diffusion.config import ConfigError, TrainConfig
 from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.publishing.export import of_checkpoint, write
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-@pytest.fixture(autouse=True)
-def one_state_a_run():
-    """accelerate keeps its state for the whole process: each run gets a new one."""
-    with own_state():
-        yield
 
 
 @pytest.fixture
@@ -50,11 +40,6 @@ def config(tmp_path):
 @pytest.fixture
 def unwatched(monkeypatch):
     monkeypatch.setattr(train_module, "validate", lambda run, step, **options: None)
-
-
-def run(script: str, *argv: object) -> None:
-    sys.argv = [script, *map(str, argv)]
-    runpy.run_path(str(SCRIPTS / script), run_name="__main__")
 
 
 def test_images_without_labels(config, capsys, tmp_path, monkeypatch):
@@ -87,10 +72,13 @@ def test_images_without_labels(config, capsys, tmp_path, monkeypatch):
     assert "class-conditional" not in card and "class_label=" not in card
     assert Image.open(published / "gallery.png").width > 64
 
-    monkeypatch.setattr(sys, "argv", [])
-    run("sample.py", "--pipeline", published, "--num_images", 3, "--output_dir", tmp_path / "drawn")
+    def run(script, name, *more):
+        given = ("--pipeline", published, "--output_dir", tmp_path / name, *more)
+        assert run_script(script, *given, monkeypatch=monkeypatch) == 0
+
+    run("sample.py", "drawn", "--num_images", 3)
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 3
-    run("gallery.py", "--pipeline", published, "--output_dir", tmp_path / "gallery")
+    run("gallery.py", "gallery")
     assert {path.stem for path in (tmp_path / "gallery").iterdir()} >= {"generate", "inpaint"}
 
 
@@ -122,9 +110,8 @@ def test_an_unlabelled_dataset_for_a_model_that_has_classes(config, tmp_path, un
     write_images(tmp_path / "pets", *(f"{'ab'[i % 2]}/{i}.png" for i in range(12)))
     named = replace(config, dataset_name=str(tmp_path / "pets"), output_dir=str(tmp_path / "named"))
     train(named)
-    with own_state():
-        pretrained = str(tmp_path / "named/pipeline")
-        train(replace(config, pretrained_model_name_or_path=pretrained))
+    pretrained = str(tmp_path / "named/pipeline")
+    train(replace(config, pretrained_model_name_or_path=pretrained))
     pipe = MultiTaskPipeline.from_pretrained(Path(config.output_dir) / "pipeline")
     assert pipe.class_names == ("a", "b")
 
