@@ -85,6 +85,8 @@ def test_a_module_trains_as_the_script_does(words, tmp_path):
     refused = run("-m", *words, "--seed", "x", "--token_dim", "0")
     assert refused.returncode == 2 and refused.stdout == "" and "Traceback" not in refused.stderr
     assert "2 faults in the configuration:" in refused.stderr
+    if len(words) > 1:
+        return  # the same command, from here on
     given = {**MODEL, "output_dir": tmp_path / "run", "max_train_steps": 1000, "num_threads": 1}
     given |= {"max_train_minutes": 1e-6, "total_batch_size": 4, "report_to": "none"}
     stopped = run("-m", *words, *flags(**given))

@@ -5,18 +5,15 @@ import json
 import pytest
 from in_process import run_script
 from PIL import Image
+from tables import write_images
 
 from mtl_diffusion.pipeline.pipeline import TASKS
 
 
 def test_the_script_writes_a_table_and_a_plot(pipe, tmp_path, monkeypatch, capsys):
     pipe.save_pretrained(tmp_path / "pipeline")
-    for split in ("train", "test"):
-        for name in ("cat", "dog", "ship"):
-            folder = tmp_path / "data" / split / name
-            folder.mkdir(parents=True)
-            for i in range(3):
-                Image.new("RGB", (8, 8), (80 * i, 40, 200)).save(folder / f"{i}.png")
+    places = [(split, name) for split in ("train", "test") for name in ("cat", "dog", "ship")]
+    write_images(tmp_path / "data", *(f"{s}/{name}/{i}.png" for s, name in places for i in "123"))
     given = (
         *("--pipeline", tmp_path / "pipeline", "--dataset_name", tmp_path / "data"),
         *("--num_images", "6", "--output_dir", tmp_path / "out"),

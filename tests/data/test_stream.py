@@ -4,13 +4,12 @@ import shutil
 import threading
 from collections import Counter
 from dataclasses import replace
-from itertools import islice
+from itertools import accumulate, islice
 
 import datasets
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tables import IMAGE, encoded, write_images, write_parquet
 
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.config.limits import faults
@@ -22,28 +21,17 @@ from mtl_diffusion.data.stream import open_streams
 from mtl_diffusion.data.streaming_loader import Position, StreamingLoader
 
 NAMES = ("a", "b", "c")
-FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))}
+FEATURES = {"image": IMAGE, "label": datasets.ClassLabel(names=list(NAMES))}
 
 
-def pictures(count, seed=0, side=8):
-    random = np.random.default_rng(seed)
-    return [
-        Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(count)
-    ]
-
-
-def write(folder, sizes, features=FEATURES, labels=None, split="train"):
+def write(folder, sizes, features=FEATURES, labels=None):
     """A folder of parquet files of so many rows each; labels go 0, 1, 2, 0, ..."""
-    folder.mkdir(exist_ok=True)
-    images = pictures(sum(sizes))
-    labels = labels or [i % 3 for i in range(sum(sizes))]
-    done = 0
-    for number, size in enumerate(sizes):
-        rows = slice(done, done + size)
+    images, labels = encoded(sum(sizes)), labels or [i % 3 for i in range(sum(sizes))]
+    ends = list(accumulate(sizes))
+    for number, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+        rows = slice(end - size, end)
         table = {"image": images[rows], "label": labels[rows]}
-        name = f"{split}-{number:05d}-of-{len(sizes):05d}.parquet"
-        datasets.Dataset.from_dict(table, datasets.Features(features)).to_parquet(folder / name)
-        done += size
+        write_parquet(folder, table, features, part=number, of=len(sizes))
     return str(folder)
 
 
@@ -119,11 +107,8 @@ def test_rows_that_lie_together_do_not_come_together(tmp_path):
 
 
 def test_a_folder_of_folders(tmp_path):
-    for number, name in enumerate(("cat", "dog")):
-        (tmp_path / "photos" / "train" / name).mkdir(parents=True)
-        for i, picture in enumerate(pictures(4, seed=number)):
-            picture.save(tmp_path / "photos" / "train" / name / f"{i}.png")
-    stream = open_stream(str(tmp_path / "photos"))
+    names = [f"train/{name}/{i}.png" for name in ("cat", "dog") for i in range(4)]
+    stream = open_stream(str(write_images(tmp_path / "photos", *names)))
     assert stream.class_names == ("cat", "dog")
     assert Counter(example.label for example in stream.epoch(0, 0, 4)) == {0: 4, 1: 4}
 
@@ -158,9 +143,7 @@ def test_the_fingerprint_tells_data_apart_not_places(folder, stream, tmp_path):
 
 
 def test_images_without_labels(tmp_path):
-    for i, picture in enumerate(pictures(5)):
-        picture.save(tmp_path / f"{i}.png")
-    stream = open_stream(str(tmp_path))
+    stream = open_stream(str(write_images(tmp_path, *(f"{i}.png" for i in range(5)))))
     assert stream.class_names == ()
     assert [example.label for example in stream.epoch(0, 0, 4)] == [-1] * 5
     changed = stream.relabelled(("a", "b"))
@@ -187,9 +170,7 @@ def test_a_label_outside_its_names_is_located(tmp_path):
 
 
 def test_a_truncated_image_is_located(tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "train" / name).mkdir(parents=True)
-        pictures(1)[0].save(tmp_path / "train" / name / "1.png")
+    write_images(tmp_path, "train/cat/1.png", "train/dog/1.png")
     broken = tmp_path / "train" / "dog" / "1.png"
     broken.write_bytes(broken.read_bytes()[:60])
     stream = open_stream(str(tmp_path))
@@ -310,12 +291,9 @@ def test_decoding_is_ahead_and_not_in_the_way(stream, monkeypatch):
 
 
 def test_a_bad_row_ends_the_run_when_its_batch_is_due(tmp_path):
-    images = [*pictures(39), {"bytes": b"not an image", "path": None}]
-    rows = datasets.Dataset.from_dict(
-        {"image": images, "label": [0] * 40}, features=datasets.Features(FEATURES)
-    )
-    rows.to_parquet(tmp_path / "train.parquet")
-    batches = loader(open_stream(str(tmp_path)))
+    images = [*encoded(39), {"bytes": b"not an image", "path": None}]
+    name = write_parquet(tmp_path / "d", {"image": images, "label": [0] * 40}, FEATURES)
+    batches = loader(open_stream(name))
     due = rows_of(batches.stream).index("row 39 of file 0 of 'train'") // 8
     for step in range(due):
         batches.batch(step)

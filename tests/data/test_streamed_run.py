@@ -1,9 +1,7 @@
 """Training on data that is streamed: to the end, killed and run again, and from a Hub."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,7 +10,8 @@ import datasets
 import pytest
 from forked import SHORT, STEPS, die, train
 from loopback_hub import LoopbackHub
-from tiny import MODEL
+from tables import write_images
+from tiny import MODEL, flags
 
 from mtl_diffusion.data.shapes import shapes
 
@@ -46,13 +45,10 @@ def test_a_run_from_parquet_files(data, tmp_path):
 
 
 def test_a_run_from_folders_of_images(tmp_path):
-    rows = shapes(8, num_train=60, num_test=8)
-    for split, part in rows.items():
-        for number, row in enumerate(part):
-            name = part.features["label"].int2str(row["label"])
-            (tmp_path / "photos" / split / name).mkdir(parents=True, exist_ok=True)
-            row["image"].save(tmp_path / "photos" / split / name / f"{number}.png")
-    code, run = train(tmp_path / "run", *SHORT, dataset_name=tmp_path / "photos", **STREAM)
+    places = [("train", i) for i in range(60)] + [("test", i) for i in range(8)]
+    names = [f"{split}/class {i % 5}/{i}.png" for split, i in places]
+    photos = write_images(tmp_path / "photos", *names)
+    code, run = train(tmp_path / "run", *SHORT, dataset_name=photos, **STREAM)
     assert code == 0, run.text
 
 
@@ -124,7 +120,7 @@ def test_a_run_that_streams_from_a_hub(tmp_path):
     with LoopbackHub() as hub:
         files = {f"plain_text/{path.name}": path.read_bytes() for path in folder.iterdir()}
         hub.add("uoft-cs/cifar10", files, kind="dataset")
-        flags = {
+        given = {
             "config": ROOT / "configs/cifar10_cpu.yaml",
             "dataset_name": "uoft-cs/cifar10",
             "image_column": "image",
@@ -137,14 +133,8 @@ def test_a_run_that_streams_from_a_hub(tmp_path):
             "num_threads": 1,
             "output_dir": tmp_path / "run",
         }
-        done = subprocess.run(
-            [sys.executable, "scripts/train.py", *(f"--{k}={v}" for k, v in flags.items())],
-            cwd=ROOT,
-            env=os.environ | hub.environment(tmp_path / "home"),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        command = [sys.executable, "scripts/train.py", *flags(**given)]
+        done = hub.run(command, tmp_path / "home")
         assert done.returncode == 0, done.stderr[-3000:]
         asked = [name for name in hub.requests if re.match("GET .*train-.*parquet", name)]
     facts = json.loads((tmp_path / "run/checkpoints/step-9/facts.json").read_text())

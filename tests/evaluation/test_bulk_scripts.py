@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 from in_process import run_script
 from safetensors.torch import load_file
-from tiny import own_state
+from tiny import flags
 
 from mtl_diffusion.classifiers.training import train_classifier
 from mtl_diffusion.config import TrainConfig
@@ -41,13 +41,13 @@ TWO = [
     *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
     *("--main_process_port", "0"),
 ]
-ONE = [sys.executable]
 
 
-def run(launcher, script, *arguments):
+def by_two(script, arguments):
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [*launcher, ROOT / "scripts" / script, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    command = [*TWO, ROOT / "scripts" / script, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +61,12 @@ def work(build_pipe, tmp_path_factory):
     return work
 
 
-def evaluated(work, launcher, name, *more):
-    done = run(
-        *(launcher, "evaluate.py", "--pipeline", work / "pipeline"),
-        *("--classifier", work / "classifier", "--output_dir", work / name),
-        *(f"--{key}={value}" for key, value in TINY.items()),
-        *more,
-    )
-    return done, work / name / "metrics.json"
+def evaluation(work, name, *more):
+    """The arguments of evaluate.py."""
+    return [
+        *("--pipeline", work / "pipeline", "--classifier", work / "classifier"),
+        *("--output_dir", work / name, *flags(**TINY), *more),
+    ]
 
 
 def chunks_of(folder):
@@ -87,13 +85,12 @@ def flat(entry, path=""):
 
 
 @pytest.mark.slow
-def test_the_scorecard_is_the_same_by_one_process_and_by_two(work, build_pipe, tmp_path):
-    found = []
-    for name, launcher in (("one", ONE), ("two", TWO)):
-        done, path = evaluated(work, launcher, name)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found.append(json.loads(path.read_text()))
-    one, two = found
+def test_the_scorecard_is_the_same_by_one_process_and_by_two(
+    work, build_pipe, tmp_path, monkeypatch
+):
+    assert in_process(work, "one", monkeypatch) == 0
+    by_two("evaluate.py", evaluation(work, "two"))
+    one, two = (json.loads((work / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     drawn = [
         {
@@ -129,8 +126,8 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(work, build_pipe, t
 
     # Run again it draws nothing; and it can fail.
     before = {path: path.stat().st_mtime_ns for path in chunks_of(work / "one")}
-    done, path = evaluated(work, ONE, "one", "--at_least", "0.999")
-    assert done.returncode == 1 and "class accuracy is below 0.999 in generate" in done.stderr
+    found = in_process(work, "one", monkeypatch, "--at_least", "0.999")
+    assert "class accuracy is below 0.999 in generate" in found
     assert before == {path: path.stat().st_mtime_ns for path in chunks_of(work / "one")}
 
     # The card shows the summary.
@@ -147,17 +144,9 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(work, build_pipe, t
 
 
 def in_process(work, name, monkeypatch, *more):
-    """The same, without another start-up; returns its exit code."""
-    arguments = [
-        "--pipeline",
-        work / "pipeline",
-        "--classifier",
-        work / "classifier",
-        "--device=cpu",
-    ]
-    arguments += ["--output_dir", work / name, *(f"--{key}={value}" for key, value in TINY.items())]
-    with own_state():
-        return run_script("evaluate.py", *arguments, *more, monkeypatch=monkeypatch)
+    """evaluate.py without another start-up; returns its exit code, or its last words."""
+    arguments = evaluation(work, name, "--device=cpu", *more)
+    return run_script("evaluate.py", *arguments, monkeypatch=monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -197,30 +186,18 @@ def test_a_compiled_network_of_bfloat16_draws_nearly_the_same(work, monkeypatch)
     assert 0 < difference.mean() < 2  # of 255
 
 
-def sampled(work, launcher, name, *more):
-    return run(
-        *(launcher, "sample.py", "--pipeline", work / "pipeline", "--class_label", "disc", "ring"),
+@pytest.mark.slow
+def test_samples_are_the_same_by_one_process_and_by_two(work, monkeypatch):
+    """Running it again, and with other settings, is in test_samples.py."""
+    given = [
+        *("--pipeline", work / "pipeline", "--class_label", "disc", "ring"),
         *("--num_images", 7, "--batch_size", 2, "--num_inference_steps", 2),
         *("--guidance_interval", 0, 1),
-        *("--output_dir", work / name, *more),
-    )
-
-
-@pytest.mark.slow
-def test_samples_are_the_same_by_one_process_and_by_two(work):
-    for name, launcher in (("s1", ONE), ("s2", TWO)):
-        done = sampled(work, launcher, name)
-        assert done.returncode == 0, done.stderr[-3000:]
-    images = {path.name: path.read_bytes() for path in (work / "s1").glob("*.png")}
+    ]
+    one, two = work / "s1", work / "s2"
+    here = [*given, "--device", "cpu", "--output_dir", one]
+    assert run_script("sample.py", *here, monkeypatch=monkeypatch) == 0
+    by_two("sample.py", [*given, "--output_dir", two])
+    images = {path.name: path.read_bytes() for path in one.glob("*.png")}
     assert sorted(images) == [f"{i:05d}.png" for i in range(7)]
-    assert images == {path.name: path.read_bytes() for path in (work / "s2").glob("*.png")}
-
-    # What is missing is drawn, and nothing else.
-    (work / "s1" / "00003.png").unlink()
-    kept = (work / "s1" / "00000.png").stat().st_mtime_ns
-    assert sampled(work, ONE, "s1").returncode == 0
-    assert images == {path.name: path.read_bytes() for path in (work / "s1").glob("*.png")}
-    assert (work / "s1" / "00000.png").stat().st_mtime_ns == kept
-
-    other = sampled(work, ONE, "s1", "--seed", 1)
-    assert other.returncode == 2 and "holds images of other settings (seed)" in other.stderr
+    assert images == {path.name: path.read_bytes() for path in two.glob("*.png")}

@@ -90,14 +90,6 @@ def test_sigma_is_one_number_or_one_an_image(pipe):
         D(x, sigma)
 
 
-def test_a_batch_gives_what_its_images_give_alone(pipe):
-    x = images(2)
-    both = generate_denoiser(pipe, torch.tensor([0, -1]), 2.0)(x, 0.5)
-    for i, label in enumerate((0, -1)):
-        alone = generate_denoiser(pipe, torch.tensor([label]), 2.0)(x[i : i + 1], 0.5)
-        torch.testing.assert_close(both[i : i + 1], alone, atol=1e-5, rtol=1e-5)
-
-
 def test_noise_levels_are_the_schedulers_and_leave_it_alone(pipe):
     before = pipe.scheduler.sigmas.clone()
     sigmas = noise_levels(pipe.scheduler, 7)

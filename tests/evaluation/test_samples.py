@@ -1,18 +1,13 @@
 """scripts/sample.py: what it refuses, and that the corrected command then works."""
 
 import re
-import runpy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import run_script
 from PIL import Image
-from tiny import own_state
 
 from mtl_diffusion.evaluation.samples import SETTINGS
-
-SCRIPT = str(Path(__file__).parents[2] / "scripts" / "sample.py")
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +32,8 @@ def sample(work, monkeypatch, capsys, tmp_path):
 
     def run(*arguments, folder=tmp_path / "out"):
         fixed = ("--pipeline", "pipeline", "--num_inference_steps", "2", "--device", "cpu")
-        argv = ["sample.py", *fixed, "--output_dir", str(folder), *arguments]
-        monkeypatch.setattr(sys, "argv", argv)
-        code = 0
-        with own_state():
-            try:
-                runpy.run_path(SCRIPT, run_name="__main__")
-            except SystemExit as stop:
-                code = stop.code
-        return code, capsys.readouterr().err
+        given = (*fixed, "--output_dir", folder, *arguments)
+        return run_script("sample.py", *given, monkeypatch=monkeypatch), capsys.readouterr().err
 
     return run
 
@@ -100,10 +88,11 @@ def test_the_corrected_command_works(sample, tmp_path):
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == ["00000.png", "00001.png", SETTINGS]
     # What is there stays, and other settings are refused.
-    before = (out / "00000.png").stat().st_mtime_ns
-    (out / "00001.png").unlink()
+    kept, lost = out / "00000.png", out / "00001.png"
+    before, content = kept.stat().st_mtime_ns, lost.read_bytes()
+    lost.unlink()
     assert sample(*EDIT, "good.png", "other.png", "--batch_size", "1")[0] == 0
-    assert (out / "00001.png").exists() and (out / "00000.png").stat().st_mtime_ns == before
+    assert lost.read_bytes() == content and kept.stat().st_mtime_ns == before
     code, said = sample(*EDIT, "good.png", "--batch_size", "1")
     assert code == 2 and "holds images of other settings (image)" in said
 
