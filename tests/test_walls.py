@@ -131,10 +131,6 @@ def test_what_ships_imports_little_evaluates_nothing_and_opens_nothing():
     assert not {name for name in found if name.startswith(("os.", "subprocess.", "importlib."))}
 
 
-def test_the_list_of_the_standard_library_is_of_it():
-    assert sys.stdlib_module_names >= STANDARD_LIBRARY_TO_SHIP
-
-
 def test_the_pipeline_is_flat():
     assert not [path for path in PIPELINE.iterdir() if path.is_dir() and path.name != "__pycache__"]
 

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from forked import SHORT, STATE, STEPS, die, train
+from kills import check_killed_and_run_again
 
 from mtl_diffusion.checkpoints.store import CheckpointError, load, save
 
@@ -33,17 +34,9 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_and_run_again_is_byte_equal(variant, tmp_path):
-    arguments = VARIANTS[variant]
-    code, whole = train(tmp_path / "whole", *SHORT, **arguments)
-    assert code in (0, [0, 0]), whole.text
     # Before any checkpoint; right after one; in mid-epoch; where an epoch ends; in the last step.
-    for step, resumed in ((1, 0), (3, 0), (5, 3), (7, 3), (7, 6), (11, 6)):
-        code, run = train(tmp_path / "killed", *SHORT, partial(die, step), **arguments)
-        assert code in (-9, [-9, -9]), run.text
-        assert (f"resuming after step {resumed}" in run.text) == (resumed > 0), run.text
-    code, run = train(tmp_path / "killed", *SHORT, **arguments)
-    assert code in (0, [0, 0]), run.text
-    assert run.state() == whole.state()
+    kills = ((1, 0), (3, 0), (5, 3), (7, 3), (7, 6), (11, 6))
+    check_killed_and_run_again(tmp_path, kills, **VARIANTS[variant])
 
 
 def test_a_run_and_its_repetition_are_equal(reference, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 from forked import SHORT, STEPS, die, train
+from kills import check_killed_and_run_again
 from loopback_hub import LoopbackHub
 from tables import write_images
 from tiny import MODEL, flags
@@ -63,16 +64,8 @@ def test_a_run_from_folders_of_images(tmp_path):
 )
 def test_killed_and_run_again_is_byte_equal(files, arguments, tmp_path):
     arguments = STREAM | arguments | {"dataset_name": write(tmp_path / "data", files)}
-    code, whole = train(tmp_path / "whole", *SHORT, **arguments)
-    assert code in (0, [0, 0]), whole.text
     # Before any checkpoint; in mid-epoch; where an epoch ends; in the last step.
-    for step, resumed in ((1, 0), (5, 0), (7, 3), (11, 6)):
-        code, run = train(tmp_path / "killed", *SHORT, partial(die, step), **arguments)
-        assert code in (-9, [-9, -9]), run.text
-        assert (f"resuming after step {resumed}" in run.text) == (resumed > 0), run.text
-    code, run = train(tmp_path / "killed", *SHORT, **arguments)
-    assert code in (0, [0, 0]), run.text
-    assert run.state() == whole.state()
+    check_killed_and_run_again(tmp_path, ((1, 0), (5, 0), (7, 3), (11, 6)), **arguments)
 
 
 def test_another_number_of_processes_begins_the_next_epoch(data, tmp_path):

@@ -22,7 +22,7 @@ from mtl_diffusion.config import ConfigError, TrainConfig
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):
-    first = Run(tmp_path / "run", *SHORT, partial(before_step, 3, partial(time.sleep, 600)))
+    first = Run(tmp_path / "run", *SHORT, partial(before_step, 3, partial(time.sleep, 180)))
     first.wait_for(lambda: first.steps == [3])
     code, second = train(tmp_path / "run", *SHORT)
     assert code == 2 and "another run is writing there: wait or change it" in second.text

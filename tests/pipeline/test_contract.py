@@ -4,11 +4,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from drawing import MASK, STEPS, sample
 from packaging.version import Version
 
-from mtl_diffusion import MultiTaskPipeline
 from mtl_diffusion.pipeline.pipeline import TASKS
 
 every_task = pytest.mark.parametrize("task", TASKS)
@@ -53,32 +51,6 @@ def test_to_a_precision_and_back(mine, dtype):
 
 
 @pytest.mark.parametrize(
-    "enable, disable",
-    [
-        ("enable_attention_slicing", "disable_attention_slicing"),
-        ("enable_freeu", "disable_freeu"),
-        ("fuse_qkv_projections", "unfuse_qkv_projections"),
-        (
-            "enable_xformers_memory_efficient_attention",
-            "disable_xformers_memory_efficient_attention",
-        ),
-        ("enable_vae_slicing", "disable_vae_slicing"),
-        ("enable_vae_tiling", "disable_vae_tiling"),
-    ],
-)
-def test_helpers_are_those_of_diffusers(mine, enable, disable):
-    """Those of every pipeline are here; those of pipelines with a VAE or with Stable Diffusion's
-    UNet are not, as in diffusers."""
-    assert hasattr(mine, enable) == hasattr(DiffusionPipeline, enable)
-    if enable == "enable_attention_slicing":
-        before = sample(mine)
-        mine.enable_attention_slicing(1)
-        torch.testing.assert_close(sample(mine), before, atol=1e-4, rtol=1e-3)
-        mine.disable_attention_slicing()
-        torch.testing.assert_close(sample(mine), before, atol=1e-4, rtol=1e-3)
-
-
-@pytest.mark.parametrize(
     "offload",
     [
         lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
@@ -114,10 +86,3 @@ def test_channels_last(mine):
     before = sample(mine)
     mine.unet.to(memory_format=torch.channels_last)
     torch.testing.assert_close(sample(mine), before, atol=1e-4, rtol=1e-3)
-
-
-def test_components_make_another_pipeline_of_the_same_parts(pipe):
-    assert set(pipe.components) == {"unet", "tokenizer", "scheduler"}
-    again = MultiTaskPipeline(**pipe.components)
-    again.set_progress_bar_config(disable=True)
-    assert torch.equal(sample(again), sample(pipe))

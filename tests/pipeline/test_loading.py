@@ -235,11 +235,3 @@ def test_pickles_are_not_written(pipe, tmp_path):
     with pytest.raises(ValueError, match="safe_serialization is False; weights are saved as safe"):
         pipe.save_pretrained(tmp_path, safe_serialization=False)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_local_files_only(folder):
-    assert installed(folder, local_files_only=True).class_names
-
-
-def test_from_pipe(pipe):
-    assert MultiTaskPipeline.from_pipe(pipe).unet is pipe.unet

@@ -118,6 +118,13 @@ class Handler(BaseHTTPRequestHandler):
             return None
         return found
 
+    def commit_of(self, kind: str, name: str, revision: str):
+        repository = self.repository(kind, name)
+        commit = repository and repository.find(revision)
+        if repository and commit is None:
+            self.refuse(404, "RevisionNotFound")
+        return commit
+
     # --- accounts and repositories
 
     def whoami(self):
@@ -211,25 +218,17 @@ class Handler(BaseHTTPRequestHandler):
     # --- reading
 
     def info(self, kind, name, revision="main"):
-        repository = self.repository(kind, name)
-        if not repository:
-            return
-        commit = repository.find(revision)
+        commit = self.commit_of(kind, name, revision)
         if commit is None:
-            return self.refuse(404, "RevisionNotFound")
+            return
         siblings = [{"rfilename": path} for path in sorted(commit.tree)]
         self.json(
             {
-                "_id": "0",
                 "id": name,
                 "modelId": name,
                 "sha": commit.oid,
-                "private": repository.private,
+                "private": self.repository(kind, name).private,
                 "siblings": siblings,
-                "tags": [],
-                "downloads": 0,
-                "likes": 0,
-                "gated": False,
             }
         )
 
@@ -260,12 +259,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def listing(self, kind, name, revision, under=""):
         """All files, as `recursive=true` asks; or those of one folder, and its folders."""
-        repository = self.repository(kind, name)
-        if not repository:
-            return
-        commit = repository.find(revision)
+        commit = self.commit_of(kind, name, revision)
         if commit is None:
-            return self.refuse(404, "RevisionNotFound")
+            return
         recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
         start = f"{under}/" if under else ""
         entries, folders = [], set()
@@ -306,12 +302,9 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def resolve(self, name, revision, path, kind="models"):
-        repository = self.repository(kind, name)
-        if not repository:
-            return
-        commit = repository.find(revision)
+        commit = self.commit_of(kind, name, revision)
         if commit is None:
-            return self.refuse(404, "RevisionNotFound")
+            return
         if path not in commit.tree:
             return self.refuse(404, "EntryNotFound", X_Repo_Commit=commit.oid)
         content = commit.tree[path]

@@ -2,14 +2,14 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from forked import SHORT, die
+from forked import SHORT
 from forked import train as forked_train
 from gaussian import Gaussian, correlated
+from kills import check_killed_and_run_again
 from tiny import unet_of
 
 from mtl_diffusion import loop
@@ -214,27 +214,19 @@ def test_what_the_teacher_has_not_learned_is_refused(second):
 
 
 def test_killed_and_run_again_is_byte_equal(teacher, tmp_path):
-    arguments = {
+    check_killed_and_run_again(tmp_path, [(7, 0)], **few_steps_of(teacher))
+
+
+def few_steps_of(teacher):
+    return {
         "objective": "distillation",
         "pretrained_model_name_or_path": teacher,
         "teacher_steps": 2,
     }
-    whole = forked_train(tmp_path / "whole", *SHORT, **arguments)[1]
-    code, _ = forked_train(tmp_path / "killed", *SHORT, partial(die, 7), **arguments)
-    assert code == -9
-    code, run = forked_train(tmp_path / "killed", *SHORT, **arguments)
-    assert code == 0 and "resuming after step 6" in run.text, run.text
-    assert run.state() == whole.state()
 
 
 def test_two_processes_equal_one(teacher, tmp_path):
-    arguments = {
-        "objective": "distillation",
-        "pretrained_model_name_or_path": teacher,
-        "teacher_steps": 2,
-        "dropout": 0.0,
-        "max_train_steps": 3,
-    }
+    arguments = few_steps_of(teacher) | {"dropout": 0.0, "max_train_steps": 3}
     one = forked_train(tmp_path / "one", *SHORT, **arguments)[1]
     code, two = forked_train(tmp_path / "two", *SHORT, **arguments, processes=2)
     assert code == [0, 0], two.text
