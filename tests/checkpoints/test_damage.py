@@ -188,10 +188,3 @@ def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"step-7/manifest.json can't be read: No such file"):
         load(tmp_path / "step-7")
     assert load_latest(tmp_path / "nothing") == (None, [])
-
-
-def test_nothing_is_unpickled(tmp_path):
-    """A file that pickle would run is bytes like others, and refused."""
-    path = save(tmp_path, checkpoint(1))
-    (path / "optimizer.pt").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    assert same(load(path), checkpoint(1))  # not listed, not read

@@ -4,15 +4,10 @@ import math
 
 import pytest
 import torch
-from gaussian import SHAPE, Gaussian, correlated, keyed
+from gaussian import SHAPE, Gaussian, correlated, karras, keyed
 
 from mtl_diffusion.evaluation.baselines import ddim_inversion, flowedit, repaint, sdedit, start
 from mtl_diffusion.evaluation.denoise import generate_denoiser, noise_levels
-
-
-def karras(steps, low=0.002, high=80.0):
-    ramp = torch.linspace(high ** (1 / 7), low ** (1 / 7), steps).double() ** 7
-    return (*ramp.tolist(), 0.0)
 
 
 def images(n, shape=SHAPE, seed=0):

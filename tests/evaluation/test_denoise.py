@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
-from gaussian import SHAPE, Gaussian, correlated
+from gaussian import SHAPE, Gaussian, correlated, karras
 
 from mtl_diffusion.evaluation.denoise import generate_denoiser, noise_levels, solve
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
@@ -94,9 +94,7 @@ def test_noise_levels_are_the_schedulers_and_leave_it_alone(pipe):
     before = pipe.scheduler.sigmas.clone()
     sigmas = noise_levels(pipe.scheduler, 7)
     assert torch.equal(pipe.scheduler.sigmas, before)
-    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
-    karras = [(high + i / 6 * (low - high)) ** 7 for i in range(7)]  # Karras et al., eq. 5
-    assert sigmas == pytest.approx([*karras, 0], rel=1e-4)
+    assert sigmas == pytest.approx(karras(7), rel=1e-4)
     ends_at_sigma_min = EDMEulerScheduler(final_sigmas_type="sigma_min")
     assert noise_levels(ends_at_sigma_min, 7) == pytest.approx(sigmas, rel=1e-4)
     even = [80 * (0.002 / 80) ** (i / 6) for i in range(7)]

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from gaussian import keyed
 
 from mtl_diffusion.evaluation.bulk import evaluations_of
 from mtl_diffusion.pipeline.chains import check_chains, default_chains, jumps, karras_ramp
@@ -20,10 +21,6 @@ def few(build_pipe):
     pipe = MultiTaskPipeline(pipe.unet, pipe.tokenizer, EDMEulerScheduler(), CHAINS)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def keyed(n):
-    return [torch.Generator().manual_seed(i) for i in range(n)]
 
 
 def test_every_jump_starts_where_the_one_before_ends():

@@ -39,17 +39,6 @@ def test_a_callback_sees_each_step_and_may_change_the_latents(pipe, task):
     assert (images[0, :, MASK if masked else np.ones_like(MASK)] == 0.5).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_to_a_precision_and_back(mine, dtype):
-    before = sample(mine)
-    assert mine.to(dtype) is mine
-    assert mine.dtype == mine.unet.dtype == dtype
-    assert sample(mine).dtype == torch.float32
-    mine.to(torch.float32)
-    assert mine.dtype == torch.float32
-    assert (sample(mine) - before).abs().mean() < 0.1
-
-
 @pytest.mark.parametrize(
     "offload",
     [

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from gaussian import karras
 
 from mtl_diffusion.evaluation.bulk import evaluations_of
 from mtl_diffusion.pipeline.denoiser import build_conditioning, predict
@@ -13,14 +14,6 @@ from mtl_diffusion.pipeline.pipeline import TASKS
 
 SIZE, STEPS = 8, 6
 SCHEDULERS = {"dpm": EDMDPMSolverMultistepScheduler, "euler": EDMEulerScheduler}
-
-
-def karras(steps):
-    """Equation 5 of Karras et al. 2022: for six steps 80, 24.4, 5.8, 0.97, 0.083, 0.002, 0."""
-    rho, low, high = 7, 0.002, 80.0
-    ramp = [i / (steps - 1) for i in range(steps)]
-    ends = high ** (1 / rho), low ** (1 / rho)
-    return [*((ends[0] + r * (ends[1] - ends[0])) ** rho for r in ramp), 0.0]
 
 
 @pytest.fixture(params=SCHEDULERS)

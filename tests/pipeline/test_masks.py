@@ -75,11 +75,6 @@ def test_a_mask_is_a_function_of_its_generator(kind):
         assert not torch.equal(*draw(20, 16, kind).chunk(2))
 
 
-@pytest.mark.parametrize("kind", [*MASKS, None])
-def test_no_masks(kind):
-    assert draw(0, 8, kind).shape == (0, 1, 8, 8)
-
-
 def test_the_shape_of_each_kind():
     kept = 1 - draw(200, 16, "border")
     assert (kept[..., 7:9, 7:9] == 1).all()

@@ -19,6 +19,7 @@ from drawing import (
     picture,
     sample,
 )
+from gaussian import karras
 
 from mtl_diffusion.pipeline.denoiser import build_conditioning, predict
 from mtl_diffusion.pipeline.pipeline import TASKS
@@ -78,10 +79,7 @@ def with_scheduler(pipe, scheduler):
 
 def euler(pipe, task, known, mask, noise, own_noise, strength, label, steps):
     """Algorithm 1 of Karras et al. 2022 without its second order, known pixels held in place."""
-    rho, low, high = 7, 0.002, 80.0
-    ramp = [i / (steps - 1) for i in range(steps)]
-    sigmas = [(high ** (1 / rho) + r * (low ** (1 / rho) - high ** (1 / rho))) ** rho for r in ramp]
-    sigmas = [*sigmas, 0.0]
+    sigmas = karras(steps)
     hint = TASKS[task].condition(known, mask, strength, own_noise)
     told = build_conditioning(hint, TASKS[task], label, pipe.vocabulary)
     known, noise, hole = known.double(), noise.double(), hint.mask.double()

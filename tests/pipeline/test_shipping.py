@@ -18,7 +18,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from packaging.version import Version
-from stranger import NOT_INSTALLED, files, sample_every_task
+from stranger import NOT_INSTALLED, files, run_elsewhere, sample_every_task
 
 from mtl_diffusion import MultiTaskPipeline
 from mtl_diffusion.pipeline.source import FILES, join, source
@@ -278,15 +278,9 @@ def test_three_folders_load_where_this_package_is_not_installed(
     other_pipe.save_pretrained(second)
     third = Path(shutil.copytree(gentle, tmp_path / "third"))
     saved = files(third)
-    script = NOT_INSTALLED + inspect.getsource(sample_every_task) + ELSEWHERE
-    env = os.environ | {
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums are cut alike, to the last bit
-    }
-    command = [sys.executable, "-c", script, str(folder), str(second), str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    code = inspect.getsource(sample_every_task) + ELSEWHERE
+    threads = str(torch.get_num_threads())  # sums are cut alike, to the last bit
+    run_elsewhere(code, folder, second, tmp_path, folder=tmp_path, OMP_NUM_THREADS=threads)
 
     here = {
         name: sample_every_task(MultiTaskPipeline.from_pretrained(path))

@@ -6,12 +6,11 @@ OTHER_PYTHON=path/to/python python -m pytest tests/pipeline/test_versions.py
 import inspect
 import json
 import os
-import subprocess
 
 import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
-from stranger import NOT_INSTALLED, files, sample_every_task
+from stranger import files, run_elsewhere, sample_every_task
 
 from mtl_diffusion import MultiTaskPipeline
 
@@ -43,18 +42,9 @@ print(json.dumps({"diffusers": diffusers.__version__, "transformers": transforme
 def there(folder, tmp_path_factory):
     """What the other environment made of it: images.npz and saved/."""
     out = tmp_path_factory.mktemp("there")
-    script = NOT_INSTALLED + inspect.getsource(sample_every_task) + THERE
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["HF_HOME"] = str(out / "home")
-    done = subprocess.run(
-        [os.path.abspath(OTHER_PYTHON), "-c", script, str(folder), str(out)],
-        cwd=out,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    versions = json.loads(done.stdout.splitlines()[-1])
+    code = inspect.getsource(sample_every_task) + THERE
+    printed = run_elsewhere(code, folder, out, folder=out, python=os.path.abspath(OTHER_PYTHON))
+    versions = json.loads(printed.splitlines()[-1])
     import diffusers
     import transformers
 

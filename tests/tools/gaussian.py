@@ -1,4 +1,4 @@
-"""Denoisers of Gaussian images, whose every answer is known."""
+"""Denoisers of Gaussian images, whose every answer is known, and noise levels to solve them at."""
 
 import torch
 from torch import Tensor
@@ -9,6 +9,13 @@ DIM = 12  # numbers in an image
 
 def keyed(n: int, first: int = 0) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(first + i) for i in range(n)]
+
+
+def karras(steps: int, low: float = 0.002, high: float = 80.0) -> tuple[float, ...]:
+    """Equation 5 of Karras et al. 2022: for six steps 80, 24.4, 5.8, 0.97, 0.083, 0.002, 0."""
+    rho, ramp = 7, [i / (steps - 1) for i in range(steps)]
+    ends = high ** (1 / rho), low ** (1 / rho)
+    return (*((ends[0] + r * (ends[1] - ends[0])) ** rho for r in ramp), 0.0)
 
 
 class Gaussian:

@@ -1,6 +1,8 @@
 """Other people's machines, for the tests: processes that never heard of this package."""
 
 import os
+import subprocess
+import sys
 import venv
 from importlib.metadata import distribution
 from pathlib import Path
@@ -50,6 +52,21 @@ def sample_every_task(pipe) -> dict:
         ).images
         for task, arguments in calls.items()
     }
+
+
+def run_elsewhere(code, *arguments, folder: Path, python=sys.executable, **variables: str) -> str:
+    """What code prints that runs in `folder` without this package, with nothing in its caches."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    caches = {"HF_HOME": f"{folder}/home", "HF_MODULES_CACHE": f"{folder}/modules"}
+    done = subprocess.run(
+        [python, "-c", NOT_INSTALLED + code, *map(str, arguments)],
+        env=environment | caches | variables,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -8,18 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.pipeline import solver
 from mtl_diffusion.pipeline.denoiser import CLASS, TASK, build_conditioning
 from mtl_diffusion.pipeline.masks import draw_masks
 from mtl_diffusion.pipeline.noise import own_generators
-from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
+from mtl_diffusion.pipeline.pipeline import TASKS
 from mtl_diffusion.pipeline.task import Choice
-from mtl_diffusion.pipeline.tokens import Vocabulary
 from mtl_diffusion.tools.tensors import to_unit_range
 from mtl_diffusion.training.mixture import Draw, Mixture, assign_tasks
-from mtl_diffusion.training.model import build_scheduler, build_unet
-from mtl_diffusion.training.vocabulary import build_tokenizer
 
 CPU = torch.device("cpu")
 CLASSES = ("disc", "square", "ring")
@@ -27,13 +23,13 @@ SIZE = 8
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer(TASKS, CLASSES, strength_levels=5, reserved=2)
+def pipe(build_pipe):
+    return build_pipe(classes=CLASSES)
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tokenizer):
-    return Vocabulary.of(tokenizer.get_vocab())
+def vocabulary(pipe):
+    return pipe.vocabulary
 
 
 def mixture(vocabulary, class_dropout=0.1, task_dropout=0.1, size=SIZE, **shares):
@@ -205,22 +201,6 @@ def test_tokens_are_dropped_as_often_as_they_should_be(vocabulary, class_dropout
 
 
 # --- training and sampling agree ----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pipe(tokenizer):
-    config = TrainConfig(
-        resolution=SIZE,
-        block_out_channels=[8, 8],
-        attention_resolutions=[4],
-        norm_num_groups=4,
-        token_dim=8,
-    )
-    pipe = MultiTaskPipeline(
-        build_unet(config, len(tokenizer.get_vocab())), tokenizer, build_scheduler(config)
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.mark.parametrize("name", TASKS)
