@@ -88,3 +88,10 @@ class Jacobian:
             # In the memory order of the weight, as the fused AdamW expects.
             parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
         self.rows.zero_()
+
+
+def build_jacobian(name: str, objective: Objective, num_tasks: int) -> Jacobian | None:
+    """The Jacobian for the method that `gradient_aggregation` names; None for the plain sum."""
+    if name == "sum":
+        return None
+    return Jacobian(objective, num_tasks, build_aggregator(name))

@@ -21,10 +21,11 @@ from ..data.stream import ImageStream, open_streams
 from ..data.streaming_loader import StreamingLoader
 from ..pipeline.chains import Chains, default_chains
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..pipeline.task import Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
 from ..tools.tensors import to_unit_range
-from .aggregation import Jacobian, build_aggregator
+from .aggregation import Jacobian, build_jacobian
 from .alignment import Alignment
 from .clock import Clock
 from .distillation import Distillation, draw_level
@@ -90,7 +91,67 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     Raises:
         ValueError: the data or the pretrained model don't fit the configuration.
     """
-    decoder = Decoder(config.resolution, torch.get_num_threads())
+    decoder, device = Decoder(config.resolution, torch.get_num_threads()), accelerator.device
+    train_data, held_out = _data(config, decoder, accelerator)
+    tokenizer, unet, scheduler = _components(config, train_data.class_names)
+    vocabulary = Vocabulary.of(tokenizer.get_vocab())
+    train_data = train_data.relabelled(tuple(vocabulary.classes))
+    held_out = held_out.relabelled(tuple(vocabulary.classes))
+    tasks = tuple(TASKS[name] for name in config.shares)
+
+    unet.to(device)
+    if config.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    # Copied before the original is frozen, compiled or wrapped.
+    run_images = config.max_train_steps * config.total_batch_size
+    ema = EMA(unet, config.ema_half_life * run_images, config.ema_ramp) if config.use_ema else None
+    teacher = copy.deepcopy(unet) if config.objective == "distillation" else None
+    freeze(unet, config.train_only)
+    train_mode(unet)
+    if config.compile:
+        for module in filter(None, (unet, teacher)):
+            module.compile(mode=config.compile_mode)
+
+    weighting = build_weighting(config.task_weighting, list(config.shares), config.task_weights)
+    alignment = _alignment(config, unet, train_data, held_out, device)
+    parts = (unet, scheduler, weighting.to(device), alignment)
+    if teacher is None:
+        chains, objective = None, Objective(*parts)
+        draw = partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
+    else:
+        chains = default_chains(scheduler.config.sigma_max)
+        how = (tasks, vocabulary.null, chains, config.teacher_steps)
+        objective = Distillation(*parts, teacher, *how).to(device)
+        draw = partial(draw_level, levels=objective.starts)
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        scheduler=scheduler,
+        unet=unet,
+        weighting=weighting,
+        alignment=alignment,
+        draw_sigma=draw,
+        chains=chains,
+        jacobian=build_jacobian(config.gradient_aggregation, objective, len(tasks)),
+        optimizer=build_optimizer(config, objective),
+        objective=accelerator.prepare(objective),
+        ema=ema,
+        mixture=_mixture(config, tasks, vocabulary),
+        loader=_loader(config, train_data, decoder, accelerator),
+        train_data=train_data,
+        held_out=held_out,
+        clock=Clock(accelerator),
+    )
+
+
+def _data(
+    config: TrainConfig, decoder: Decoder, accelerator: Accelerator
+) -> tuple[ImageDataset | ImageStream, ImageDataset]:
+    """The two splits, which have the classes that the tasks need."""
     with accelerator.main_process_first():  # the first one decodes, the others read its cache
         if config.streaming:
             train_data, stream = open_streams(config)
@@ -102,77 +163,26 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
             f"validation_split has the classes {held_out.class_names}, train_split has "
             f"{train_data.class_names}; they must be the same"
         )
-    _check_classes(config, train_data.class_names)
-    tokenizer, unet, scheduler = _components(config, train_data.class_names)
-    vocabulary = Vocabulary.of(tokenizer.get_vocab())
-    train_data = train_data.relabelled(tuple(vocabulary.classes))
-    held_out = held_out.relabelled(tuple(vocabulary.classes))
+    needy = [name for name in config.shares if "class_label" in TASKS[name].required]
+    if needy and not train_data.class_names:
+        rest = {name: share for name, share in config.tasks.items() if name not in needy}
+        rest = rest or {"generate": 1.0}
+        raise ValueError(
+            f"tasks: {', '.join(needy)} needs a class for each image, and the data has none; name"
+            f" their column as label_column, or leave it out: --tasks '{json.dumps(rest)}'"
+        )
+    return train_data, held_out
 
-    device = accelerator.device
-    unet.to(device)
-    if config.channels_last:
-        unet.to(memory_format=torch.channels_last)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    batch_size = config.total_batch_size
-    run_images = config.max_train_steps * batch_size
-    # Copied before the original is compiled, frozen or wrapped.
-    ema = EMA(unet, config.ema_half_life * run_images, config.ema_ramp) if config.use_ema else None
-    teacher = copy.deepcopy(unet) if config.objective == "distillation" else None
-    freeze(unet, config.train_only)
-    train_mode(unet)
-    if config.compile:
-        for module in filter(None, (unet, teacher)):
-            module.compile(mode=config.compile_mode)
-    names = list(config.shares)
-    weighting = build_weighting(config.task_weighting, names, config.task_weights).to(device)
-    alignment = _alignment(config, unet, train_data, held_out, device)
-    parts = (unet, scheduler, weighting, alignment)
-    if teacher is None:
-        chains = None
-        objective = Objective(*parts)
-        draw = partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
-    else:
-        chains = default_chains(scheduler.config.sigma_max)
-        tasks = [TASKS[name] for name in names]
-        objective = Distillation(
-            *parts, teacher, tasks, vocabulary.null, chains, config.teacher_steps
-        ).to(device)
-        draw = partial(draw_level, levels=objective.starts)
-    jacobian = None
-    if config.gradient_aggregation != "sum":
-        aggregate = build_aggregator(config.gradient_aggregation)
-        jacobian = Jacobian(objective, len(names), aggregate)
-    optimizer = build_optimizer(config, objective)
-    mixture = Mixture(
-        tasks=tuple(TASKS[name] for name in names),
+
+def _mixture(config: TrainConfig, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mixture:
+    return Mixture(
+        tasks=tasks,
         proportions=tuple(config.shares.values()),
         vocabulary=vocabulary,
         size=config.resolution,
         class_dropout=config.class_dropout,
         task_dropout=config.task_dropout,
-        class_change=0.0 if teacher is None else 0.5,
-    )
-    return Run(
-        config=config,
-        accelerator=accelerator,
-        tokenizer=tokenizer,
-        vocabulary=vocabulary,
-        scheduler=scheduler,
-        unet=unet,
-        weighting=weighting,
-        alignment=alignment,
-        objective=accelerator.prepare(objective),
-        draw_sigma=draw,
-        chains=chains,
-        jacobian=jacobian,
-        optimizer=optimizer,
-        ema=ema,
-        mixture=mixture,
-        loader=_loader(config, train_data, decoder, accelerator),
-        train_data=train_data,
-        held_out=held_out,
-        clock=Clock(accelerator),
+        class_change=0.5 if config.objective == "distillation" else 0.0,
     )
 
 
@@ -211,18 +221,6 @@ def _loader(
         decoder=decoder,
         **common,
     )
-
-
-def _check_classes(config: TrainConfig, class_names: tuple[str, ...]) -> None:
-    """Raises a ValueError if a task needs classes and the images have none."""
-    needy = [name for name in config.shares if "class_label" in TASKS[name].required]
-    if needy and not class_names:
-        rest = {name: share for name, share in config.tasks.items() if name not in needy}
-        rest = rest or {"generate": 1.0}
-        raise ValueError(
-            f"tasks: {', '.join(needy)} needs a class for each image, and the data has none; name"
-            f" their column as label_column, or leave it out: --tasks '{json.dumps(rest)}'"
-        )
 
 
 def _alignment(
