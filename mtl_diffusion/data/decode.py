@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from datasets.utils import tqdm
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ..tools.files import replaced_file
 from .columns import DataError, Rows
 
 logger = logging.getLogger(__name__)
@@ -187,15 +187,11 @@ def _batches(rows: Rows, column: str) -> Iterator[list[Encoded]]:
 
 def _keep(cached: Path, images: torch.Tensor) -> None:
     """Writes the file atomically. An error is logged: the next run then decodes again."""
-    part = cached.with_name(f".{os.getpid()}-{cached.name}")
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with replaced_file(cached) as part, part.open("wb") as file:
             np.save(file, images.numpy())
-        part.replace(cached)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         logger.warning("the decoded images are not kept for the next run: %s", error)
 
 

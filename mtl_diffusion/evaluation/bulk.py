@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from ..tools.files import replaced_file
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,5 @@ class Bulk:
         with evaluations_of(self.unet) as seen:
             values = job.draw(rows).cpu()  # waits for the device
         facts = {"evaluations": str(seen[0]), "seconds": str(time.perf_counter() - started)}
-        part = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"values": values.contiguous()}, part, facts)
-        part.replace(path)
+        with replaced_file(path) as part:
+            save_file({"values": values.contiguous()}, part, facts)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
+from ..tools.files import replaced_file
 from .bulk import weights_digest
 
 KINDS = 'a folder of mtl-diffusion train_classifier, "inception", or an image model of transformers'
@@ -55,9 +56,8 @@ class FeatureSpace:
         if not path.exists():
             features = self.features(dataset.images[:count], desc="reference features")
             cache.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            save_file({"features": features}, part)
-            part.replace(path)
+            with replaced_file(path) as part:
+                save_file({"features": features}, part)
         return load_file(path)["features"]
 
 

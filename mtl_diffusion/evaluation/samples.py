@@ -21,6 +21,7 @@ from ..data.decode import Encoded, check_depth, decode
 from ..pictures.grids import grid
 from ..pipeline.inputs import read_count, read_images, read_labels, read_masks
 from ..pipeline.pipeline import MultiTaskPipeline
+from ..tools.files import replaced_file, write_text
 from ..tools.rng import generator
 from .bulk import weights_digest
 
@@ -165,13 +166,10 @@ def write_samples(pipe: MultiTaskPipeline, request: Request, folder: Path) -> Pa
             drawn = draw(pipe, request, numbers)
             # After the first batch: before it, the pipeline may still refuse an argument.
             folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f".settings-{state.process_index}.part"
-            part.write_text(json.dumps(request.settings, indent=2) + "\n")
-            part.replace(folder / SETTINGS)
+            write_text(folder / SETTINGS, json.dumps(request.settings, indent=2) + "\n")
             for i, image in zip(numbers, drawn, strict=True):
-                part = folder / f".{i}.part"
-                image.save(part, format="PNG")
-                part.replace(_file(folder, i))
+                with replaced_file(_file(folder, i)) as part:
+                    image.save(part, format="PNG")
             progress.update(len(numbers))
     state.wait_for_everyone()
     return folder

@@ -24,11 +24,25 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it names the file. What was there before still is.
     """
-    temporary = path.with_name(f"{_WRITING}{path.name}")
-    try:
+    with replaced_file(path) as temporary:
         write_bytes(temporary, text.encode())
+
+
+@contextmanager
+def replaced_file(target: Path) -> Iterator[Path]:
+    """Yields a path in the same folder; the file written there becomes `target` at the end.
+
+    Processes may write the same target at the same time. If the block raises, `target` is left as
+    it was.
+
+    Raises:
+        OSError: the file can't be synced or renamed.
+    """
+    temporary = target.with_name(f"{_WRITING}{os.getpid()}-{target.name}")
+    try:
+        yield temporary
         _sync(temporary)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException:
         _remove(temporary)
         raise
