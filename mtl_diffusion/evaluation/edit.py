@@ -21,12 +21,13 @@ from torch import Tensor
 from ..pictures.grids import grid, to_pictures
 from ..pictures.plots import curves, matrix
 from ..pipeline.pipeline import TASKS
+from ..tools.tensors import to_uint8, to_unit_range
 from .baselines import ddim_inversion, flowedit, sdedit
 from .bulk import Drawn, Job
 from .denoise import generate_denoiser, noise_levels
 from .equal_class import FOUND, Measured, at_class_found
 from .likeness import feature_distance, low_frequency_error, ssim
-from .parts import Context, Part, Seen, mean, to_bytes
+from .parts import Context, Part, Seen, mean
 
 LIKENESS = ("ssim_to_source", "low_frequency_error", "feature_distance")
 
@@ -45,7 +46,7 @@ class Method:
     Attributes:
         guidance: guidance scale of the class.
         edit: (sources (b, 3, H, W) uint8, own labels (b,), labels asked for (b,), strength, rows)
-            -> images in [0, 1].
+            -> images (b, 3, H, W) uint8.
     """
 
     name: str
@@ -91,17 +92,16 @@ class Edit(Part):
         guidance = self.context.pipe.default_guidance("edit")
 
         def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
-            return self.context.pipe(
-                task="edit",
+            return self.context.sample(
+                "edit",
+                rows=rows,
                 image=sources.float() / 255,
                 class_label=asked.tolist(),
                 strength=strength,
                 guidance_scale=guidance,
                 image_guidance_scale=image_guidance_scale,
                 num_inference_steps=self.context.settings.num_inference_steps,
-                generator=self.context.generators("edit", rows=rows),
-                output_type="pt",
-            ).images
+            )
 
         off = image_guidance_scale == 1
         name = "edit" if off else f"edit_image_guidance_{image_guidance_scale:g}"
@@ -113,12 +113,12 @@ class Edit(Part):
             images = BASELINES[name](
                 generate_denoiser(pipe, own.to(pipe.device)),
                 generate_denoiser(pipe, asked.to(pipe.device), guidance),
-                sources.to(pipe.device).float() / 127.5 - 1,
+                to_unit_range(sources.to(pipe.device)),
                 noise_levels(pipe.scheduler, self.context.settings.num_inference_steps),
                 strength,
                 self.context.generators("edit", rows=rows),
             )
-            return (images / 2 + 0.5).clamp(0, 1)
+            return to_uint8(images)
 
         return Method(_guided(name, guidance), guidance, edit)
 
@@ -130,10 +130,7 @@ class Edit(Part):
 
         def draw(rows: range) -> Tensor:
             part = slice(rows.start, rows.stop)
-            edited = method.edit(
-                self.sources[part], self.own[part], self.asked[part], strength, rows
-            )
-            return to_bytes(edited)
+            return method.edit(self.sources[part], self.own[part], self.asked[part], strength, rows)
 
         return context.job(
             _name(method, strength),

@@ -13,12 +13,13 @@ from torch import Tensor
 from ..pictures.grids import grid, to_pictures
 from ..pipeline.masks import MASKS, draw_masks
 from ..tools.rng import generator
+from ..tools.tensors import to_uint8, to_unit_range
 from .baselines import repaint
 from .bulk import Drawn, Job
 from .denoise import generate_denoiser, noise_levels
 from .distances import frechet_distance
 from .likeness import feature_distance, psnr, ssim
-from .parts import Context, Part, Seen, mean, to_bytes
+from .parts import Context, Part, Seen, mean
 
 
 class Inpaint(Part):
@@ -60,15 +61,13 @@ class Inpaint(Part):
         steps = context.settings.num_inference_steps
 
         def draw(rows: range) -> Tensor:
-            images = context.pipe(
-                task="inpaint",
+            return context.sample(
+                *("inpaint", kind, seed),
+                rows=rows,
                 image=self.images[rows.start : rows.stop].float() / 255,
                 mask_image=self.masks[kind][rows.start : rows.stop],
                 num_inference_steps=steps,
-                generator=context.generators("inpaint", kind, seed, rows=rows),
-                output_type="pt",
-            ).images
-            return to_bytes(images)
+            )
 
         name = f"inpaint-{kind}-{seed}"
         return context.job(name, self.count, draw, steps=steps, data=context.test.fingerprint)
@@ -79,7 +78,7 @@ class Inpaint(Part):
 
         def draw(rows: range) -> Tensor:
             device = context.pipe.device
-            known = self.images[rows.start : rows.stop].to(device).float() / 127.5 - 1
+            known = to_unit_range(self.images[rows.start : rows.stop].to(device))
             D = generate_denoiser(context.pipe, torch.full((len(rows),), -1, device=device))
             painted = repaint(
                 D,
@@ -88,7 +87,7 @@ class Inpaint(Part):
                 noise_levels(context.pipe.scheduler, steps),
                 context.generators("inpaint", kind, 0, rows=rows),
             )
-            return to_bytes((painted / 2 + 0.5).clamp(0, 1))
+            return to_uint8(painted)
 
         name = f"repaint-{kind}"
         return context.job(name, self.count, draw, steps=steps, data=context.test.fingerprint)

@@ -97,19 +97,7 @@ def bits_per_dim(
         (B,) float64.
 
     Evaluations of D: 2 for each two neighbouring levels, and 1; at each level one has a gradient.
-
-    Raises:
-        ValueError: an argument is of another type or shape.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}; they must be torch.uint8 "
-            "of shape (B, 3, H, W): the bound is for whole grey levels"
-        )
-    if len(generators) != len(images):
-        raise ValueError(
-            f"generators has {len(generators)} entries for {len(images)} images; give one an image"
-        )
     x = to_unit_range(images) + BIN * (_uniform(images, generators) - 0.5)
     nats = -log_density(D, x, sigmas, generators)
     return (nats / x[0].numel() - math.log(BIN)) / math.log(2)
@@ -121,8 +109,6 @@ def log_density(
 ) -> Tensor:
     """An estimate of ln p(x), (B,) float64, for x (B, 3, H, W) at sigma_min. See `bits_per_dim`."""
     levels = [sigma for sigma in reversed(sigmas) if sigma > 0]
-    if len(levels) < 2:
-        raise ValueError(f"sigmas is {tuple(sigmas)}; it must have two levels above 0 or more")
     d = x[0].numel()
     denoised, trace = denoised_and_trace(D, x, levels[0], generators)
     integral = torch.zeros(len(x), dtype=torch.float64, device=x.device)

@@ -20,6 +20,7 @@ from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.rng import generator
+from ..tools.tensors import to_unit_range
 from .bulk import Drawn, Job, weights_digest
 from .features import FeatureSpace
 from .settings import Settings
@@ -64,13 +65,23 @@ class Context:
         table = torch.tensor([self.pipe.class_names.index(n) for n in self.classifier.class_names])
         batches = images.split(500)
         return torch.cat(
-            [table[self.classifier(b.float() / 127.5 - 1).argmax(1).cpu()] for b in batches]
+            [table[self.classifier(to_unit_range(b)).argmax(1).cpu()] for b in batches]
         )
 
     def generators(self, *key: int | str, rows: range) -> list[torch.Generator]:
         """One a row, a function of key and row: with one key, methods get the same noise."""
         seed, device = self.settings.seed, self.pipe.device
         return [generator(seed, *key, row, device=device) for row in rows]
+
+    def sample(self, task: str, *key: int | str, rows: range, **arguments: Any) -> Tensor:
+        """Images (b, 3, H, W) uint8 of the pipeline, drawn from (task, key) and each row's number.
+
+        Args:
+            arguments: the pipeline's, for these rows.
+        """
+        random = self.generators(task, *key, rows=rows)
+        images = self.pipe(task=task, generator=random, output_type="pt", **arguments).images
+        return (images * 255).round().to(torch.uint8)
 
     def job(
         self, name: str, count: int, draw: Callable[[range], Tensor], **key: str | float | None
@@ -113,11 +124,6 @@ class Part(ABC):
     @abstractmethod
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
         """Computes the figures, each with its n, and writes plots and pictures to the folder."""
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """[0, 1] -> uint8."""
-    return (images * 255).round().to(torch.uint8)
 
 
 def mean(name: str, values: Tensor) -> dict[str, float]:
