@@ -55,7 +55,7 @@ def train(config: TrainConfig) -> None:
         except ConfigError:
             raise
         except (ValueError, OSError) as error:  # of the data, or of the pretrained model
-            raise ConfigError([str(error)]) from error
+            raise ConfigError(str(error)) from error
         if accelerator.is_main_process:
             print(data_line(run.train_data, run.held_out), flush=True)
         check_room(run)

@@ -116,9 +116,7 @@ _FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "versions": (_is_mapping, "libraries with their versions"),
     "minutes": (lambda value: value is None or _is_mapping(value, float), "hardware with minutes"),
     "on_hub": (
-        lambda value: (
-            value is None or (isinstance(value, list) and all(v in SOURCES for v in value))
-        ),
+        lambda value: value is None or _is_list_of(value, SOURCES),
         f"a list of some of {', '.join(SOURCES)}",
     ),
 }
@@ -160,10 +158,8 @@ def restore(run: Run) -> int:
     step = 0 if checkpoint is None else checkpoint.step
     if len(found := from_all_processes([str(step)])) > 1:
         raise ConfigError(
-            [
-                f"output_dir: found {run.config.output_dir}, where the processes see the steps "
-                f"{', '.join(found)}; it must be one folder for all machines"
-            ]
+            f"output_dir: found {run.config.output_dir}, where the processes see the steps "
+            f"{', '.join(found)}; it must be one folder for all machines"
         )
     if checkpoint is None:
         return 0
@@ -202,10 +198,8 @@ def _find(run: Run) -> Checkpoint | None:
     if wish is None:
         if newest or skipped:
             raise ConfigError(
-                [
-                    f"resume_from_checkpoint: found none; {folder_of(run)} already holds a run: "
-                    "resume it with latest, or choose another output_dir"
-                ]
+                f"resume_from_checkpoint: found none; {folder_of(run)} already holds a run: "
+                "resume it with latest, or choose another output_dir"
             )
         return None
     asked = load(Path(wish))
@@ -215,10 +209,8 @@ def _find(run: Run) -> Checkpoint | None:
     if newest.facts["config"].get("resume_from_checkpoint") == wish:  # the same command, run again
         return newest
     raise ConfigError(
-        [
-            f"resume_from_checkpoint: found {wish}, of step {asked.step}; {folder_of(run)} "
-            f"already holds step {newest.step}: resume it with latest, or choose another output_dir"
-        ]
+        f"resume_from_checkpoint: found {wish}, of step {asked.step}; {folder_of(run)} "
+        f"already holds step {newest.step}: resume it with latest, or choose another output_dir"
     )
 
 
@@ -238,11 +230,9 @@ def _before_the_decay(run: Run, newest: int) -> Checkpoint:
     found, _ = load_latest(folder_of(run), lambda checkpoint: _leads_to(run.config, checkpoint))
     if found is None:
         raise ConfigError(
-            [
-                f"max_train_steps: found {run.config.max_train_steps}; step {newest} is in the "
-                f"decay of a run of another length, and {folder_of(run)} has no checkpoint from "
-                "before it: give the length that the run had, or choose another output_dir"
-            ]
+            f"max_train_steps: found {run.config.max_train_steps}; step {newest} is in the "
+            f"decay of a run of another length, and {folder_of(run)} has no checkpoint from "
+            "before it: give the length that the run had, or choose another output_dir"
         )
     if run.accelerator.is_main_process:
         logger.warning(
@@ -258,25 +248,16 @@ def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
     before = to_dict(TrainConfig()) | {"optimizer": "adamw"} | facts["config"]
     faults = differences(before, to_dict(run.config), MAY_CHANGE)
     classifier = run.alignment.fingerprint if run.alignment else None
-    if facts.get("alignment") != classifier:
-        faults.append(
-            f"alignment_classifier: the checkpoint has one of the fingerprint "
-            f"{facts.get('alignment')}, this run has {classifier}"
-        )
-    if facts.get("teacher") != _objective(run).teacher:
-        faults.append(
-            "pretrained_model_name_or_path: the checkpoint has a teacher of the fingerprint "
-            f"{facts.get('teacher')}, this run has {_objective(run).teacher}"
-        )
-    for field, split, data in (
-        ("train_split", "train", run.train_data),
-        ("validation_split", "held_out", run.held_out),
+    teacher, data = _objective(run).teacher, facts["data"]
+    for field, what, old, new in (
+        ("alignment_classifier", "a classifier", facts.get("alignment"), classifier),
+        ("pretrained_model_name_or_path", "a teacher", facts.get("teacher"), teacher),
+        ("train_split", "data", data["train"], run.train_data.fingerprint),
+        ("validation_split", "data", data["held_out"], run.held_out.fingerprint),
     ):
-        before = facts["data"][split]
-        if before != data.fingerprint:
+        if old != new:
             faults.append(
-                f"{field}: the checkpoint has data of the fingerprint {before}, this run has "
-                f"{data.fingerprint}"
+                f"{field}: the checkpoint has {what} of the fingerprint {old}, this run has {new}"
             )
     words = run.tokenizer.get_vocab()
     if facts["words"] != words:

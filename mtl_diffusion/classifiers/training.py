@@ -109,12 +109,6 @@ def train_classifier(
     """
     if epochs < 1:
         raise ValueError(f"epochs: {epochs} leaves nothing to train; give 1 or more.")
-    for name, value, allowed in (
-        ("architecture", architecture, RECIPES),
-        ("mixed_precision", mixed_precision, ("no", "bf16")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}.")
     recipe, device = RECIPES[architecture], torch.device(device)
     rate = recipe.learning_rate if learning_rate is None else learning_rate
     loader = Loader(dataset, batch_size, seed, random_flip=True, device=device)

@@ -40,8 +40,8 @@ from .ranges import (
 class ConfigError(ValueError):
     """Everything that is wrong with a configuration; `faults` holds one line per mistake."""
 
-    def __init__(self, faults: Sequence[str]):
-        self.faults = list(faults)
+    def __init__(self, faults: Sequence[str] | str):
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         lines = "".join(f"\n  {fault}" for fault in self.faults)
         super().__init__(f"{count} in the configuration:{lines}")

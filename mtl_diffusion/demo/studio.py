@@ -40,18 +40,10 @@ class Studio:
         """pipe: a `MultiTaskPipeline`, installed here or loaded with its own code."""
         pipe.set_progress_bar_config(disable=True)
         self.pipe = pipe
-        self.size: int = pipe.size
+        self.tasks, self.class_names, self.size = pipe.tasks, pipe.class_names, pipe.size
         self.side = self.size * -(-SHOWN // self.size)  # of a picture that is enlarged
         self._lock = Lock()
         self._examples: list[Image.Image] | None = None
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return self.pipe.tasks
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.pipe.class_names
 
     def generate(self, settings: Settings, count: int, progress: Progress) -> list[Image.Image]:
         """`count` images of `size` pixels."""

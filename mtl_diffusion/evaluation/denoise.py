@@ -7,9 +7,11 @@ Solvers, baselines and the likelihood take any callable D(x, sigma): tests give 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
 from ..pipeline.denoiser import Conditioning, build_conditioning, predict_guided
@@ -18,6 +20,7 @@ from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 Denoise = Callable[[Tensor, float], Tensor]
 
 
+@dataclass
 class Denoiser:
     """D(x, sigma) for B images, each with its own conditioning.
 
@@ -27,15 +30,12 @@ class Denoiser:
         evaluations: of the network so far, for one image; a guided call costs two.
     """
 
-    def __init__(
-        self, unet, scheduler, conditioning: Conditioning, null: int, guidance_scale: float
-    ):
-        self.unet = unet
-        self.scheduler = scheduler
-        self.conditioning = conditioning
-        self.null = null
-        self.guidance_scale = guidance_scale
-        self.evaluations = 0
+    unet: UNet2DConditionModel
+    scheduler: SchedulerMixin
+    conditioning: Conditioning
+    null: int
+    guidance_scale: float
+    evaluations: int = 0
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """The posterior mean of the images.

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -196,13 +195,11 @@ class Edit(Part):
         default = TASKS["edit"].default_strength
         values = drawn[_name(self.methods[0], default)].values
         names = self.context.pipe.class_names
-        right = (self.context.classes_of(values) == self.asked).float()
-        shares = np.full((len(names), len(names)), np.nan)
-        for a in range(len(names)):
-            for b in range(len(names)):
-                chosen = (self.own == a) & (self.asked == b)
-                if chosen.any():
-                    shares[a, b] = right[chosen].mean().item()
+        right = self.context.classes_of(values) == self.asked
+        pair, count = self.own * len(names) + self.asked, len(names) ** 2
+        # NaN for a pair without edits
+        shares = pair.bincount(right.float(), minlength=count) / pair.bincount(minlength=count)
+        shares = shares.view(len(names), len(names)).numpy()
         title = f"row's class into column's: share found\nstrength {default:g}"
         matrix(shares, names, names, title, folder / "edit_pairs.png")
         self._picture(drawn, default, folder)
@@ -210,11 +207,8 @@ class Edit(Part):
     def _picture(self, drawn: Mapping[str, Drawn], strength: float, folder: Path) -> None:
         """The first source of each class, and what each method makes of it for the next class."""
         count = self.context.num_classes
-        first = [
-            int(((self.own == k) & (self.asked == (k + 1) % count)).nonzero()[0, 0])
-            for k in range(count)
-            if ((self.own == k) & (self.asked == (k + 1) % count)).any()
-        ]
+        rows = [((self.own == k) & (self.asked == (k + 1) % count)).nonzero() for k in range(count)]
+        first = [int(found[0, 0]) for found in rows if len(found)]
         shown = [self.sources, *(drawn[_name(m, strength)].values for m in self.methods)]
         rows = [[to_pictures(images[i : i + 1])[0] for images in shown] for i in first]
         names = self.context.pipe.class_names

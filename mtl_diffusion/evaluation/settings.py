@@ -66,16 +66,12 @@ class Settings:
     """Seed of everything random."""
 
     def __post_init__(self):
-        least = {f.name: 1 for f in fields(self)}
-        least |= {"num_images": 10, "inpaint_images": 2, "seed": 0, "strengths": 0}
+        least = {"num_images": 10, "inpaint_images": 2, "seed": 0, "strengths": 0}
         least |= dict.fromkeys(("image_guidance_scales", "baseline_guidance_scales"), 0)
         least |= {"guidance_interval": 0}
-        for name in ("baselines", "dtype", "compile"):
-            del least[name]
-        for name, low in least.items():
-            value = getattr(self, name)
-            given = value if isinstance(value, list | tuple) else [value]
-            if any(v is not None and not v >= low for v in given):
+        for name, value in vars(self).items():
+            given, low = value if isinstance(value, list | tuple) else [value], least.get(name, 1)
+            if any(type(v) in (int, float) and not v >= low for v in given):
                 raise ValueError(f"{name} is {value}; it must be {low} or more")
             if not given and name != "strengths":
                 raise ValueError(f"{name} is empty; give a number or more")

@@ -61,7 +61,7 @@ def begin(config: TrainConfig) -> Iterator[Accelerator]:
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or several_on_cpu)
     except ValueError as error:  # a variable that is no number, or that is missing
         fault = f"num_processes: the launcher's variables can't be used: {error}"
-        raise ConfigError([fault]) from error
+        raise ConfigError(fault) from error
     choose_threads(config.num_threads)  # after accelerate, which sets a number too
     output_dir = Path(config.output_dir)
     with ExitStack() as held:

@@ -59,8 +59,6 @@ def _read(noted: Path) -> float | None:
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
     raise ConfigError(
-        [
-            f'output_dir: found {noted}, which does not hold {{"seconds_per_step": NUMBER}}: mend '
-            "it, or delete it to measure the rate anew, with which the length of the run changes"
-        ]
+        f'output_dir: found {noted}, which does not hold {{"seconds_per_step": NUMBER}}: mend it, '
+        "or delete it to measure the rate anew, with which the length of the run changes"
     )
