@@ -23,9 +23,9 @@ from ..training.model import build_unet
 from ..training.run import build
 from ..training.vocabulary import build_tokenizer
 from . import programs
-from .measure import Measured, interleaved, matmul_rate
 from .sampling import Sampler, evaluations_for
 from .steps import break_down
+from .timing import Measured, interleaved, matmul_rate
 from .twin import build_twin
 
 STEP_COUNTS = (4, 6, 8, 12, 18, 24, 36, 50, 72, 100, 150)

@@ -15,7 +15,7 @@ from ..training.ema import EMA
 from ..training.meter import Meter
 from ..training.mixture import Mixture
 from ..training.run import Run
-from .measure import Measured, seconds, synchronise
+from .timing import Measured, seconds, synchronise
 
 # Each part of a step, and the calls that it consists of.
 STEP_PARTS = {
@@ -98,11 +98,9 @@ def break_down(run: Run, steps: int, warm: int = 3) -> Breakdown:
                     patches.enter_context(patch.object(home, name, watching))
             backward = watch.around("backward", run.accelerator.backward)
             patches.enter_context(patch.object(run.accelerator, "backward", backward))
-            of_parts = replace(
-                run,
-                objective=watch.around("forward", run.objective),
-                draw_sigma=watch.around("corruption", run.draw_sigma),
-            )
+            forward = watch.around("forward", run.gradients.objective)
+            patches.enter_context(patch.object(run.gradients, "objective", forward))
+            of_parts = replace(run, draw_sigma=watch.around("corruption", run.draw_sigma))
             took = seconds(lambda run=of_parts: step(run), device)
         watch.total["other"] = took - sum(watch.total.values())
         watched.append(watch.total)

@@ -5,10 +5,10 @@ from .fields import (
     ConfigError,
     TrainConfig,
     differences,
-    hint,
     listed,
     resolved,
     show,
+    suggestion,
     to_dict,
 )
 
@@ -17,9 +17,9 @@ __all__ = [
     "ConfigError",
     "TrainConfig",
     "differences",
-    "hint",
     "listed",
     "resolved",
     "show",
+    "suggestion",
     "to_dict",
 ]

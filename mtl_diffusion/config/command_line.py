@@ -21,7 +21,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_settings
 
 from . import limits
-from .fields import PARTS, TYPES, ConfigError, TrainConfig, hint, listed, show, to_dict
+from .fields import GROUPS, TYPES, ConfigError, TrainConfig, listed, show, suggestion, to_dict
 from .yaml_reader import load, load_strictly
 
 _LISTS = {name for name, kind in TYPES.items() if kind == list[int]}
@@ -123,8 +123,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="YAML file of the fields below; flags beat it."
     )
-    for part in PARTS:
-        parser.add_class_arguments(part, as_group=True)
+    for group in GROUPS:
+        parser.add_class_arguments(group, as_group=True)
     return parser
 
 
@@ -201,7 +201,7 @@ def _decimal(name: str, text: str) -> str:
 
 def _flag_fault(parser: ArgumentParser, name: str, value: str, flag: str) -> str | None:
     if _field(name) not in TYPES:
-        return f"--{name}: unknown flag{_ELSEWHERE.get(name) or hint(name, TYPES, '--')}"
+        return f"--{name}: unknown flag{_ELSEWHERE.get(name) or suggestion(name, TYPES, '--')}"
     kind = float if "." in name else TYPES[_field(name)]
     fault = f"--{name}: found {show(value)}; must be {_expected(kind)}"
     try:
@@ -215,7 +215,7 @@ def _flag_fault(parser: ArgumentParser, name: str, value: str, flag: str) -> str
 
 def _item_fault(parser: ArgumentParser, name: Any, value: Any, where: str = "") -> str | None:
     if name not in TYPES:
-        return f"{name}{where}: unknown field{_ELSEWHERE.get(name) or hint(str(name), TYPES)}"
+        return f"{name}{where}: unknown field{_ELSEWHERE.get(name) or suggestion(str(name), TYPES)}"
     fault = f"{name}{where}: found {show(value)}; must be {_expected(TYPES[name])}"
     if not _takes_text(TYPES[name]) and _has_text(value):
         return fault

@@ -314,13 +314,13 @@ PATHS = (
     *("output_dir", "resume_from_checkpoint", "dataset_name", "pretrained_model_name_or_path"),
     "alignment_classifier",
 )
-PARTS = (DataConfig, ModelConfig, TaskConfig, NoiseConfig, OptimisationConfig, RunConfig)
+GROUPS = (DataConfig, ModelConfig, TaskConfig, NoiseConfig, OptimisationConfig, RunConfig)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The fields as JSON and YAML can hold them, in the order of `--help`."""
     values = asdict(config)
-    return {f.name: values[f.name] for part in PARTS for f in fields(part)}
+    return {f.name: values[f.name] for group in GROUPS for f in fields(group)}
 
 
 def resolved(config: TrainConfig) -> str:
@@ -349,7 +349,7 @@ def differences(
 # --- words of the messages ----------------------------------------------------------------------
 
 
-def hint(name: str, names: Iterable[str], prefix: str = "") -> str:
+def suggestion(name: str, names: Iterable[str], prefix: str = "") -> str:
     """The nearest of the names, as a question to append; nothing if none is near."""
     near = get_close_matches(name, list(names), n=1)
     return f", did you mean {prefix}{near[0]}?" if near else ""

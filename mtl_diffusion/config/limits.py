@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from .fields import PATHS, TYPES, TrainConfig, hint, listed, show
+from .fields import PATHS, TYPES, TrainConfig, listed, show, suggestion
 from .ranges import LARGEST, Allowed
 
 
@@ -126,7 +126,7 @@ def _task_faults(config: TrainConfig, known_tasks: Collection[str], right: Right
         return
     unknown = [str(name) for name in config.tasks if name not in known_tasks]
     if unknown:
-        hints = "".join(hint(name, known_tasks) for name in unknown)
+        hints = "".join(suggestion(name, known_tasks) for name in unknown)
         there = listed(known_tasks)
         yield "tasks", f"no task is called {listed(unknown)}{hints}; there are {there}"
         return

@@ -24,7 +24,7 @@ from ..tools.tensors import to_uint8, to_unit_range
 from .baselines import ddim_inversion, flowedit, sdedit
 from .bulk import Drawn, Job
 from .denoise import generate_denoiser, noise_levels
-from .equal_class import FOUND, Measured, at_class_found
+from .equal_class import FOUND, EditsAtStrength, at_class_found
 from .likeness import feature_distance, low_frequency_error, ssim
 from .parts import Context, Part, Seen, mean
 
@@ -176,9 +176,9 @@ class Edit(Part):
     @staticmethod
     def _measured(
         strength: float, evaluations: float, compared: Mapping[str, Tensor], rows: Tensor
-    ) -> Measured:
+    ) -> EditsAtStrength:
         likeness = {name: compared[name][rows] for name in LIKENESS}
-        return Measured(strength, evaluations, compared["class_accuracy"][rows], likeness)
+        return EditsAtStrength(strength, evaluations, compared["class_accuracy"][rows], likeness)
 
     def _plots(self, results: Mapping[str, Any], drawn: Mapping[str, Drawn], folder: Path) -> None:
         def points(method: Method) -> list[tuple[float, float]]:

@@ -19,7 +19,7 @@ FOUND = {f"class_found_{share:g}": share for share in (0.5, 0.7, 0.9)}  # result
 
 
 @dataclass(frozen=True)
-class Measured:
+class EditsAtStrength:
     """N edits at one strength.
 
     Attributes:
@@ -34,7 +34,7 @@ class Measured:
     likeness: Mapping[str, Tensor]
 
 
-def at_class_found(curve: Sequence[Measured], share: float) -> dict[str, Any]:
+def at_class_found(curve: Sequence[EditsAtStrength], share: float) -> dict[str, Any]:
     """The figures at the smallest strength where `share` of the edits have the class asked for.
 
     Args:

@@ -16,7 +16,7 @@ from ..classifiers.classifier import Classifier
 from ..config import TrainConfig
 from ..data.decode import Decoder
 from ..data.images import ImageDataset, load_splits
-from ..data.loader import Loader
+from ..data.loader import Loader, process_rows
 from ..data.stream import ImageStream, open_streams
 from ..data.streaming_loader import StreamingLoader
 from ..pipeline.chains import Chains, default_chains
@@ -25,7 +25,7 @@ from ..pipeline.task import Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
 from ..tools.tensors import to_unit_range
-from .aggregation import Jacobian, build_jacobian
+from .aggregation import Jacobian, Sum, build_gradients
 from .alignment import Alignment
 from .clock import Clock
 from .distillation import Distillation, draw_level
@@ -48,7 +48,7 @@ class Run:
         draw_sigma: (n, generator=...) -> (n, 1, 1, 1) noise levels of a batch.
         chains: the noise levels of few steps, if these are learned.
         alignment: the losses in a classifier's features, or None.
-        jacobian: aggregates the tasks' gradients; None if they are summed.
+        gradients: how the losses of the tasks become one gradient.
         ema: the averaged denoiser, or None.
         train_data, held_out: the two splits, labelled in the vocabulary's order.
         clock: the minutes of training.
@@ -65,7 +65,7 @@ class Run:
     objective: nn.Module
     draw_sigma: Callable[..., Tensor]
     chains: Chains | None
-    jacobian: Jacobian | None
+    gradients: Sum | Jacobian
     optimizer: torch.optim.Optimizer
     ema: EMA | None
     mixture: Mixture
@@ -125,6 +125,9 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         how = (tasks, vocabulary.null, chains, config.teacher_steps)
         objective = Distillation(*parts, teacher, *how).to(device)
         draw = partial(draw_level, levels=objective.starts)
+    optimizer = build_optimizer(config, objective)
+    wrapped = accelerator.prepare(objective)
+    sources = (objective, wrapped, accelerator, len(tasks))
     return Run(
         config=config,
         accelerator=accelerator,
@@ -136,9 +139,9 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         alignment=alignment,
         draw_sigma=draw,
         chains=chains,
-        jacobian=build_jacobian(config.gradient_aggregation, objective, len(tasks)),
-        optimizer=build_optimizer(config, objective),
-        objective=accelerator.prepare(objective),
+        optimizer=optimizer,
+        objective=wrapped,
+        gradients=build_gradients(config.gradient_aggregation, *sources),
         ema=ema,
         mixture=_mixture(config, tasks, vocabulary),
         loader=_loader(config, train_data, decoder, accelerator),
@@ -184,17 +187,6 @@ def _mixture(config: TrainConfig, tasks: tuple[Task, ...], vocabulary: Vocabular
         task_dropout=config.task_dropout,
         class_change=0.5 if config.objective == "distillation" else 0.0,
     )
-
-
-def process_rows(total: int, rank: int, world: int) -> range:
-    """The rows of a global batch that a process sees; shares differ by one at most."""
-    return range(total * rank // world, total * (rank + 1) // world)
-
-
-def microbatches(rows: range, limit: int | None) -> list[slice]:
-    """Cuts a process's rows into slices of `limit` rows or fewer."""
-    size = limit or len(rows)
-    return [slice(i, min(i + size, rows.stop)) for i in range(rows.start, rows.stop, size)]
 
 
 def _loader(
