@@ -1,4 +1,4 @@
-"""The parts of the benchmark: what is measured, and the tables of it.
+"""The parts of the benchmark: measurements, and their tables.
 
 A part returns nested dicts whose leaves are numbers and `Measured`.
 """

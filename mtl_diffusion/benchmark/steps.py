@@ -30,7 +30,7 @@ NETWORK = ("forward", "backward")  # the objective with its loss; accelerator.ba
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Where the time of a step goes.
+    """The time of a step, and of its parts.
 
     Attributes:
         whole: seconds a step, without timing its parts.

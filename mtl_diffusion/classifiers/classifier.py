@@ -29,7 +29,7 @@ class Classifier:
         model: the network, in eval mode.
         class_names: the names of the K classes, in the order of the logits.
         resolution: side of the images it was trained on, in pixels.
-        metrics: what metrics.json says of it: its accuracy, on which data.
+        metrics: the contents of metrics.json: its accuracy, and on which data.
     """
 
     model: PreTrainedModel
@@ -84,7 +84,7 @@ class Classifier:
 
     @torch.no_grad()
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """What the last layer sees: images as above -> (B, D) on the model's device."""
+        """The inputs of the last layer: images as above -> (B, D) on the model's device."""
         images = images.to(self.model.device, torch.float32)
         if isinstance(self.model, ResNet9):
             return self.model.features(images)

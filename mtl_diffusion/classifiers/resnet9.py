@@ -57,7 +57,7 @@ class ResNet9(PreTrainedModel):
         """Keep the initial values of torch's layers."""
 
     def features(self, images: Tensor) -> Tensor:
-        """What the linear layer sees: (B, 8 * width)."""
+        """The inputs of the linear layer, (B, 8 * width)."""
         return self.body(images).amax((2, 3))
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:

@@ -51,5 +51,5 @@ def main() -> None:
         return
     print(json.dumps(metrics["summary"], indent=2))
     print(f"All of it is in {args.output_dir}: metrics.json, plots and pictures")
-    if args.at_least is not None and (poor := below(metrics, args.at_least)):
-        sys.exit(f"class accuracy is below {args.at_least} in {', '.join(poor)}")
+    if args.at_least is not None and (low := below(metrics, args.at_least)):
+        sys.exit(f"class accuracy is below {args.at_least} in {', '.join(low)}")

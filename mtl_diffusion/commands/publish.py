@@ -1,4 +1,4 @@
-"""Export a checkpoint to a folder that anybody can load, and put it on the Hub.
+"""Export a checkpoint to a folder for `from_pretrained`, and put it on the Hub.
 
     mtl-diffusion publish --checkpoint runs/c10 --output_dir runs/c10/pipeline
     mtl-diffusion publish --checkpoint runs/c10/checkpoints/step-300 --output_dir export \\

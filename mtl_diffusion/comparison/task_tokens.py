@@ -32,8 +32,8 @@ def compare_tokens(
     Raises:
         ValueError: the model doesn't know a class of the data.
     """
-    if strangers := set(data.class_names) - set(pipe.class_names):
-        raise ValueError(f"dataset_name: the model doesn't know its classes {', '.join(strangers)}")
+    if unknown := set(data.class_names) - set(pipe.class_names):
+        raise ValueError(f"dataset_name: the model doesn't know its classes {', '.join(unknown)}")
     data = data.relabelled(pipe.class_names)
     losses = {
         token or NULL: held_out_loss(

@@ -1,4 +1,4 @@
-"""What may be set in a run: fields, limits and the command line. No torch is imported."""
+"""The settings of a run: fields, limits and the command line. No torch is imported."""
 
 from .fields import (
     TYPES,

@@ -26,7 +26,7 @@ from .yaml_reader import load, load_strictly
 
 _LISTS = {name for name, kind in TYPES.items() if kind == list[int]}
 _MAPPINGS = {name for name, kind in TYPES.items() if dict[str, float] in (kind, *get_args(kind))}
-# What other trainers call it, and what to do here.
+# Field names of other trainers, and what to set here instead.
 _STEPS = "; set max_train_steps: an epoch is the number of images / total_batch_size"
 _BATCH = "; set total_batch_size, the samples of a step over all processes"
 _ACCUMULATION = (

@@ -125,7 +125,7 @@ class TaskConfig:
     )
     """Proportion of each task among the samples of a batch; normalised. 0 leaves a task out."""
     objective: Literal["denoising", "distillation"] = "denoising"
-    """What is learned: to denoise; or to draw in 1, 2 or 4 steps as
+    """denoising: learn to denoise. distillation: learn to draw in 1, 2 or 4 steps as
     pretrained_model_name_or_path does in many, with the guidance of each task built in."""
     teacher_steps: PositiveInt = 4
     """With distillation: steps of the pretrained model's solver for each step that is learned."""
@@ -202,7 +202,7 @@ class OptimisationConfig:
     adam_beta2: FractionBelowOne = 0.99
     """Decay of AdamW's mean of squared gradients; 0 or more, below 1."""
     adam_epsilon: PositiveFloat = 1e-8
-    """What AdamW adds to its denominator."""
+    """Constant that AdamW adds to its denominator."""
     adam_weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay, of Muon and AdamW alike."""
     max_grad_norm: PositiveFloat = 1.0
@@ -257,7 +257,7 @@ class RunConfig:
     logging_steps: PositiveInt = 10
     """Optimiser steps between log entries."""
     report_to: Literal["tensorboard", "trackio", "wandb", "none"] = "tensorboard"
-    """Where the curves are logged."""
+    """Tracker that the curves are logged to."""
     tracker_project_name: str = "mtl_diffusion"
     """Project that the run is filed under by the tracker."""
     gallery: bool = True
@@ -280,7 +280,7 @@ class TrainConfig(RunConfig, OptimisationConfig, NoiseConfig, TaskConfig, ModelC
     """All settings of a run, side by side."""
 
     def __post_init__(self):
-        # One spelling inside the program; "none" is what people type on a command line.
+        # A command line has "none", the program None.
         if self.resume_from_checkpoint == "none":
             object.__setattr__(self, "resume_from_checkpoint", None)
         for name in PATHS:

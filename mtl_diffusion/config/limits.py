@@ -12,7 +12,7 @@ from .ranges import LARGEST, Allowed
 
 
 def _allowed(kind: Any) -> Allowed | None:
-    """Of the numbers in a type, which have one rule; None: there are no numbers in it."""
+    """The rule for the numbers in a type; None: it has no numbers."""
     if get_origin(kind) is Annotated:
         return kind.__metadata__[0]
     return next((found for part in get_args(kind) if (found := _allowed(part))), None)
@@ -33,10 +33,10 @@ Right = Callable[..., bool]  # whether none of the fields named is wrong by itse
 def faults(
     config: TrainConfig, known_tasks: Collection[str], unreadable: Iterable[str] = ()
 ) -> list[str]:
-    """What is out of range or contradictory, a line each; empty if nothing is.
+    """A line for each value that is out of range, or contradicts another one.
 
-    Nothing is said of the fields in `unreadable`, nor of what depends on them, and a field
-    that is wrong by itself is not compared with others: one mistake, one line.
+    The fields in `unreadable` are not checked, and a field that is wrong by itself is not compared
+    with others: each mistake is reported once.
     """
     lines, wrong = [], set(unreadable)
 
@@ -75,7 +75,7 @@ def _value_faults(config: TrainConfig, known_tasks: Collection[str], right: Righ
 
 
 def _data_faults(config: TrainConfig, known_tasks: Collection[str], right: Right) -> Faults:
-    """What can't be streamed."""
+    """Data that cannot be streamed."""
     if not (right("streaming") and config.streaming):
         return
     if config.dataset_name == "shapes":
@@ -115,7 +115,7 @@ def _model_faults(config: TrainConfig, known_tasks: Collection[str], right: Righ
 
 
 def _task_faults(config: TrainConfig, known_tasks: Collection[str], right: Right) -> Faults:
-    """Which tasks, how often, how heavy."""
+    """The tasks, their proportions and their weights."""
     aligns = config.alignment_classifier is not None
     perceptual, distils = config.perceptual_weight > 0, config.objective == "distillation"
     if right("alignment_classifier", "perceptual_weight") and perceptual and not aligns:

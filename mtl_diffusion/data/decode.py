@@ -262,7 +262,7 @@ def _without_extras(png: bytes) -> bytes:
 
 
 def _upright_rgb(image: Image.Image, data: bytes) -> tuple[Image.Image, int | None]:
-    """The image as RGB, turned as its EXIF says, and its largest value if it has 16 bits."""
+    """The image as RGB, with the EXIF orientation applied; its largest value if it has 16 bits."""
     if image.mode == "F":
         raise ValueError("its pixels are floating point numbers, whose range is not known")
     turn, deep = _turn(image), _has_16_bits(image, data)

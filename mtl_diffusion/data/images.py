@@ -101,7 +101,7 @@ def load_images(
 ) -> ImageDataset:
     """Load one split of an image dataset, decoded to uint8.
 
-    How images are decoded is said in `decode.Decoder`, what a folder of images is in
+    How images are decoded is described in `decode.Decoder`, what a folder of images is in
     `folder.read_folder`, and which the classes are in `columns.read_labels`.
 
     Args:

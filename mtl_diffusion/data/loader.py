@@ -11,7 +11,7 @@ from .images import ImageDataset
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step receives.
+    """Images and labels for a training step.
 
     Attributes:
         images: (B, 3, H, W) float32 in [-1, 1].

@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 
 CLASSES = ("disc", "square", "triangle", "cross", "ring")
 
-_UNIT = 16  # lengths below are in sixteenths of the picture's side, whatever its resolution
+_UNIT = 16  # lengths below are in sixteenths of the image's side
 _HUE, _SATURATION = 4, 5  # columns of a row's random numbers: the colour of its shape
 _CHUNK = 1024  # images rendered at once; bounds the memory
 

@@ -75,7 +75,7 @@ class StreamingLoader:
 
     @property
     def position(self) -> Position:
-        """Where the next step's rows begin."""
+        """The position of the next step's rows."""
         return self._current.end if self._current else self._start
 
     def go_to(self, step: int, position: Position) -> None:

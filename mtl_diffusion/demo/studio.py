@@ -1,4 +1,4 @@
-"""What the page asks a pipeline for: pictures of any size and plain numbers in, pictures out."""
+"""The page's calls of the pipeline: pictures of any size and plain numbers in, pictures out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ STRENGTH_STEPS = (-0.2, -0.1, 0.0, 0.1, 0.2)  # an edit is shown at these, aroun
 
 @dataclass(frozen=True)
 class Settings:
-    """What every task takes.
+    """The settings that all tasks share.
 
     Attributes:
         class_label: a class's name, or None for any.
@@ -57,7 +57,7 @@ class Studio:
         count: int,
         progress: Progress,
     ) -> list[Captioned]:
-        """What the model is given, with its hole in grey; and `count` ways to fill that.
+        """The model's input, with its hole in grey; and `count` completions.
 
         Args:
             image: any size and mode.

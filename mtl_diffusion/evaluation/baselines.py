@@ -2,7 +2,7 @@
 
 Everywhere:
     D, source, target: D(x, sigma), as in denoise.py; `source` is conditioned on the class of the
-        image, or on none, `target` on the class that it shall have.
+        image, or on none, `target` on the class that is requested.
     image: (B, 3, H, W) float32 in [-1, 1].
     sigmas: falling noise levels, the last one 0, from `denoise.noise_levels`.
     strength: in [0, 1], how far up the noise levels an edit starts: 0 gives the image back, 1 is

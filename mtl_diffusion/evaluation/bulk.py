@@ -1,7 +1,7 @@
 """Work on many images, cut into chunks over all processes; a finished chunk is never done again.
 
 Chunk k holds the rows k batch_size .. (k + 1) batch_size - 1 whoever does it, so the outcome is
-the same, to the bit, whatever the number of processes and however often they were interrupted.
+the same, to the bit, for any number of processes and of interruptions.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def digest(value: Any) -> str:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """16 hex digits of the sha256 of a module's weights, whatever device they are on."""
+    """16 hex digits of the sha256 of a module's weights, the same on every device."""
     found = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

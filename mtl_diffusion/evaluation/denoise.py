@@ -59,7 +59,7 @@ class Denoiser:
             self.null,
             self.guidance_scale,
         )
-        # A branch of weight zero is not evaluated: at 1 that without a class, at 0 that with it.
+        # Branches of weight 0 are not evaluated: without a class at scale 1, with it at 0.
         self.evaluations += 1 if self.guidance_scale in (0, 1) else 2
         return self.scheduler.precondition_outputs(x, F, sigma)
 

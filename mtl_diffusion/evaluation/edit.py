@@ -205,7 +205,7 @@ class Edit(Part):
         self._picture(drawn, default, folder)
 
     def _picture(self, drawn: Mapping[str, Drawn], strength: float, folder: Path) -> None:
-        """The first source of each class, and what each method makes of it for the next class."""
+        """Writes edit.png: the first source of each class, and its edits into the next class."""
         count = self.context.num_classes
         rows = [((self.own == k) & (self.asked == (k + 1) % count)).nonzero() for k in range(count)]
         first = [int(found[0, 0]) for found in rows if len(found)]
@@ -225,7 +225,7 @@ def _guided(name: str, guidance: float) -> str:
 
 
 def best(entries: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Of those of `at_class_found` for one share: the likest; if none reached it, the nearest."""
+    """The entry most similar to the source among those that reached the share, if any did."""
     return max(
         entries, key=lambda e: (e["reached"], e.get("ssim_to_source", e.get("largest_share")))
     )
@@ -254,11 +254,11 @@ def pairs(context: Context) -> tuple[Tensor, Tensor, Tensor]:
 def compare(
     context: Context, sources: Tensor, seen: Seen, edited: Tensor, own: Tensor, asked: Tensor
 ) -> dict[str, Tensor]:
-    """Figure -> (N,), what is found of each edit.
+    """Figure name -> values (N,), one for each edit.
 
     Args:
         sources: (N, 3, H, W) uint8.
-        seen: of the sources.
+        seen: features and classes of the sources.
         edited: (N, 3, H, W) uint8.
         own: (N,) classes of the sources.
         asked: (N,) classes that the edits are to be of.
@@ -278,7 +278,7 @@ def edit_scores(compared: Mapping[str, Tensor], others: Tensor) -> dict[str, Any
     """Means over the edits into another class, and, under "control", over those into their own.
 
     Args:
-        compared: of `compare`. others: (N,) bool, the edits into another class.
+        compared: the result of `compare`. others: (N,) bool, the edits into another class.
     """
 
     def scores(rows: Tensor) -> dict[str, Any]:
@@ -288,6 +288,6 @@ def edit_scores(compared: Mapping[str, Tensor], others: Tensor) -> dict[str, Any
         return found
 
     control = scores(~others)
-    # Of an edit into its own class it is the accuracy.
+    # For an edit into its own class this equals the class accuracy.
     del control["source_class_kept"], control["source_class_kept_standard_error"]
     return {**scores(others), "control": control}

@@ -67,7 +67,7 @@ def at_class_found(curve: Sequence[EditsAtStrength], share: float) -> dict[str, 
         low, high = low.double(), b.likeness[name].double()
         values = between(low, high)
         slope = (high.mean() - low.mean()).item() / rise if rise else 0.0
-        # What each edit adds to the figure, to first order: itself, and by moving the crossing.
+        # The influence of each edit on the figure, to first order: its own value, and the crossing.
         error = (values - slope * found).std().item() / math.sqrt(n) if n > 1 else 0.0
         figures |= {name: values.mean().item(), f"{name}_standard_error": error}
     return {"n": n, "reached": True, **figures}

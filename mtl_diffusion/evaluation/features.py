@@ -30,7 +30,7 @@ class FeatureSpace:
 
     Attributes:
         name: of the network, for people.
-        digest: of its weights: the same digest, the same space.
+        digest: of its weights; it identifies the space.
         about: further facts for metrics.json, such as a classifier's accuracy.
         embed: (B, 3, H, W) in [0, 1] on any device -> (B, D) float32.
     """
@@ -66,8 +66,8 @@ def feature_space(name: str, device: str | torch.device = "cpu") -> FeatureSpace
 
     Args:
         name: a folder of mtl-diffusion train_classifier; "inception", the network of the published
-            FID, where torch-fidelity and its weights can be had; or an image model of transformers
-            as a folder or a name on the Hub, such as "facebook/dinov2-base".
+            FID, which needs torch-fidelity and a download of its weights; or an image model of
+            transformers as a folder or a name on the Hub, such as "facebook/dinov2-base".
 
     Raises:
         ValueError: the network is not available.
@@ -113,7 +113,7 @@ def _transformers_space(name: str, device: str | torch.device) -> FeatureSpace:
 
     try:
         model = AutoModel.from_pretrained(name).eval().to(device)
-        # The processors themselves want torchvision; their settings don't.
+        # The processors need torchvision; reading their settings does not.
         settings, _ = BaseImageProcessor.get_image_processor_dict(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"feature_space {name!r} is neither {KINDS}: {error}") from error

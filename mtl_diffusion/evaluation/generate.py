@@ -162,7 +162,7 @@ def plot_quality(models: Mapping[str, Mapping[str, Any]], n: int, space: str, fo
 
 
 def distances(features: Tensor, train: Tensor, test: Tensor) -> dict[str, float]:
-    """Of samples' features (N, D) to both splits' (.., D)."""
+    """Distances from the features of samples (N, D) to those of both splits (.., D)."""
     count = min(len(train), len(features))  # as many as samples: the balls depend on it
     precision, recall = precision_recall(train[:count], features)
     return {
@@ -174,7 +174,7 @@ def distances(features: Tensor, train: Tensor, test: Tensor) -> dict[str, float]
 
 
 def distance_to(split: str, features: Tensor, reference: Tensor) -> dict[str, float]:
-    """Of features (N, D) to those of a split (M, D)."""
+    """Distances from features (N, D) to those of a split (M, D)."""
     kernel, deviation = kernel_distance(features, reference)
     return {
         f"frechet_distance_to_{split}": frechet_distance(features, reference),

@@ -31,7 +31,7 @@ class Context:
     """The inputs of the parts.
 
     Attributes:
-        classifier: none that took part in training or filtering of the pipeline.
+        classifier: must not have been used in training or filtering of the pipeline.
         train, test: what the pipeline was trained on, and held-out images; on the CPU, labelled in
             the pipeline's order of classes.
         cache: folder for the features of the splits.
@@ -108,7 +108,7 @@ class Part(ABC):
     """One subject of the scorecard.
 
     Class attributes:
-        name: in metrics.json. task: the task that a model must have learned.
+        name: the key in metrics.json. task: the task that a model must have learned.
     """
 
     name: ClassVar[str]
@@ -119,7 +119,7 @@ class Part(ABC):
 
     @abstractmethod
     def jobs(self) -> list[Job]:
-        """What is to be sampled."""
+        """The jobs that have to be sampled."""
 
     @abstractmethod
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:

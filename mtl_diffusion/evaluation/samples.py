@@ -26,7 +26,7 @@ from ..tools.rng import generator
 from .bulk import weights_digest
 
 SETTINGS = "settings.json"
-# Arguments on which no image depends.
+# Arguments that do not influence the images.
 FREE = ("num_images", "output_dir", "device", "grid", "pipeline", "revision")
 # Arguments of the pipeline that are the same for all images.
 SAME = (
@@ -37,14 +37,14 @@ SAME = (
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be drawn.
+    """The samples that are requested.
 
     Attributes:
         in_turn: arguments of the pipeline whose entries are taken in turn, image by image.
         same: its other arguments.
         count: images.
         batch_size: images at a time.
-        settings: all that the images depend on, as JSON holds it.
+        settings: everything that the images depend on, as JSON.
     """
 
     in_turn: Mapping[str, Sequence[Any]]
@@ -164,7 +164,7 @@ def write_samples(pipe: MultiTaskPipeline, request: Request, folder: Path) -> Pa
     with tqdm(total=sum(map(len, mine)), unit="img", disable=not state.is_main_process) as progress:
         for numbers in mine:
             drawn = draw(pipe, request, numbers)
-            # After the first batch: before it, the pipeline may still refuse an argument.
+            # Only after the first batch, because the pipeline may refuse an argument.
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / SETTINGS, json.dumps(request.settings, indent=2) + "\n")
             for i, image in zip(numbers, drawn, strict=True):
@@ -192,7 +192,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     if not path.exists():
         return
     found = json.loads(path.read_text())
-    # A flag that is newer than the folder was not given then.
+    # A flag that was added later is missing in the file: it had no value.
     if names := [name for name in settings if found.get(name) != settings[name]]:
         raise ValueError(
             f"output_dir: {folder} holds images of other settings ({', '.join(names)}); give "

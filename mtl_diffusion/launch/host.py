@@ -18,7 +18,7 @@ def choose_threads(num_threads: int | None) -> None:
     """Sets torch's number of threads.
 
     Args:
-        num_threads: what the configuration says. None: what OMP_NUM_THREADS says, or else the
+        num_threads: of the configuration. None: that of OMP_NUM_THREADS, or else the
             cores of this machine, shared evenly by its processes.
     """
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

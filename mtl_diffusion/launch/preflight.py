@@ -41,7 +41,7 @@ _groups: list[torch.distributed.ProcessGroup] = []
 # Set by every launcher that accelerate knows: how many processes it has started.
 _WORLD_SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
 _SMALL_FILES = 1_000_000  # bytes of an export beside its weights: sources, tokenizer, pictures
-# What accelerate would do to a model, other than what this package does.
+# Features of accelerate that this package does not support.
 _PLUGINS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
@@ -208,7 +208,7 @@ def _process_faults(config: TrainConfig, processes: int, started: int) -> Iterat
 
 
 def _launcher_faults(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[str]:
-    """What the launcher asks for, and this run's own settings decide otherwise."""
+    """Settings of the launcher that contradict those of this run."""
     name = "ACCELERATE_MIXED_PRECISION"  # accelerate launch always sets it
     if environ.get(name, "no").lower() not in ("no", config.mixed_precision):
         yield (

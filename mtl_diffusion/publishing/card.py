@@ -209,5 +209,5 @@ def snippet(pipe: MultiTaskPipeline, source: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text as Python writes it, in double quotes, whatever quotes or bytes it has."""
+    """A text as a Python literal in double quotes."""
     return json.dumps(text, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Folders of a run: its export, and that of the checkpoint that was published last.
 PIPELINE, PUBLISHED = "pipeline", "published"
-# What is uploaded of an exported folder, besides the sources that ship. Nothing else ever is.
+# The files of an exported folder that are uploaded, besides the sources. Nothing else is.
 UPLOADED = ("*.safetensors", "*.json", "README.md", "*.png")
 LAST_WAIT = 30.0  # seconds that a stopping run waits for an upload
 
@@ -63,7 +63,7 @@ def of_checkpoint(path: Path) -> Trained:
             scheduler = type(scheduler).from_config(facts["scheduler"])
         unet = unet.eval().requires_grad_(False)
         pipeline = MultiTaskPipeline(unet, tokenizer, scheduler, facts.get("chains"))
-    except Exception as error:  # whatever diffusers says of a description that is none
+    except Exception as error:  # diffusers has no common one for bad configurations
         raise CheckpointError(
             f"{path}: its weights don't fit its configuration: {error}"
         ) from error
@@ -106,7 +106,7 @@ def write(
         repository: user/name on the Hub, for the card's snippet. None: hub_model_id, if the
             configuration has one, or else the folder.
         metrics: of mtl-diffusion evaluate; the card's figures, and metrics.json beside it.
-        pictures: draw the card's gallery. None: what the configuration says.
+        pictures: draw the card's gallery. None: as in the configuration.
         half: write the weights as float16, in half the bytes; they load as float32 all the same.
         max_shard_size: cut the weights into files of this size or less, such as "15MB".
 
@@ -276,6 +276,6 @@ class BackgroundPublisher:
                 step=trained.step,
                 private=self.config.hub_private_repo,
             )
-        except Exception as error:  # whatever it is, the run goes on
+        except Exception as error:  # the run goes on in any case
             reason = without_secrets(str(error))
             logger.error("%s could not be published: %s", checkpoint.name, reason)

@@ -36,7 +36,7 @@ _KINDS = {"generate": "unconditional-image-generation"}  # the Hub's names for t
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the figures were measured on: in words, as the Hub's type, and the split."""
+    """The data of the figures: its description, its type on the Hub, and the split."""
 
     name: str
     type: str

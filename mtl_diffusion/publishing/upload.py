@@ -69,8 +69,8 @@ def upload(
     def commit() -> str:
         nonlocal attempts
         attempts += 1
-        # An answer that got lost doesn't say whether the commit was made: look before trying again.
-        # One that arrives still later is refused, because its parent is no longer the newest.
+        # If an answer was lost, the commit may have been made: look before trying again. A request
+        # that arrives later still is refused, because its parent is no longer the newest commit.
         if attempts > 1:
             for entry in api.list_repo_commits(name, revision=revision, **of_kind):
                 if mark in entry.message:
@@ -91,7 +91,7 @@ def upload(
 def full_name(repository: str) -> str | None:
     """user/name, also of a repository that is named without its user.
 
-    None: the Hub doesn't say who is logged in, and so would refuse an upload too.
+    None: the account is not known, and so an upload would fail too.
     """
     if "/" in repository:
         return repository
@@ -128,7 +128,7 @@ def _insist(request: Callable[[], T], repository: str) -> T:
 
 
 def _root(error: BaseException) -> BaseException:
-    """The client wraps what went wrong with a single file."""
+    """The cause of an error of the client, which wraps those of single files."""
     while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -144,7 +144,7 @@ def _status(error: BaseException) -> int | None:
 def _may_pass(error: Exception) -> bool:
     status = _status(error)
     if status is not None:
-        # 412: somebody else's commit came first, and this one has to follow that.
+        # 412: another commit came first, and this one has to follow it.
         return status in (408, 412, 429) or status >= 500
     return bool(_LOST_CONNECTION & {base.__name__ for base in type(_root(error)).__mro__})
 

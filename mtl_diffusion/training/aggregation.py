@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .losses import Objective, sum_of_task_means
 
-# What `gradient_aggregation` names, as torchjd's classes.
+# Value of `gradient_aggregation` -> name of torchjd's class.
 AGGREGATORS = {"upgrad": "UPGrad", "mgda": "MGDA", "imtlg": "IMTLG", "alignedmtl": "AlignedMTL"}
 # Modules that these need; torchjd does not install all of them.
 REQUIRED = ("torchjd", "quadprog", "qpsolvers")
@@ -129,7 +129,7 @@ class Jacobian:
 def build_gradients(
     name: str, objective: Objective, wrapped: nn.Module, accelerator: Accelerator, num_tasks: int
 ) -> Sum | Jacobian:
-    """What `gradient_aggregation` names.
+    """The aggregation that `gradient_aggregation` names.
 
     Args:
         wrapped: the objective, as `accelerator.prepare` returns it.

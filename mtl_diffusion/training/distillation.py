@@ -97,7 +97,7 @@ class Distillation(Objective):
     def target(
         self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What D must be for an Euler step to arrive where the teacher does, and the noise to it.
+        """The D with which one Euler step arrives at the teacher's result, and its noise.
 
         x' = r x + (1 - r) D for r = sigma'/sigma, hence D = (x' - r x) / (1 - r).
         """

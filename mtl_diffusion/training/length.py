@@ -33,7 +33,7 @@ def with_length(
     if config.max_train_steps is not None:
         return config
     noted = Path(config.output_dir) / "length.json"
-    # One process's reading is everybody's: they have to agree on the step.
+    # All processes take the reading of one, so that they agree on the number of steps.
     seconds = broadcast_object_list([_read(noted)])[0]
     if seconds is None:
         seconds = broadcast_object_list([seconds_per_step(config, accelerator)])[0]
@@ -49,7 +49,7 @@ def with_length(
 
 
 def _read(noted: Path) -> float | None:
-    """The seconds per step that were noted; None: nothing was."""
+    """The saved seconds per step; None: there is no file."""
     if not noted.exists():
         return None
     try:

@@ -93,7 +93,7 @@ class Objective(nn.Module):
 
     Attributes:
         levels: name -> (lowest, highest) noise level, of those that validation tells apart.
-        teacher: fingerprint of the weights that it learns from, if there are any.
+        teacher: fingerprint of the teacher's weights, or None.
     """
 
     levels = LEVELS
@@ -111,7 +111,7 @@ class Objective(nn.Module):
     def target(
         self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What D(image + sigma noise; sigma) has to be, and the noise that is not part of it."""
+        """The target of D(image + sigma noise; sigma), and (input - target) / sigma."""
         return image, noise
 
     def forward(
@@ -123,7 +123,7 @@ class Objective(nn.Module):
         task: Tensor,
         perceptual_weight: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """The loss of each sample, and what is minimised: (B,), (B,)."""
+        """The plain loss of each sample, and the weighted loss that is minimised: (B,), (B,)."""
         image, noise = self.target(image, noise, sigma, conditioning, task)
         noisy = image + sigma * noise
         output = predict(self.unet, self.scheduler, noisy, sigma, conditioning)

@@ -34,11 +34,11 @@ def assign_tasks(proportions: Sequence[float], first: int, count: int) -> Tensor
 
 @dataclass(frozen=True)
 class Draw:
-    """What is drawn for the samples of a global batch. It doesn't depend on the images.
+    """Random draws for the samples of a global batch. They don't depend on the images.
 
     Attributes:
         task: (B,) task indices, on the CPU, where they are used to index.
-        choice: what each sample's task drew.
+        choice: the draws of each sample's task.
         drop_task: (B,) bool, the task token becomes null.
         noise: (B, 3, H, W) standard normal, for the tasks' `condition`.
         counts: (T,) samples of each task in the whole global batch.
@@ -142,7 +142,7 @@ class Mixture:
 
 
 def _filled(choice: Choice) -> Choice:
-    """The same with tensors for what is None, so that choices of several tasks can be joined."""
+    """The choice with tensors in place of None, so that several tasks' can be concatenated."""
     shape, device = choice.drop_class.shape, choice.drop_class.device
     no_strength = torch.full(shape, torch.nan, device=device)
     return Choice(

@@ -52,7 +52,7 @@ def build_optimizer(config: TrainConfig, objective: nn.Module) -> torch.optim.Op
 
 
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """What the optimiser updates, group after group."""
+    """The parameters that the optimiser updates, group after group."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -115,7 +115,7 @@ class Muon(torch.optim.Optimizer):
             views = zip(members, momentum.split(counts), update.split(counts), strict=True)
             for (weight, _), own_momentum, own_update in views:
                 self._weights.append(weight)
-                # A view, too: what is loaded into it is loaded into the stack.
+                # A view, too: loading into it changes the stack.
                 self.state[weight]["momentum"] = _as_weight(own_momentum, weight)
                 self._by_weight.append(_as_weight(own_update, weight))
 

@@ -76,7 +76,7 @@ class Run:
 
     @property
     def best_unet(self) -> UNet2DConditionModel:
-        """What is validated and published: the average, if there is one."""
+        """The UNet that is validated and published: the average, if there is one."""
         return self.ema.module if self.ema else self.unet
 
     def pipeline(self) -> MultiTaskPipeline:
@@ -166,12 +166,12 @@ def _data(
             f"validation_split has the classes {held_out.class_names}, train_split has "
             f"{train_data.class_names}; they must be the same"
         )
-    needy = [name for name in config.shares if "class_label" in TASKS[name].required]
-    if needy and not train_data.class_names:
-        rest = {name: share for name, share in config.tasks.items() if name not in needy}
+    needing = [name for name in config.shares if "class_label" in TASKS[name].required]
+    if needing and not train_data.class_names:
+        rest = {name: share for name, share in config.tasks.items() if name not in needing}
         rest = rest or {"generate": 1.0}
         raise ValueError(
-            f"tasks: {', '.join(needy)} needs a class for each image, and the data has none; name"
+            f"tasks: {', '.join(needing)} needs a class for each image, and the data has none; name"
             f" their column as label_column, or leave it out: --tasks '{json.dumps(rest)}'"
         )
     return train_data, held_out
@@ -279,8 +279,8 @@ def _check_teacher(
         ("tasks", tasks, pipeline.tasks),
         ("dataset_name", class_names, pipeline.class_names),
     ):
-        if strangers := [name for name in wanted if name not in known]:
+        if unknown := [name for name in wanted if name not in known]:
             raise ValueError(
-                f"{field}: pretrained_model_name_or_path has not learned {', '.join(strangers)}, "
+                f"{field}: pretrained_model_name_or_path has not learned {', '.join(unknown)}, "
                 f"and can't teach it; it knows {', '.join(known)}"
             )
