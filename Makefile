@@ -4,6 +4,9 @@ OLDEST := .venv-oldest/bin
 # One process, spelt out: without a saved configuration `accelerate launch` warns of each default.
 LAUNCH := $(BIN)/accelerate launch \
 	--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+# The tests run in this many processes; each test has one thread, or starts two processes.
+WORKERS ?= 2
+PYTEST := python -m pytest -q -n $(WORKERS) --dist worksteal
 QUICKSTART := runs/quickstart
 DEMO := pretrained/mtl-cifar10
 # What pyproject.toml offers beyond the package itself; dev is all of it.
@@ -28,15 +31,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/$(PYTEST)
 
 test-fast: setup
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/$(PYTEST) -m 'not slow'
 
 # The lower bounds of pyproject.toml: what is saved there loads here, and the other way round.
 test-oldest: setup .venv-oldest/.installed
 	OTHER_PYTHON=$(OLDEST)/python $(BIN)/python -m pytest -q tests/pipeline/test_versions.py
-	$(OLDEST)/python -m pytest -q -m 'not slow' $(OLDEST_TESTS)
+	$(OLDEST)/$(PYTEST) -m 'not slow' $(OLDEST_TESTS)
 
 .venv-oldest/.installed: export PIP_CONSTRAINT := $(CURDIR)/oldest.txt
 .venv-oldest/.installed: export PIP_BUILD_CONSTRAINT := $(CURDIR)/oldest.txt

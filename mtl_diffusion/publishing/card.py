@@ -123,13 +123,13 @@ def _base(trained: Trained) -> str:
     if trained.config.pretrained_model_name_or_path is None:
         return ""
     name = trained.hub_name("pretrained_model_name_or_path")
-    base = f"`{name}`" if name else "another pipeline, of a local folder"
+    base = f"`{name}`" if name else "a pipeline in a local folder"
     if (chains := trained.pipeline.chains) is None:
         return f" It was fine-tuned from {base}."
     counts = ", ".join(str(len(levels)) for levels in chains)
     return (
-        f" It draws in few steps, `num_inference_steps` of {counts}, each one evaluation: it has "
-        f"learned to do what {base} does in many, with guidance built in."
+        f" It was distilled from {base} to sample in few steps: `num_inference_steps` is one of "
+        f"{counts}, a step costs one evaluation, and guidance is built in."
     )
 
 

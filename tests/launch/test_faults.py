@@ -43,7 +43,7 @@ def test_a_signal_finishes_the_step_and_saves_once(name, reference, tmp_path):
     run = Run(tmp_path / "run", *SHORT, partial(slow_steps, 0.1))
     run.wait_for(lambda: run.steps == [3])
     while run.processes[0].is_alive():
-        os.kill(run.pids[0], signal.Signals[name])
+        run.signal(signal.Signals[name])
         time.sleep(0.01)
     assert run.wait() == STOPPED, run.text
     assert f"stopped by {name} after step {run.steps[-1]}; run again to go on" in run.text
@@ -81,7 +81,7 @@ def ignore_hangups():
 def test_nohup_is_respected(tmp_path):
     run = Run(tmp_path / "run", *SHORT, ignore_hangups, partial(slow_steps, 0.05))
     run.wait_for(lambda: run.steps == [3])
-    os.kill(run.pids[0], signal.SIGHUP)
+    run.signal(signal.SIGHUP)
     assert run.wait() == 0 and run.steps == [9, STEPS]
 
 

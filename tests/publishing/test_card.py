@@ -6,11 +6,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+from diffusers import EDMEulerScheduler
 from huggingface_hub import ModelCard
 from metrics import METRICS
 
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.config.command_line import parse
+from mtl_diffusion.pipeline.chains import default_chains
+from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.publishing.card import Trained, model_card, snippet
 from mtl_diffusion.publishing.export import write
 
@@ -112,8 +115,17 @@ def test_local_paths_are_no_datasets_or_base_models(pipe, name):
     # data/flowers may be gone when the card is written: what the run noted counts.
     text, data = written(pipe, config=config, on_hub=[])
     assert data.datasets is None and data.base_model is None
-    assert "images of a local folder" in text and "fine-tuned from another pipeline" in text
+    assert "images of a local folder" in text
+    assert "fine-tuned from a pipeline in a local folder" in text
     assert name not in text and f"path/to/{Path(name).name}" in text
+
+
+def test_a_distilled_model_says_how_many_steps_it_takes(pipe):
+    few = MultiTaskPipeline(pipe.unet, pipe.tokenizer, EDMEulerScheduler(), default_chains(80.0))
+    config = TrainConfig(objective="distillation", pretrained_model_name_or_path="me/base")
+    text, _ = written(few, config=config)
+    assert "It was distilled from `me/base` to sample in few steps:" in text
+    assert "`num_inference_steps` is one of 1, 2, 4" in text
 
 
 def test_names_on_the_hub_are(pipe, monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -84,6 +85,11 @@ class Run:
             process.kill()
         assert None not in codes, f"still running after {seconds} s: {self.text}"
         return codes[0] if len(codes) == 1 else codes
+
+    def signal(self, number):
+        """To its first process, which may have ended by itself in the meantime."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pids[0], number)
 
     def wait_for(self, condition, seconds=60):
         deadline = time.monotonic() + seconds
