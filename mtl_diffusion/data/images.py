@@ -60,11 +60,6 @@ class ImageDataset:
         return self.images.shape[-1]
 
     @property
-    def extent(self) -> str:
-        """The number of images, for a message."""
-        return f"{len(self):,}"
-
-    @property
     def absent_classes(self) -> tuple[str, ...]:
         """Names of the classes that no image is of."""
         counts = torch.bincount(self.labels[self.labels >= 0], minlength=len(self.class_names))
@@ -174,11 +169,14 @@ def data_line(train: Any, held_out: ImageDataset) -> str:
     """
     names = train.class_names
     classes = f"{len(names):,} class{'' if len(names) == 1 else 'es'}" if names else "no classes"
-    absent = train.absent_classes
-    without = f", {len(absent):,} of them without a training image: {listed(absent)}"
+    images = "a stream of"  # of which the number is not known, nor the classes of its images
+    if isinstance(train, ImageDataset):
+        images = f"{len(train):,}"
+        if absent := train.absent_classes:
+            classes += f", {len(absent):,} of them without a training image: {listed(absent)}"
     return (
-        f"Data: {train.extent} training and {held_out.extent} held-out images, {classes}"
-        f"{without if absent else ''}, from {train.where} ({train.split}; {held_out.split})"
+        f"Data: {images} training and {len(held_out):,} held-out images, {classes}, from "
+        f"{train.where} ({train.split}; {held_out.split})"
     )
 
 

@@ -71,16 +71,6 @@ class ImageStream:
     table: tuple[int, ...]
     fingerprint: str
 
-    @property
-    def extent(self) -> str:
-        """The number of images, for a message: it is not known."""
-        return "a stream of"
-
-    @property
-    def absent_classes(self) -> tuple[str, ...]:
-        """Names of the classes that no image is of: none is known."""
-        return ()
-
     def relabelled(self, class_names: tuple[str, ...]) -> ImageStream:
         """The same stream with labels that index into `class_names`, which has all of ours."""
         numbers = {name: number for number, name in enumerate(class_names)}

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 
 from ..data.columns import DataError
 from ..data.decode import Encoded, check_depth, decode
-from ..pictures.grids import grid
 from ..pipeline.inputs import read_count, read_images, read_labels, read_masks
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_file, write_text
@@ -27,7 +26,7 @@ from .bulk import weights_digest
 
 SETTINGS = "settings.json"
 # Arguments that do not influence the images.
-FREE = ("num_images", "output_dir", "device", "grid", "pipeline", "revision")
+FREE = ("num_images", "output_dir", "device", "pipeline", "revision")
 # Arguments of the pipeline that are the same for all images.
 SAME = (
     *("task", "strength", "guidance_scale", "image_guidance_scale", "guidance_interval"),
@@ -147,7 +146,7 @@ def draw(pipe: MultiTaskPipeline, request: Request, numbers: range) -> list[Imag
     ).images
 
 
-def write_samples(pipe: MultiTaskPipeline, request: Request, folder: Path) -> Path:
+def write_samples(pipe: MultiTaskPipeline, request: Request, folder: Path) -> None:
     """Writes 00000.png, 00001.png, ...; batches are dealt to the processes in turn.
 
     Raises:
@@ -172,19 +171,6 @@ def write_samples(pipe: MultiTaskPipeline, request: Request, folder: Path) -> Pa
                     image.save(part, format="PNG")
             progress.update(len(numbers))
     state.wait_for_everyone()
-    return folder
-
-
-def write_grid(pipe: MultiTaskPipeline, request: Request, folder: Path) -> Path:
-    """Writes one grid.png, by one process."""
-    if PartialState().num_processes > 1:
-        raise ValueError("grid: one process draws it; leave it out, or launch one process")
-    images = [image for numbers in tqdm(request.batches) for image in draw(pipe, request, numbers)]
-    width = max(1, round(request.count**0.5))
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [images[i : i + width] for i in range(0, len(images), width)]
-    grid(rows).save(folder / "grid.png")
-    return folder / "grid.png"
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
