@@ -177,17 +177,19 @@ def files_to_upload(folder: Path) -> dict[str, Path]:
     }
 
 
-def push(folder: Path, config: TrainConfig) -> str:
-    """Uploads a run's export; returns the commit's address.
+def push(
+    folder: Path, config: TrainConfig, *, checkpoint: str | Path | None = None, step: int = 0
+) -> str:
+    """Uploads an export of a run: the last one, or that of a checkpoint after `step` steps.
 
     Raises:
-        UploadError: the message ends with the command that tries again.
+        UploadError: see `push_folder`.
     """
     return push_folder(
         folder,
         config.repository,
-        checkpoint=config.output_dir,
-        step=config.max_train_steps,
+        checkpoint=checkpoint or config.output_dir,
+        step=step or config.max_train_steps,
         private=config.hub_private_repo,
     )
 
@@ -244,7 +246,8 @@ class BackgroundPublisher:
 
     def __exit__(self, kind, *error) -> None:
         # The retries are bounded. A run that was stopped, or failed, waits less for them.
-        self.join(None if kind is None else LAST_WAIT)
+        if self._thread is not None:
+            self._thread.join(None if kind is None else LAST_WAIT)
 
     def submit(self, checkpoint: Path) -> None:
         """Returns at once. Does nothing unless checkpoints are to be published."""
@@ -257,23 +260,12 @@ class BackgroundPublisher:
         self._thread = threading.Thread(target=self._publish, args=(checkpoint,), daemon=True)
         self._thread.start()
 
-    def join(self, timeout: float | None = None) -> None:
-        """Waits for a pending upload, for so many seconds at most; None: until it ends."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-
     def _publish(self, checkpoint: Path) -> None:
         folder = Path(self.config.output_dir) / PUBLISHED
         try:
             trained = of_checkpoint(checkpoint)
             write(trained, folder, repository=full_name(self.config.repository))
-            push_folder(
-                folder,
-                self.config.repository,
-                checkpoint=checkpoint,
-                step=trained.step,
-                private=self.config.hub_private_repo,
-            )
+            push(folder, self.config, checkpoint=checkpoint, step=trained.step)
         except Exception as error:  # the run goes on in any case
             reason = without_secrets(str(error))
             logger.error("%s could not be published: %s", checkpoint.name, reason)
