@@ -3,8 +3,6 @@
 A part returns nested dicts whose leaves are numbers and `Measured`.
 """
 
-from __future__ import annotations
-
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace

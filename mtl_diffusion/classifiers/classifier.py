@@ -1,7 +1,5 @@
 """Small image classifiers: loaded, saved and applied."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +36,7 @@ class Classifier:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Classifier":
         """Load what `save` or `mtl-diffusion train_classifier` wrote.
 
         Raises:

@@ -1,7 +1,5 @@
 """ResNet-9, the small network of the DAWNBench entries for CIFAR-10 (David Page, 2018)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput

@@ -5,8 +5,6 @@ There are two architectures. "resnet9" is the more accurate one, and measures wh
 where ResNet's and ConvNeXt's stems leave a 16-pixel one 4x4.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

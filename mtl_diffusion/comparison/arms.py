@@ -3,8 +3,6 @@
 All arms have the base's number of optimiser steps and its schedules, unless they change them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A whole comparison: trains the runs that are missing, measures all, writes tables and a plot."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Measurements of a trained model: held-out losses, and the summary of its scorecard."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

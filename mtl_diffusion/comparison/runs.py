@@ -1,7 +1,5 @@
 """The runs of a comparison: started, continued, or reused if they are finished."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path

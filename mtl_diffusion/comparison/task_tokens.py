@@ -1,7 +1,5 @@
 """Whether a model uses its task token: held-out loss with the right, each wrong and no token."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -4,8 +4,6 @@ Every mistake is reported, in one error. Nothing here imports torch until the na
 checked, so that `--help` is shown at once.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -5,8 +5,6 @@ allowed (`ranges.py`); how fields depend on each other is `limits.py`, and how t
 YAML and flags is `command_line.py`. Nothing here imports torch, so that help is shown at once.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence

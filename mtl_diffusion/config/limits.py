@@ -1,7 +1,5 @@
 """Checks of a configuration's values: each by itself, and together."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Types of the configuration's numbers: the allowed range, and its description in messages."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,7 +1,5 @@
 """YAML as a configuration needs it: the core schema of YAML 1.2, small documents, no surprises."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from typing import Any

@@ -1,7 +1,5 @@
 """Rows of a dataset: which columns are the images and the labels, and what the classes are."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice

@@ -1,7 +1,5 @@
 """Encoded images to square RGB pixels, and a cache of the decoded pixels."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging
@@ -54,7 +52,7 @@ class Encoded:
     row: str
 
     @classmethod
-    def of(cls, stored: dict | None, row: str) -> Encoded:
+    def of(cls, stored: dict | None, row: str) -> "Encoded":
         """`stored`: {"bytes", "path"}, as `datasets` has an undecoded image."""
         stored = stored or {"bytes": None, "path": None}
         return cls(stored["bytes"], stored["path"], row)

@@ -1,7 +1,5 @@
 """Images and labels of a split of a dataset, decoded and held in memory."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Mapping
@@ -45,7 +43,7 @@ class ImageDataset:
         labels: torch.Tensor,
         class_names: tuple[str, ...],
         **words: str,
-    ) -> ImageDataset:
+    ) -> "ImageDataset":
         """The dataset of these CPU tensors, with its fingerprint computed."""
         assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3
         assert labels.dtype == torch.int64 and labels.shape == images.shape[:1]
@@ -68,7 +66,7 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.images)
 
-    def relabelled(self, class_names: tuple[str, ...]) -> ImageDataset:
+    def relabelled(self, class_names: tuple[str, ...]) -> "ImageDataset":
         """The same images with labels that index into `class_names`, which has every name of ours.
 
         The fingerprint stays: it is of the data as it was read.
@@ -77,7 +75,7 @@ class ImageDataset:
         table = torch.tensor([*(places[name] for name in self.class_names), -1])
         return dataclasses.replace(self, labels=table[self.labels], class_names=class_names)
 
-    def to(self, device: str | torch.device) -> ImageDataset:
+    def to(self, device: str | torch.device) -> "ImageDataset":
         """The same dataset with both tensors on `device`."""
         return dataclasses.replace(
             self, images=self.images.to(device), labels=self.labels.to(device)

@@ -4,8 +4,6 @@ Each image is a light disc, square, triangle, cross or ring on a dark background
 colours, place and size. Nothing is read from disk or downloaded.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

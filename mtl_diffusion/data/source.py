@@ -1,7 +1,5 @@
 """Opens a dataset by its name: "shapes", a folder of images, or anything that `datasets` reads."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import logging

@@ -1,7 +1,5 @@
 """A split that is read as it is needed, from disk or from the Hub, and never held whole."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections import deque
@@ -71,7 +69,7 @@ class ImageStream:
     table: tuple[int, ...]
     fingerprint: str
 
-    def relabelled(self, class_names: tuple[str, ...]) -> ImageStream:
+    def relabelled(self, class_names: tuple[str, ...]) -> "ImageStream":
         """The same stream with labels that index into `class_names`, which has all of ours."""
         numbers = {name: number for number, name in enumerate(class_names)}
         places = [numbers[name] for name in self.class_names]

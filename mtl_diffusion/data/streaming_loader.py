@@ -1,7 +1,5 @@
 """Batches of a stream, decoded in background threads during training."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -4,8 +4,6 @@ Chunk k holds the rows k batch_size .. (k + 1) batch_size - 1 whoever does it, s
 the same, to the bit, for any number of processes and of interruptions.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import statistics

@@ -1,7 +1,5 @@
 """How far apart two sets of images are, as points of a feature space."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch

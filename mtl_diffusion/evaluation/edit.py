@@ -6,8 +6,6 @@ methods are compared where they reach the class equally often, each baseline wit
 serves it best there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property

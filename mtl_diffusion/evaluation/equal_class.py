@@ -6,8 +6,6 @@ where the share of edits whose class is found crosses fixed values, by linear in
 two neighbouring strengths. Nothing that is measured besides has any influence.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 It needs the pipeline, a classifier and a dataset, and nothing of the training.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

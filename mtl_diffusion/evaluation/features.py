@@ -3,8 +3,6 @@
 Figures of different feature spaces can't be compared, so a result names its feature space.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How good samples are: distances to the data, precision and recall, classes, memorisation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

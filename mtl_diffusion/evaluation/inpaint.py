@@ -1,7 +1,5 @@
 """How good completions are, for each kind of hole, beside RePaint with the same weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path

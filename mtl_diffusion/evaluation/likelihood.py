@@ -17,8 +17,6 @@ the solver's error, of the right side, in bits and divided by d: an upper bound 
 bits per dimension.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

@@ -3,8 +3,6 @@
 A part lists its sampling jobs; all processes draw them; then it computes its figures.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -99,7 +97,7 @@ class Seen:
     classes: Tensor
 
     @classmethod
-    def of(cls, context: Context, images: Tensor) -> Seen:
+    def of(cls, context: Context, images: Tensor) -> "Seen":
         """images: (N, 3, H, W) uint8."""
         return cls(context.space.features(images), context.classes_of(images))
 

@@ -4,8 +4,6 @@ Image i is drawn from (seed, i), so the images don't depend on the number of pro
 what is missing is drawn.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

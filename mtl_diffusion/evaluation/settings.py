@@ -3,8 +3,6 @@
 A field is documented once, under it; that text is its `--help`.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

@@ -6,8 +6,6 @@ transform, averaged over images and channels. Its log10 is averaged over rings o
 differences are in decades: 0.1 decades are 26 % more power.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +38,7 @@ class RealPower:
     by_class: Tensor
 
     @classmethod
-    def of(cls, dataset: ImageDataset, num_classes: int) -> RealPower:
+    def of(cls, dataset: ImageDataset, num_classes: int) -> "RealPower":
         """The mean power of a dataset on the CPU."""
         sums = torch.zeros(max(num_classes, 1), dataset.resolution, dataset.resolution)
         chunks = zip(dataset.images.split(1000), dataset.labels.split(1000), strict=True)

@@ -1,7 +1,5 @@
 """Line plots and annotated matrices, each a PNG."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The figures of metrics.json as the model card shows them: tables, and metadata for the Hub."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

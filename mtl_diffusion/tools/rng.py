@@ -1,7 +1,5 @@
 """Random numbers that are a pure function of their key."""
 
-from __future__ import annotations
-
 import hashlib
 
 import torch

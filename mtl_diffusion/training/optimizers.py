@@ -1,7 +1,5 @@
 """The optimisers: AdamW, and Muon for the hidden weights with AdamW for the rest."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable
