@@ -52,6 +52,7 @@ class Sampler:
         }
 
     def evaluations(self, solver: str, steps: int) -> int:
+        """Evaluations of the network for one image."""
         return 2 * steps - 1 if solver == "heun" else steps
 
     def curve(self, step_counts: Sequence[int]) -> dict[str, list[Point]]:

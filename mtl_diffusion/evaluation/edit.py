@@ -64,26 +64,16 @@ class Edit(Part):
         self.ladder = [k / count for k in range(1, count + 1)]
         further = {TASKS["edit"].default_strength, *context.settings.strengths}
         self.strengths = sorted({*self.ladder, *further})
+        self.baselines = list(BASELINES) if context.has_baselines else []
+        self.guidances = context.settings.baseline_guidance_scales
+        self.methods = [self._edit(scale) for scale in context.settings.image_guidance_scales]
+        for name in self.baselines:
+            self.methods += [self._baseline(name, scale) for scale in self.guidances]
 
     @cached_property
     def sources_seen(self) -> Seen:
+        """Features and classes of the sources."""
         return Seen.of(self.context, self.sources)
-
-    @property
-    def methods(self) -> list[Method]:
-        found = [self._edit(scale) for scale in self.context.settings.image_guidance_scales]
-        for name in self.baselines:
-            found += [self._baseline(name, scale) for scale in self.guidances]
-        return found
-
-    @property
-    def baselines(self) -> list[str]:
-        wanted = self.context.settings.baselines and "generate" in self.context.pipe.tasks
-        return list(BASELINES) if wanted else []
-
-    @property
-    def guidances(self) -> list[float]:
-        return self.context.settings.baseline_guidance_scales
 
     def _edit(self, image_guidance_scale: float) -> Method:
         guidance = self.context.pipe.default_guidance("edit")
@@ -169,6 +159,7 @@ class Edit(Part):
         return results
 
     def compared(self, edited: Tensor) -> dict[str, Tensor]:
+        """See `compare`. edited: (N, 3, H, W) uint8, one for each source."""
         return compare(self.context, self.sources, self.sources_seen, edited, self.own, self.asked)
 
     @staticmethod

@@ -45,14 +45,10 @@ class Inpaint(Part):
         """The unpainted images."""
         return Seen.of(self.context, self.images)
 
-    @property
-    def by_repaint(self) -> bool:
-        return self.context.settings.baselines and "generate" in self.context.pipe.tasks
-
     def jobs(self) -> list[Job]:
         seeds = range(self.context.settings.inpaint_seeds)
         found = [self._completion(kind, seed) for kind in MASKS for seed in seeds]
-        return found + [self._repaint(kind) for kind in MASKS if self.by_repaint]
+        return found + [self._repaint(kind) for kind in MASKS if self.context.has_baselines]
 
     def _completion(self, kind: str, seed: int) -> Job:
         context = self.context
@@ -100,7 +96,7 @@ class Inpaint(Part):
                 drawn_all = torch.stack([repeat.values for repeat in repeats])
                 results[kind] |= mean("diversity", diversity(drawn_all, mask))
                 results[kind] |= mean_completion(self.images, drawn_all, mask)
-            if self.by_repaint:
+            if self.context.has_baselines:
                 results[kind]["repaint"] = self._entry(drawn[f"repaint-{kind}"], mask)
         self._picture(drawn, folder)
         return results
@@ -125,7 +121,7 @@ class Inpaint(Part):
         """For each kind: an original, what is left of it, completions, RePaint's."""
         seeds = range(self.context.settings.inpaint_seeds)
         jobs = [(f"seed {seed}", "inpaint-{}-" + str(seed)) for seed in seeds]
-        jobs += [("RePaint", "repaint-{}")] if self.by_repaint else []
+        jobs += [("RePaint", "repaint-{}")] if self.context.has_baselines else []
         rows = []
         for i, (kind, mask) in enumerate(self.masks.items()):
             one = slice(i % self.count, i % self.count + 1)

@@ -49,6 +49,11 @@ class Context:
         return weights_digest(self.pipe.unet)
 
     @property
+    def has_baselines(self) -> bool:
+        """Whether methods that need the generate task alone are measured, too."""
+        return self.settings.baselines and "generate" in self.pipe.tasks
+
+    @property
     def num_classes(self) -> int:
         return len(self.pipe.class_names)
 

@@ -176,6 +176,7 @@ def _explanation(error: Exception, repository: str) -> str:
 
 
 def without_secrets(text: str) -> str:
+    """The text with every token of the Hub replaced by "<token>"."""
     token = get_token()
     return _TOKEN.sub("<token>", text.replace(token, "<token>") if token else text)
 

@@ -64,6 +64,7 @@ class Uncertainty(nn.Module):
         return self.head(features).gather(1, task[:, None])[:, 0]
 
     def forward(self, loss: Tensor, sigma: Tensor, task: Tensor) -> Tensor:
+        """(B,) weighted losses, from losses (B,), sigma (B, 1, 1, 1) and task indices (B,)."""
         u = self.u(sigma, task)
         return loss / u.exp() + u
 
@@ -76,6 +77,7 @@ class Fixed(nn.Module):
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
 
     def forward(self, loss: Tensor, sigma: Tensor, task: Tensor) -> Tensor:
+        """(B,) weighted losses, from losses (B,) and task indices (B,)."""
         return loss * self.weights[task]
 
 

@@ -119,6 +119,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
+        """Updates the parameters from their `.grad`, which all of them must have."""
         takes_part = 1.0
         if self.found_inf is not None:
             takes_part = 1 - self.found_inf

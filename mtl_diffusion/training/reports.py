@@ -18,6 +18,7 @@ from .validation import HeldOutLoss, evaluating, held_out_loss
 
 
 def validation_due(config: TrainConfig, done: int) -> bool:
+    """Whether the run validates after so many steps."""
     return done == config.max_train_steps or done % config.validation_steps == 0
 
 
