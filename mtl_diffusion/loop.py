@@ -34,7 +34,7 @@ REHEARSAL = (10, 30)  # steps that are run, and then steps that are timed, to le
 
 
 def train(config: TrainConfig) -> None:
-    """Trains, validates, checkpoints and exports. Run again, it goes on where it stopped.
+    """Trains, validates, checkpoints and exports. Called again, it continues where it stopped.
 
     Raises:
         ConfigError: before anything is trained, everything that forbids to.
@@ -108,7 +108,7 @@ def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:
         unit_scale=True,
         disable=not accelerator.is_main_process,
         file=Terminal(sys.stderr),
-        # In a log file a line stays: there, one in five seconds is often enough.
+        # Each update is a line of its own in a log file: one in five seconds is enough there.
         mininterval=0.1 if sys.stderr.isatty() else 5,
     )
     meter = Meter(run)

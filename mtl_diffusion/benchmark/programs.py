@@ -72,7 +72,7 @@ def their_command(
 ) -> list[str]:
     """`accelerate launch train_unconditional.py` with the flags of its README.
 
-    It samples at the end of an epoch: one image in one step, after what is timed.
+    It samples at the end of an epoch: one image in one step, after the timed part.
 
     Args:
         twin: folder with the config.json of the UNet.

@@ -1,4 +1,4 @@
-"""Conversion between the state of a run and a checkpoint, and the choice of what to resume."""
+"""Conversion between the state of a run and a checkpoint, and the choice of a checkpoint."""
 
 import json
 import logging
@@ -145,7 +145,7 @@ def restore(run: Run) -> int:
     Raises:
         ConfigError: the checkpoint is of another configuration or other data, or a run is there
             that was not to be resumed.
-        CheckpointError: the checkpoint asked for is missing or damaged, or could not be read on
+        CheckpointError: the named checkpoint is missing or damaged, or could not be read on
             one of the processes.
     """
     fault = None
@@ -226,7 +226,7 @@ def _leads_to(config: TrainConfig, checkpoint: Checkpoint) -> bool:
 
 
 def _before_the_decay(run: Run, newest: int) -> Checkpoint:
-    """The newest checkpoint that a lengthened run goes on from."""
+    """The newest checkpoint from which a lengthened run can continue."""
     found, _ = load_latest(folder_of(run), lambda checkpoint: _leads_to(run.config, checkpoint))
     if found is None:
         raise ConfigError(

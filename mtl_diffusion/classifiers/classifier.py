@@ -37,7 +37,7 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Classifier":
-        """Load what `save` or `mtl-diffusion train_classifier` wrote.
+        """Load the folder that `save` or `mtl-diffusion train_classifier` wrote.
 
         Raises:
             ValueError: `folder` holds no classifier.

@@ -1,6 +1,6 @@
 """Training of classifiers.
 
-There are two architectures. "resnet9" is the more accurate one, and measures what is reported.
+There are two architectures. "resnet9" is the more accurate one, and is used for reported figures.
 "regnet" is a RegNet of transformers with dense 3x3 convolutions: its stem only halves the image,
 where ResNet's and ConvNeXt's stems leave a 16-pixel one 4x4.
 """
@@ -38,7 +38,7 @@ def train_to_folder(
         options: further arguments of `train_classifier`.
 
     Returns:
-        What is in metrics.json.
+        The contents of metrics.json.
 
     Raises:
         ValueError: the data has no labels, or the splits have different classes; or as
@@ -191,7 +191,7 @@ RECIPES = {
 
 
 def _shift(images: torch.Tensor, reach: int, random: torch.Generator) -> torch.Tensor:
-    """Move each image of (B, C, H, W) by up to `reach` pixels each way, mirroring at the rim."""
+    """Move each image of (B, C, H, W) by up to `reach` pixels each way, mirroring at the border."""
     rows, (height, width) = len(images), images.shape[-2:]
     padded = F.pad(images, [reach] * 4, mode="reflect")
     places = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2r+1, 2r+1, H, W)
@@ -200,7 +200,7 @@ def _shift(images: torch.Tensor, reach: int, random: torch.Generator) -> torch.T
 
 
 def _cut_out(images: torch.Tensor, side: int, random: torch.Generator) -> torch.Tensor:
-    """Grey out a square of `side` pixels in each image of (B, C, H, W), which may pass its rim."""
+    """Grey out a square of `side` pixels in each image of (B, C, H, W); it may be partly outside."""
     size = images.shape[-1]
     corners = torch.randint(1 - side, size, (2, len(images), 1), generator=random)
     offsets = torch.arange(size, device=images.device) - corners.to(images.device)  # (2, B, size)

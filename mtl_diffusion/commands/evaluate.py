@@ -3,9 +3,9 @@
     mtl-diffusion evaluate --preset smoke --pipeline runs/quickstart/pipeline \\
         --classifier runs/quickstart/classifier --output_dir runs/quickstart/scores
 
-Run again, it goes on where it was interrupted. Under `accelerate launch` all processes draw. The
-presets are smoke (minutes on two cores), standard (10,000 samples) and full (50,000); every flag
-below beats the preset. Some of the pictures show images of the dataset.
+An interrupted evaluation continues when it is run again. Under `accelerate launch` all processes
+draw. The presets are smoke (minutes on two cores), standard (10,000 samples) and full (50,000);
+every flag below beats the preset. Some of the pictures show images of the dataset.
 """
 
 import json

@@ -31,7 +31,7 @@ def parse() -> Namespace:
     add("--no_pictures", action="store_true", help="draw no gallery for the model card")
     add("--half", action="store_true", help="write float16: half the bytes, and loads as float32")
     add("--push_to_hub", action="store_true", help="upload the folder")
-    add("--hub_model_id", help="user/name; default: what the run was configured with")
+    add("--hub_model_id", help="user/name; default: that of the run")
     add("--private", action="store_true", help="make the repository private when it is created")
     add("--revision", help="branch to upload to, created where it isn't there; default: main")
     add("--space", metavar="USER/NAME", help="make or update this Space")

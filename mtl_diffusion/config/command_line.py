@@ -131,7 +131,7 @@ def _build(namespace: Namespace) -> TrainConfig:
 
 
 def _read(path: str, faults: list[str]) -> dict[str, Any]:
-    """The mapping in a YAML file; what is wrong with it goes to `faults`."""
+    """The mapping in a YAML file; its faults are appended to `faults`."""
     try:
         values, duplicates = load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or no path
@@ -146,7 +146,7 @@ def _read(path: str, faults: list[str]) -> dict[str, Any]:
 
 
 def _pairs(argv: Sequence[str], faults: list[str]) -> Iterator[tuple[str, str]]:
-    """The command line as (name, value); what fits no pair goes to `faults`."""
+    """The command line as (name, value); the rest is appended to `faults`."""
     rest = deque(argv)
     while rest:
         word = rest.popleft()

@@ -1,6 +1,6 @@
 """The settings of a run: typed fields, and how they are written down and compared.
 
-A field is documented once, under it; that text is its `--help`. Its type says which values are
+A field is documented once, under it; that text is its `--help`. Its type has the values that are
 allowed (`ranges.py`); how fields depend on each other is `limits.py`, and how they are read from
 YAML and flags is `command_line.py`. Nothing here imports torch, so that help is shown at once.
 """

@@ -1,4 +1,4 @@
-"""Rows of a dataset: which columns are the images and the labels, and what the classes are."""
+"""Rows of a dataset: the columns of images and labels, and the classes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

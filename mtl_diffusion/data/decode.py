@@ -39,7 +39,7 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image as it is stored.
+    """An encoded image.
 
     Attributes:
         data: the bytes of its file, or None if it lies at `path`; a row may have neither.

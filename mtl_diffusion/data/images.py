@@ -69,7 +69,7 @@ class ImageDataset:
     def relabelled(self, class_names: tuple[str, ...]) -> "ImageDataset":
         """The same images with labels that index into `class_names`, which has every name of ours.
 
-        The fingerprint stays: it is of the data as it was read.
+        The fingerprint, which is that of the data as it was read, does not change.
         """
         places = {name: place for place, name in enumerate(class_names)}
         table = torch.tensor([*(places[name] for name in self.class_names), -1])
@@ -99,8 +99,8 @@ def load_images(
 
     Args:
         dataset_name: "shapes" for the embedded dataset, drawn at `resolution`; else a folder of
-            images, or what `datasets.load_dataset` takes: a folder of parquet or other files, or a
-            name on the Hub. A folder named shapes is reached as "./shapes".
+            images, or a name for `datasets.load_dataset`: a folder of parquet or other files, or a
+            repository on the Hub. A folder named shapes is reached as "./shapes".
         dataset_config_name: the dataset's configuration, where it has several.
         split: a split, or slices of it: "train", "train[:90%]", "train[:90%]+test". Of a dataset
             with one split, "test" is a tenth of it, always the same one.
@@ -108,7 +108,7 @@ def load_images(
         label_column: None for the one ClassLabel column, else the one called label, labels, class,
             classes or target; without one the images have no classes. "none": no classes.
         resolution: side in pixels.
-        split_field: what error messages call `split`: "train_split", "validation_split".
+        split_field: the name of `split` in error messages: "train_split", "validation_split".
 
     Raises:
         DataError: a ValueError. The dataset, configuration, split or a column is not there or is
@@ -196,7 +196,7 @@ def _load(
 
 
 def only_split(splits: Mapping[str, Any], split: str) -> str | None:
-    """The only split, where "test" is asked for and there is none: a tenth of it is held out."""
+    """The only split, if `split` is "test" and absent: a tenth of the only one is held out then."""
     name, *others = splits
     return name if split == TEST and not others and name != TEST else None
 

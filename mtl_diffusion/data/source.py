@@ -29,9 +29,9 @@ class Source:
 
     Attributes:
         name: as it was given.
-        where: where it is, in words.
+        where: its location, for messages.
         splits: split -> its rows, without random access if it is streamed.
-        files: split -> paths or URLs of its files; empty for what is drawn.
+        files: split -> paths or URLs of its files; empty for "shapes".
     """
 
     name: str
@@ -89,7 +89,7 @@ def _open_builder(name: str, config: str | None, streaming: bool, root: Path | N
                 f"dataset_name: {root} has {' '.join(magic)} in its name, which `datasets` takes"
                 " for a pattern; rename it, or give a link to it."
             )
-        # `datasets` looks at the time of a file alone, which copying keeps.
+        # `datasets` compares only the time of a file, which copying keeps.
         cache = str(Path(datasets.config.HF_DATASETS_CACHE) / f"mtl_diffusion-{_state(root)}")
     builder = datasets.load_dataset_builder(str(root or name), config, cache_dir=cache)
     files = {str(split): list(names) for split, names in (builder.config.data_files or {}).items()}

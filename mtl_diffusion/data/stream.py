@@ -1,4 +1,4 @@
-"""A split that is read as it is needed, from disk or from the Hub, and never held whole."""
+"""A split that is streamed from disk or from the Hub, and never held in memory as a whole."""
 
 import dataclasses
 import hashlib
@@ -34,7 +34,7 @@ _TURN = 64
 
 @dataclass(frozen=True)
 class Example:
-    """A row as it is stored.
+    """A row, undecoded.
 
     Attributes:
         image: undecoded.
@@ -55,7 +55,7 @@ class ImageStream:
         split: its name.
         where: words for the dataset.
         class_names: one name a class; empty if the images have no labels.
-        table: (C,) what a stored label becomes, an index into `class_names`.
+        table: (C,) stored label -> index into `class_names`.
         fingerprint: 16 hex digits of the sha256 of the names and sizes of the files and of the
             names of the classes: the pixels themselves are not known before they are read.
     """

@@ -1,4 +1,4 @@
-"""The page: a tab for each task, built of gradio's components. What they do is in studio.py."""
+"""The page: a tab for each task, built of gradio's components. Their functions are in studio.py."""
 
 import random
 import time

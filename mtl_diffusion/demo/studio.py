@@ -78,7 +78,7 @@ class Studio:
     def edit(
         self, image: Image.Image | None, settings: Settings, strength: float, progress: Progress
     ) -> list[Captioned]:
-        """The source, and what becomes of it at several strengths, all from the same noise."""
+        """The source, and its edits at several strengths, all from the same noise."""
         source = self.fit(image)
         if settings.class_label is None:
             raise ValueError("Choose the class that the picture is to be turned into.")
@@ -108,7 +108,7 @@ class Studio:
     def fit(self, image: Image.Image | None) -> Image.Image:
         """The square in the middle, upright, in RGB over white, `size` pixels wide.
 
-        One that `enlarged` made comes back as it was, pixel by pixel.
+        It inverts `enlarged` exactly.
 
         Raises:
             ValueError: there is none.

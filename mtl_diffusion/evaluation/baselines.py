@@ -8,7 +8,7 @@ Everywhere:
     strength: in [0, 1], how far up the noise levels an edit starts: 0 gives the image back, 1 is
         sigma_max. It is a share of the steps, as in diffusers' image-to-image pipelines: of n steps
         int(strength n) are done.
-    generators: one an image, so that a batch gives what its images give alone.
+    generators: one for each image, so that results don't depend on the batch.
 They return images like `image`, not clipped. Their cost is in the denoiser's `evaluations`.
 """
 
@@ -35,10 +35,10 @@ def repaint(
     """Inpaints by noising the known pixels anew at every level.
 
     Each level is reached `resamplings` times: after all but the last, everything is noised back up
-    by one step, so that the hole can come to agree with what is known. Known pixels come out
+    by one step, so that the hole can adapt to the known pixels. Known pixels come out
     exactly. Lugmayr et al. 2022, RePaint, algorithm 1, with jumps of one step; its ancestral step
     is q(x_target | x_sigma, image = D), here of the variance-exploding process. With few steps that
-    adds too little noise: what is painted varies less than it should.
+    adds too little noise: the painted pixels vary less than they should.
 
     Args:
         mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
@@ -114,7 +114,7 @@ def flowedit(
     """
     z = image
     for sigma, following in pairwise(start(sigmas, strength)):
-        difference = torch.zeros_like(z)  # of what the two flows lead to
+        difference = torch.zeros_like(z)  # of the results of the two flows
         for _ in range(num_noises):
             noise = sigma * _noise(image, generators)
             difference += (target(z + noise, sigma) - source(image + noise, sigma)) / num_noises

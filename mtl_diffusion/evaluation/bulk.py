@@ -44,7 +44,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The outcome of a job, and what it cost.
+    """The outcome of a job, and its cost.
 
     Attributes:
         values: (N, ...) on the CPU, such as images (N, 3, H, W) uint8.

@@ -91,7 +91,7 @@ def generate_denoiser(
 def noise_levels(scheduler, steps: int, schedule: str | None = None) -> tuple[float, ...]:
     """The steps + 1 noise levels that a scheduler visits, from sigma_max over sigma_min to 0.
 
-    The scheduler itself is left as it is.
+    The scheduler itself is not changed.
 
     Args:
         schedule: "karras" or "exponential", which is even in ln sigma. None: the scheduler's own.

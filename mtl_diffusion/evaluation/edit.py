@@ -42,7 +42,7 @@ class Method:
 
     Attributes:
         guidance: guidance scale of the class.
-        edit: (sources (b, 3, H, W) uint8, own labels (b,), labels asked for (b,), strength, rows)
+        edit: (sources (b, 3, H, W) uint8, own labels (b,), requested labels (b,), strength, rows)
             -> images (b, 3, H, W) uint8.
     """
 
@@ -228,7 +228,7 @@ def pairs(context: Context) -> tuple[Tensor, Tensor, Tensor]:
     """The first `edit_images` of each class, once for each class they are turned into.
 
     Returns:
-        sources (N, 3, H, W) uint8; own labels (N,); labels asked for (N,).
+        sources (N, 3, H, W) uint8; own labels (N,); requested labels (N,).
     """
     labels, count = context.test.labels, context.num_classes
     rows, asked = [], []
@@ -250,7 +250,7 @@ def compare(
         seen: features and classes of the sources.
         edited: (N, 3, H, W) uint8.
         own: (N,) classes of the sources.
-        asked: (N,) classes that the edits are to be of.
+        asked: (N,) requested classes.
     """
     found = Seen.of(context, edited)
     a, b = sources.float() / 255, edited.float() / 255

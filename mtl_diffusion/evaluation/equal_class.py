@@ -22,7 +22,7 @@ class EditsAtStrength:
 
     Attributes:
         evaluations: of the network, for one edit.
-        found: (N,) bool, whether the classifier sees the class that was asked for.
+        found: (N,) bool, whether the classifier finds the requested class.
         likeness: figure -> (N,) values.
     """
 
@@ -33,10 +33,10 @@ class EditsAtStrength:
 
 
 def at_class_found(curve: Sequence[EditsAtStrength], share: float) -> dict[str, Any]:
-    """The figures at the smallest strength where `share` of the edits have the class asked for.
+    """The figures at the smallest strength where `share` of the edits have the requested class.
 
     Args:
-        curve: by rising strength, from 0, where an edit is its source. The same N edits at each.
+        curve: by rising strength, from 0 (the source itself), with the same N edits at each.
         share: in (0, 1].
 
     Returns:

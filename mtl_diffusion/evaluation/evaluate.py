@@ -1,4 +1,4 @@
-"""The scorecard: figures, plots and pictures of what an exported pipeline does.
+"""The scorecard: figures, plots and pictures of an exported pipeline.
 
 It needs the pipeline, a classifier and a dataset, and nothing of the training.
 """
@@ -84,7 +84,7 @@ def of_model(settings: Settings, pipe: MultiTaskPipeline) -> Settings:
 
 
 def evaluate(context: Context, parts: Sequence[str], folder: Path) -> dict[str, Any] | None:
-    """Draws what the parts need, over all processes, and scores it on the main one.
+    """Draws the samples of the parts, over all processes, and scores them on the main one.
 
     An interrupted evaluation continues when it is run again: samples are kept in `folder`/drawn.
 
@@ -126,7 +126,7 @@ def write_scorecard(
         beside: metrics.json of other models, for the plot of quality against evaluations.
 
     Returns:
-        What is in metrics.json. None on the other processes.
+        The contents of metrics.json. None on the other processes.
 
     Raises:
         ValueError: a part is not one that the model can have; or another model's figures can't

@@ -121,7 +121,7 @@ class Generate(Part):
         return results
 
     def _classes(self, images: Tensor, asked: Tensor) -> dict[str, Any]:
-        """The share of samples in which the classifier finds the class that was asked for."""
+        """The share of samples in which the classifier finds the requested class."""
         right = self.context.classes_of(images) == asked
         names = self.context.pipe.class_names
         return {

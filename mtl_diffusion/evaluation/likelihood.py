@@ -7,12 +7,12 @@ when it is followed down to sigma_min. As the flow is a differential equation,
               + integral over ln sigma of [d - tr dD/dx], from sigma_min to sigma_max,
 
 along the path that starts from x at sigma_min: Song et al. 2021, arXiv:2011.13456, eq. 39, in the
-notation of Karras et al. 2022. There is no further term for what happens below sigma_min: the
+notation of Karras et al. 2022. There is no further term for noise levels below sigma_min: the
 samples of this model are those at sigma_min, which have seen no last denoising step.
 
 A pixel k of an image is a bin of width 2 / 255 around k / 127.5 - 1, which is how training saw it.
 Its probability P is the integral of p over the bins. With x uniform in them, Jensen's inequality
-gives -ln P <= E[-ln p(x)] - d ln(2 / 255). What is returned is an estimate, without bias but for
+gives -ln P <= E[-ln p(x)] - d ln(2 / 255). The result is an estimate, without bias except for
 the solver's error, of the right side, in bits and divided by d: an upper bound of the model's
 bits per dimension.
 """
@@ -79,10 +79,10 @@ def bits_per_dim(
 ) -> Tensor:
     """One draw of the bound for each image: one place in its bins, one probe a noise level.
 
-    The steps are fixed ones, so that every image costs the same and a batch gives what its images
-    give alone. The path is solved by Heun's method over sigma, where it is nearly straight; the
-    trace is integrated by the trapezoid rule over ln sigma, where it stays between about 0 and d.
-    Nothing bounds the error of few steps from either side: give it at two numbers of them.
+    The steps are fixed, so that every image costs the same, and results don't depend on the batch.
+    The path is solved by Heun's method over sigma, where it is nearly straight; the trace is
+    integrated by the trapezoid rule over ln sigma, where it stays between about 0 and d. The error
+    of few steps has no known bound: report the result at two numbers of steps.
 
     Args:
         D: as in denoise.py; gradients pass through it.

@@ -30,8 +30,8 @@ class Context:
 
     Attributes:
         classifier: must not have been used in training or filtering of the pipeline.
-        train, test: what the pipeline was trained on, and held-out images; on the CPU, labelled in
-            the pipeline's order of classes.
+        train, test: the pipeline's training split, and held-out images; on the CPU, labelled in the
+            pipeline's order of classes.
         cache: folder for the features of the splits.
     """
 

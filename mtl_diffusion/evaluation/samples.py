@@ -1,7 +1,7 @@
 """Samples of any task as PNG files, shared by all processes.
 
 Image i is drawn from (seed, i), so the images don't depend on the number of processes. Run again,
-what is missing is drawn.
+missing images are drawn.
 """
 
 import json

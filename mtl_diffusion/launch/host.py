@@ -42,7 +42,7 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        # Beyond what it takes, a threshold is refused, and the one before stays.
+        # glibc ignores a threshold above its limit, and keeps the one before.
         mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP)
         mallopt(M_MMAP_THRESHOLD, LARGEST)
         mallopt(M_TRIM_THRESHOLD, LARGEST)

@@ -91,7 +91,7 @@ def begin(config: TrainConfig) -> Iterator[Accelerator]:
 
 
 def start_trackers(run: Run, first: int) -> None:
-    """Starts to log; what was logged after step `first`, before a kill, is replaced.
+    """Starts to log; entries after step `first`, of a process that was killed, are replaced.
 
     Raises:
         ConfigError: the tracker can't be started: it wants a key, for example.
@@ -153,7 +153,7 @@ def check_room(run: Run) -> None:
 
 
 def describe(run: Run) -> str:
-    """The resolved configuration, the number of parameters, and what a step costs."""
+    """The resolved configuration, the number of parameters, and the cost of a step."""
     config, unet = run.config, run.unet
     forward, both = flops_of_unet(unet)
     total = sum(p.numel() for p in unet.parameters())
@@ -173,7 +173,7 @@ def describe(run: Run) -> str:
 
 
 def _refuse(faults: list[str]) -> None:
-    """Raises on all processes what was found on any of them."""
+    """Raises the faults of all processes, on all processes."""
     if faults := from_all_processes(faults):
         raise ConfigError(faults)
 

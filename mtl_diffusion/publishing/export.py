@@ -110,7 +110,7 @@ def write(
 
     Raises:
         ValueError: the target is something else, which is not replaced; or `metrics` are.
-        OSError: the disk is full, for example. The target is as it was.
+        OSError: the disk is full, for example. The target is unchanged.
     """
     check_target(target)
     pipeline = trained.pipeline
@@ -130,7 +130,7 @@ def write(
 
 
 def _as_given(target: Path) -> str:
-    """The folder's path, from here where it is below."""
+    """The folder's path, relative to the working directory if it is inside."""
     path, here = target.absolute(), Path.cwd()
     return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
 
@@ -167,7 +167,7 @@ def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
 
 
 def files_to_upload(folder: Path) -> dict[str, Path]:
-    """Path in the repository -> file, of what an exported folder publishes."""
+    """Path in the repository -> file, of the files of an exported folder that are uploaded."""
     files = [path for pattern in UPLOADED for path in folder.rglob(pattern)]
     files += [folder / name for name in MultiTaskPipeline.code_files()]
     return {
@@ -206,7 +206,7 @@ def push_folder(
     """Uploads an exported folder.
 
     Args:
-        checkpoint: what the folder was exported from, for the command that tries again.
+        checkpoint: the source of the folder, for the command that tries again.
 
     Raises:
         UploadError: the message ends with that command. The folder stays.
@@ -250,7 +250,7 @@ class BackgroundPublisher:
             self._thread.join(None if kind is None else LAST_WAIT)
 
     def submit(self, checkpoint: Path) -> None:
-        """Returns at once. Does nothing unless checkpoints are to be published."""
+        """Starts the upload of a checkpoint, if they are to be published, and returns at once."""
         if not self.wanted:
             return
         if self._thread is not None and self._thread.is_alive():

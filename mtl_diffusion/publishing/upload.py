@@ -15,7 +15,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 logger = logging.getLogger(__name__)
 
 DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt
-LONGEST_DELAY = 60.0  # seconds; a Hub that asks for a longer wait gets this one
+LONGEST_DELAY = 60.0  # seconds; the upper limit of a delay that the Hub requests
 # The base classes of lost connections and timeouts, in every HTTP library the client has used.
 _LOST_CONNECTION = {"TransportError", "RequestException", "ConnectionError", "TimeoutError"}
 _TOKEN = re.compile(r"\bhf_\w{8,}")
@@ -119,7 +119,7 @@ def _insist(request: Callable[[], T], repository: str) -> T:
             return request()
         except Exception as error:
             if delay is None or not _may_pass(error):
-                # The cause is left out: its traceback could show what the Hub echoed.
+                # Without the cause: its traceback could contain a token that the Hub repeated.
                 raise UploadError(_explanation(error, repository)) from None
             delay = min(max(delay, _asked_delay(error)), LONGEST_DELAY)
             logger.warning("%s; next attempt in %g s", _explanation(error, repository), delay)

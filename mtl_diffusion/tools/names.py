@@ -17,5 +17,5 @@ def on_hub(name: str) -> bool:
 
 
 def public(name: str) -> str:
-    """A name on the Hub as it is, and the last part of a path: where it lies is not published."""
+    """A name on the Hub unchanged, or the last part of a path: local folders are not published."""
     return name if on_hub(name) else Path(name).name

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 
 class Clock:
-    """Counts a run's minutes. They go on from a checkpoint, on the same hardware or on another.
+    """Counts a run's minutes, by hardware. A resumed run continues the count of its checkpoint.
 
     Attributes:
         minutes: hardware -> minutes, as they were when `read` was called last.

@@ -48,7 +48,7 @@ def ode_end(
         D = denoised(x, now)
         direction = D
         if before is not None:
-            # The step to 0 is infinitely long in the logarithm: it is of the first order.
+            # The step to 0 has infinite length in ln sigma, so it is of first order.
             ahead = torch.where(then > 0, length / (2 * length_before), 0.0)
             direction = D + ahead * (D - before)
         x = torch.lerp(direction, x, then / now)

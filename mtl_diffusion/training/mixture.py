@@ -42,7 +42,7 @@ class Draw:
         drop_task: (B,) bool, the task token becomes null.
         noise: (B, 3, H, W) standard normal, for the tasks' `condition`.
         counts: (T,) samples of each task in the whole global batch.
-        other_class: (B,) a class to ask for in place of the image's own, -1 for none.
+        other_class: (B,) a class in place of the image's own, -1 for none.
     """
 
     task: Tensor
@@ -74,7 +74,7 @@ class Mixture:
         vocabulary: the ids of the tokens.
         size: height and width of the images.
         class_dropout, task_dropout: probabilities in [0, 1) that the token is dropped.
-        class_change: probability that a task that needs a class is asked for any one, as in
+        class_change: probability that a task that needs a class gets a random one, as in
             sampling, in place of the image's own. For targets that don't come from the image.
     """
 

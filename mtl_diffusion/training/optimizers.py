@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 
-# AdamW keeps what Muon is not made for: the first and the last layer, the token tables, and the
-# embedding of the noise level. Biases, norms, and all that is not in the UNet are AdamW's, too.
+# AdamW updates the parameters that Muon is not made for: the first and the last layer, the token
+# tables, and the embedding of the noise level; also biases, norms, and all outside of the UNet.
 _NOT_HIDDEN = ("conv_in.", "conv_out.", "encoder_hid_proj.", "class_embedding.", "time_embedding.")
 # Weights whose rows are two functions, one after the other: the scale and the shift of a residual
 # block, the values and the gates of a feed-forward layer. Each half is orthogonalised by itself.

@@ -41,7 +41,7 @@ def validate(run: Run, step: int, only_if_missing: bool = False) -> None:
 def write_validation(
     run: Run, step: int, path: Path, held_out: HeldOutLoss, pictures: dict[str, Image]
 ) -> None:
-    """Writes the JSON file last: a validation that has it is complete."""
+    """Writes pictures and curves, and the JSON file last, which marks a complete validation."""
     path.parent.mkdir(exist_ok=True)
     run.accelerator.log(
         {
