@@ -200,7 +200,7 @@ def _shift(images: torch.Tensor, reach: int, random: torch.Generator) -> torch.T
 
 
 def _cut_out(images: torch.Tensor, side: int, random: torch.Generator) -> torch.Tensor:
-    """Grey out a square of `side` pixels in each image of (B, C, H, W); it may be partly outside."""
+    """Grey out a square of `side` pixels in each image of (B, C, H, W); parts may be outside."""
     size = images.shape[-1]
     corners = torch.randint(1 - side, size, (2, len(images), 1), generator=random)
     offsets = torch.arange(size, device=images.device) - corners.to(images.device)  # (2, B, size)
