@@ -3,6 +3,7 @@
 A part returns nested dicts whose leaves are numbers and `Measured`.
 """
 
+import itertools
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -69,11 +70,15 @@ def training(args: Namespace, config: TrainConfig, folder: Path, matmul: float) 
     programs.write_images(data, images, folder / "images")
     twin.unet.save_config(folder / "twin")
 
-    def ours(place: Path) -> programs.Timed:
+    places = (folder / f"run-{number}" for number in itertools.count())
+
+    def ours() -> programs.Timed:
+        place = next(places)
         command = programs.our_command(config, args.steps, place)
         return programs.program(command, place, batch, args.warm)
 
-    def theirs(place: Path, threads: int | None) -> programs.Timed:
+    def theirs(threads: int | None) -> programs.Timed:
+        place = next(places)
         command = programs.their_command(
             args.diffusers, args.twin_python, config, folder / "twin", folder / "images", place
         )
@@ -84,9 +89,8 @@ def training(args: Namespace, config: TrainConfig, folder: Path, matmul: float) 
         contestants["diffusers"] = partial(theirs, threads=None)
         if not torch.cuda.is_available():  # the launcher gives a process on a CPU one thread
             contestants["diffusers_all_threads"] = partial(theirs, threads=torch.get_num_threads())
-    numbered = {name: programs.numbered(folder, name, run) for name, run in contestants.items()}
     found: dict[str, Any] = {}
-    for name, runs in interleaved(numbered, args.rounds, "training").items():
+    for name, runs in interleaved(contestants, args.rounds, "training").items():
         flops = twin.our_flops if name == "ours" else twin.flops
         rate = Measured.of([run.rate for run in runs])
         found[name] = {
