@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -15,18 +14,18 @@ from .checkpoints.saver import Saver
 from .config import ConfigError, TrainConfig
 from .config.command_line import check
 from .data.images import data_line
+from .data.loader import microbatches, process_rows
 from .launch.preflight import begin, check_room, describe, start_trackers
 from .launch.stop import STOPPED, StopRequest
 from .publishing.export import BackgroundPublisher, export, push
 from .tools.distributed import Terminal, any_process, io_errors_logged
 from .tools.rng import generator
-from .tools.tensors import upload
+from .tools.tensors import to_device
 from .training.length import with_length
-from .training.losses import sum_of_task_means
 from .training.meter import Meter
 from .training.optimizers import trained_parameters
 from .training.reports import validate, validation_due
-from .training.run import Run, build, microbatches, process_rows
+from .training.run import Run, build
 from .training.schedule import learning_rate, lengthening_steps, perceptual_weight
 
 logger = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ REHEARSAL = (10, 30)  # steps that are run, and then steps that are timed, to le
 
 
 def train(config: TrainConfig) -> None:
-    """Trains, validates, checkpoints and exports. Run again, it goes on where it stopped.
+    """Trains, validates, checkpoints and exports. Called again, it continues where it stopped.
 
     Raises:
         ConfigError: before anything is trained, everything that forbids to.
@@ -55,7 +54,7 @@ def train(config: TrainConfig) -> None:
         except ConfigError:
             raise
         except (ValueError, OSError) as error:  # of the data, or of the pretrained model
-            raise ConfigError([str(error)]) from error
+            raise ConfigError(str(error)) from error
         if accelerator.is_main_process:
             print(data_line(run.train_data, run.held_out), flush=True)
         check_room(run)
@@ -109,7 +108,7 @@ def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:
         unit_scale=True,
         disable=not accelerator.is_main_process,
         file=Terminal(sys.stderr),
-        # In a log file a line stays: there, one in five seconds is often enough.
+        # Each update is a line of its own in a log file: one in five seconds is enough there.
         mininterval=0.1 if sys.stderr.isatty() else 5,
     )
     meter = Meter(run)
@@ -159,24 +158,18 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     pieces = microbatches(process_rows(batch_size, rank, world), config.per_device_batch_size)
     for i, rows in enumerate(pieces):
         batch = run.loader.batch(step, rows)
-        task = upload(draw.task[rows], device)
+        task = to_device(draw.task[rows], device)
         conditioning = run.mixture.condition(batch.images, batch.labels, draw[rows])
         # The UNet draws its dropout from the global generators.
         torch.manual_seed(generator(config.seed, step, i, rank, "dropout").initial_seed())
         inputs = (batch.images, noise[rows], sigma[rows], conditioning, task)
         is_last = i == len(pieces) - 1
-        if run.jacobian is not None:
-            plain = run.jacobian.add(inputs, draw.counts, perceptual_weight=perceptual)
-        else:
-            with nullcontext() if is_last else accelerator.no_sync(run.objective):
-                plain, weighted = run.objective(*inputs, perceptual_weight=perceptual)
-                # Processes average their gradients, and the parts of a sum must be added.
-                loss = world * sum_of_task_means(weighted, task, draw.counts)
-                accelerator.backward(loss)
+        plain = run.gradients.add(
+            inputs, draw.counts, is_last=is_last, perceptual_weight=perceptual
+        )
         meter.add(plain, sigma[rows], draw.task[rows])
 
-    if run.jacobian is not None:
-        run.jacobian.write_gradients(draw.counts, accelerator)
+    run.gradients.finish(draw.counts)
     parameters = trained_parameters(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     # If this is 1 the optimiser skips the step, as it does for a GradScaler. It stays on the

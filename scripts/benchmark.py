@@ -4,8 +4,8 @@
         --pipeline runs/cifar10_cpu/pipeline \\
         --diffusers path/to/diffusers --twin_python path/to/environment/bin/python
 
-All other flags are those of scripts/train.py. The environment of --twin_python needs what the
-README of diffusers' examples/unconditional_image_generation requires.
+All other flags are those of scripts/train.py. The environment of --twin_python needs the
+requirements of diffusers' examples/unconditional_image_generation.
 """
 
 import json
@@ -22,7 +22,7 @@ PARTS = ("training", "steps", "sampling")
 def main() -> None:
     parser = flags.parser(__doc__)
     add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     add("--rounds", type=int, default=3, help="measurements of each")
     add("--steps", type=int, default=40, help="training steps of a program")
     add("--warm", type=int, default=10, help="first steps, not timed")

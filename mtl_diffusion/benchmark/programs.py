@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def their_command(
 ) -> list[str]:
     """`accelerate launch train_unconditional.py` with the flags of its README.
 
-    It samples at the end of an epoch: one image in one step, after what is timed.
+    It samples at the end of an epoch: one image in one step, after the timed part.
 
     Args:
         twin: folder with the config.json of the UNet.
@@ -147,9 +146,3 @@ def step_times(folder: Path) -> dict[int, float]:
         for tag in set(log.Tags()["scalars"]) & {"lr", "learning_rate"}:
             times |= {event.step: event.wall_time for event in log.Scalars(tag)}
     return times
-
-
-def numbered(folder: Path, name: str, measure: Callable[[Path], Timed]) -> Callable[[], Timed]:
-    """A measurement that gets a new folder at each call."""
-    calls = iter(range(1_000_000))
-    return lambda: measure(folder / f"{name}-{next(calls)}")

@@ -1,10 +1,9 @@
-"""The parts of the benchmark: what is measured, and the tables of it.
+"""The parts of the benchmark: measurements, and their tables.
 
 A part returns nested dicts whose leaves are numbers and `Measured`.
 """
 
-from __future__ import annotations
-
+import itertools
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -23,9 +22,9 @@ from ..training.model import build_unet
 from ..training.run import build
 from ..training.vocabulary import build_tokenizer
 from . import programs
-from .measure import Measured, interleaved, matmul_rate
 from .sampling import Sampler, evaluations_for
 from .steps import break_down
+from .timing import Measured, interleaved, matmul_rate
 from .twin import build_twin
 
 STEP_COUNTS = (4, 6, 8, 12, 18, 24, 36, 50, 72, 100, 150)
@@ -71,11 +70,15 @@ def training(args: Namespace, config: TrainConfig, folder: Path, matmul: float) 
     programs.write_images(data, images, folder / "images")
     twin.unet.save_config(folder / "twin")
 
-    def ours(place: Path) -> programs.Timed:
+    places = (folder / f"run-{number}" for number in itertools.count())
+
+    def ours() -> programs.Timed:
+        place = next(places)
         command = programs.our_command(config, args.steps, place)
         return programs.program(command, place, batch, args.warm)
 
-    def theirs(place: Path, threads: int | None) -> programs.Timed:
+    def theirs(threads: int | None) -> programs.Timed:
+        place = next(places)
         command = programs.their_command(
             args.diffusers, args.twin_python, config, folder / "twin", folder / "images", place
         )
@@ -86,9 +89,8 @@ def training(args: Namespace, config: TrainConfig, folder: Path, matmul: float) 
         contestants["diffusers"] = partial(theirs, threads=None)
         if not torch.cuda.is_available():  # the launcher gives a process on a CPU one thread
             contestants["diffusers_all_threads"] = partial(theirs, threads=torch.get_num_threads())
-    numbered = {name: programs.numbered(folder, name, run) for name, run in contestants.items()}
     found: dict[str, Any] = {}
-    for name, runs in interleaved(numbered, args.rounds, "training").items():
+    for name, runs in interleaved(contestants, args.rounds, "training").items():
         flops = twin.our_flops if name == "ours" else twin.flops
         rate = Measured.of([run.rate for run in runs])
         found[name] = {

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..evaluation.denoise import generate_denoiser, noise_levels, solve
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.rng import generator
-from .measure import Measured, interleaved, seconds
+from .timing import Measured, interleaved, seconds
 
 REFERENCE_STEPS = 128  # of Heun's method, whose error falls with their square
 
@@ -52,6 +52,7 @@ class Sampler:
         }
 
     def evaluations(self, solver: str, steps: int) -> int:
+        """Evaluations of the network for one image."""
         return 2 * steps - 1 if solver == "heun" else steps
 
     def curve(self, step_counts: Sequence[int]) -> dict[str, list[Point]]:

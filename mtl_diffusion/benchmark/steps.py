@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -15,7 +16,7 @@ from ..training.ema import EMA
 from ..training.meter import Meter
 from ..training.mixture import Mixture
 from ..training.run import Run
-from .measure import Measured, seconds, synchronise
+from .timing import Measured, seconds, synchronise
 
 # Each part of a step, and the calls that it consists of.
 STEP_PARTS = {
@@ -30,7 +31,7 @@ NETWORK = ("forward", "backward")  # the objective with its loss; accelerator.ba
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Where the time of a step goes.
+    """The time of a step, and of its parts.
 
     Attributes:
         whole: seconds a step, without timing its parts.
@@ -49,23 +50,18 @@ class Breakdown:
         return 1 - sum(self.parts[name].median for name in NETWORK) / total
 
 
-class Stopwatch:
-    """Sums the seconds of calls, by part."""
+def watched(function: Callable, part: str, total: dict[str, float], device: torch.device):
+    """The function, with its seconds added to those of the part in `total`."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.total: dict[str, float] = defaultdict(float)
+    def call(*arguments, **options):
+        synchronise(device)
+        started = time.perf_counter()
+        result = function(*arguments, **options)
+        synchronise(device)
+        total[part] += time.perf_counter() - started
+        return result
 
-    def around(self, part: str, function: Callable) -> Callable:
-        def watched(*arguments, **options):
-            synchronise(self.device)
-            started = time.perf_counter()
-            result = function(*arguments, **options)
-            synchronise(self.device)
-            self.total[part] += time.perf_counter() - started
-            return result
-
-        return watched
+    return call
 
 
 def break_down(run: Run, steps: int, warm: int = 3) -> Breakdown:
@@ -87,28 +83,27 @@ def break_down(run: Run, steps: int, warm: int = 3) -> Breakdown:
     parts = STEP_PARTS | {"optimiser": [*STEP_PARTS["optimiser"], (type(run.optimizer), "step")]}
     for _ in range(warm):
         step(run)
-    whole, watched = [], []
+    whole, timed = [], []
     for _ in range(steps):
         whole.append(seconds(lambda: step(run), device))
-        watch = Stopwatch(device)
+        total: dict[str, float] = defaultdict(float)
+        watch = partial(watched, total=total, device=device)
         with ExitStack() as patches:
             for part, calls in parts.items():
                 for home, name in calls:
-                    watching = watch.around(part, getattr(home, name))
+                    watching = watch(getattr(home, name), part)
                     patches.enter_context(patch.object(home, name, watching))
-            backward = watch.around("backward", run.accelerator.backward)
+            forward = watch(run.gradients.objective, "forward")
+            patches.enter_context(patch.object(run.gradients, "objective", forward))
+            backward = watch(run.accelerator.backward, "backward")
             patches.enter_context(patch.object(run.accelerator, "backward", backward))
-            of_parts = replace(
-                run,
-                objective=watch.around("forward", run.objective),
-                draw_sigma=watch.around("corruption", run.draw_sigma),
-            )
+            of_parts = replace(run, draw_sigma=watch(run.draw_sigma, "corruption"))
             took = seconds(lambda run=of_parts: step(run), device)
-        watch.total["other"] = took - sum(watch.total.values())
-        watched.append(watch.total)
+        total["other"] = took - sum(total.values())
+        timed.append(total)
     names = [*NETWORK, *STEP_PARTS, "other"]
     return Breakdown(
         whole=Measured.of(whole),
-        parts={name: Measured.of([total[name] for total in watched]) for name in names},
+        parts={name: Measured.of([total[name] for total in timed]) for name in names},
         device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )

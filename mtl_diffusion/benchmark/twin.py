@@ -17,7 +17,7 @@ class Twin:
 
 
 def build_twin(ours: UNet2DConditionModel) -> Twin:
-    """Of the UNet2DModels with our channels, the one whose measured FLOPs are nearest to ours.
+    """The UNet2DModel with our channels whose measured FLOPs are nearest to ours.
 
     Its blocks have neither cross-attention nor feed-forward layers. To make up for these, it may
     have attention at other levels, and one more residual layer a level.

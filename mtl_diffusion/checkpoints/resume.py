@@ -1,4 +1,4 @@
-"""Conversion between the state of a run and a checkpoint, and the choice of what to resume."""
+"""Conversion between the state of a run and a checkpoint, and the choice of a checkpoint."""
 
 import json
 import logging
@@ -22,8 +22,8 @@ from .store import Checkpoint, CheckpointError, load, load_latest
 
 logger = logging.getLogger(__name__)
 
-# What may differ between a run and its continuation: where things are, how long it goes on, and
-# what is only watched. The data may have moved, too: it is compared by what it holds.
+# Fields that may differ between a run and its continuation: locations, the length, logging and
+# saving. The data may be at another path: its contents are compared.
 MAY_CHANGE = frozenset(
     (
         *("output_dir", "dataset_name", "resume_from_checkpoint", "dry_run", "num_threads"),
@@ -36,12 +36,12 @@ MAY_CHANGE = frozenset(
 )
 
 
-# What a run starts from: names on the Hub, or paths.
+# Fields with the sources of a run: names on the Hub, or paths.
 SOURCES = ("dataset_name", "pretrained_model_name_or_path")
 
 
 def folder_of(run: Run) -> Path:
-    """Where the run's checkpoints are."""
+    """The folder of the run's checkpoints."""
     return Path(run.config.output_dir) / "checkpoints"
 
 
@@ -67,7 +67,7 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
     facts = {
         "config": to_dict(run.config),
         "words": run.tokenizer.get_vocab(),
-        # What a pipeline is built of, so that a checkpoint alone can be published.
+        # Configurations of the components, so that a checkpoint can be published.
         "unet": _plain(run.unet),
         "scheduler": _plain(run.scheduler),
         "chains": run.chains,
@@ -79,7 +79,7 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
         "images_seen": step * run.config.total_batch_size,
         "learning_rate": learning_rate(run.config, step),
         "versions": _versions(),
-        # For the model card. Only here and now, a path can be told apart from a name on the Hub.
+        # For the model card. Elsewhere, a path can't be distinguished from a name on the Hub.
         "minutes": run.clock.read(),
         "on_hub": [name for name in SOURCES if on_hub(getattr(run.config, name) or "")],
     }
@@ -101,7 +101,7 @@ def _is_stream(value: Any) -> bool:
     )
 
 
-# Name -> what a fact must be, and in words. Those that may be None are missing in old checkpoints.
+# Name -> a check of a fact, and its description. Those that may be None are absent in old files.
 _FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "config": (_is_mapping, "a mapping"),
     "words": (lambda value: _is_mapping(value, int), "words with their ids"),
@@ -116,9 +116,7 @@ _FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "versions": (_is_mapping, "libraries with their versions"),
     "minutes": (lambda value: value is None or _is_mapping(value, float), "hardware with minutes"),
     "on_hub": (
-        lambda value: (
-            value is None or (isinstance(value, list) and all(v in SOURCES for v in value))
-        ),
+        lambda value: value is None or _is_list_of(value, SOURCES),
         f"a list of some of {', '.join(SOURCES)}",
     ),
 }
@@ -142,12 +140,12 @@ def check_facts(checkpoint: Checkpoint) -> None:
 
 
 def restore(run: Run) -> int:
-    """Brings the run to where its checkpoint left it; returns the number of steps done.
+    """Restores the state of the run from its checkpoint; returns the number of steps done.
 
     Raises:
         ConfigError: the checkpoint is of another configuration or other data, or a run is there
             that was not to be resumed.
-        CheckpointError: the checkpoint asked for is missing or damaged, or could not be read on
+        CheckpointError: the named checkpoint is missing or damaged, or could not be read on
             one of the processes.
     """
     fault = None
@@ -160,10 +158,8 @@ def restore(run: Run) -> int:
     step = 0 if checkpoint is None else checkpoint.step
     if len(found := from_all_processes([str(step)])) > 1:
         raise ConfigError(
-            [
-                f"output_dir: found {run.config.output_dir}, where the processes see the steps "
-                f"{', '.join(found)}; it must be one folder for all machines"
-            ]
+            f"output_dir: found {run.config.output_dir}, where the processes see the steps "
+            f"{', '.join(found)}; it must be one folder for all machines"
         )
     if checkpoint is None:
         return 0
@@ -184,46 +180,42 @@ def restore(run: Run) -> int:
 
 
 def _find(run: Run) -> Checkpoint | None:
-    """What `resume_from_checkpoint` asks for."""
-    wish = run.config.resume_from_checkpoint
+    """The checkpoint that `resume_from_checkpoint` names."""
+    asked = run.config.resume_from_checkpoint
     newest, skipped = load_latest(folder_of(run))
-    if newest and wish == "latest" and not _leads_to(run.config, newest):
+    if newest and asked == "latest" and not _leads_to(run.config, newest):
         newest = _before_the_decay(run, newest.step)
     if run.accelerator.is_main_process and newest:
         for reason in skipped:
             logger.warning("passed over a checkpoint: %s", reason)
-    if wish == "latest":
+    if asked == "latest":
         if newest is None and skipped:
             raise CheckpointError(
                 f"{folder_of(run)} has no complete checkpoint; to start anew, choose another "
                 "output_dir:" + "".join(f"\n  {reason}" for reason in skipped)
             )
         return newest
-    if wish is None:
+    if asked is None:
         if newest or skipped:
             raise ConfigError(
-                [
-                    f"resume_from_checkpoint: found none; {folder_of(run)} already holds a run: "
-                    "resume it with latest, or choose another output_dir"
-                ]
+                f"resume_from_checkpoint: found none; {folder_of(run)} already holds a run: "
+                "resume it with latest, or choose another output_dir"
             )
         return None
-    asked = load(Path(wish))
-    if newest is None or newest.step <= asked.step:
-        return asked
+    named = load(Path(asked))
+    if newest is None or newest.step <= named.step:
+        return named
     check_facts(newest)
-    if newest.facts["config"].get("resume_from_checkpoint") == wish:  # the same command, run again
+    if newest.facts["config"].get("resume_from_checkpoint") == asked:  # the same command again
         return newest
     raise ConfigError(
-        [
-            f"resume_from_checkpoint: found {wish}, of step {asked.step}; {folder_of(run)} "
-            f"already holds step {newest.step}: resume it with latest, or choose another output_dir"
-        ]
+        f"resume_from_checkpoint: found {asked}, of step {named.step}; {folder_of(run)} "
+        f"already holds step {newest.step}: resume it with latest, or choose another output_dir"
     )
 
 
 def _leads_to(config: TrainConfig, checkpoint: Checkpoint) -> bool:
-    """Whether a run of this length takes the checkpoint's steps: not those of a shorter decay."""
+    """Whether the steps up to the checkpoint are those of a run of this length."""
     check_facts(checkpoint)
     old = from_dict(checkpoint.facts["config"])
     return (
@@ -234,15 +226,13 @@ def _leads_to(config: TrainConfig, checkpoint: Checkpoint) -> bool:
 
 
 def _before_the_decay(run: Run, newest: int) -> Checkpoint:
-    """The newest checkpoint that a lengthened run goes on from."""
+    """The newest checkpoint from which a lengthened run can continue."""
     found, _ = load_latest(folder_of(run), lambda checkpoint: _leads_to(run.config, checkpoint))
     if found is None:
         raise ConfigError(
-            [
-                f"max_train_steps: found {run.config.max_train_steps}; step {newest} is in the "
-                f"decay of a run of another length, and {folder_of(run)} has no checkpoint from "
-                "before it: give the length that the run had, or choose another output_dir"
-            ]
+            f"max_train_steps: found {run.config.max_train_steps}; step {newest} is in the "
+            f"decay of a run of another length, and {folder_of(run)} has no checkpoint from "
+            "before it: give the length that the run had, or choose another output_dir"
         )
     if run.accelerator.is_main_process:
         logger.warning(
@@ -252,31 +242,22 @@ def _before_the_decay(run: Run, newest: int) -> Checkpoint:
 
 
 def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
-    """A line for each thing that forbids to continue the checkpoint with this run."""
+    """A line for each reason why this run cannot continue the checkpoint."""
     facts = checkpoint.facts
-    # A field that is younger than the checkpoint had one value then.
+    # A field that was added after the checkpoint was written had this value then.
     before = to_dict(TrainConfig()) | {"optimizer": "adamw"} | facts["config"]
     faults = differences(before, to_dict(run.config), MAY_CHANGE)
     classifier = run.alignment.fingerprint if run.alignment else None
-    if facts.get("alignment") != classifier:
-        faults.append(
-            f"alignment_classifier: the checkpoint has one of the fingerprint "
-            f"{facts.get('alignment')}, this run has {classifier}"
-        )
-    if facts.get("teacher") != _objective(run).teacher:
-        faults.append(
-            "pretrained_model_name_or_path: the checkpoint has a teacher of the fingerprint "
-            f"{facts.get('teacher')}, this run has {_objective(run).teacher}"
-        )
-    for field, split, data in (
-        ("train_split", "train", run.train_data),
-        ("validation_split", "held_out", run.held_out),
+    teacher, data = _objective(run).teacher, facts["data"]
+    for field, what, old, new in (
+        ("alignment_classifier", "a classifier", facts.get("alignment"), classifier),
+        ("pretrained_model_name_or_path", "a teacher", facts.get("teacher"), teacher),
+        ("train_split", "data", data["train"], run.train_data.fingerprint),
+        ("validation_split", "data", data["held_out"], run.held_out.fingerprint),
     ):
-        before = facts["data"][split]
-        if before != data.fingerprint:
+        if old != new:
             faults.append(
-                f"{field}: the checkpoint has data of the fingerprint {before}, this run has "
-                f"{data.fingerprint}"
+                f"{field}: the checkpoint has {what} of the fingerprint {old}, this run has {new}"
             )
     words = run.tokenizer.get_vocab()
     if facts["words"] != words:
@@ -325,7 +306,7 @@ def _go_on_reading(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def _note_changes(run: Run, checkpoint: Checkpoint) -> None:
-    """Logs what differs, is allowed to, and may change the rounding."""
+    """Logs the differences that are allowed, and that may change the rounding."""
     before, now = checkpoint.facts["num_processes"], run.accelerator.num_processes
     if before != now:
         what = (
@@ -364,7 +345,7 @@ def _versions() -> dict[str, str]:
 
 
 def _trained(run: Run) -> dict[str, torch.nn.Parameter]:
-    """What the optimiser holds, by name."""
+    """The parameters that are trained, by name."""
     return {name: p for name, p in _objective(run).named_parameters() if p.requires_grad}
 
 

@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FACTS = "facts.json"
 _NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
-# Seconds before each new attempt to read what the system could not read.
+# Seconds before each new attempt to read a file.
 DELAYS = (0.1, 1.0, 3.0)
-# What the system says of a file that is not there, or is none. Any other error may pass.
+# Errors for a file that does not exist. Any other error may be temporary.
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class UnreadableError(CheckpointError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on as if it had never stopped.
+    """The state of a run, complete enough for an exact continuation.
 
     Attributes:
         step: optimiser steps that were done.
@@ -73,8 +73,8 @@ def save(
 ) -> Path:
     """Writes folder/step-N, and then deletes the oldest checkpoints beyond total_limit.
 
-    Checkpoints of later steps are kept. So is whatever this module did not write: if it has the
-    name of the new checkpoint, it is renamed.
+    Checkpoints of later steps are kept. So is everything that this module did not write: if it has
+    the name of the new checkpoint, it is renamed.
 
     Args:
         keep: steps whose checkpoints are neither deleted nor counted.
@@ -200,7 +200,7 @@ def _read(path: Path) -> bytes:
 
 
 def _insist(read: Callable[[], T], path: Path) -> T:
-    """What `read` returns; an error that may pass is followed by another attempt.
+    """Calls `read`, and repeats it after errors that may be temporary.
 
     Raises:
         MissingError: nothing of that kind is at `path`.
@@ -265,7 +265,7 @@ def _warn_of(path: Path) -> None:
 
 
 def _move_aside(path: Path) -> None:
-    """Renames what stands where a checkpoint has to be."""
+    """Renames a file or folder that has the name of a new checkpoint."""
     number = 1
     while os.path.lexists(other := path.with_name(f"moved-aside-{number}-{path.name}")):
         number += 1

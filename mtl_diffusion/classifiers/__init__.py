@@ -1,1 +1,1 @@
-"""Image classifiers: what figures are measured with, and what alignment learns from."""
+"""Image classifiers, for the evaluation and for the alignment loss."""

@@ -1,7 +1,5 @@
 """ResNet-9, the small network of the DAWNBench entries for CIFAR-10 (David Page, 2018)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -57,7 +55,7 @@ class ResNet9(PreTrainedModel):
         """Keep the initial values of torch's layers."""
 
     def features(self, images: Tensor) -> Tensor:
-        """What the linear layer sees: (B, 8 * width)."""
+        """The inputs of the linear layer, (B, 8 * width)."""
         return self.body(images).amax((2, 3))
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:

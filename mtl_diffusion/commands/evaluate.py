@@ -3,9 +3,9 @@
     mtl-diffusion evaluate --preset smoke --pipeline runs/quickstart/pipeline \\
         --classifier runs/quickstart/classifier --output_dir runs/quickstart/scores
 
-Run again, it goes on where it was interrupted. Under `accelerate launch` all processes draw. The
-presets are smoke (minutes on two cores), standard (10,000 samples) and full (50,000); every flag
-below beats the preset. Some of the pictures show images of the dataset.
+An interrupted evaluation continues when it is run again. Under `accelerate launch` all processes
+draw. The presets are smoke (minutes on two cores), standard (10,000 samples) and full (50,000);
+every flag below beats the preset. Some of the pictures show images of the dataset.
 """
 
 import json
@@ -51,5 +51,5 @@ def main() -> None:
         return
     print(json.dumps(metrics["summary"], indent=2))
     print(f"All of it is in {args.output_dir}: metrics.json, plots and pictures")
-    if args.at_least is not None and (poor := below(metrics, args.at_least)):
-        sys.exit(f"class accuracy is below {args.at_least} in {', '.join(poor)}")
+    if args.at_least is not None and (low := below(metrics, args.at_least)):
+        sys.exit(f"class accuracy is below {args.at_least} in {', '.join(low)}")

@@ -1,4 +1,4 @@
-"""Export a checkpoint to a folder that anybody can load, and put it on the Hub.
+"""Export a checkpoint to a folder for `from_pretrained`, and put it on the Hub.
 
     mtl-diffusion publish --checkpoint runs/c10 --output_dir runs/c10/pipeline
     mtl-diffusion publish --checkpoint runs/c10/checkpoints/step-300 --output_dir export \\
@@ -30,9 +30,8 @@ def parse() -> Namespace:
     add("--metrics", type=flags.path, help=scores)
     add("--no_pictures", action="store_true", help="draw no gallery for the model card")
     add("--half", action="store_true", help="write float16: half the bytes, and loads as float32")
-    add("--max_shard_size", help="cut the weights into files of this size, such as 15MB")
     add("--push_to_hub", action="store_true", help="upload the folder")
-    add("--hub_model_id", help="user/name; default: what the run was configured with")
+    add("--hub_model_id", help="user/name; default: that of the run")
     add("--private", action="store_true", help="make the repository private when it is created")
     add("--revision", help="branch to upload to, created where it isn't there; default: main")
     add("--space", metavar="USER/NAME", help="make or update this Space")
@@ -77,9 +76,8 @@ def export(args: Namespace) -> tuple[str | None, bool]:
     trained = of_checkpoint(args.checkpoint)
     name = args.hub_model_id or trained.config.repository
     repository = full_name(name) if args.push_to_hub else args.hub_model_id
-    sizes = {"half": args.half, "max_shard_size": args.max_shard_size}
-    pictures = not args.no_pictures
-    write(trained, args.output_dir, repository, metrics=metrics, pictures=pictures, **sizes)
+    options = {"metrics": metrics, "pictures": not args.no_pictures, "half": args.half}
+    write(trained, args.output_dir, repository, **options)
     print(f"Step {trained.step} is in {args.output_dir}")
     private = args.private or trained.config.hub_private_repo
     if args.push_to_hub:

@@ -4,7 +4,7 @@
         --class_label ring --num_images 16 --output_dir samples
 
 Under `accelerate launch` the processes share the work: image i is drawn from (seed, i), so they
-are the same images whatever the number of processes. Run again, it draws what is missing.
+are the same images for any number of processes. Run again, it draws the missing ones.
 """
 
 from argparse import Namespace
@@ -27,7 +27,6 @@ def parse() -> Namespace:
     add("--guidance_interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help=levels)
     add("--num_images", type=int, help="default: one for each source, or for each class")
     add("--batch_size", type=int, default=64, help="images at a time")
-    add("--grid", action="store_true", help="write one grid.png, not 00000.png, 00001.png, ...")
     flags.add(parser, "num_inference_steps", "seed", "output_dir", "device")
     return parser.parse_args()
 
@@ -38,7 +37,7 @@ def main() -> None:
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from accelerate import Accelerator
 
-    from mtl_diffusion.evaluation.samples import read_request, write_grid, write_samples
+    from mtl_diffusion.evaluation.samples import read_request, write_samples
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
     with flags.refusals():
@@ -47,6 +46,6 @@ def main() -> None:
         pipe.to(args.device or accelerator.device)
         pipe.set_progress_bar_config(disable=True)
         request = read_request(pipe, vars(args))
-        path = (write_grid if args.grid else write_samples)(pipe, request, args.output_dir)
+        write_samples(pipe, request, args.output_dir)
     if accelerator.is_main_process:
-        print(path)
+        print(args.output_dir)

@@ -9,7 +9,7 @@ The classifier that measures a model must be another one than any that trained t
 another architecture and seed.
 
 The output folder is a `transformers` image classifier, and metrics.json with its accuracy on the
-test split. What is in the folder already is overwritten.
+test split. Files that are in the folder already are overwritten.
 """
 
 import json
@@ -23,7 +23,7 @@ def parse() -> Namespace:
     add = parser.add_argument
     flags.add(parser, "dataset_name", "dataset_config_name", dataset_name={"required": True})
     flags.add(parser, "train_split", "image_column", "label_column", "output_dir")
-    add("--test_split", default="test", help="what metrics.json is measured on")
+    add("--test_split", default="test", help="split that metrics.json is measured on")
     add("--resolution", type=int, required=True, help="side of the images in pixels")
     kinds = ["resnet9", "regnet"]
     add("--architecture", default="regnet", choices=kinds, help="resnet9 is more accurate")

@@ -3,8 +3,6 @@
 All arms have the base's number of optimiser steps and its schedules, unless they change them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +54,7 @@ def subsets_of_tasks(base: TrainConfig, sizes: Sequence[int], budget: str) -> li
 
     Args:
         sizes: numbers of tasks, ascending.
-        budget: what a step has in common with a step of all tasks. "per_task": the number of
+        budget: the quantity that equals that of a step of all tasks. "per_task": the number of
             samples of each task. "total": the number of all samples.
     """
     arms = []

@@ -1,7 +1,5 @@
 """A whole comparison: trains the runs that are missing, measures all, writes tables and a plot."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -37,7 +35,7 @@ def compare(
     Args:
         num_images: held-out images of the base's validation_split.
         metrics: where a run's folder has a metrics.json, if it has been evaluated.
-        command: what starts scripts/train.py, up to its flags.
+        command: starts scripts/train.py; the flags are appended.
 
     Returns:
         The tables as Markdown. They and comparison.json and changes.png are written to `folder`.

@@ -1,6 +1,4 @@
-"""What is measured of a trained model: held-out losses, and the summary of its scorecard."""
-
-from __future__ import annotations
+"""Measurements of a trained model: held-out losses, and the summary of its scorecard."""
 
 import hashlib
 import json

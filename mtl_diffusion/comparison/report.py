@@ -3,8 +3,6 @@
 Each task is compared with the first arm that has it, its reference, seed by seed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +25,7 @@ class MeanStd:
     values: tuple[float, ...]
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> MeanStd:
+    def of(cls, values: Sequence[float]) -> "MeanStd":
         std = stdev(values) if len(values) > 1 else math.nan
         return cls(fmean(values), std, tuple(values))
 

@@ -1,7 +1,5 @@
 """The runs of a comparison: started, continued, or reused if they are finished."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +41,7 @@ def ensure_trained(config: TrainConfig, command: Sequence[str]) -> Path:
     """Trains in a subprocess unless the run is finished; returns the exported pipeline.
 
     Args:
-        command: what starts scripts/train.py, up to its flags.
+        command: starts scripts/train.py; the flags are appended.
 
     Raises:
         ValueError: the folder has a run of another configuration.

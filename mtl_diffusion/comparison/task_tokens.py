@@ -1,7 +1,5 @@
 """Whether a model uses its task token: held-out loss with the right, each wrong and no token."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +30,8 @@ def compare_tokens(
     Raises:
         ValueError: the model doesn't know a class of the data.
     """
-    if strangers := set(data.class_names) - set(pipe.class_names):
-        raise ValueError(f"dataset_name: the model doesn't know its classes {', '.join(strangers)}")
+    if unknown := set(data.class_names) - set(pipe.class_names):
+        raise ValueError(f"dataset_name: the model doesn't know its classes {', '.join(unknown)}")
     data = data.relabelled(pipe.class_names)
     losses = {
         token or NULL: held_out_loss(

@@ -1,14 +1,14 @@
-"""What may be set in a run: fields, limits and the command line. No torch is imported."""
+"""The settings of a run: fields, limits and the command line. No torch is imported."""
 
 from .fields import (
     TYPES,
     ConfigError,
     TrainConfig,
     differences,
-    hint,
     listed,
     resolved,
     show,
+    suggestion,
     to_dict,
 )
 
@@ -17,9 +17,9 @@ __all__ = [
     "ConfigError",
     "TrainConfig",
     "differences",
-    "hint",
     "listed",
     "resolved",
     "show",
+    "suggestion",
     "to_dict",
 ]

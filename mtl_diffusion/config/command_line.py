@@ -4,8 +4,6 @@ Every mistake is reported, in one error. Nothing here imports torch until the na
 checked, so that `--help` is shown at once.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -21,12 +19,12 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_settings
 
 from . import limits
-from .fields import PARTS, TYPES, ConfigError, TrainConfig, hint, listed, show, to_dict
+from .fields import GROUPS, TYPES, ConfigError, TrainConfig, listed, show, suggestion, to_dict
 from .yaml_reader import load, load_strictly
 
 _LISTS = {name for name, kind in TYPES.items() if kind == list[int]}
 _MAPPINGS = {name for name, kind in TYPES.items() if dict[str, float] in (kind, *get_args(kind))}
-# What other trainers call it, and what to do here.
+# Field names of other trainers, and what to set here instead.
 _STEPS = "; set max_train_steps: an epoch is the number of images / total_batch_size"
 _BATCH = "; set total_batch_size, the samples of a step over all processes"
 _ACCUMULATION = (
@@ -123,8 +121,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="YAML file of the fields below; flags beat it."
     )
-    for part in PARTS:
-        parser.add_class_arguments(part, as_group=True)
+    for group in GROUPS:
+        parser.add_class_arguments(group, as_group=True)
     return parser
 
 
@@ -133,7 +131,7 @@ def _build(namespace: Namespace) -> TrainConfig:
 
 
 def _read(path: str, faults: list[str]) -> dict[str, Any]:
-    """The mapping in a YAML file; what is wrong with it goes to `faults`."""
+    """The mapping in a YAML file; its faults are appended to `faults`."""
     try:
         values, duplicates = load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or no path
@@ -148,7 +146,7 @@ def _read(path: str, faults: list[str]) -> dict[str, Any]:
 
 
 def _pairs(argv: Sequence[str], faults: list[str]) -> Iterator[tuple[str, str]]:
-    """The command line as (name, value); what fits no pair goes to `faults`."""
+    """The command line as (name, value); the rest is appended to `faults`."""
     rest = deque(argv)
     while rest:
         word = rest.popleft()
@@ -201,7 +199,7 @@ def _decimal(name: str, text: str) -> str:
 
 def _flag_fault(parser: ArgumentParser, name: str, value: str, flag: str) -> str | None:
     if _field(name) not in TYPES:
-        return f"--{name}: unknown flag{_ELSEWHERE.get(name) or hint(name, TYPES, '--')}"
+        return f"--{name}: unknown flag{_ELSEWHERE.get(name) or suggestion(name, TYPES, '--')}"
     kind = float if "." in name else TYPES[_field(name)]
     fault = f"--{name}: found {show(value)}; must be {_expected(kind)}"
     try:
@@ -215,7 +213,7 @@ def _flag_fault(parser: ArgumentParser, name: str, value: str, flag: str) -> str
 
 def _item_fault(parser: ArgumentParser, name: Any, value: Any, where: str = "") -> str | None:
     if name not in TYPES:
-        return f"{name}{where}: unknown field{_ELSEWHERE.get(name) or hint(str(name), TYPES)}"
+        return f"{name}{where}: unknown field{_ELSEWHERE.get(name) or suggestion(str(name), TYPES)}"
     fault = f"{name}{where}: found {show(value)}; must be {_expected(TYPES[name])}"
     if not _takes_text(TYPES[name]) and _has_text(value):
         return fault

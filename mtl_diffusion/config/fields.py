@@ -1,11 +1,9 @@
 """The settings of a run: typed fields, and how they are written down and compared.
 
-A field is documented once, under it; that text is its `--help`. Its type says which values are
+A field is documented once, under it; that text is its `--help`. Its type has the values that are
 allowed (`ranges.py`); how fields depend on each other is `limits.py`, and how they are read from
 YAML and flags is `command_line.py`. Nothing here imports torch, so that help is shown at once.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -40,8 +38,8 @@ from .ranges import (
 class ConfigError(ValueError):
     """Everything that is wrong with a configuration; `faults` holds one line per mistake."""
 
-    def __init__(self, faults: Sequence[str]):
-        self.faults = list(faults)
+    def __init__(self, faults: Sequence[str] | str):
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         lines = "".join(f"\n  {fault}" for fault in self.faults)
         super().__init__(f"{count} in the configuration:{lines}")
@@ -125,7 +123,7 @@ class TaskConfig:
     )
     """Proportion of each task among the samples of a batch; normalised. 0 leaves a task out."""
     objective: Literal["denoising", "distillation"] = "denoising"
-    """What is learned: to denoise; or to draw in 1, 2 or 4 steps as
+    """denoising: learn to denoise. distillation: learn to draw in 1, 2 or 4 steps as
     pretrained_model_name_or_path does in many, with the guidance of each task built in."""
     teacher_steps: PositiveInt = 4
     """With distillation: steps of the pretrained model's solver for each step that is learned."""
@@ -202,7 +200,7 @@ class OptimisationConfig:
     adam_beta2: FractionBelowOne = 0.99
     """Decay of AdamW's mean of squared gradients; 0 or more, below 1."""
     adam_epsilon: PositiveFloat = 1e-8
-    """What AdamW adds to its denominator."""
+    """Constant that AdamW adds to its denominator."""
     adam_weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay, of Muon and AdamW alike."""
     max_grad_norm: PositiveFloat = 1.0
@@ -257,7 +255,7 @@ class RunConfig:
     logging_steps: PositiveInt = 10
     """Optimiser steps between log entries."""
     report_to: Literal["tensorboard", "trackio", "wandb", "none"] = "tensorboard"
-    """Where the curves are logged."""
+    """Tracker that the curves are logged to."""
     tracker_project_name: str = "mtl_diffusion"
     """Project that the run is filed under by the tracker."""
     gallery: bool = True
@@ -280,7 +278,7 @@ class TrainConfig(RunConfig, OptimisationConfig, NoiseConfig, TaskConfig, ModelC
     """All settings of a run, side by side."""
 
     def __post_init__(self):
-        # One spelling inside the program; "none" is what people type on a command line.
+        # A command line has "none", the program None.
         if self.resume_from_checkpoint == "none":
             object.__setattr__(self, "resume_from_checkpoint", None)
         for name in PATHS:
@@ -314,13 +312,13 @@ PATHS = (
     *("output_dir", "resume_from_checkpoint", "dataset_name", "pretrained_model_name_or_path"),
     "alignment_classifier",
 )
-PARTS = (DataConfig, ModelConfig, TaskConfig, NoiseConfig, OptimisationConfig, RunConfig)
+GROUPS = (DataConfig, ModelConfig, TaskConfig, NoiseConfig, OptimisationConfig, RunConfig)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The fields as JSON and YAML can hold them, in the order of `--help`."""
     values = asdict(config)
-    return {f.name: values[f.name] for part in PARTS for f in fields(part)}
+    return {f.name: values[f.name] for group in GROUPS for f in fields(group)}
 
 
 def resolved(config: TrainConfig) -> str:
@@ -349,7 +347,7 @@ def differences(
 # --- words of the messages ----------------------------------------------------------------------
 
 
-def hint(name: str, names: Iterable[str], prefix: str = "") -> str:
+def suggestion(name: str, names: Iterable[str], prefix: str = "") -> str:
     """The nearest of the names, as a question to append; nothing if none is near."""
     near = get_close_matches(name, list(names), n=1)
     return f", did you mean {prefix}{near[0]}?" if near else ""

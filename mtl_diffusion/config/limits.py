@@ -1,18 +1,16 @@
 """Checks of a configuration's values: each by itself, and together."""
 
-from __future__ import annotations
-
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from .fields import PATHS, TYPES, TrainConfig, hint, listed, show
+from .fields import PATHS, TYPES, TrainConfig, listed, show, suggestion
 from .ranges import LARGEST, Allowed
 
 
 def _allowed(kind: Any) -> Allowed | None:
-    """Of the numbers in a type, which have one rule; None: there are no numbers in it."""
+    """The rule for the numbers in a type; None: it has no numbers."""
     if get_origin(kind) is Annotated:
         return kind.__metadata__[0]
     return next((found for part in get_args(kind) if (found := _allowed(part))), None)
@@ -27,25 +25,30 @@ ALLOWED = {
 _REPO_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.A)
 
 Faults = Iterator[tuple[str, str]]  # (field, what is allowed or what to do)
+Right = Callable[..., bool]  # whether none of the fields named is wrong by itself
 
 
 def faults(
     config: TrainConfig, known_tasks: Collection[str], unreadable: Iterable[str] = ()
 ) -> list[str]:
-    """What is out of range or contradictory, a line each; empty if nothing is.
+    """A line for each value that is out of range, or contradicts another one.
 
-    Nothing is said of the fields in `unreadable`, nor of what depends on them, and a field
-    that is wrong by itself is not compared with others: one mistake, one line.
+    The fields in `unreadable` are not checked, and a field that is wrong by itself is not compared
+    with others: each mistake is reported once.
     """
     lines, wrong = [], set(unreadable)
+
+    def right(*names: str) -> bool:
+        return wrong.isdisjoint(names)
+
     for check in (_value_faults, _data_faults, _model_faults, _task_faults, _run_faults):
-        found = [fault for fault in check(config, known_tasks, wrong) if fault[0] not in wrong]
+        found = [fault for fault in check(config, known_tasks, right) if right(fault[0])]
         lines += [f"{name}: found {show(getattr(config, name))}; {what}" for name, what in found]
         wrong |= {name for name, _ in found}
     return lines
 
 
-def _value_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[str]) -> Faults:
+def _value_faults(config: TrainConfig, known_tasks: Collection[str], right: Right) -> Faults:
     """Each value by itself."""
     for name in TYPES:
         value = getattr(config, name)
@@ -69,9 +72,9 @@ def _value_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[
             yield name, f"must be finite, and {words}"
 
 
-def _data_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[str]) -> Faults:
-    """What can't be streamed."""
-    if "streaming" in wrong or not config.streaming:
+def _data_faults(config: TrainConfig, known_tasks: Collection[str], right: Right) -> Faults:
+    """Data that cannot be streamed."""
+    if not (right("streaming") and config.streaming):
         return
     if config.dataset_name == "shapes":
         yield "streaming", 'must be false: "shapes" is drawn in memory'
@@ -80,54 +83,48 @@ def _data_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[s
             yield name, "must be one whole split, or set streaming to false: a stream has no slices"
 
 
-def _model_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[str]) -> Faults:
+def _model_faults(config: TrainConfig, known_tasks: Collection[str], right: Right) -> Faults:
     """The shapes of the UNet, and which of its weights are trained."""
     for name in ("norm_num_groups", "num_attention_heads"):
         divisor = getattr(config, name)
-        if wrong.isdisjoint({"block_out_channels", name}):
+        if right("block_out_channels", name):
             odd = [c for c in config.block_out_channels if c % divisor]
             if odd:
                 yield name, f"must divide block_out_channels, and does not divide {listed(odd)}"
-    if wrong.isdisjoint({"block_out_channels", "resolution"}):
+    if right("block_out_channels", "resolution"):
         levels = len(config.block_out_channels)
         step = 2 ** (levels - 1)
         if config.resolution % step:
             what = f"must be a multiple of {step}: block_out_channels has {levels} levels"
             yield "resolution", what
-        elif "attention_resolutions" not in wrong:
+        elif right("attention_resolutions"):
             sizes = [config.resolution // 2**level for level in range(levels)]
             if odd := [size for size in config.attention_resolutions if size not in sizes]:
                 what = f"there is no feature map of side {listed(odd)}, only of {listed(sizes)}"
                 yield "attention_resolutions", what
-    if config.pretrained_model_name_or_path is None and (
-        "pretrained_model_name_or_path" not in wrong
-    ):
+    if right("pretrained_model_name_or_path") and config.pretrained_model_name_or_path is None:
         if config.train_only != "all":
             yield "train_only", "must be all, or set pretrained_model_name_or_path to start from"
-        if "objective" not in wrong and config.objective == "distillation":
-            yield (
-                "objective",
-                "must be denoising, or set pretrained_model_name_or_path to a teacher",
-            )
+        if right("objective") and config.objective == "distillation":
+            what = "must be denoising, or set pretrained_model_name_or_path to a teacher"
+            yield "objective", what
         if config.revision is not None:
             yield "revision", "must be null, or set pretrained_model_name_or_path, which it is of"
 
 
-def _task_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[str]) -> Faults:
-    """Which tasks, how often, how heavy."""
-    if wrong.isdisjoint({"alignment_classifier", "perceptual_weight"}) and (
-        config.alignment_classifier is None and config.perceptual_weight > 0
-    ):
+def _task_faults(config: TrainConfig, known_tasks: Collection[str], right: Right) -> Faults:
+    """The tasks, their proportions and their weights."""
+    aligns = config.alignment_classifier is not None
+    perceptual, distils = config.perceptual_weight > 0, config.objective == "distillation"
+    if right("alignment_classifier", "perceptual_weight") and perceptual and not aligns:
         yield "perceptual_weight", "must be 0, or set alignment_classifier, whose features it needs"
-    if wrong.isdisjoint({"alignment_classifier", "objective"}) and (
-        config.alignment_classifier is not None and config.objective == "distillation"
-    ):
+    if right("alignment_classifier", "objective") and aligns and distils:
         yield "alignment_classifier", "must be null, or set objective to denoising"
-    if "tasks" in wrong:
+    if not right("tasks"):
         return
     unknown = [str(name) for name in config.tasks if name not in known_tasks]
     if unknown:
-        hints = "".join(hint(name, known_tasks) for name in unknown)
+        hints = "".join(suggestion(name, known_tasks) for name in unknown)
         there = listed(known_tasks)
         yield "tasks", f"no task is called {listed(unknown)}{hints}; there are {there}"
         return
@@ -136,13 +133,13 @@ def _task_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[s
         return
     rarest = min(config.shares, key=config.shares.__getitem__)
     smallest = math.ceil(1 / config.shares[rarest] - 1e-9)
-    if "total_batch_size" not in wrong and config.total_batch_size < smallest:
+    if right("total_batch_size") and config.total_batch_size < smallest:
         what = f"gives {rarest} less than one sample; use {smallest} or more, or change tasks"
         yield "total_batch_size", what
 
     weights, needed = config.task_weights, listed(config.shares)
-    aggregates = "gradient_aggregation" not in wrong and config.gradient_aggregation != "sum"
-    if not wrong.isdisjoint({"task_weights", "task_weighting"}):
+    aggregates = right("gradient_aggregation") and config.gradient_aggregation != "sum"
+    if not right("task_weights", "task_weighting"):
         return
     if config.task_weighting != "fixed":
         if weights is not None:
@@ -158,35 +155,26 @@ def _task_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[s
         yield "task_weights", what
 
 
-def _run_faults(config: TrainConfig, known_tasks: Collection[str], wrong: set[str]) -> Faults:
+def _run_faults(config: TrainConfig, known_tasks: Collection[str], right: Right) -> Faults:
     """Pairs of fields that cannot both be right, and the name on the Hub."""
-    if wrong.isdisjoint({"sigma_min", "sigma_max"}) and config.sigma_min >= config.sigma_max:
+    if right("sigma_min", "sigma_max") and config.sigma_min >= config.sigma_max:
         yield "sigma_min", f"must be below sigma_max, which is {show(config.sigma_max)}"
-    if wrong.isdisjoint({"per_device_batch_size", "total_batch_size"}) and (
-        (config.per_device_batch_size or 1) > config.total_batch_size
-    ):
+    if right("per_device_batch_size", "total_batch_size"):
         limit = config.total_batch_size
-        yield "per_device_batch_size", f"must be at most total_batch_size, which is {limit}"
-    if "lr_warmup_steps" not in wrong and config.lr_warmup_steps >= 1:
+        if (config.per_device_batch_size or 1) > limit:
+            yield "per_device_batch_size", f"must be at most total_batch_size, which is {limit}"
+    steps, minutes = config.max_train_steps, config.max_train_minutes
+    if right("lr_warmup_steps") and config.lr_warmup_steps >= 1:
         if config.lr_warmup_steps % 1:
             yield "lr_warmup_steps", "must be whole steps, or a share of the run below 1"
-        elif (
-            "max_train_steps" not in wrong
-            and config.max_train_steps is not None
-            and config.lr_warmup_steps > config.max_train_steps
-        ):
-            yield "lr_warmup_steps", f"must be at most max_train_steps, {config.max_train_steps}"
-    if wrong.isdisjoint({"max_train_steps", "max_train_minutes"}) and (
-        config.max_train_steps is None and config.max_train_minutes is None
-    ):
+        elif right("max_train_steps") and steps is not None and config.lr_warmup_steps > steps:
+            yield "lr_warmup_steps", f"must be at most max_train_steps, {steps}"
+    if right("max_train_steps", "max_train_minutes") and steps is None and minutes is None:
         yield "max_train_steps", "must be a number of steps, or set max_train_minutes"
+    named = _REPO_NAME.fullmatch(config.repository)
     if config.hub_model_id is not None:
         user, _, name = config.hub_model_id.partition("/")
         if not (_REPO_NAME.fullmatch(user) and _REPO_NAME.fullmatch(name)):
             yield "hub_model_id", "must be user/name, of letters, digits, '-', '_' and '.'"
-    elif (
-        config.push_to_hub
-        and "hub_model_id" not in wrong
-        and not _REPO_NAME.fullmatch(config.repository)
-    ):
+    elif right("hub_model_id") and config.push_to_hub and not named:
         yield "output_dir", "must end in a name that the Hub accepts, or set hub_model_id"

@@ -1,6 +1,4 @@
-"""Types of the configuration's numbers: what each may be, and how that is said."""
-
-from __future__ import annotations
+"""Types of the configuration's numbers: the allowed range, and its description in messages."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ PositiveFraction = Annotated[float, Allowed(lambda v: 0 < v <= 1, "above 0, and 
 Proportion = Annotated[float, Allowed(lambda v: v == 0 or 1e-6 <= v <= 1e6, "0, or 1e-6 to 1e6")]
 Pixels = Annotated[int, Allowed(lambda v: 8 <= v <= 4096, "8 to 4,096")]
 Levels = Annotated[int, Allowed(lambda v: 2 <= v <= 10_000, "2 to 10,000, one for each end")]
-# Sizes of a network, and threads: far beyond what anybody needs, and far below what hangs.
+# Upper limits that no useful value reaches, and that do not exhaust the memory.
 Width = Annotated[int, Allowed(lambda v: 1 <= v <= 65_536, "1 to 65,536")]
 Tokens = Annotated[int, Allowed(lambda v: 0 <= v <= 65_536, "0 to 65,536")]
 Layers = Annotated[int, Allowed(lambda v: 1 <= v <= 100, "1 to 100")]

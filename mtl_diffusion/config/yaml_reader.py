@@ -1,7 +1,5 @@
 """YAML as a configuration needs it: the core schema of YAML 1.2, small documents, no surprises."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from typing import Any
@@ -16,7 +14,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML, which is for YAML 1.1, with the words and numbers of YAML 1.2.
 
     `no` is a word, 010 is ten, 1:30 is a text, 2e-3 is a number, and there are no dates. An alias
-    may stand for a single value only, because lists of aliases of lists grow without end. Keys that
+    may refer to a single value only, because nested lists of aliases grow exponentially. Keys that
     are given twice are noted; PyYAML drops the first in silence.
     """
 
@@ -54,7 +52,7 @@ class _Loader(yaml.SafeLoader):
 _TAG = "tag:yaml.org,2002:"
 _Loader.yaml_implicit_resolvers = {}
 for _kind, _pattern, _first in (
-    # "None" is what the help of our own fields calls it.
+    # The help of our own fields writes "None".
     ("null", r"~|null|Null|NULL|None|", "~nN"),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),

@@ -1,6 +1,4 @@
-"""Rows of a dataset: which columns are the images and the labels, and what the classes are."""
-
-from __future__ import annotations
+"""Rows of a dataset: the columns of images and labels, and the classes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +13,12 @@ _NO_LABELS = "none"  # the value of label_column that trains without classes
 
 
 class DataError(ValueError):
-    """What is wrong with a dataset; the message begins with the field that it was named in."""
+    """A fault of a dataset; the message begins with the field of the configuration."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What is read of a dataset.
+    """The rows that are read of a dataset.
 
     Attributes:
         table: the rows.
@@ -73,7 +71,7 @@ def find_label_column(features: datasets.Features, given: str | None) -> str | N
     candidates = classes or [key for key in features if key.lower() in _LABEL_NAMES]
     if not candidates:
         return None
-    if len(candidates) == 1:  # named as labels are; if it can't be used that is said
+    if len(candidates) == 1:  # raises if it can't be used
         return _choose("label_column", candidates[0], usable, features, kind)
     return _choose("label_column", None, candidates, features, "of labels", or_none)
 
@@ -156,7 +154,7 @@ def read_labels(
 def _is_name(value: str | int | None) -> bool:
     if isinstance(value, str):
         return bool(value.strip())
-    return value is not None and value >= 0  # -1 says in many datasets that there is no label
+    return value is not None and value >= 0  # many datasets have -1 for no label
 
 
 def check_label(value: int | str | None, num_classes: int, column: str, row: str) -> None:

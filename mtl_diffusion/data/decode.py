@@ -1,14 +1,11 @@
 """Encoded images to square RGB pixels, and a cache of the decoded pixels."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +17,7 @@ import torch
 from datasets.utils import tqdm
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ..tools.files import replaced_file
 from .columns import DataError, Rows
 
 logger = logging.getLogger(__name__)
@@ -41,7 +39,7 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image as it is stored.
+    """An encoded image.
 
     Attributes:
         data: the bytes of its file, or None if it lies at `path`; a row may have neither.
@@ -54,7 +52,7 @@ class Encoded:
     row: str
 
     @classmethod
-    def of(cls, stored: dict | None, row: str) -> Encoded:
+    def of(cls, stored: dict | None, row: str) -> "Encoded":
         """`stored`: {"bytes", "path"}, as `datasets` has an undecoded image."""
         stored = stored or {"bytes": None, "path": None}
         return cls(stored["bytes"], stored["path"], row)
@@ -187,15 +185,11 @@ def _batches(rows: Rows, column: str) -> Iterator[list[Encoded]]:
 
 def _keep(cached: Path, images: torch.Tensor) -> None:
     """Writes the file atomically. An error is logged: the next run then decodes again."""
-    part = cached.with_name(f".{os.getpid()}-{cached.name}")
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with replaced_file(cached) as part, part.open("wb") as file:
             np.save(file, images.numpy())
-        part.replace(cached)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         logger.warning("the decoded images are not kept for the next run: %s", error)
 
 
@@ -266,7 +260,7 @@ def _without_extras(png: bytes) -> bytes:
 
 
 def _upright_rgb(image: Image.Image, data: bytes) -> tuple[Image.Image, int | None]:
-    """The image as RGB, turned as its EXIF says, and its largest value if it has 16 bits."""
+    """The image as RGB, with the EXIF orientation applied; its largest value if it has 16 bits."""
     if image.mode == "F":
         raise ValueError("its pixels are floating point numbers, whose range is not known")
     turn, deep = _turn(image), _has_16_bits(image, data)

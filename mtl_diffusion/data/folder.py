@@ -1,7 +1,5 @@
 """A folder of images: which files are there, and which split and class each belongs to."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter

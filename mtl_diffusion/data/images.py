@@ -1,7 +1,5 @@
 """Images and labels of a split of a dataset, decoded and held in memory."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Mapping
@@ -45,7 +43,7 @@ class ImageDataset:
         labels: torch.Tensor,
         class_names: tuple[str, ...],
         **words: str,
-    ) -> ImageDataset:
+    ) -> "ImageDataset":
         """The dataset of these CPU tensors, with its fingerprint computed."""
         assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3
         assert labels.dtype == torch.int64 and labels.shape == images.shape[:1]
@@ -60,11 +58,6 @@ class ImageDataset:
         return self.images.shape[-1]
 
     @property
-    def extent(self) -> str:
-        """The number of images, for a message."""
-        return f"{len(self):,}"
-
-    @property
     def absent_classes(self) -> tuple[str, ...]:
         """Names of the classes that no image is of."""
         counts = torch.bincount(self.labels[self.labels >= 0], minlength=len(self.class_names))
@@ -73,16 +66,16 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.images)
 
-    def relabelled(self, class_names: tuple[str, ...]) -> ImageDataset:
+    def relabelled(self, class_names: tuple[str, ...]) -> "ImageDataset":
         """The same images with labels that index into `class_names`, which has every name of ours.
 
-        The fingerprint stays: it is of the data as it was read.
+        The fingerprint, which is that of the data as it was read, does not change.
         """
         places = {name: place for place, name in enumerate(class_names)}
         table = torch.tensor([*(places[name] for name in self.class_names), -1])
         return dataclasses.replace(self, labels=table[self.labels], class_names=class_names)
 
-    def to(self, device: str | torch.device) -> ImageDataset:
+    def to(self, device: str | torch.device) -> "ImageDataset":
         """The same dataset with both tensors on `device`."""
         return dataclasses.replace(
             self, images=self.images.to(device), labels=self.labels.to(device)
@@ -101,13 +94,13 @@ def load_images(
 ) -> ImageDataset:
     """Load one split of an image dataset, decoded to uint8.
 
-    How images are decoded is said in `decode.Decoder`, what a folder of images is in
+    How images are decoded is described in `decode.Decoder`, what a folder of images is in
     `folder.read_folder`, and which the classes are in `columns.read_labels`.
 
     Args:
         dataset_name: "shapes" for the embedded dataset, drawn at `resolution`; else a folder of
-            images, or what `datasets.load_dataset` takes: a folder of parquet or other files, or a
-            name on the Hub. A folder named shapes is reached as "./shapes".
+            images, or a name for `datasets.load_dataset`: a folder of parquet or other files, or a
+            repository on the Hub. A folder named shapes is reached as "./shapes".
         dataset_config_name: the dataset's configuration, where it has several.
         split: a split, or slices of it: "train", "train[:90%]", "train[:90%]+test". Of a dataset
             with one split, "test" is a tenth of it, always the same one.
@@ -115,7 +108,7 @@ def load_images(
         label_column: None for the one ClassLabel column, else the one called label, labels, class,
             classes or target; without one the images have no classes. "none": no classes.
         resolution: side in pixels.
-        split_field: what error messages call `split`: "train_split", "validation_split".
+        split_field: the name of `split` in error messages: "train_split", "validation_split".
 
     Raises:
         DataError: a ValueError. The dataset, configuration, split or a column is not there or is
@@ -174,11 +167,14 @@ def data_line(train: Any, held_out: ImageDataset) -> str:
     """
     names = train.class_names
     classes = f"{len(names):,} class{'' if len(names) == 1 else 'es'}" if names else "no classes"
-    absent = train.absent_classes
-    without = f", {len(absent):,} of them without a training image: {listed(absent)}"
+    images = "a stream of"  # of which the number is not known, nor the classes of its images
+    if isinstance(train, ImageDataset):
+        images = f"{len(train):,}"
+        if absent := train.absent_classes:
+            classes += f", {len(absent):,} of them without a training image: {listed(absent)}"
     return (
-        f"Data: {train.extent} training and {held_out.extent} held-out images, {classes}"
-        f"{without if absent else ''}, from {train.where} ({train.split}; {held_out.split})"
+        f"Data: {images} training and {len(held_out):,} held-out images, {classes}, from "
+        f"{train.where} ({train.split}; {held_out.split})"
     )
 
 
@@ -200,7 +196,7 @@ def _load(
 
 
 def only_split(splits: Mapping[str, Any], split: str) -> str | None:
-    """The only split, where "test" is asked for and there is none: a tenth of it is held out."""
+    """The only split, if `split` is "test" and absent: a tenth of the only one is held out then."""
     name, *others = splits
     return name if split == TEST and not others and name != TEST else None
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 
 from ..tools.rng import generator
-from ..tools.tensors import to_unit_range, upload
+from ..tools.tensors import to_device, to_unit_range
 from .images import ImageDataset
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step receives.
+    """Images and labels for a training step.
 
     Attributes:
         images: (B, 3, H, W) float32 in [-1, 1].
@@ -20,6 +20,17 @@ class Batch:
 
     images: torch.Tensor
     labels: torch.Tensor
+
+
+def process_rows(total: int, rank: int, world: int) -> range:
+    """The rows of a global batch that a process sees; shares differ by one at most."""
+    return range(total * rank // world, total * (rank + 1) // world)
+
+
+def microbatches(rows: range, limit: int | None) -> list[slice]:
+    """Cuts a process's rows into slices of `limit` rows or fewer."""
+    size = limit or len(rows)
+    return [slice(i, min(i + size, rows.stop)) for i in range(rows.start, rows.stop, size)]
 
 
 class Loader:
@@ -73,10 +84,10 @@ class Loader:
         """
         picked = range(self.total_batch_size)[rows]
         index = self._rows(step)[picked.start : picked.stop : picked.step]
-        index = upload(index, self.dataset.images.device)
+        index = to_device(index, self.dataset.images.device)
         images, labels = self.dataset.images[index], self.dataset.labels[index]
         if not self.resident:
-            images, labels = upload(images, self.device), upload(labels, self.device)
+            images, labels = to_device(images, self.device), to_device(labels, self.device)
         if self.random_flip:
             images = flipped(images, self.seed, step, self.total_batch_size, picked)
         return Batch(to_unit_range(images), labels)
@@ -103,7 +114,7 @@ def flipped(
     """Mirrors half of the samples `picked` of a global batch left-right, at random by its key."""
     # Drawn for the whole global batch and sliced, so that it may be cut anywhere.
     draws = torch.rand(total_batch_size, generator=generator(seed, step, "flip"))
-    flip = upload((draws < 0.5)[picked.start : picked.stop : picked.step], images.device)
+    flip = to_device((draws < 0.5)[picked.start : picked.stop : picked.step], images.device)
     return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 

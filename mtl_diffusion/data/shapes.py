@@ -4,8 +4,6 @@ Each image is a light disc, square, triangle, cross or ring on a dark background
 colours, place and size. Nothing is read from disk or downloaded.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
@@ -14,7 +12,7 @@ from PIL import Image as PILImage
 
 CLASSES = ("disc", "square", "triangle", "cross", "ring")
 
-_UNIT = 16  # lengths below are in sixteenths of the picture's side, whatever its resolution
+_UNIT = 16  # lengths below are in sixteenths of the image's side
 _HUE, _SATURATION = 4, 5  # columns of a row's random numbers: the colour of its shape
 _CHUNK = 1024  # images rendered at once; bounds the memory
 
@@ -44,20 +42,10 @@ def shapes(
             Otherwise hue and class are independent.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: the resolution is too low.
     """
-    lowest = {"resolution": 8, "num_train": 1, "num_test": 1, "seed": 0}
-    given = {
-        "resolution": resolution,
-        "num_train": num_train,
-        "num_test": num_test,
-        "seed": seed,
-    }
-    for name, value in given.items():
-        if value < lowest[name]:
-            raise ValueError(f"{name}: {value} is too low; give {lowest[name]} or more.")
-    if not 0 <= grey_share <= 1:
-        raise ValueError(f"grey_share: {grey_share} is not a share; give 0 to 1.")
+    if resolution < 8:
+        raise ValueError(f"resolution: {resolution} is too low; give 8 or more.")
     return DatasetDict(
         train=_split(resolution, num_train, [seed, 0], grey_share, class_hues),
         test=_split(resolution, num_test, [seed, 1], grey_share, class_hues),

@@ -1,6 +1,4 @@
-"""What a dataset's name stands for, and its splits: drawn, a folder of images, or of `datasets`."""
-
-from __future__ import annotations
+"""Opens a dataset by its name: "shapes", a folder of images, or anything that `datasets` reads."""
 
 import errno
 import hashlib
@@ -31,9 +29,9 @@ class Source:
 
     Attributes:
         name: as it was given.
-        where: where it is, in words.
+        where: its location, for messages.
         splits: split -> its rows, without random access if it is streamed.
-        files: split -> paths or URLs of its files; empty for what is drawn.
+        files: split -> paths or URLs of its files; empty for "shapes".
     """
 
     name: str
@@ -83,7 +81,7 @@ def _refuse_config(name: str, config: str | None) -> None:
 
 
 def _open_builder(name: str, config: str | None, streaming: bool, root: Path | None) -> Source:
-    """What `datasets` makes of a folder of files other than images, or of a name on the Hub."""
+    """Opens a folder of files other than images, or a name on the Hub, through `datasets`."""
     cache = None
     if root is not None:
         if magic := sorted(set("*?[]") & set(str(root))):
@@ -91,7 +89,7 @@ def _open_builder(name: str, config: str | None, streaming: bool, root: Path | N
                 f"dataset_name: {root} has {' '.join(magic)} in its name, which `datasets` takes"
                 " for a pattern; rename it, or give a link to it."
             )
-        # `datasets` looks at the time of a file alone, which copying keeps.
+        # `datasets` compares only the time of a file, which copying keeps.
         cache = str(Path(datasets.config.HF_DATASETS_CACHE) / f"mtl_diffusion-{_state(root)}")
     builder = datasets.load_dataset_builder(str(root or name), config, cache_dir=cache)
     files = {str(split): list(names) for split, names in (builder.config.data_files or {}).items()}
@@ -113,7 +111,7 @@ def _open_builder(name: str, config: str | None, streaming: bool, root: Path | N
 
 
 def _state(root: Path) -> str:
-    """A digest of the names, sizes and times of the files; it changes with whatever is written."""
+    """A digest of the names, sizes and times of the files; it changes with every write."""
     digest = hashlib.sha256()
     for path in walk(root):
         stat = path.stat()
@@ -164,7 +162,7 @@ def _is_whole(path: str) -> bool:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Makes one DataError of whatever other libraries raise about a dataset, with the cause."""
+    """Turns the errors of other libraries about a dataset into a DataError with the cause."""
     try:
         yield
     except DataError:
@@ -177,7 +175,7 @@ def explained(name: str) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong, where `datasets` says no more than that something did."""
+    """The cause of an error, which `datasets` wraps in one without information."""
     while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__:
         error = error.__cause__
     text = str(error).strip() or type(error).__name__

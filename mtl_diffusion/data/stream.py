@@ -1,6 +1,4 @@
-"""A split that is read as it is needed, from disk or from the Hub, and never held whole."""
-
-from __future__ import annotations
+"""A split that is streamed from disk or from the Hub, and never held in memory as a whole."""
 
 import dataclasses
 import hashlib
@@ -36,7 +34,7 @@ _TURN = 64
 
 @dataclass(frozen=True)
 class Example:
-    """A row as it is stored.
+    """A row, undecoded.
 
     Attributes:
         image: undecoded.
@@ -57,7 +55,7 @@ class ImageStream:
         split: its name.
         where: words for the dataset.
         class_names: one name a class; empty if the images have no labels.
-        table: (C,) what a stored label becomes, an index into `class_names`.
+        table: (C,) stored label -> index into `class_names`.
         fingerprint: 16 hex digits of the sha256 of the names and sizes of the files and of the
             names of the classes: the pixels themselves are not known before they are read.
     """
@@ -71,17 +69,7 @@ class ImageStream:
     table: tuple[int, ...]
     fingerprint: str
 
-    @property
-    def extent(self) -> str:
-        """The number of images, for a message: it is not known."""
-        return "a stream of"
-
-    @property
-    def absent_classes(self) -> tuple[str, ...]:
-        """Names of the classes that no image is of: none is known."""
-        return ()
-
-    def relabelled(self, class_names: tuple[str, ...]) -> ImageStream:
+    def relabelled(self, class_names: tuple[str, ...]) -> "ImageStream":
         """The same stream with labels that index into `class_names`, which has all of ours."""
         numbers = {name: number for number, name in enumerate(class_names)}
         places = [numbers[name] for name in self.class_names]

@@ -1,7 +1,5 @@
 """Batches of a stream, decoded in background threads during training."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +34,7 @@ class _Share:
     end: Position
 
 
+@dataclass(eq=False)
 class StreamingLoader:
     """Batches of a stream that is repeated without end, each epoch in its own random order.
 
@@ -56,34 +55,25 @@ class StreamingLoader:
         device: where batches are delivered.
     """
 
-    def __init__(
-        self,
-        stream: ImageStream,
-        total_batch_size: int,
-        mine: range,
-        rank: int,
-        world: int,
-        buffer_size: int,
-        seed: int,
-        random_flip: bool,
-        decoder: Decoder,
-        device: str | torch.device = "cpu",
-    ):
-        self.stream = stream
-        self.total_batch_size = total_batch_size
-        self.mine = mine
-        self.rank, self.world = rank, world
-        self.buffer_size = buffer_size
-        self.seed = seed
-        self.random_flip = random_flip
-        self.device = torch.device(device)
-        self._decoder = decoder
+    stream: ImageStream
+    total_batch_size: int
+    mine: range
+    rank: int
+    world: int
+    buffer_size: int
+    seed: int
+    random_flip: bool
+    decoder: Decoder
+    device: str | torch.device = "cpu"
+
+    def __post_init__(self):
+        self.device = torch.device(self.device)
         self._reader = ThreadPoolExecutor(1)  # one thread: it advances a generator
         self.go_to(0, Position(0, 0))
 
     @property
     def position(self) -> Position:
-        """Where the next step's rows begin."""
+        """The position of the next step's rows."""
         return self._current.end if self._current else self._start
 
     def go_to(self, step: int, position: Position) -> None:
@@ -155,7 +145,7 @@ class StreamingLoader:
             epoch, skipped = epoch + 1, 0
 
     def _decoded(self, examples: list[Example], end: Position) -> _Share:
-        images, _ = self._decoder([example.image for example in examples])
+        images, _ = self.decoder([example.image for example in examples])
         labels = torch.tensor([example.label for example in examples])
         if self.device.type == "cuda":
             images, labels = images.pin_memory(), labels.pin_memory()

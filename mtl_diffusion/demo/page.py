@@ -1,4 +1,4 @@
-"""The page: a tab for each task, built of gradio's components. What they do is in studio.py."""
+"""The page: a tab for each task, built of gradio's components. Their functions are in studio.py."""
 
 import random
 import time
@@ -27,7 +27,7 @@ CSS = ".grid-wrap { min-height: 0 !important; overflow-y: auto !important }"  # 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tab takes its picture from: the component, and what puts a picture there."""
+    """The component that holds the source of a tab, and how a picture is put there."""
 
     component: gr.ImageEditor | gr.Image
     show: Callable[[Image.Image], object]  # a picture of any size -> the component's value
@@ -282,7 +282,7 @@ def _shown(progress: gr.Progress) -> Callable[[int, int], None]:
 
 
 def _readable(preprocess):
-    """What gradio does with an upload; a file that is no picture is said on the page."""
+    """gradio's reading of an upload, with a message on the page for a file that is no picture."""
 
     @wraps(preprocess)
     def call(payload):
@@ -299,7 +299,7 @@ def _readable(preprocess):
 
 
 def _said(function):
-    """Whatever is wrong with the input is said on the page."""
+    """Shows a ValueError about the input as a message on the page."""
 
     @wraps(function)
     def call(*arguments):
@@ -312,7 +312,7 @@ def _said(function):
 
 
 def _timed(function):
-    """As `_said`; and the time that it took is one more result."""
+    """As `_said`; the elapsed time is one more result."""
     function = _said(function)
 
     @wraps(function)

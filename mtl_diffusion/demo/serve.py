@@ -16,7 +16,7 @@ from starlette.middleware import Middleware  # noqa: E402
 from .page import CSS, build  # noqa: E402
 from .studio import Studio  # noqa: E402
 
-# The browser fetches nothing from elsewhere, whatever a version of gradio puts in its page.
+# The browser fetches nothing from other hosts, even if gradio's page refers to them.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
 

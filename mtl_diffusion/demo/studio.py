@@ -1,4 +1,4 @@
-"""What the page asks a pipeline for: pictures of any size and plain numbers in, pictures out."""
+"""The page's calls of the pipeline: pictures of any size and plain numbers in, pictures out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ STRENGTH_STEPS = (-0.2, -0.1, 0.0, 0.1, 0.2)  # an edit is shown at these, aroun
 
 @dataclass(frozen=True)
 class Settings:
-    """What every task takes.
+    """The settings that all tasks share.
 
     Attributes:
         class_label: a class's name, or None for any.
@@ -40,18 +40,10 @@ class Studio:
         """pipe: a `MultiTaskPipeline`, installed here or loaded with its own code."""
         pipe.set_progress_bar_config(disable=True)
         self.pipe = pipe
-        self.size: int = pipe.size
+        self.tasks, self.class_names, self.size = pipe.tasks, pipe.class_names, pipe.size
         self.side = self.size * -(-SHOWN // self.size)  # of a picture that is enlarged
         self._lock = Lock()
         self._examples: list[Image.Image] | None = None
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return self.pipe.tasks
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.pipe.class_names
 
     def generate(self, settings: Settings, count: int, progress: Progress) -> list[Image.Image]:
         """`count` images of `size` pixels."""
@@ -65,7 +57,7 @@ class Studio:
         count: int,
         progress: Progress,
     ) -> list[Captioned]:
-        """What the model is given, with its hole in grey; and `count` ways to fill that.
+        """The model's input, with its hole in grey; and `count` completions.
 
         Args:
             image: any size and mode.
@@ -86,7 +78,7 @@ class Studio:
     def edit(
         self, image: Image.Image | None, settings: Settings, strength: float, progress: Progress
     ) -> list[Captioned]:
-        """The source, and what becomes of it at several strengths, all from the same noise."""
+        """The source, and its edits at several strengths, all from the same noise."""
         source = self.fit(image)
         if settings.class_label is None:
             raise ValueError("Choose the class that the picture is to be turned into.")
@@ -116,7 +108,7 @@ class Studio:
     def fit(self, image: Image.Image | None) -> Image.Image:
         """The square in the middle, upright, in RGB over white, `size` pixels wide.
 
-        One that `enlarged` made comes back as it was, pixel by pixel.
+        It inverts `enlarged` exactly.
 
         Raises:
             ValueError: there is none.

@@ -2,15 +2,14 @@
 
 Everywhere:
     D, source, target: D(x, sigma), as in denoise.py; `source` is conditioned on the class of the
-        image, or on none, `target` on the class that it shall have.
+        image, or on none, `target` on the class that is requested.
     image: (B, 3, H, W) float32 in [-1, 1].
     sigmas: falling noise levels, the last one 0, from `denoise.noise_levels`.
     strength: in [0, 1], how far up the noise levels an edit starts: 0 gives the image back, 1 is
         sigma_max. It is a share of the steps, as in diffusers' image-to-image pipelines: of n steps
         int(strength n) are done.
-    generators: one an image, so that a batch gives what its images give alone.
-They return images like `image`, not clipped, and raise ValueError for an argument out of range.
-What they cost is in the denoiser's `evaluations`.
+    generators: one for each image, so that results don't depend on the batch.
+They return images like `image`, not clipped. Their cost is in the denoiser's `evaluations`.
 """
 
 import math
@@ -21,7 +20,6 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..pipeline.inputs import read_count, read_number
 from .denoise import Denoise, solve
 
 
@@ -37,10 +35,10 @@ def repaint(
     """Inpaints by noising the known pixels anew at every level.
 
     Each level is reached `resamplings` times: after all but the last, everything is noised back up
-    by one step, so that the hole can come to agree with what is known. Known pixels come out
+    by one step, so that the hole can adapt to the known pixels. Known pixels come out
     exactly. Lugmayr et al. 2022, RePaint, algorithm 1, with jumps of one step; its ancestral step
     is q(x_target | x_sigma, image = D), here of the variance-exploding process. With few steps that
-    adds too little noise: what is painted varies less than it should.
+    adds too little noise: the painted pixels vary less than they should.
 
     Args:
         mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
@@ -49,14 +47,6 @@ def repaint(
 
     Evaluations: (steps - 1) resamplings + 1.
     """
-    _check_images(image, generators)
-    if mask.shape != image[:, :1].shape or not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(
-            f"mask has shape {tuple(mask.shape)} and values from {mask.min():.3g} to "
-            f"{mask.max():.3g}; it must have shape {tuple(image[:, :1].shape)} and be 0 (known) or "
-            "1 (to be painted)"
-        )
-    resamplings = read_count(resamplings, "resamplings")
     hole = mask > 0
     x = torch.where(hole, 0.0, image) + sigmas[0] * _noise(image, generators)
     for sigma, target in pairwise(sigmas):
@@ -82,7 +72,6 @@ def sdedit(
 
     Evaluations: 2 a step, less 1.
     """
-    _check_images(image, generators)
     sigmas = start(sigmas, strength)
     return solve(target, image + sigmas[0] * _noise(image, generators), sigmas)
 
@@ -97,7 +86,6 @@ def ddim_inversion(
 
     Evaluations: 2 a step but the last each, of the source and of the target.
     """
-    _check_images(image)
     sigmas = start(sigmas, strength)[:-1]
     return solve(target, solve(source, image, sigmas[::-1]), sigmas)
 
@@ -124,11 +112,9 @@ def flowedit(
 
     Evaluations: num_noises a step, of the source and of the target.
     """
-    _check_images(image, generators)
-    num_noises = read_count(num_noises, "num_noises")
     z = image
     for sigma, following in pairwise(start(sigmas, strength)):
-        difference = torch.zeros_like(z)  # of what the two flows lead to
+        difference = torch.zeros_like(z)  # of the results of the two flows
         for _ in range(num_noises):
             noise = sigma * _noise(image, generators)
             difference += (target(z + noise, sigma) - source(image + noise, sigma)) / num_noises
@@ -138,22 +124,9 @@ def flowedit(
 
 def start(sigmas: Sequence[float], strength: float) -> Sequence[float]:
     """The noise levels from the strength's on: int(strength steps) steps, the last one to 0."""
-    strength = read_number(strength, 0, 1, "strength")
     steps = len(sigmas) - 1
     return sigmas[steps - int(steps * strength) :]
 
 
 def _noise(image: Tensor, generators: list[torch.Generator]) -> Tensor:
     return randn_tensor(image.shape, generators, image.device, image.dtype)
-
-
-def _check_images(image: Tensor, generators: list[torch.Generator] | None = None) -> None:
-    if image.ndim != 4 or not image.is_floating_point() or not (image.abs() <= 1).all():
-        raise ValueError(
-            f"image is {image.dtype} of shape {tuple(image.shape)}; it must be floats in [-1, 1] "
-            "of shape (B, 3, H, W)"
-        )
-    if generators is not None and len(generators) != len(image):
-        raise ValueError(
-            f"generators has {len(generators)} entries for {len(image)} images; give one an image"
-        )

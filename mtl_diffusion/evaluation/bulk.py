@@ -1,14 +1,11 @@
 """Work on many images, cut into chunks over all processes; a finished chunk is never done again.
 
 Chunk k holds the rows k batch_size .. (k + 1) batch_size - 1 whoever does it, so the outcome is
-the same, to the bit, whatever the number of processes and however often they were interrupted.
+the same, to the bit, for any number of processes and of interruptions.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from ..tools.files import replaced_file
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The outcome of a job, and what it cost.
+    """The outcome of a job, and its cost.
 
     Attributes:
         values: (N, ...) on the CPU, such as images (N, 3, H, W) uint8.
@@ -65,7 +64,7 @@ def digest(value: Any) -> str:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """16 hex digits of the sha256 of a module's weights, whatever device they are on."""
+    """16 hex digits of the sha256 of a module's weights, the same on every device."""
     found = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -150,6 +149,5 @@ class Bulk:
         with evaluations_of(self.unet) as seen:
             values = job.draw(rows).cpu()  # waits for the device
         facts = {"evaluations": str(seen[0]), "seconds": str(time.perf_counter() - started)}
-        part = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"values": values.contiguous()}, part, facts)
-        part.replace(path)
+        with replaced_file(path) as part:
+            save_file({"values": values.contiguous()}, part, facts)

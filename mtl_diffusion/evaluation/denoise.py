@@ -6,20 +6,21 @@ the probability flow that carries noise to images is dx / dsigma = (x - D) / sig
 Solvers, baselines and the likelihood take any callable D(x, sigma): tests give them exact ones.
 """
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
 from ..pipeline.denoiser import Conditioning, build_conditioning, predict_guided
-from ..pipeline.inputs import read_count, read_number
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 
 Denoise = Callable[[Tensor, float], Tensor]
 
 
+@dataclass
 class Denoiser:
     """D(x, sigma) for B images, each with its own conditioning.
 
@@ -29,15 +30,12 @@ class Denoiser:
         evaluations: of the network so far, for one image; a guided call costs two.
     """
 
-    def __init__(
-        self, unet, scheduler, conditioning: Conditioning, null: int, guidance_scale: float
-    ):
-        self.unet = unet
-        self.scheduler = scheduler
-        self.conditioning = conditioning
-        self.null = null
-        self.guidance_scale = guidance_scale
-        self.evaluations = 0
+    unet: UNet2DConditionModel
+    scheduler: SchedulerMixin
+    conditioning: Conditioning
+    null: int
+    guidance_scale: float
+    evaluations: int = 0
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """The posterior mean of the images.
@@ -61,7 +59,7 @@ class Denoiser:
             self.null,
             self.guidance_scale,
         )
-        # A branch of weight zero is not evaluated: at 1 that without a class, at 0 that with it.
+        # Branches of weight 0 are not evaluated: without a class at scale 1, with it at 0.
         self.evaluations += 1 if self.guidance_scale in (0, 1) else 2
         return self.scheduler.precondition_outputs(x, F, sigma)
 
@@ -76,22 +74,10 @@ def generate_denoiser(
         guidance_scale: how much more the class counts; 1 is off. Without a class it is off too.
 
     Raises:
-        ValueError: the pipeline has not learned to generate, or an argument is out of its range.
+        ValueError: the pipeline has not learned to generate.
     """
     if "generate" not in pipe.tasks:
         raise ValueError(f"pipe has not learned generate; it knows {', '.join(pipe.tasks)}")
-    count = len(pipe.class_names)
-    if label.dtype != torch.int64 or label.ndim != 1:
-        raise ValueError(
-            f"label is {label.dtype} of shape {tuple(label.shape)}; it must be torch.int64 of "
-            "shape (B,), one an image"
-        )
-    if not ((label >= -1) & (label < count)).all():
-        raise ValueError(
-            f"label has values from {label.min()} to {label.max()}; this model has the classes "
-            f"0 to {count - 1}; -1 is for none"
-        )
-    guidance_scale = read_number(guidance_scale, 0, math.inf, "guidance_scale")
     if (label < 0).all():
         guidance_scale = 1.0  # both branches would have the same conditioning
     task = TASKS["generate"]
@@ -105,12 +91,11 @@ def generate_denoiser(
 def noise_levels(scheduler, steps: int, schedule: str | None = None) -> tuple[float, ...]:
     """The steps + 1 noise levels that a scheduler visits, from sigma_max over sigma_min to 0.
 
-    The scheduler itself is left as it is.
+    The scheduler itself is not changed.
 
     Args:
         schedule: "karras" or "exponential", which is even in ln sigma. None: the scheduler's own.
     """
-    steps = read_count(steps, "steps")
     own = type(scheduler).from_config(
         scheduler.config,
         sigma_schedule=schedule or scheduler.config.sigma_schedule,

@@ -1,7 +1,5 @@
 """How far apart two sets of images are, as points of a feature space."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch
@@ -14,7 +12,7 @@ _ALONE = {"sync_on_compute": False}
 
 
 class _AsTheyAre(nn.Module):
-    """Stands where torchmetrics has its feature network: the inputs are features already."""
+    """Identity in place of torchmetrics' feature network: the inputs are features already."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -39,7 +37,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def kernel_distance(a: Tensor, b: Tensor, seed: int = 0, subsets: int = 100) -> tuple[float, float]:
     """The squared maximum mean discrepancy under a cubic kernel. Binkowski et al. 2018.
 
-    Unbiased, whatever the number of samples.
+    Unbiased for any number of samples.
 
     Returns:
         The mean over random subsets of up to 1,000 points, and their standard deviation. Subsets

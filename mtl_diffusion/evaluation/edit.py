@@ -6,27 +6,25 @@ methods are compared where they reach the class equally often, each baseline wit
 serves it best there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..pictures.grids import grid, to_pictures
 from ..pictures.plots import curves, matrix
 from ..pipeline.pipeline import TASKS
+from ..tools.tensors import to_uint8, to_unit_range
 from .baselines import ddim_inversion, flowedit, sdedit
 from .bulk import Drawn, Job
 from .denoise import generate_denoiser, noise_levels
-from .equal_class import FOUND, Measured, at_class_found
+from .equal_class import FOUND, EditsAtStrength, at_class_found
 from .likeness import feature_distance, low_frequency_error, ssim
-from .parts import Context, Part, Seen, mean, to_bytes
+from .parts import Context, Part, Seen, mean
 
 LIKENESS = ("ssim_to_source", "low_frequency_error", "feature_distance")
 
@@ -44,8 +42,8 @@ class Method:
 
     Attributes:
         guidance: guidance scale of the class.
-        edit: (sources (b, 3, H, W) uint8, own labels (b,), labels asked for (b,), strength, rows)
-            -> images in [0, 1].
+        edit: (sources (b, 3, H, W) uint8, own labels (b,), requested labels (b,), strength, rows)
+            -> images (b, 3, H, W) uint8.
     """
 
     name: str
@@ -66,42 +64,31 @@ class Edit(Part):
         self.ladder = [k / count for k in range(1, count + 1)]
         further = {TASKS["edit"].default_strength, *context.settings.strengths}
         self.strengths = sorted({*self.ladder, *further})
+        self.baselines = list(BASELINES) if context.has_baselines else []
+        self.guidances = context.settings.baseline_guidance_scales
+        self.methods = [self._edit(scale) for scale in context.settings.image_guidance_scales]
+        for name in self.baselines:
+            self.methods += [self._baseline(name, scale) for scale in self.guidances]
 
     @cached_property
     def sources_seen(self) -> Seen:
+        """Features and classes of the sources."""
         return Seen.of(self.context, self.sources)
-
-    @property
-    def methods(self) -> list[Method]:
-        found = [self._edit(scale) for scale in self.context.settings.image_guidance_scales]
-        for name in self.baselines:
-            found += [self._baseline(name, scale) for scale in self.guidances]
-        return found
-
-    @property
-    def baselines(self) -> list[str]:
-        wanted = self.context.settings.baselines and "generate" in self.context.pipe.tasks
-        return list(BASELINES) if wanted else []
-
-    @property
-    def guidances(self) -> list[float]:
-        return self.context.settings.baseline_guidance_scales
 
     def _edit(self, image_guidance_scale: float) -> Method:
         guidance = self.context.pipe.default_guidance("edit")
 
         def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
-            return self.context.pipe(
-                task="edit",
+            return self.context.sample(
+                "edit",
+                rows=rows,
                 image=sources.float() / 255,
                 class_label=asked.tolist(),
                 strength=strength,
                 guidance_scale=guidance,
                 image_guidance_scale=image_guidance_scale,
                 num_inference_steps=self.context.settings.num_inference_steps,
-                generator=self.context.generators("edit", rows=rows),
-                output_type="pt",
-            ).images
+            )
 
         off = image_guidance_scale == 1
         name = "edit" if off else f"edit_image_guidance_{image_guidance_scale:g}"
@@ -113,12 +100,12 @@ class Edit(Part):
             images = BASELINES[name](
                 generate_denoiser(pipe, own.to(pipe.device)),
                 generate_denoiser(pipe, asked.to(pipe.device), guidance),
-                sources.to(pipe.device).float() / 127.5 - 1,
+                to_unit_range(sources.to(pipe.device)),
                 noise_levels(pipe.scheduler, self.context.settings.num_inference_steps),
                 strength,
                 self.context.generators("edit", rows=rows),
             )
-            return (images / 2 + 0.5).clamp(0, 1)
+            return to_uint8(images)
 
         return Method(_guided(name, guidance), guidance, edit)
 
@@ -130,10 +117,7 @@ class Edit(Part):
 
         def draw(rows: range) -> Tensor:
             part = slice(rows.start, rows.stop)
-            edited = method.edit(
-                self.sources[part], self.own[part], self.asked[part], strength, rows
-            )
-            return to_bytes(edited)
+            return method.edit(self.sources[part], self.own[part], self.asked[part], strength, rows)
 
         return context.job(
             _name(method, strength),
@@ -175,14 +159,15 @@ class Edit(Part):
         return results
 
     def compared(self, edited: Tensor) -> dict[str, Tensor]:
+        """See `compare`. edited: (N, 3, H, W) uint8, one for each source."""
         return compare(self.context, self.sources, self.sources_seen, edited, self.own, self.asked)
 
     @staticmethod
     def _measured(
         strength: float, evaluations: float, compared: Mapping[str, Tensor], rows: Tensor
-    ) -> Measured:
+    ) -> EditsAtStrength:
         likeness = {name: compared[name][rows] for name in LIKENESS}
-        return Measured(strength, evaluations, compared["class_accuracy"][rows], likeness)
+        return EditsAtStrength(strength, evaluations, compared["class_accuracy"][rows], likeness)
 
     def _plots(self, results: Mapping[str, Any], drawn: Mapping[str, Drawn], folder: Path) -> None:
         def points(method: Method) -> list[tuple[float, float]]:
@@ -199,25 +184,20 @@ class Edit(Part):
         default = TASKS["edit"].default_strength
         values = drawn[_name(self.methods[0], default)].values
         names = self.context.pipe.class_names
-        right = (self.context.classes_of(values) == self.asked).float()
-        shares = np.full((len(names), len(names)), np.nan)
-        for a in range(len(names)):
-            for b in range(len(names)):
-                chosen = (self.own == a) & (self.asked == b)
-                if chosen.any():
-                    shares[a, b] = right[chosen].mean().item()
+        right = self.context.classes_of(values) == self.asked
+        pair, count = self.own * len(names) + self.asked, len(names) ** 2
+        # NaN for a pair without edits
+        shares = pair.bincount(right.float(), minlength=count) / pair.bincount(minlength=count)
+        shares = shares.view(len(names), len(names)).numpy()
         title = f"row's class into column's: share found\nstrength {default:g}"
         matrix(shares, names, names, title, folder / "edit_pairs.png")
         self._picture(drawn, default, folder)
 
     def _picture(self, drawn: Mapping[str, Drawn], strength: float, folder: Path) -> None:
-        """The first source of each class, and what each method makes of it for the next class."""
+        """Writes edit.png: the first source of each class, and its edits into the next class."""
         count = self.context.num_classes
-        first = [
-            int(((self.own == k) & (self.asked == (k + 1) % count)).nonzero()[0, 0])
-            for k in range(count)
-            if ((self.own == k) & (self.asked == (k + 1) % count)).any()
-        ]
+        rows = [((self.own == k) & (self.asked == (k + 1) % count)).nonzero() for k in range(count)]
+        first = [int(found[0, 0]) for found in rows if len(found)]
         shown = [self.sources, *(drawn[_name(m, strength)].values for m in self.methods)]
         rows = [[to_pictures(images[i : i + 1])[0] for images in shown] for i in first]
         names = self.context.pipe.class_names
@@ -234,7 +214,7 @@ def _guided(name: str, guidance: float) -> str:
 
 
 def best(entries: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Of those of `at_class_found` for one share: the likest; if none reached it, the nearest."""
+    """The entry most similar to the source among those that reached the share, if any did."""
     return max(
         entries, key=lambda e: (e["reached"], e.get("ssim_to_source", e.get("largest_share")))
     )
@@ -248,7 +228,7 @@ def pairs(context: Context) -> tuple[Tensor, Tensor, Tensor]:
     """The first `edit_images` of each class, once for each class they are turned into.
 
     Returns:
-        sources (N, 3, H, W) uint8; own labels (N,); labels asked for (N,).
+        sources (N, 3, H, W) uint8; own labels (N,); requested labels (N,).
     """
     labels, count = context.test.labels, context.num_classes
     rows, asked = [], []
@@ -263,14 +243,14 @@ def pairs(context: Context) -> tuple[Tensor, Tensor, Tensor]:
 def compare(
     context: Context, sources: Tensor, seen: Seen, edited: Tensor, own: Tensor, asked: Tensor
 ) -> dict[str, Tensor]:
-    """Figure -> (N,), what is found of each edit.
+    """Figure name -> values (N,), one for each edit.
 
     Args:
         sources: (N, 3, H, W) uint8.
-        seen: of the sources.
+        seen: features and classes of the sources.
         edited: (N, 3, H, W) uint8.
         own: (N,) classes of the sources.
-        asked: (N,) classes that the edits are to be of.
+        asked: (N,) requested classes.
     """
     found = Seen.of(context, edited)
     a, b = sources.float() / 255, edited.float() / 255
@@ -287,7 +267,7 @@ def edit_scores(compared: Mapping[str, Tensor], others: Tensor) -> dict[str, Any
     """Means over the edits into another class, and, under "control", over those into their own.
 
     Args:
-        compared: of `compare`. others: (N,) bool, the edits into another class.
+        compared: the result of `compare`. others: (N,) bool, the edits into another class.
     """
 
     def scores(rows: Tensor) -> dict[str, Any]:
@@ -297,6 +277,6 @@ def edit_scores(compared: Mapping[str, Tensor], others: Tensor) -> dict[str, Any
         return found
 
     control = scores(~others)
-    # Of an edit into its own class it is the accuracy.
+    # For an edit into its own class this equals the class accuracy.
     del control["source_class_kept"], control["source_class_kept_standard_error"]
     return {**scores(others), "control": control}

@@ -6,8 +6,6 @@ where the share of edits whose class is found crosses fixed values, by linear in
 two neighbouring strengths. Nothing that is measured besides has any influence.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +17,12 @@ FOUND = {f"class_found_{share:g}": share for share in (0.5, 0.7, 0.9)}  # result
 
 
 @dataclass(frozen=True)
-class Measured:
+class EditsAtStrength:
     """N edits at one strength.
 
     Attributes:
         evaluations: of the network, for one edit.
-        found: (N,) bool, whether the classifier sees the class that was asked for.
+        found: (N,) bool, whether the classifier finds the requested class.
         likeness: figure -> (N,) values.
     """
 
@@ -34,11 +32,11 @@ class Measured:
     likeness: Mapping[str, Tensor]
 
 
-def at_class_found(curve: Sequence[Measured], share: float) -> dict[str, Any]:
-    """The figures at the smallest strength where `share` of the edits have the class asked for.
+def at_class_found(curve: Sequence[EditsAtStrength], share: float) -> dict[str, Any]:
+    """The figures at the smallest strength where `share` of the edits have the requested class.
 
     Args:
-        curve: by rising strength, from 0, where an edit is its source. The same N edits at each.
+        curve: by rising strength, from 0 (the source itself), with the same N edits at each.
         share: in (0, 1].
 
     Returns:
@@ -67,7 +65,7 @@ def at_class_found(curve: Sequence[Measured], share: float) -> dict[str, Any]:
         low, high = low.double(), b.likeness[name].double()
         values = between(low, high)
         slope = (high.mean() - low.mean()).item() / rise if rise else 0.0
-        # What each edit adds to the figure, to first order: itself, and by moving the crossing.
+        # The influence of each edit on the figure, to first order: its own value, and the crossing.
         error = (values - slope * found).std().item() / math.sqrt(n) if n > 1 else 0.0
         figures |= {name: values.mean().item(), f"{name}_standard_error": error}
     return {"n": n, "reached": True, **figures}

@@ -1,9 +1,7 @@
-"""The scorecard: figures, plots and pictures of what an exported pipeline does.
+"""The scorecard: figures, plots and pictures of an exported pipeline.
 
 It needs the pipeline, a classifier and a dataset, and nothing of the training.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
@@ -56,7 +54,7 @@ def context(
     """
     expected = set(pipe.class_names)
     if not expected:
-        raise ValueError("pipeline: it has no classes, and a scorecard goes by what a class is")
+        raise ValueError("pipeline: it has no classes, and the scorecard needs them")
     for name, classes in (
         ("classifier", classifier.class_names),
         ("dataset_name", test.class_names),
@@ -72,7 +70,7 @@ def context(
 
 
 def of_model(settings: Settings, pipe: MultiTaskPipeline) -> Settings:
-    """With the model's own steps. One of few steps has no other ones, and can't be solved with."""
+    """The settings with the model's own steps. A model of few steps has no other settings."""
     steps = settings.num_inference_steps or pipe.default_steps
     if pipe.chains is None:
         return replace(settings, num_inference_steps=steps)
@@ -86,9 +84,9 @@ def of_model(settings: Settings, pipe: MultiTaskPipeline) -> Settings:
 
 
 def evaluate(context: Context, parts: Sequence[str], folder: Path) -> dict[str, Any] | None:
-    """Draws what the parts need, over all processes, and scores it on the main one.
+    """Draws the samples of the parts, over all processes, and scores them on the main one.
 
-    Run again, it goes on where it was interrupted: what was drawn lies in `folder`/drawn.
+    An interrupted evaluation continues when it is run again: samples are kept in `folder`/drawn.
 
     Returns:
         part -> its figures, each with its n; "speed"; and "summary", the few of them for a card.
@@ -123,12 +121,12 @@ def write_scorecard(
 
     Args:
         parts: None: all that the model can have.
-        data: has pipeline, dataset_name, train_split and validation_split, to be noted.
-        command: to be noted.
+        data: has pipeline, dataset_name, train_split and validation_split, for metrics.json.
+        command: is written to metrics.json.
         beside: metrics.json of other models, for the plot of quality against evaluations.
 
     Returns:
-        What is in metrics.json. None on the other processes.
+        The contents of metrics.json. None on the other processes.
 
     Raises:
         ValueError: a part is not one that the model can have; or another model's figures can't
@@ -136,9 +134,9 @@ def write_scorecard(
     """
     others = _others(beside, context)
     possible = parts_for(context.pipe)
-    if strangers := set(parts or ()) - set(possible):
+    if unknown := set(parts or ()) - set(possible):
         raise ValueError(
-            f"parts: found {', '.join(sorted(strangers))}; this pipeline can have "
+            f"parts: found {', '.join(sorted(unknown))}; this pipeline can have "
             f"{', '.join(possible)}"
         )
     results = evaluate(context, parts or possible, folder)
@@ -198,7 +196,7 @@ def _cost(entry: Drawn) -> dict[str, float]:
 
 
 def _peak_memory(device: torch.device) -> float | None:
-    """Of the accelerator, or of this process where there is none; in MB. None: not known."""
+    """Peak memory in MB, of the GPU, or of this process where there is none. None: not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     try:
@@ -209,7 +207,7 @@ def _peak_memory(device: torch.device) -> float | None:
 
 
 def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
-    """The figures that stand for the whole, each with its n: the model card is made of them.
+    """The main figures, each with its n, for the model card.
 
     Under "baselines", those of other methods with the same weights: method -> task -> figures.
     """
@@ -243,7 +241,7 @@ def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
 
 
 def _edits(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Of one method: at the default strength, and where the class is found equally often."""
+    """Figures of one method: at the default strength, and at equal class accuracy."""
     reached = ("class_accuracy", "source_class_kept", "ssim_to_source", "feature_distance")
     equal = ("ssim_to_source", "feature_distance", "strength", "evaluations", "largest_share")
     equal += ("guidance_scale",)

@@ -3,8 +3,6 @@
 Figures of different feature spaces can't be compared, so a result names its feature space.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
+from ..tools.files import replaced_file
 from .bulk import weights_digest
 
 KINDS = 'a folder of mtl-diffusion train_classifier, "inception", or an image model of transformers'
@@ -29,7 +28,7 @@ class FeatureSpace:
 
     Attributes:
         name: of the network, for people.
-        digest: of its weights: the same digest, the same space.
+        digest: of its weights; it identifies the space.
         about: further facts for metrics.json, such as a classifier's accuracy.
         embed: (B, 3, H, W) in [0, 1] on any device -> (B, D) float32.
     """
@@ -55,9 +54,8 @@ class FeatureSpace:
         if not path.exists():
             features = self.features(dataset.images[:count], desc="reference features")
             cache.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            save_file({"features": features}, part)
-            part.replace(path)
+            with replaced_file(path) as part:
+                save_file({"features": features}, part)
         return load_file(path)["features"]
 
 
@@ -66,8 +64,8 @@ def feature_space(name: str, device: str | torch.device = "cpu") -> FeatureSpace
 
     Args:
         name: a folder of mtl-diffusion train_classifier; "inception", the network of the published
-            FID, where torch-fidelity and its weights can be had; or an image model of transformers
-            as a folder or a name on the Hub, such as "facebook/dinov2-base".
+            FID, which needs torch-fidelity and a download of its weights; or an image model of
+            transformers as a folder or a name on the Hub, such as "facebook/dinov2-base".
 
     Raises:
         ValueError: the network is not available.
@@ -113,7 +111,7 @@ def _transformers_space(name: str, device: str | torch.device) -> FeatureSpace:
 
     try:
         model = AutoModel.from_pretrained(name).eval().to(device)
-        # The processors themselves want torchvision; their settings don't.
+        # The processors need torchvision; reading their settings does not.
         settings, _ = BaseImageProcessor.get_image_processor_dict(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"feature_space {name!r} is neither {KINDS}: {error}") from error

@@ -1,7 +1,5 @@
 """How good samples are: distances to the data, precision and recall, classes, memorisation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from ..pictures.grids import grid, to_pictures
 from ..pictures.plots import curves
 from .bulk import Drawn, Job
 from .distances import frechet_distance, kernel_distance, nearest, precision_recall
-from .parts import Context, Part, mean, to_bytes
+from .parts import Context, Part, mean
 from .spectrum import RealPower, plot, radial_power
 
 
@@ -78,16 +76,14 @@ class Generate(Part):
 
         def draw(rows: range) -> Tensor:
             labels = self._asked(rows).tolist() if sampling.by_class else [None] * len(rows)
-            images = context.pipe(
-                task="generate",
+            return context.sample(
+                "generate",
+                rows=rows,
                 class_label=labels,
                 guidance_scale=sampling.guidance_scale,
                 guidance_interval=sampling.guidance_interval,
                 num_inference_steps=sampling.steps,
-                generator=context.generators("generate", rows=rows),
-                output_type="pt",
-            ).images
-            return to_bytes(images)
+            )
 
         return context.job(f"generate-{sampling.name}", context.settings.num_images, draw)
 
@@ -125,7 +121,7 @@ class Generate(Part):
         return results
 
     def _classes(self, images: Tensor, asked: Tensor) -> dict[str, Any]:
-        """The share of samples in which the classifier finds the class that was asked for."""
+        """The share of samples in which the classifier finds the requested class."""
         right = self.context.classes_of(images) == asked
         names = self.context.pipe.class_names
         return {
@@ -164,32 +160,35 @@ def plot_quality(models: Mapping[str, Mapping[str, Any]], n: int, space: str, fo
 
 
 def distances(features: Tensor, train: Tensor, test: Tensor) -> dict[str, float]:
-    """Of samples' features (N, D) to both splits' (.., D)."""
-    found = {}
-    for split, reference in (("train", train), ("test", test)):
-        kernel, deviation = kernel_distance(features, reference)
-        found[f"frechet_distance_to_{split}"] = frechet_distance(features, reference)
-        found[f"kernel_distance_to_{split}"] = kernel
-        found[f"kernel_distance_to_{split}_subset_deviation"] = deviation
+    """Distances from the features of samples (N, D) to those of both splits (.., D)."""
     count = min(len(train), len(features))  # as many as samples: the balls depend on it
-    found["precision"], found["recall"] = precision_recall(train[:count], features)
-    return found
+    precision, recall = precision_recall(train[:count], features)
+    return {
+        **distance_to("train", features, train),
+        **distance_to("test", features, test),
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def distance_to(split: str, features: Tensor, reference: Tensor) -> dict[str, float]:
+    """Distances from features (N, D) to those of a split (M, D)."""
+    kernel, deviation = kernel_distance(features, reference)
+    return {
+        f"frechet_distance_to_{split}": frechet_distance(features, reference),
+        f"kernel_distance_to_{split}": kernel,
+        f"kernel_distance_to_{split}_subset_deviation": deviation,
+    }
 
 
 def floor(train: Tensor, test: Tensor, count: int) -> dict[str, Any]:
     """The same figures of real images: held-out ones to the training split, and reversed."""
     n = min(count, len(train), len(test))
-    kernel, deviation = kernel_distance(test[:n], train)
-    other, other_deviation = kernel_distance(train[:n], test)
     precision, recall = precision_recall(train[:n], test[:n])
     return {
         "n": n,
-        "frechet_distance_to_train": frechet_distance(test[:n], train),
-        "frechet_distance_to_test": frechet_distance(train[:n], test),
-        "kernel_distance_to_train": kernel,
-        "kernel_distance_to_train_subset_deviation": deviation,
-        "kernel_distance_to_test": other,
-        "kernel_distance_to_test_subset_deviation": other_deviation,
+        **distance_to("train", test[:n], train),
+        **distance_to("test", train[:n], test),
         "precision": precision,
         "recall": recall,
     }

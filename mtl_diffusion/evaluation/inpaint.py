@@ -1,7 +1,5 @@
 """How good completions are, for each kind of hole, beside RePaint with the same weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +11,13 @@ from torch import Tensor
 from ..pictures.grids import grid, to_pictures
 from ..pipeline.masks import MASKS, draw_masks
 from ..tools.rng import generator
+from ..tools.tensors import to_uint8, to_unit_range
 from .baselines import repaint
 from .bulk import Drawn, Job
 from .denoise import generate_denoiser, noise_levels
 from .distances import frechet_distance
 from .likeness import feature_distance, psnr, ssim
-from .parts import Context, Part, Seen, mean, to_bytes
+from .parts import Context, Part, Seen, mean
 
 
 class Inpaint(Part):
@@ -46,29 +45,23 @@ class Inpaint(Part):
         """The unpainted images."""
         return Seen.of(self.context, self.images)
 
-    @property
-    def by_repaint(self) -> bool:
-        return self.context.settings.baselines and "generate" in self.context.pipe.tasks
-
     def jobs(self) -> list[Job]:
         seeds = range(self.context.settings.inpaint_seeds)
         found = [self._completion(kind, seed) for kind in MASKS for seed in seeds]
-        return found + [self._repaint(kind) for kind in MASKS if self.by_repaint]
+        return found + [self._repaint(kind) for kind in MASKS if self.context.has_baselines]
 
     def _completion(self, kind: str, seed: int) -> Job:
         context = self.context
         steps = context.settings.num_inference_steps
 
         def draw(rows: range) -> Tensor:
-            images = context.pipe(
-                task="inpaint",
+            return context.sample(
+                *("inpaint", kind, seed),
+                rows=rows,
                 image=self.images[rows.start : rows.stop].float() / 255,
                 mask_image=self.masks[kind][rows.start : rows.stop],
                 num_inference_steps=steps,
-                generator=context.generators("inpaint", kind, seed, rows=rows),
-                output_type="pt",
-            ).images
-            return to_bytes(images)
+            )
 
         name = f"inpaint-{kind}-{seed}"
         return context.job(name, self.count, draw, steps=steps, data=context.test.fingerprint)
@@ -79,7 +72,7 @@ class Inpaint(Part):
 
         def draw(rows: range) -> Tensor:
             device = context.pipe.device
-            known = self.images[rows.start : rows.stop].to(device).float() / 127.5 - 1
+            known = to_unit_range(self.images[rows.start : rows.stop].to(device))
             D = generate_denoiser(context.pipe, torch.full((len(rows),), -1, device=device))
             painted = repaint(
                 D,
@@ -88,7 +81,7 @@ class Inpaint(Part):
                 noise_levels(context.pipe.scheduler, steps),
                 context.generators("inpaint", kind, 0, rows=rows),
             )
-            return to_bytes((painted / 2 + 0.5).clamp(0, 1))
+            return to_uint8(painted)
 
         name = f"repaint-{kind}"
         return context.job(name, self.count, draw, steps=steps, data=context.test.fingerprint)
@@ -103,7 +96,7 @@ class Inpaint(Part):
                 drawn_all = torch.stack([repeat.values for repeat in repeats])
                 results[kind] |= mean("diversity", diversity(drawn_all, mask))
                 results[kind] |= mean_completion(self.images, drawn_all, mask)
-            if self.by_repaint:
+            if self.context.has_baselines:
                 results[kind]["repaint"] = self._entry(drawn[f"repaint-{kind}"], mask)
         self._picture(drawn, folder)
         return results
@@ -128,7 +121,7 @@ class Inpaint(Part):
         """For each kind: an original, what is left of it, completions, RePaint's."""
         seeds = range(self.context.settings.inpaint_seeds)
         jobs = [(f"seed {seed}", "inpaint-{}-" + str(seed)) for seed in seeds]
-        jobs += [("RePaint", "repaint-{}")] if self.by_repaint else []
+        jobs += [("RePaint", "repaint-{}")] if self.context.has_baselines else []
         rows = []
         for i, (kind, mask) in enumerate(self.masks.items()):
             one = slice(i % self.count, i % self.count + 1)

@@ -7,17 +7,15 @@ when it is followed down to sigma_min. As the flow is a differential equation,
               + integral over ln sigma of [d - tr dD/dx], from sigma_min to sigma_max,
 
 along the path that starts from x at sigma_min: Song et al. 2021, arXiv:2011.13456, eq. 39, in the
-notation of Karras et al. 2022. There is no further term for what happens below sigma_min: the
+notation of Karras et al. 2022. There is no further term for noise levels below sigma_min: the
 samples of this model are those at sigma_min, which have seen no last denoising step.
 
 A pixel k of an image is a bin of width 2 / 255 around k / 127.5 - 1, which is how training saw it.
 Its probability P is the integral of p over the bins. With x uniform in them, Jensen's inequality
-gives -ln P <= E[-ln p(x)] - d ln(2 / 255). What is returned is an estimate, without bias but for
+gives -ln P <= E[-ln p(x)] - d ln(2 / 255). The result is an estimate, without bias except for
 the solver's error, of the right side, in bits and divided by d: an upper bound of the model's
 bits per dimension.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
@@ -81,10 +79,10 @@ def bits_per_dim(
 ) -> Tensor:
     """One draw of the bound for each image: one place in its bins, one probe a noise level.
 
-    The steps are fixed ones, so that every image costs the same and a batch gives what its images
-    give alone. The path is solved by Heun's method over sigma, where it is nearly straight; the
-    trace is integrated by the trapezoid rule over ln sigma, where it stays between about 0 and d.
-    Nothing bounds the error of few steps from either side: give it at two numbers of them.
+    The steps are fixed, so that every image costs the same, and results don't depend on the batch.
+    The path is solved by Heun's method over sigma, where it is nearly straight; the trace is
+    integrated by the trapezoid rule over ln sigma, where it stays between about 0 and d. The error
+    of few steps has no known bound: report the result at two numbers of steps.
 
     Args:
         D: as in denoise.py; gradients pass through it.
@@ -97,19 +95,7 @@ def bits_per_dim(
         (B,) float64.
 
     Evaluations of D: 2 for each two neighbouring levels, and 1; at each level one has a gradient.
-
-    Raises:
-        ValueError: an argument is of another type or shape.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}; they must be torch.uint8 "
-            "of shape (B, 3, H, W): the bound is for whole grey levels"
-        )
-    if len(generators) != len(images):
-        raise ValueError(
-            f"generators has {len(generators)} entries for {len(images)} images; give one an image"
-        )
     x = to_unit_range(images) + BIN * (_uniform(images, generators) - 0.5)
     nats = -log_density(D, x, sigmas, generators)
     return (nats / x[0].numel() - math.log(BIN)) / math.log(2)
@@ -121,8 +107,6 @@ def log_density(
 ) -> Tensor:
     """An estimate of ln p(x), (B,) float64, for x (B, 3, H, W) at sigma_min. See `bits_per_dim`."""
     levels = [sigma for sigma in reversed(sigmas) if sigma > 0]
-    if len(levels) < 2:
-        raise ValueError(f"sigmas is {tuple(sigmas)}; it must have two levels above 0 or more")
     d = x[0].numel()
     denoised, trace = denoised_and_trace(D, x, levels[0], generators)
     integral = torch.zeros(len(x), dtype=torch.float64, device=x.device)

@@ -1,7 +1,5 @@
 """How alike two images are, pixel by pixel, over a region or whole."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

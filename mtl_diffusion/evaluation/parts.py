@@ -3,8 +3,6 @@
 A part lists its sampling jobs; all processes draw them; then it computes its figures.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -20,6 +18,7 @@ from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.rng import generator
+from ..tools.tensors import to_unit_range
 from .bulk import Drawn, Job, weights_digest
 from .features import FeatureSpace
 from .settings import Settings
@@ -30,9 +29,9 @@ class Context:
     """The inputs of the parts.
 
     Attributes:
-        classifier: none that took part in training or filtering of the pipeline.
-        train, test: what the pipeline was trained on, and held-out images; on the CPU, labelled in
-            the pipeline's order of classes.
+        classifier: must not have been used in training or filtering of the pipeline.
+        train, test: the pipeline's training split, and held-out images; on the CPU, labelled in the
+            pipeline's order of classes.
         cache: folder for the features of the splits.
     """
 
@@ -50,6 +49,11 @@ class Context:
         return weights_digest(self.pipe.unet)
 
     @property
+    def has_baselines(self) -> bool:
+        """Whether methods that need the generate task alone are measured, too."""
+        return self.settings.baselines and "generate" in self.pipe.tasks
+
+    @property
     def num_classes(self) -> int:
         return len(self.pipe.class_names)
 
@@ -64,13 +68,23 @@ class Context:
         table = torch.tensor([self.pipe.class_names.index(n) for n in self.classifier.class_names])
         batches = images.split(500)
         return torch.cat(
-            [table[self.classifier(b.float() / 127.5 - 1).argmax(1).cpu()] for b in batches]
+            [table[self.classifier(to_unit_range(b)).argmax(1).cpu()] for b in batches]
         )
 
     def generators(self, *key: int | str, rows: range) -> list[torch.Generator]:
         """One a row, a function of key and row: with one key, methods get the same noise."""
         seed, device = self.settings.seed, self.pipe.device
         return [generator(seed, *key, row, device=device) for row in rows]
+
+    def sample(self, task: str, *key: int | str, rows: range, **arguments: Any) -> Tensor:
+        """Images (b, 3, H, W) uint8 of the pipeline, drawn from (task, key) and each row's number.
+
+        Args:
+            arguments: the pipeline's, for these rows.
+        """
+        random = self.generators(task, *key, rows=rows)
+        images = self.pipe(task=task, generator=random, output_type="pt", **arguments).images
+        return (images * 255).round().to(torch.uint8)
 
     def job(
         self, name: str, count: int, draw: Callable[[range], Tensor], **key: str | float | None
@@ -88,7 +102,7 @@ class Seen:
     classes: Tensor
 
     @classmethod
-    def of(cls, context: Context, images: Tensor) -> Seen:
+    def of(cls, context: Context, images: Tensor) -> "Seen":
         """images: (N, 3, H, W) uint8."""
         return cls(context.space.features(images), context.classes_of(images))
 
@@ -97,7 +111,7 @@ class Part(ABC):
     """One subject of the scorecard.
 
     Class attributes:
-        name: in metrics.json. task: the task that a model must have learned.
+        name: the key in metrics.json. task: the task that a model must have learned.
     """
 
     name: ClassVar[str]
@@ -108,16 +122,11 @@ class Part(ABC):
 
     @abstractmethod
     def jobs(self) -> list[Job]:
-        """What is to be sampled."""
+        """The jobs that have to be sampled."""
 
     @abstractmethod
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
         """Computes the figures, each with its n, and writes plots and pictures to the folder."""
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """[0, 1] -> uint8."""
-    return (images * 255).round().to(torch.uint8)
 
 
 def mean(name: str, values: Tensor) -> dict[str, float]:

@@ -1,10 +1,8 @@
 """Samples of any task as PNG files, shared by all processes.
 
 Image i is drawn from (seed, i), so the images don't depend on the number of processes. Run again,
-what is missing is drawn.
+missing images are drawn.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,15 +16,15 @@ from tqdm.auto import tqdm
 
 from ..data.columns import DataError
 from ..data.decode import Encoded, check_depth, decode
-from ..pictures.grids import grid
 from ..pipeline.inputs import read_count, read_images, read_labels, read_masks
 from ..pipeline.pipeline import MultiTaskPipeline
+from ..tools.files import replaced_file, write_text
 from ..tools.rng import generator
 from .bulk import weights_digest
 
 SETTINGS = "settings.json"
-# Arguments on which no image depends.
-FREE = ("num_images", "output_dir", "device", "grid", "pipeline", "revision")
+# Arguments that do not influence the images.
+FREE = ("num_images", "output_dir", "device", "pipeline", "revision")
 # Arguments of the pipeline that are the same for all images.
 SAME = (
     *("task", "strength", "guidance_scale", "image_guidance_scale", "guidance_interval"),
@@ -36,14 +34,14 @@ SAME = (
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be drawn.
+    """The samples that are requested.
 
     Attributes:
         in_turn: arguments of the pipeline whose entries are taken in turn, image by image.
         same: its other arguments.
         count: images.
         batch_size: images at a time.
-        settings: all that the images depend on, as JSON holds it.
+        settings: everything that the images depend on, as JSON.
     """
 
     in_turn: Mapping[str, Sequence[Any]]
@@ -146,7 +144,7 @@ def draw(pipe: MultiTaskPipeline, request: Request, numbers: range) -> list[Imag
     ).images
 
 
-def write_samples(pipe: MultiTaskPipeline, request: Request, folder: Path) -> Path:
+def write_samples(pipe: MultiTaskPipeline, request: Request, folder: Path) -> None:
     """Writes 00000.png, 00001.png, ...; batches are dealt to the processes in turn.
 
     Raises:
@@ -163,30 +161,14 @@ def write_samples(pipe: MultiTaskPipeline, request: Request, folder: Path) -> Pa
     with tqdm(total=sum(map(len, mine)), unit="img", disable=not state.is_main_process) as progress:
         for numbers in mine:
             drawn = draw(pipe, request, numbers)
-            # After the first batch: before it, the pipeline may still refuse an argument.
+            # Only after the first batch, because the pipeline may refuse an argument.
             folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f".settings-{state.process_index}.part"
-            part.write_text(json.dumps(request.settings, indent=2) + "\n")
-            part.replace(folder / SETTINGS)
+            write_text(folder / SETTINGS, json.dumps(request.settings, indent=2) + "\n")
             for i, image in zip(numbers, drawn, strict=True):
-                part = folder / f".{i}.part"
-                image.save(part, format="PNG")
-                part.replace(_file(folder, i))
+                with replaced_file(_file(folder, i)) as part:
+                    image.save(part, format="PNG")
             progress.update(len(numbers))
     state.wait_for_everyone()
-    return folder
-
-
-def write_grid(pipe: MultiTaskPipeline, request: Request, folder: Path) -> Path:
-    """Writes one grid.png, by one process."""
-    if PartialState().num_processes > 1:
-        raise ValueError("grid: one process draws it; leave it out, or launch one process")
-    images = [image for numbers in tqdm(request.batches) for image in draw(pipe, request, numbers)]
-    width = max(1, round(request.count**0.5))
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [images[i : i + width] for i in range(0, len(images), width)]
-    grid(rows).save(folder / "grid.png")
-    return folder / "grid.png"
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -194,7 +176,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     if not path.exists():
         return
     found = json.loads(path.read_text())
-    # A flag that is newer than the folder was not given then.
+    # A flag that was added later is missing in the file: it had no value.
     if names := [name for name in settings if found.get(name) != settings[name]]:
         raise ValueError(
             f"output_dir: {folder} holds images of other settings ({', '.join(names)}); give "

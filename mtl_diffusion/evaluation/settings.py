@@ -3,8 +3,6 @@
 A field is documented once, under it; that text is its `--help`.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import os
@@ -26,7 +24,7 @@ class Settings:
     reference_images: int | None = None
     """Images of each split that distances are taken to. None: all."""
     num_inference_steps: int | None = None
-    """Steps of every task, but where steps are what is varied. None: the model's own."""
+    """Steps of every task, except in step_counts. None: the model's own."""
     step_counts: list[int] = field(default_factory=lambda: [5, 7, 9, 12, 18, 35])
     """Step counts of the curve of quality against evaluations. A model of few steps has its own."""
     guidance_interval: tuple[float, float] | None = (0.28, 2.9)
@@ -56,7 +54,7 @@ class Settings:
     baselines: bool = True
     """Also inpaint and edit by methods that need the generate task alone."""
     batch_size: int = 250
-    """Images at a time; part of the key of what is drawn."""
+    """Images at a time; part of the key of the samples."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the network. bfloat16 is faster on most GPUs, and on CPUs that have AMX or
     AVX512_BF16."""
@@ -66,16 +64,12 @@ class Settings:
     """Seed of everything random."""
 
     def __post_init__(self):
-        least = {f.name: 1 for f in fields(self)}
-        least |= {"num_images": 10, "inpaint_images": 2, "seed": 0, "strengths": 0}
+        least = {"num_images": 10, "inpaint_images": 2, "seed": 0, "strengths": 0}
         least |= dict.fromkeys(("image_guidance_scales", "baseline_guidance_scales"), 0)
         least |= {"guidance_interval": 0}
-        for name in ("baselines", "dtype", "compile"):
-            del least[name]
-        for name, low in least.items():
-            value = getattr(self, name)
-            given = value if isinstance(value, list | tuple) else [value]
-            if any(v is not None and not v >= low for v in given):
+        for name, value in vars(self).items():
+            given, low = value if isinstance(value, list | tuple) else [value], least.get(name, 1)
+            if any(type(v) in (int, float) and not v >= low for v in given):
                 raise ValueError(f"{name} is {value}; it must be {low} or more")
             if not given and name != "strengths":
                 raise ValueError(f"{name} is empty; give a number or more")
@@ -136,14 +130,14 @@ def read_flags(description: str) -> tuple[Any, Settings]:
     beside = "metrics.json of other models, whose curves of quality are drawn in the same plot"
     add("--beside", nargs="+", type=Path, default=[], help=beside)
     add("--at_least", type=float, help="fail if a task's class accuracy is below this share")
-    add("--preset", choices=sorted(PRESETS), default="standard", help="defaults of what follows")
+    add("--preset", choices=sorted(PRESETS), default="standard", help="defaults of the flags below")
     flags.add(parser, "output_dir", "device")
     parser.add_class_arguments(Settings, as_group=True)
     # The preset sets the defaults of the flags, so it is read before them.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset", default="standard")
     preset = early.parse_known_args()[0].preset
-    if preset in PRESETS:  # if not, the parser itself says what is allowed
+    if preset in PRESETS:  # else the parser itself refuses it
         parser.set_defaults(vars(PRESETS[preset]))
     args = parser.parse_args()
     with flags.refusals():

@@ -6,8 +6,6 @@ transform, averaged over images and channels. Its log10 is averaged over rings o
 differences are in decades: 0.1 decades are 26 % more power.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,8 +38,8 @@ class RealPower:
     by_class: Tensor
 
     @classmethod
-    def of(cls, dataset: ImageDataset, num_classes: int) -> RealPower:
-        """Of a dataset on the CPU."""
+    def of(cls, dataset: ImageDataset, num_classes: int) -> "RealPower":
+        """The mean power of a dataset on the CPU."""
         sums = torch.zeros(max(num_classes, 1), dataset.resolution, dataset.resolution)
         chunks = zip(dataset.images.split(1000), dataset.labels.split(1000), strict=True)
         for images, labels in chunks:
@@ -81,7 +79,7 @@ def difference(spectra: Tensor, real: Tensor) -> dict[str, Any]:
     for ring in range(len(RING_ENDS)):
         inside = rings == ring
         decades.append((mean[inside] / real[inside]).log10().mean().item())
-        # The derivative of log10 of the mean: what each sample adds to it.
+        # The derivative of log10 of the mean by each sample.
         parts = (spectra[:, inside] / mean[inside]).mean(1) / math.log(10)
         errors.append(parts.std().item() / math.sqrt(len(parts)) if len(parts) > 1 else 0.0)
     return {"n": len(spectra), "decades": decades, "standard_error": errors}
@@ -97,7 +95,7 @@ def radial_power(
             class of which there is no real one are left out.
 
     Returns:
-        "radial_power": what `difference` says, and "by_class"; and the largest absolute
+        "radial_power": the result of `difference`, and "by_class"; and the largest absolute
         difference of any ring, over all classes and of any class.
     """
     spectra = power(images)

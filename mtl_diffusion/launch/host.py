@@ -18,7 +18,7 @@ def choose_threads(num_threads: int | None) -> None:
     """Sets torch's number of threads.
 
     Args:
-        num_threads: what the configuration says. None: what OMP_NUM_THREADS says, or else the
+        num_threads: of the configuration. None: that of OMP_NUM_THREADS, or else the
             cores of this machine, shared evenly by its processes.
     """
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -42,7 +42,7 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        # Beyond what it takes, a threshold is refused, and the one before stays.
+        # glibc ignores a threshold above its limit, and keeps the one before.
         mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP)
         mallopt(M_MMAP_THRESHOLD, LARGEST)
         mallopt(M_TRIM_THRESHOLD, LARGEST)

@@ -41,7 +41,7 @@ _groups: list[torch.distributed.ProcessGroup] = []
 # Set by every launcher that accelerate knows: how many processes it has started.
 _WORLD_SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
 _SMALL_FILES = 1_000_000  # bytes of an export beside its weights: sources, tokenizer, pictures
-# What accelerate would do to a model, other than what this package does.
+# Features of accelerate that this package does not support.
 _PLUGINS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
@@ -61,7 +61,7 @@ def begin(config: TrainConfig) -> Iterator[Accelerator]:
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or several_on_cpu)
     except ValueError as error:  # a variable that is no number, or that is missing
         fault = f"num_processes: the launcher's variables can't be used: {error}"
-        raise ConfigError([fault]) from error
+        raise ConfigError(fault) from error
     choose_threads(config.num_threads)  # after accelerate, which sets a number too
     output_dir = Path(config.output_dir)
     with ExitStack() as held:
@@ -91,7 +91,7 @@ def begin(config: TrainConfig) -> Iterator[Accelerator]:
 
 
 def start_trackers(run: Run, first: int) -> None:
-    """Starts to log; what was logged after step `first`, before a kill, is replaced.
+    """Starts to log; entries after step `first`, of a process that was killed, are replaced.
 
     Raises:
         ConfigError: the tracker can't be started: it wants a key, for example.
@@ -153,7 +153,7 @@ def check_room(run: Run) -> None:
 
 
 def describe(run: Run) -> str:
-    """The resolved configuration, the number of parameters, and what a step costs."""
+    """The resolved configuration, the number of parameters, and the cost of a step."""
     config, unet = run.config, run.unet
     forward, both = flops_of_unet(unet)
     total = sum(p.numel() for p in unet.parameters())
@@ -173,7 +173,7 @@ def describe(run: Run) -> str:
 
 
 def _refuse(faults: list[str]) -> None:
-    """Raises on all processes what was found on any of them."""
+    """Raises the faults of all processes, on all processes."""
     if faults := from_all_processes(faults):
         raise ConfigError(faults)
 
@@ -208,7 +208,7 @@ def _process_faults(config: TrainConfig, processes: int, started: int) -> Iterat
 
 
 def _launcher_faults(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[str]:
-    """What the launcher asks for, and this run's own settings decide otherwise."""
+    """Settings of the launcher that contradict those of this run."""
     name = "ACCELERATE_MIXED_PRECISION"  # accelerate launch always sets it
     if environ.get(name, "no").lower() not in ("no", config.mixed_precision):
         yield (

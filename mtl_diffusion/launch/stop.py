@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-# What a process exits with. 0 is a finished run, and 1 a run that failed.
+# Exit codes. 0 is a finished run, and 1 a run that failed.
 REFUSED = 2  # nothing was trained: the configuration, the data or the checkpoint is at fault
 STOPPED = 75  # a checkpoint was saved: sysexits.h's EX_TEMPFAIL, "try again later"
 

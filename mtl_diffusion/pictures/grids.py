@@ -113,7 +113,7 @@ def pictures_of(
     """A picture of each task that the model has learned.
 
     Args:
-        sources: what is inpainted and edited: four images or more.
+        sources: images to inpaint and edit, four or more.
         samples: images of each class that are generated.
         edits: how many of the sources are edited.
         options: further arguments of the pipeline.

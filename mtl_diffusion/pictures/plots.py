@@ -1,7 +1,5 @@
 """Line plots and annotated matrices, each a PNG."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,7 +58,7 @@ def signed_matrix(
     Args:
         values: (rows, columns).
         errors: (rows, columns), each written under its value, unless it is NaN.
-        label: what the values are, beside the colour bar.
+        label: of the colour bar: the quantity and its unit.
     """
     limit = np.abs(values).max() or 1.0
     limits = {"vmin": -limit, "vmax": limit}

@@ -26,7 +26,7 @@ TAGS = ("diffusers", "multi-task", "inpainting", "image-editing", "image-generat
 
 @dataclass(frozen=True)
 class Trained:
-    """A model as it is published.
+    """A trained model, with the facts for its card.
 
     Attributes:
         step: optimiser steps that were done.
@@ -58,7 +58,7 @@ def model_card(
     """The card as Markdown with its YAML header.
 
     Args:
-        source: what the snippet loads: user/name on the Hub, or a folder.
+        source: the name that the snippet loads: user/name on the Hub, or a folder.
         metrics: metrics.json of mtl-diffusion evaluate. Every measured figure is from there.
         picture: file name of the gallery beside the card.
 
@@ -209,5 +209,5 @@ def snippet(pipe: MultiTaskPipeline, source: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text as Python writes it, in double quotes, whatever quotes or bytes it has."""
+    """A text as a Python literal in double quotes."""
     return json.dumps(text, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Folders of a run: its export, and that of the checkpoint that was published last.
 PIPELINE, PUBLISHED = "pipeline", "published"
-# What is uploaded of an exported folder, besides the sources that ship. Nothing else ever is.
+# The files of an exported folder that are uploaded, besides the sources. Nothing else is.
 UPLOADED = ("*.safetensors", "*.json", "README.md", "*.png")
 LAST_WAIT = 30.0  # seconds that a stopping run waits for an upload
 
@@ -63,7 +63,7 @@ def of_checkpoint(path: Path) -> Trained:
             scheduler = type(scheduler).from_config(facts["scheduler"])
         unet = unet.eval().requires_grad_(False)
         pipeline = MultiTaskPipeline(unet, tokenizer, scheduler, facts.get("chains"))
-    except Exception as error:  # whatever diffusers says of a description that is none
+    except Exception as error:  # diffusers has no common one for bad configurations
         raise CheckpointError(
             f"{path}: its weights don't fit its configuration: {error}"
         ) from error
@@ -98,7 +98,6 @@ def write(
     metrics: Mapping[str, Any] | None = None,
     pictures: bool | None = None,
     half: bool = False,
-    max_shard_size: str | None = None,
 ) -> Path:
     """Writes a folder for `from_pretrained`, which replaces an earlier export only when complete.
 
@@ -106,13 +105,12 @@ def write(
         repository: user/name on the Hub, for the card's snippet. None: hub_model_id, if the
             configuration has one, or else the folder.
         metrics: of mtl-diffusion evaluate; the card's figures, and metrics.json beside it.
-        pictures: draw the card's gallery. None: what the configuration says.
+        pictures: draw the card's gallery. None: as in the configuration.
         half: write the weights as float16, in half the bytes; they load as float32 all the same.
-        max_shard_size: cut the weights into files of this size or less, such as "15MB".
 
     Raises:
         ValueError: the target is something else, which is not replaced; or `metrics` are.
-        OSError: the disk is full, for example. The target is as it was.
+        OSError: the disk is full, for example. The target is unchanged.
     """
     check_target(target)
     pipeline = trained.pipeline
@@ -120,7 +118,7 @@ def write(
         unet = copy.deepcopy(pipeline.unet).half()
         pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler, pipeline.chains)
     with replaced_folder(target) as folder:
-        pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
+        pipeline.save_pretrained(folder)
         wanted = trained.config.gallery if pictures is None else pictures
         drawn = _draw(trained.pipeline, folder) if wanted else None
         if metrics is not None:
@@ -132,7 +130,7 @@ def write(
 
 
 def _as_given(target: Path) -> str:
-    """The folder's path, from here where it is below."""
+    """The folder's path, relative to the working directory if it is inside."""
     path, here = target.absolute(), Path.cwd()
     return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
 
@@ -169,7 +167,7 @@ def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
 
 
 def files_to_upload(folder: Path) -> dict[str, Path]:
-    """Path in the repository -> file, of what an exported folder publishes."""
+    """Path in the repository -> file, of the files of an exported folder that are uploaded."""
     files = [path for pattern in UPLOADED for path in folder.rglob(pattern)]
     files += [folder / name for name in MultiTaskPipeline.code_files()]
     return {
@@ -179,17 +177,19 @@ def files_to_upload(folder: Path) -> dict[str, Path]:
     }
 
 
-def push(folder: Path, config: TrainConfig) -> str:
-    """Uploads a run's export; returns the commit's address.
+def push(
+    folder: Path, config: TrainConfig, *, checkpoint: str | Path | None = None, step: int = 0
+) -> str:
+    """Uploads an export of a run: the last one, or that of a checkpoint after `step` steps.
 
     Raises:
-        UploadError: the message ends with the command that tries again.
+        UploadError: see `push_folder`.
     """
     return push_folder(
         folder,
         config.repository,
-        checkpoint=config.output_dir,
-        step=config.max_train_steps,
+        checkpoint=checkpoint or config.output_dir,
+        step=step or config.max_train_steps,
         private=config.hub_private_repo,
     )
 
@@ -206,7 +206,7 @@ def push_folder(
     """Uploads an exported folder.
 
     Args:
-        checkpoint: what the folder was exported from, for the command that tries again.
+        checkpoint: the source of the folder, for the command that tries again.
 
     Raises:
         UploadError: the message ends with that command. The folder stays.
@@ -246,10 +246,11 @@ class BackgroundPublisher:
 
     def __exit__(self, kind, *error) -> None:
         # The retries are bounded. A run that was stopped, or failed, waits less for them.
-        self.join(None if kind is None else LAST_WAIT)
+        if self._thread is not None:
+            self._thread.join(None if kind is None else LAST_WAIT)
 
     def submit(self, checkpoint: Path) -> None:
-        """Returns at once. Does nothing unless checkpoints are to be published."""
+        """Starts the upload of a checkpoint, if they are to be published, and returns at once."""
         if not self.wanted:
             return
         if self._thread is not None and self._thread.is_alive():
@@ -259,23 +260,12 @@ class BackgroundPublisher:
         self._thread = threading.Thread(target=self._publish, args=(checkpoint,), daemon=True)
         self._thread.start()
 
-    def join(self, timeout: float | None = None) -> None:
-        """Waits for a pending upload, for so many seconds at most; None: until it ends."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-
     def _publish(self, checkpoint: Path) -> None:
         folder = Path(self.config.output_dir) / PUBLISHED
         try:
             trained = of_checkpoint(checkpoint)
             write(trained, folder, repository=full_name(self.config.repository))
-            push_folder(
-                folder,
-                self.config.repository,
-                checkpoint=checkpoint,
-                step=trained.step,
-                private=self.config.hub_private_repo,
-            )
-        except Exception as error:  # whatever it is, the run goes on
+            push(folder, self.config, checkpoint=checkpoint, step=trained.step)
+        except Exception as error:  # the run goes on in any case
             reason = without_secrets(str(error))
             logger.error("%s could not be published: %s", checkpoint.name, reason)

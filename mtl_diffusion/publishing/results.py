@@ -1,7 +1,5 @@
 """The figures of metrics.json as the model card shows them: tables, and metadata for the Hub."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +34,7 @@ _KINDS = {"generate": "unconditional-image-generation"}  # the Hub's names for t
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the figures were measured on: in words, as the Hub's type, and the split."""
+    """The data of the figures: its description, its type on the Hub, and the split."""
 
     name: str
     type: str

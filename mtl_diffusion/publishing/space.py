@@ -13,7 +13,7 @@ from .upload import upload
 
 PAGE = Path(__file__).parents[1] / "demo"
 GRADIO = "6.31.0"  # that the Hub installs; the page is tested with it
-# Of what the page and a pipeline import; a Space gets the versions that are installed here.
+# Packages of the page and of a pipeline; a Space gets the versions that are installed here.
 REQUIREMENTS = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 APP = '''"""The page that `mtl-diffusion demo --pipeline pipeline` opens too."""
 

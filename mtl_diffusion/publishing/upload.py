@@ -15,7 +15,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 logger = logging.getLogger(__name__)
 
 DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt
-LONGEST_DELAY = 60.0  # seconds; a Hub that asks for a longer wait gets this one
+LONGEST_DELAY = 60.0  # seconds; the upper limit of a delay that the Hub requests
 # The base classes of lost connections and timeouts, in every HTTP library the client has used.
 _LOST_CONNECTION = {"TransportError", "RequestException", "ConnectionError", "TimeoutError"}
 _TOKEN = re.compile(r"\bhf_\w{8,}")
@@ -69,8 +69,8 @@ def upload(
     def commit() -> str:
         nonlocal attempts
         attempts += 1
-        # An answer that got lost doesn't say whether the commit was made: look before trying again.
-        # One that arrives still later is refused, because its parent is no longer the newest.
+        # If an answer was lost, the commit may have been made: look before trying again. A request
+        # that arrives later still is refused, because its parent is no longer the newest commit.
         if attempts > 1:
             for entry in api.list_repo_commits(name, revision=revision, **of_kind):
                 if mark in entry.message:
@@ -91,7 +91,7 @@ def upload(
 def full_name(repository: str) -> str | None:
     """user/name, also of a repository that is named without its user.
 
-    None: the Hub doesn't say who is logged in, and so would refuse an upload too.
+    None: the account is not known, and so an upload would fail too.
     """
     if "/" in repository:
         return repository
@@ -119,7 +119,7 @@ def _insist(request: Callable[[], T], repository: str) -> T:
             return request()
         except Exception as error:
             if delay is None or not _may_pass(error):
-                # The cause is left out: its traceback could show what the Hub echoed.
+                # Without the cause: its traceback could contain a token that the Hub repeated.
                 raise UploadError(_explanation(error, repository)) from None
             delay = min(max(delay, _asked_delay(error)), LONGEST_DELAY)
             logger.warning("%s; next attempt in %g s", _explanation(error, repository), delay)
@@ -128,7 +128,7 @@ def _insist(request: Callable[[], T], repository: str) -> T:
 
 
 def _root(error: BaseException) -> BaseException:
-    """The client wraps what went wrong with a single file."""
+    """The cause of an error of the client, which wraps those of single files."""
     while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -144,7 +144,7 @@ def _status(error: BaseException) -> int | None:
 def _may_pass(error: Exception) -> bool:
     status = _status(error)
     if status is not None:
-        # 412: somebody else's commit came first, and this one has to follow that.
+        # 412: another commit came first, and this one has to follow it.
         return status in (408, 412, 429) or status >= 500
     return bool(_LOST_CONNECTION & {base.__name__ for base in type(_root(error)).__mro__})
 
@@ -176,6 +176,7 @@ def _explanation(error: Exception, repository: str) -> str:
 
 
 def without_secrets(text: str) -> str:
+    """The text with every token of the Hub replaced by "<token>"."""
     token = get_token()
     return _TOKEN.sub("<token>", text.replace(token, "<token>") if token else text)
 

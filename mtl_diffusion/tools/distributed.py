@@ -71,12 +71,5 @@ class Terminal:
         with suppress(OSError):
             self._stream.flush()
 
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    @property
-    def encoding(self) -> str:
-        return self._stream.encoding
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# Prefixes of what a killed process leaves behind: new content that is not complete, old content
-# that was renamed to make room for it, and what is being deleted.
+# Prefixes of files that a killed process leaves behind: incomplete new content, old content that
+# was renamed to be replaced, and content that was being deleted.
 _WRITING, _REPLACED, _DELETING = ".writing-", ".replaced-", ".deleting-"
 
 
@@ -22,13 +22,27 @@ def write_text(path: Path, text: str) -> None:
     """Writes or replaces a UTF-8 text file.
 
     Raises:
-        OSError: it names the file. What was there before still is.
+        OSError: it names the file. An earlier file is unchanged.
     """
-    temporary = path.with_name(f"{_WRITING}{path.name}")
-    try:
+    with replaced_file(path) as temporary:
         write_bytes(temporary, text.encode())
+
+
+@contextmanager
+def replaced_file(target: Path) -> Iterator[Path]:
+    """Yields a path in the same folder; the file written there becomes `target` at the end.
+
+    Processes may write the same target at the same time. If the block raises, `target` is left as
+    it was.
+
+    Raises:
+        OSError: the file can't be synced or renamed.
+    """
+    temporary = target.with_name(f"{_WRITING}{os.getpid()}-{target.name}")
+    try:
+        yield temporary
         _sync(temporary)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException:
         _remove(temporary)
         raise
@@ -39,7 +53,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder, which takes the place of `target` when the block ends.
 
     An earlier `target` is renamed aside first and deleted last. If the block raises, `target` is
-    left as it was. What a killed process left of an earlier attempt is tidied up first.
+    left as it was. Leftovers of an earlier attempt that was killed are removed first.
 
     Raises:
         OSError: a file or a folder can't be written.
@@ -65,7 +79,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 
 def tidy(folder: Path, pattern: str) -> None:
-    """Removes what killed processes left of the targets in `folder` that match a glob pattern.
+    """Removes leftovers of killed processes, of the targets in `folder` that match a glob pattern.
 
     A target that was renamed aside, and has no successor, gets its name back.
     """
@@ -80,7 +94,7 @@ def tidy(folder: Path, pattern: str) -> None:
 
 
 def delete(path: Path) -> None:
-    """Deletes a file or a folder, for other processes at once; logs what can't be deleted."""
+    """Deletes a file or a folder, atomically for other processes; an OSError is logged."""
     doomed = path.with_name(f"{_DELETING}{path.name}")
     try:
         os.rename(path, doomed)
@@ -97,7 +111,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, a link or a folder, if it is there; logs what can't be removed."""
+    """Removes a file, a link or a folder, if it exists; an OSError is logged."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -13,7 +13,7 @@ REFUSED = 2  # exit code, argparse's own
 
 
 def path(text: str) -> Path:
-    """The type of a flag with a path: `--flag=~/x` too, which a shell passes on as it is."""
+    """The type of a flag with a path; expands ~, which a shell does not do in `--flag=~/x`."""
     return Path(text).expanduser()
 
 
@@ -36,12 +36,12 @@ COMMON: dict[str, dict[str, Any]] = {
     "num_inference_steps": {"type": int, "help": "steps of the sampler; default: the model's"},
     "seed": {"type": int, "default": 0, "help": "of everything random"},
     "device": {"help": "default: cuda where there is one, else cpu"},
-    "output_dir": {"type": path, "required": True, "help": "folder for what is written"},
+    "output_dir": {"type": path, "required": True, "help": "folder for the output"},
 }
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Shows the description as it is, and the defaults of flags that have one."""
+    """Keeps the line breaks of the description, and shows the defaults of flags that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         hidden = (None, False, argparse.SUPPRESS)

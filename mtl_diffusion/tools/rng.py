@@ -1,7 +1,5 @@
 """Random numbers that are a pure function of their key."""
 
-from __future__ import annotations
-
 import hashlib
 
 import torch
@@ -11,8 +9,8 @@ def generator(*key: int | str, device: str | torch.device = "cpu") -> torch.Gene
     """A generator whose whole stream is a function of `key`, such as `(seed, step, "noise")`.
 
     Nothing random in a run is drawn from a stream that has been advanced by earlier steps. So a
-    run that stops and resumes at step k draws what it would have drawn, and the same global batch
-    can be drawn whole by every process and sliced, however many processes share it.
+    run that stops and resumes at step k draws the same numbers as without the stop, and the same
+    global batch can be drawn whole by every process and sliced, for any number of processes.
 
     Args:
         key: plain ints and strings. Order and type count: `1` and `"1"` are two keys.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copies a CPU tensor to `device` without waiting for the work that is queued there.
 
     CUDA does that from pinned memory only.

@@ -1,17 +1,18 @@
-"""The gradients of the tasks aggregated to one: Jacobian descent, through torchjd.
+"""From the losses of the tasks to one gradient: their sum, or an aggregation by torchjd.
 
-Quinton and Rey 2024, arXiv:2406.16232. The plain sum needs none of this.
+Both have `add`, for each microbatch, and `finish`, which leaves the gradients in `.grad`.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
-from .losses import Objective
+from .losses import Objective, sum_of_task_means
 
-# What `gradient_aggregation` names, as torchjd's classes.
+# Value of `gradient_aggregation` -> name of torchjd's class.
 AGGREGATORS = {"upgrad": "UPGrad", "mgda": "MGDA", "imtlg": "IMTLG", "alignedmtl": "AlignedMTL"}
 # Modules that these need; torchjd does not install all of them.
 REQUIRED = ("torchjd", "quadprog", "qpsolvers")
@@ -24,8 +25,41 @@ def build_aggregator(name: str) -> Callable[[Tensor], Tensor]:
     return getattr(torchjd.aggregation, AGGREGATORS[name])()
 
 
+class Sum:
+    """The gradient of the sum of the tasks' losses.
+
+    Args:
+        objective: as `accelerator.prepare` returns it, which averages the processes' gradients.
+    """
+
+    def __init__(self, objective: nn.Module, accelerator: Accelerator):
+        self.objective = objective
+        self.accelerator = accelerator
+
+    def add(self, inputs: tuple, counts: Tensor, *, is_last: bool, **options: float) -> Tensor:
+        """Adds the gradients of some of the batch's samples; returns their plain losses (b,).
+
+        Args:
+            inputs: arguments of the objective, each with b rows; the last is the task indices (b,).
+            counts: (T,) samples of each task in the global batch.
+            is_last: these are the last samples of the step: the processes exchange gradients.
+            options: the objective's.
+        """
+        with nullcontext() if is_last else self.accelerator.no_sync(self.objective):
+            plain, weighted = self.objective(*inputs, **options)
+            # Processes average their gradients, and the parts of a sum must be added.
+            loss = sum_of_task_means(weighted, inputs[-1], counts)
+            self.accelerator.backward(self.accelerator.num_processes * loss)
+        return plain
+
+    def finish(self, counts: Tensor) -> None:
+        """Nothing is left to do: the backward passes have added up the gradients."""
+
+
 class Jacobian:
     """The gradient of every task's loss by every trained weight, accumulated over one step.
+
+    Quinton and Rey 2024, arXiv:2406.16232.
 
     Row i is the gradient of L_i, the mean loss of task i over the whole global batch. The rows of
     microbatches and processes are added before they are aggregated, so the result does not depend
@@ -37,8 +71,15 @@ class Jacobian:
         aggregate: (T, P) -> (P,), on the scale of a mean of the rows.
     """
 
-    def __init__(self, objective: Objective, num_tasks: int, aggregate: Callable[[Tensor], Tensor]):
+    def __init__(
+        self,
+        objective: Objective,
+        accelerator: Accelerator,
+        num_tasks: int,
+        aggregate: Callable[[Tensor], Tensor],
+    ):
         self.objective = objective
+        self.accelerator = accelerator
         self.aggregate = aggregate
         self.shared = [p for p in objective.unet.parameters() if p.requires_grad]
         heads = [module for module in objective.children() if module is not objective.unet]
@@ -46,16 +87,11 @@ class Jacobian:
         size = sum(p.numel() for p in self.parameters)
         self.rows = torch.zeros(num_tasks, size, device=self.parameters[0].device)
 
-    def add(self, inputs: tuple, counts: Tensor, **options: float) -> Tensor:
-        """Adds the gradients of some of the batch's samples; returns their plain losses (b,).
+    def add(self, inputs: tuple, counts: Tensor, *, is_last: bool, **options: float) -> Tensor:
+        """As `Sum.add`.
 
         Each sample has one task, so each task needs a forward and a backward pass of its own
         samples only, and all of these cost as much as one pass of all samples.
-
-        Args:
-            inputs: arguments of the objective, each with b rows; the last is the task indices (b,).
-            counts: (T,) samples of each task in the global batch.
-            options: the objective's.
         """
         task = inputs[-1]
         plain = torch.zeros(len(task), device=task.device)
@@ -71,13 +107,13 @@ class Jacobian:
             row += torch.cat([g.flatten() for g in gradients])
         return plain
 
-    def write_gradients(self, counts: Tensor, accelerator: Accelerator) -> None:
+    def finish(self, counts: Tensor) -> None:
         """Aggregates the rows into the parameters' `.grad`, and starts the next step.
 
         torchjd's result is multiplied by T, because the loss is a sum of the tasks, not a mean. The
         weighting's own parameters get the plain sum.
         """
-        rows = accelerator.reduce(self.rows, reduction="sum")[counts > 0]
+        rows = self.accelerator.reduce(self.rows, reduction="sum")[counts > 0]
         P = sum(p.numel() for p in self.shared)
         total = rows.sum(0)
         # A loss that is not finite ends the run later, with its own message.
@@ -88,3 +124,16 @@ class Jacobian:
             # In the memory order of the weight, as the fused AdamW expects.
             parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
         self.rows.zero_()
+
+
+def build_gradients(
+    name: str, objective: Objective, wrapped: nn.Module, accelerator: Accelerator, num_tasks: int
+) -> Sum | Jacobian:
+    """The aggregation that `gradient_aggregation` names.
+
+    Args:
+        wrapped: the objective, as `accelerator.prepare` returns it.
+    """
+    if name == "sum":
+        return Sum(wrapped, accelerator)
+    return Jacobian(objective, accelerator, num_tasks, build_aggregator(name))

@@ -19,10 +19,10 @@ HIDDEN = 256  # channels inside the projector
 class Alignment(nn.Module):
     """Representation alignment, and a perceptual loss, with one classifier.
 
-    Alignment: what the UNet's middle block computes for a noisy image points, through a small
-    projector, where the classifier's last features of the clean image point (REPA, Yu et al. 2024,
-    arXiv:2410.06940). Perceptual: the denoised and the clean image have like features in every
-    stage of the classifier (LPIPS, Zhang et al. 2018, arXiv:1801.03924, without learned weights).
+    Alignment (REPA, Yu et al. 2024, arXiv:2410.06940): the cosine distance between the output of
+    the UNet's middle block for a noisy image, after a small projector, and the classifier's last
+    features of the clean image. Perceptual (LPIPS, Zhang et al. 2018, arXiv:1801.03924, without
+    learned weights): the distance of denoised and clean image in all stages of the classifier.
 
     The projector is trained with the UNet, and belongs to the checkpoint alone.
 

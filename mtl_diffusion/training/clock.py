@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 
 class Clock:
-    """Counts a run's minutes. They go on from a checkpoint, on the same hardware or on another.
+    """Counts a run's minutes, by hardware. A resumed run continues the count of its checkpoint.
 
     Attributes:
         minutes: hardware -> minutes, as they were when `read` was called last.
@@ -22,7 +22,7 @@ class Clock:
         self._started = time.monotonic()
 
     def go_on(self, minutes: Mapping[str, float]) -> None:
-        """Starts now, with these minutes of earlier."""
+        """Restarts the clock, with the minutes of earlier."""
         self.minutes, self._started = dict(minutes), time.monotonic()
 
     def read(self) -> dict[str, float]:
@@ -43,7 +43,7 @@ def hardware(accelerator: Accelerator) -> str:
 
 
 def _processor() -> str:
-    """The name of the CPU, where the system says it, and its vector instructions."""
+    """The name of the CPU, if the system gives it, and its vector instructions."""
     name = platform.processor() or platform.machine()
     facts = Path("/proc/cpuinfo")
     if facts.exists():

@@ -48,7 +48,7 @@ def ode_end(
         D = denoised(x, now)
         direction = D
         if before is not None:
-            # The step to 0 is infinitely long in the logarithm: it is of the first order.
+            # The step to 0 has infinite length in ln sigma, so it is of first order.
             ahead = torch.where(then > 0, length / (2 * length_before), 0.0)
             direction = D + ahead * (D - before)
         x = torch.lerp(direction, x, then / now)
@@ -97,7 +97,7 @@ class Distillation(Objective):
     def target(
         self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What D must be for an Euler step to arrive where the teacher does, and the noise to it.
+        """The D with which one Euler step arrives at the teacher's result, and its noise.
 
         x' = r x + (1 - r) D for r = sigma'/sigma, hence D = (x' - r x) / (1 - r).
         """

@@ -33,7 +33,7 @@ def with_length(
     if config.max_train_steps is not None:
         return config
     noted = Path(config.output_dir) / "length.json"
-    # One process's reading is everybody's: they have to agree on the step.
+    # All processes take the reading of one, so that they agree on the number of steps.
     seconds = broadcast_object_list([_read(noted)])[0]
     if seconds is None:
         seconds = broadcast_object_list([seconds_per_step(config, accelerator)])[0]
@@ -49,7 +49,7 @@ def with_length(
 
 
 def _read(noted: Path) -> float | None:
-    """The seconds per step that were noted; None: nothing was."""
+    """The saved seconds per step; None: there is no file."""
     if not noted.exists():
         return None
     try:
@@ -59,8 +59,6 @@ def _read(noted: Path) -> float | None:
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
     raise ConfigError(
-        [
-            f'output_dir: found {noted}, which does not hold {{"seconds_per_step": NUMBER}}: mend '
-            "it, or delete it to measure the rate anew, with which the length of the run changes"
-        ]
+        f'output_dir: found {noted}, which does not hold {{"seconds_per_step": NUMBER}}: mend it, '
+        "or delete it to measure the rate anew, with which the length of the run changes"
     )

@@ -64,6 +64,7 @@ class Uncertainty(nn.Module):
         return self.head(features).gather(1, task[:, None])[:, 0]
 
     def forward(self, loss: Tensor, sigma: Tensor, task: Tensor) -> Tensor:
+        """(B,) weighted losses, from losses (B,), sigma (B, 1, 1, 1) and task indices (B,)."""
         u = self.u(sigma, task)
         return loss / u.exp() + u
 
@@ -76,6 +77,7 @@ class Fixed(nn.Module):
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
 
     def forward(self, loss: Tensor, sigma: Tensor, task: Tensor) -> Tensor:
+        """(B,) weighted losses, from losses (B,) and task indices (B,)."""
         return loss * self.weights[task]
 
 
@@ -93,7 +95,7 @@ class Objective(nn.Module):
 
     Attributes:
         levels: name -> (lowest, highest) noise level, of those that validation tells apart.
-        teacher: fingerprint of the weights that it learns from, if there are any.
+        teacher: fingerprint of the teacher's weights, or None.
     """
 
     levels = LEVELS
@@ -111,7 +113,7 @@ class Objective(nn.Module):
     def target(
         self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What D(image + sigma noise; sigma) has to be, and the noise that is not part of it."""
+        """The target of D(image + sigma noise; sigma), and (input - target) / sigma."""
         return image, noise
 
     def forward(
@@ -123,7 +125,7 @@ class Objective(nn.Module):
         task: Tensor,
         perceptual_weight: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """The loss of each sample, and what is minimised: (B,), (B,)."""
+        """The plain loss of each sample, and the weighted loss that is minimised: (B,), (B,)."""
         image, noise = self.target(image, noise, sigma, conditioning, task)
         noisy = image + sigma * noise
         output = predict(self.unet, self.scheduler, noisy, sigma, conditioning)

@@ -104,7 +104,7 @@ class Meter:
         rank = self.run.accelerator.process_index
         lines = from_all_processes([f"process {rank}: {'; '.join(places)}"])
         raise FloatingPointError(
-            # Counted like checkpoints: this step would have led to step-N.
+            # Numbered as checkpoints are.
             f"step {record.step + 1}: a loss or a gradient is not finite, and the optimiser has "
             f"not taken that step. Norm of the gradient: {norm:.4g}. "
             f"Worst losses: {'. '.join(lines)}"

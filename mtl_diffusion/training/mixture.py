@@ -11,7 +11,7 @@ from ..pipeline.denoiser import CLASS, TASK, Conditioning, build_conditioning
 from ..pipeline.task import Choice, Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
-from ..tools.tensors import upload
+from ..tools.tensors import to_device
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -34,15 +34,15 @@ def assign_tasks(proportions: Sequence[float], first: int, count: int) -> Tensor
 
 @dataclass(frozen=True)
 class Draw:
-    """What is drawn for the samples of a global batch. It doesn't depend on the images.
+    """Random draws for the samples of a global batch. They don't depend on the images.
 
     Attributes:
         task: (B,) task indices, on the CPU, where they are used to index.
-        choice: what each sample's task drew.
+        choice: the draws of each sample's task.
         drop_task: (B,) bool, the task token becomes null.
         noise: (B, 3, H, W) standard normal, for the tasks' `condition`.
         counts: (T,) samples of each task in the whole global batch.
-        other_class: (B,) a class to ask for in place of the image's own, -1 for none.
+        other_class: (B,) a class in place of the image's own, -1 for none.
     """
 
     task: Tensor
@@ -74,7 +74,7 @@ class Mixture:
         vocabulary: the ids of the tokens.
         size: height and width of the images.
         class_dropout, task_dropout: probabilities in [0, 1) that the token is dropped.
-        class_change: probability that a task that needs a class is asked for any one, as in
+        class_change: probability that a task that needs a class gets a random one, as in
             sampling, in place of the image's own. For targets that don't come from the image.
     """
 
@@ -96,7 +96,7 @@ class Mixture:
             for t, n in zip(self.tasks, counts.tolist(), strict=True)
         ]
         # The choices are ordered by task: reorder them as the samples are.
-        order = upload(task.argsort(stable=True).argsort(), device)
+        order = to_device(task.argsort(stable=True).argsort(), device)
         choice = Choice(
             *(torch.cat([getattr(c, f.name) for c in choices])[order] for f in fields(Choice))
         )
@@ -106,13 +106,13 @@ class Mixture:
         change, which = torch.rand(2, batch_size, generator=random, device=device)
         other_class = (which * len(self.vocabulary.classes)).long()
         needs_class = torch.tensor(["class_label" in t.required for t in self.tasks])[task]
-        changes = (change < self.class_change) & upload(needs_class, device)
+        changes = (change < self.class_change) & to_device(needs_class, device)
         return Draw(
             task=task,
             choice=choice,
             drop_task=drop_task,
             noise=noise,
-            counts=upload(counts, device),
+            counts=to_device(counts, device),
             other_class=torch.where(changes, other_class, -1),
         )
 
@@ -127,12 +127,12 @@ class Mixture:
         order = draw.task.argsort(stable=True)  # the samples, ordered by task
         sizes = torch.bincount(draw.task, minlength=len(self.tasks)).tolist()
         for task, rows in zip(self.tasks, order.split(sizes), strict=True):
-            rows = upload(rows, images.device)
+            rows = to_device(rows, images.device)
             hint = task.condition(
                 images[rows], choice.mask[rows], choice.strength[rows], draw.noise[rows]
             )
             parts.append(build_conditioning(hint, task, labels[rows], self.vocabulary))
-        conditioning = Conditioning.cat(parts)[upload(order.argsort(), images.device)]
+        conditioning = Conditioning.cat(parts)[to_device(order.argsort(), images.device)]
         null = self.vocabulary.null
         return (
             conditioning.without_image(null, draw.choice.drop_image)
@@ -142,7 +142,7 @@ class Mixture:
 
 
 def _filled(choice: Choice) -> Choice:
-    """The same with tensors for what is None, so that choices of several tasks can be joined."""
+    """The choice with tensors in place of None, so that several tasks' can be concatenated."""
     shape, device = choice.drop_class.shape, choice.drop_class.device
     no_strength = torch.full(shape, torch.nan, device=device)
     return Choice(

@@ -12,9 +12,9 @@ from torch import nn
 from ..config import TrainConfig
 from ..pipeline.denoiser import CHANNELS
 
-# What samples the models of each `objective`.
+# The scheduler of each `objective`.
 SCHEDULERS = {"denoising": EDMDPMSolverMultistepScheduler, "distillation": EDMEulerScheduler}
-# What `train_only` trains: prefixes of the names of the UNet's parameters.
+# Groups of `train_only`: prefixes of the names of the UNet's parameters.
 TOKEN_TABLES = ("encoder_hid_proj.", "class_embedding.")
 CONDITION_INPUT = ("conv_in.",)
 

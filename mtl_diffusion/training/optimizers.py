@@ -1,7 +1,5 @@
 """The optimisers: AdamW, and Muon for the hidden weights with AdamW for the rest."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,8 +9,8 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 
-# AdamW keeps what Muon is not made for: the first and the last layer, the token tables, and the
-# embedding of the noise level. Biases, norms, and all that is not in the UNet are AdamW's, too.
+# AdamW updates the parameters that Muon is not made for: the first and the last layer, the token
+# tables, and the embedding of the noise level; also biases, norms, and all outside of the UNet.
 _NOT_HIDDEN = ("conv_in.", "conv_out.", "encoder_hid_proj.", "class_embedding.", "time_embedding.")
 # Weights whose rows are two functions, one after the other: the scale and the shift of a residual
 # block, the values and the gates of a feed-forward layer. Each half is orthogonalised by itself.
@@ -52,7 +50,7 @@ def build_optimizer(config: TrainConfig, objective: nn.Module) -> torch.optim.Op
 
 
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """What the optimiser updates, group after group."""
+    """The parameters that the optimiser updates, group after group."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -115,12 +113,13 @@ class Muon(torch.optim.Optimizer):
             views = zip(members, momentum.split(counts), update.split(counts), strict=True)
             for (weight, _), own_momentum, own_update in views:
                 self._weights.append(weight)
-                # A view, too: what is loaded into it is loaded into the stack.
+                # A view, too: loading into it changes the stack.
                 self.state[weight]["momentum"] = _as_weight(own_momentum, weight)
                 self._by_weight.append(_as_weight(own_update, weight))
 
     @torch.no_grad()
     def step(self) -> None:
+        """Updates the parameters from their `.grad`, which all of them must have."""
         takes_part = 1.0
         if self.found_inf is not None:
             takes_part = 1 - self.found_inf

@@ -18,6 +18,7 @@ from .validation import HeldOutLoss, evaluating, held_out_loss
 
 
 def validation_due(config: TrainConfig, done: int) -> bool:
+    """Whether the run validates after so many steps."""
     return done == config.max_train_steps or done % config.validation_steps == 0
 
 
@@ -40,7 +41,7 @@ def validate(run: Run, step: int, only_if_missing: bool = False) -> None:
 def write_validation(
     run: Run, step: int, path: Path, held_out: HeldOutLoss, pictures: dict[str, Image]
 ) -> None:
-    """Writes the JSON file last: a validation that has it is complete."""
+    """Writes pictures and curves, and the JSON file last, which marks a complete validation."""
     path.parent.mkdir(exist_ok=True)
     run.accelerator.log(
         {

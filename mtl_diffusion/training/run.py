@@ -16,15 +16,16 @@ from ..classifiers.classifier import Classifier
 from ..config import TrainConfig
 from ..data.decode import Decoder
 from ..data.images import ImageDataset, load_splits
-from ..data.loader import Loader
+from ..data.loader import Loader, process_rows
 from ..data.stream import ImageStream, open_streams
 from ..data.streaming_loader import StreamingLoader
 from ..pipeline.chains import Chains, default_chains
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..pipeline.task import Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
 from ..tools.tensors import to_unit_range
-from .aggregation import Jacobian, build_aggregator
+from .aggregation import Jacobian, Sum, build_gradients
 from .alignment import Alignment
 from .clock import Clock
 from .distillation import Distillation, draw_level
@@ -47,7 +48,7 @@ class Run:
         draw_sigma: (n, generator=...) -> (n, 1, 1, 1) noise levels of a batch.
         chains: the noise levels of few steps, if these are learned.
         alignment: the losses in a classifier's features, or None.
-        jacobian: aggregates the tasks' gradients; None if they are summed.
+        gradients: how the losses of the tasks become one gradient.
         ema: the averaged denoiser, or None.
         train_data, held_out: the two splits, labelled in the vocabulary's order.
         clock: the minutes of training.
@@ -64,7 +65,7 @@ class Run:
     objective: nn.Module
     draw_sigma: Callable[..., Tensor]
     chains: Chains | None
-    jacobian: Jacobian | None
+    gradients: Sum | Jacobian
     optimizer: torch.optim.Optimizer
     ema: EMA | None
     mixture: Mixture
@@ -75,7 +76,7 @@ class Run:
 
     @property
     def best_unet(self) -> UNet2DConditionModel:
-        """What is validated and published: the average, if there is one."""
+        """The UNet that is validated and published: the average, if there is one."""
         return self.ema.module if self.ema else self.unet
 
     def pipeline(self) -> MultiTaskPipeline:
@@ -90,7 +91,70 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     Raises:
         ValueError: the data or the pretrained model don't fit the configuration.
     """
-    decoder = Decoder(config.resolution, torch.get_num_threads())
+    decoder, device = Decoder(config.resolution, torch.get_num_threads()), accelerator.device
+    train_data, held_out = _data(config, decoder, accelerator)
+    tokenizer, unet, scheduler = _components(config, train_data.class_names)
+    vocabulary = Vocabulary.of(tokenizer.get_vocab())
+    train_data = train_data.relabelled(tuple(vocabulary.classes))
+    held_out = held_out.relabelled(tuple(vocabulary.classes))
+    tasks = tuple(TASKS[name] for name in config.shares)
+
+    unet.to(device)
+    if config.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    # Copied before the original is frozen, compiled or wrapped.
+    run_images = config.max_train_steps * config.total_batch_size
+    ema = EMA(unet, config.ema_half_life * run_images, config.ema_ramp) if config.use_ema else None
+    teacher = copy.deepcopy(unet) if config.objective == "distillation" else None
+    freeze(unet, config.train_only)
+    train_mode(unet)
+    if config.compile:
+        for module in filter(None, (unet, teacher)):
+            module.compile(mode=config.compile_mode)
+
+    weighting = build_weighting(config.task_weighting, list(config.shares), config.task_weights)
+    alignment = _alignment(config, unet, train_data, held_out, device)
+    parts = (unet, scheduler, weighting.to(device), alignment)
+    if teacher is None:
+        chains, objective = None, Objective(*parts)
+        draw = partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
+    else:
+        chains = default_chains(scheduler.config.sigma_max)
+        how = (tasks, vocabulary.null, chains, config.teacher_steps)
+        objective = Distillation(*parts, teacher, *how).to(device)
+        draw = partial(draw_level, levels=objective.starts)
+    optimizer = build_optimizer(config, objective)
+    wrapped = accelerator.prepare(objective)
+    sources = (objective, wrapped, accelerator, len(tasks))
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        scheduler=scheduler,
+        unet=unet,
+        weighting=weighting,
+        alignment=alignment,
+        draw_sigma=draw,
+        chains=chains,
+        optimizer=optimizer,
+        objective=wrapped,
+        gradients=build_gradients(config.gradient_aggregation, *sources),
+        ema=ema,
+        mixture=_mixture(config, tasks, vocabulary),
+        loader=_loader(config, train_data, decoder, accelerator),
+        train_data=train_data,
+        held_out=held_out,
+        clock=Clock(accelerator),
+    )
+
+
+def _data(
+    config: TrainConfig, decoder: Decoder, accelerator: Accelerator
+) -> tuple[ImageDataset | ImageStream, ImageDataset]:
+    """The two splits, which have the classes that the tasks need."""
     with accelerator.main_process_first():  # the first one decodes, the others read its cache
         if config.streaming:
             train_data, stream = open_streams(config)
@@ -102,89 +166,27 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
             f"validation_split has the classes {held_out.class_names}, train_split has "
             f"{train_data.class_names}; they must be the same"
         )
-    _check_classes(config, train_data.class_names)
-    tokenizer, unet, scheduler = _components(config, train_data.class_names)
-    vocabulary = Vocabulary.of(tokenizer.get_vocab())
-    train_data = train_data.relabelled(tuple(vocabulary.classes))
-    held_out = held_out.relabelled(tuple(vocabulary.classes))
+    needing = [name for name in config.shares if "class_label" in TASKS[name].required]
+    if needing and not train_data.class_names:
+        rest = {name: share for name, share in config.tasks.items() if name not in needing}
+        rest = rest or {"generate": 1.0}
+        raise ValueError(
+            f"tasks: {', '.join(needing)} needs a class for each image, and the data has none; name"
+            f" their column as label_column, or leave it out: --tasks '{json.dumps(rest)}'"
+        )
+    return train_data, held_out
 
-    device = accelerator.device
-    unet.to(device)
-    if config.channels_last:
-        unet.to(memory_format=torch.channels_last)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    batch_size = config.total_batch_size
-    run_images = config.max_train_steps * batch_size
-    # Copied before the original is compiled, frozen or wrapped.
-    ema = EMA(unet, config.ema_half_life * run_images, config.ema_ramp) if config.use_ema else None
-    teacher = copy.deepcopy(unet) if config.objective == "distillation" else None
-    freeze(unet, config.train_only)
-    train_mode(unet)
-    if config.compile:
-        for module in filter(None, (unet, teacher)):
-            module.compile(mode=config.compile_mode)
-    names = list(config.shares)
-    weighting = build_weighting(config.task_weighting, names, config.task_weights).to(device)
-    alignment = _alignment(config, unet, train_data, held_out, device)
-    parts = (unet, scheduler, weighting, alignment)
-    if teacher is None:
-        chains = None
-        objective = Objective(*parts)
-        draw = partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
-    else:
-        chains = default_chains(scheduler.config.sigma_max)
-        tasks = [TASKS[name] for name in names]
-        objective = Distillation(
-            *parts, teacher, tasks, vocabulary.null, chains, config.teacher_steps
-        ).to(device)
-        draw = partial(draw_level, levels=objective.starts)
-    jacobian = None
-    if config.gradient_aggregation != "sum":
-        aggregate = build_aggregator(config.gradient_aggregation)
-        jacobian = Jacobian(objective, len(names), aggregate)
-    optimizer = build_optimizer(config, objective)
-    mixture = Mixture(
-        tasks=tuple(TASKS[name] for name in names),
+
+def _mixture(config: TrainConfig, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mixture:
+    return Mixture(
+        tasks=tasks,
         proportions=tuple(config.shares.values()),
         vocabulary=vocabulary,
         size=config.resolution,
         class_dropout=config.class_dropout,
         task_dropout=config.task_dropout,
-        class_change=0.0 if teacher is None else 0.5,
+        class_change=0.5 if config.objective == "distillation" else 0.0,
     )
-    return Run(
-        config=config,
-        accelerator=accelerator,
-        tokenizer=tokenizer,
-        vocabulary=vocabulary,
-        scheduler=scheduler,
-        unet=unet,
-        weighting=weighting,
-        alignment=alignment,
-        objective=accelerator.prepare(objective),
-        draw_sigma=draw,
-        chains=chains,
-        jacobian=jacobian,
-        optimizer=optimizer,
-        ema=ema,
-        mixture=mixture,
-        loader=_loader(config, train_data, decoder, accelerator),
-        train_data=train_data,
-        held_out=held_out,
-        clock=Clock(accelerator),
-    )
-
-
-def process_rows(total: int, rank: int, world: int) -> range:
-    """The rows of a global batch that a process sees; shares differ by one at most."""
-    return range(total * rank // world, total * (rank + 1) // world)
-
-
-def microbatches(rows: range, limit: int | None) -> list[slice]:
-    """Cuts a process's rows into slices of `limit` rows or fewer."""
-    size = limit or len(rows)
-    return [slice(i, min(i + size, rows.stop)) for i in range(rows.start, rows.stop, size)]
 
 
 def _loader(
@@ -211,18 +213,6 @@ def _loader(
         decoder=decoder,
         **common,
     )
-
-
-def _check_classes(config: TrainConfig, class_names: tuple[str, ...]) -> None:
-    """Raises a ValueError if a task needs classes and the images have none."""
-    needy = [name for name in config.shares if "class_label" in TASKS[name].required]
-    if needy and not class_names:
-        rest = {name: share for name, share in config.tasks.items() if name not in needy}
-        rest = rest or {"generate": 1.0}
-        raise ValueError(
-            f"tasks: {', '.join(needy)} needs a class for each image, and the data has none; name"
-            f" their column as label_column, or leave it out: --tasks '{json.dumps(rest)}'"
-        )
 
 
 def _alignment(
@@ -289,8 +279,8 @@ def _check_teacher(
         ("tasks", tasks, pipeline.tasks),
         ("dataset_name", class_names, pipeline.class_names),
     ):
-        if strangers := [name for name in wanted if name not in known]:
+        if unknown := [name for name in wanted if name not in known]:
             raise ValueError(
-                f"{field}: pretrained_model_name_or_path has not learned {', '.join(strangers)}, "
+                f"{field}: pretrained_model_name_or_path has not learned {', '.join(unknown)}, "
                 f"and can't teach it; it knows {', '.join(known)}"
             )

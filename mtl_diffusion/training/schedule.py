@@ -41,5 +41,5 @@ def perceptual_weight(config: TrainConfig, step: int) -> float:
 
 
 def lengthening_steps(config: TrainConfig) -> tuple[int, ...]:
-    """Steps whose checkpoints are kept, because a longer run would go on from there."""
+    """Steps whose checkpoints are kept, because a longer run would continue from there."""
     return (decay_start(config),) if config.lr_scheduler == "warmup_stable_decay" else ()

@@ -101,7 +101,7 @@ def held_out_loss(
         rank: the first image that is evaluated.
         world: only every world-th image from there on is evaluated. The losses of the others are
             zero, so that the sum over all ranks is the whole.
-        objective: whose loss and levels are meant; its tasks are `tasks`. None: denoising.
+        objective: gives the targets and the noise levels; its tasks are `tasks`. None: denoising.
     """
     n = min(num_images, len(dataset))
     size = dataset.resolution

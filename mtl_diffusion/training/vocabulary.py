@@ -55,6 +55,7 @@ def extend_tokenizer(
 
 
 def tokenizer_of(words: dict[str, int]) -> PreTrainedTokenizerFast:
+    """The word-level tokenizer of these words, each with its id."""
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token=NULL)),
         unk_token=NULL,

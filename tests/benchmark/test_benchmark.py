@@ -15,9 +15,9 @@ from tiny import MODEL, own_state, write_shapes
 from torch.utils.tensorboard import SummaryWriter
 
 from mtl_diffusion.benchmark import programs
-from mtl_diffusion.benchmark.measure import Measured, interleaved, matmul_rate
 from mtl_diffusion.benchmark.sampling import Point, Sampler, evaluations_for
 from mtl_diffusion.benchmark.steps import STEP_PARTS, break_down
+from mtl_diffusion.benchmark.timing import Measured, interleaved, matmul_rate
 from mtl_diffusion.benchmark.twin import build_twin
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.config.command_line import parse

@@ -67,7 +67,7 @@ def test_an_interrupted_job_goes_on(tmp_path):
         bulk(tmp_path).draw([Job("twice", {"seed": 0}, 7, stop)])
     bulk(tmp_path).draw([job(log)])
     assert log == [range(0, 3), range(3, 6), range(6, 7)]
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".writing-*"))
 
 
 def test_processes_share_the_chunks(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mtl_diffusion.evaluation.equal_class import Measured, at_class_found
+from mtl_diffusion.evaluation.equal_class import EditsAtStrength, at_class_found
 
 EVEN = [k / 10 for k in range(11)]
 
@@ -14,7 +14,8 @@ def curve(n=10_000, strengths=EVEN, seed=0):
     """Edit i has its class from strength u_i on, and keeps 1 - strength / 2 - u_i / 10."""
     u = torch.rand(n, generator=torch.Generator().manual_seed(seed))
     return [
-        Measured(s, 100 * s, u < s, {"likeness": 1 - s / 2 - u.double() / 10}) for s in strengths
+        EditsAtStrength(s, 100 * s, u < s, {"likeness": 1 - s / 2 - u.double() / 10})
+        for s in strengths
     ]
 
 

@@ -141,22 +141,3 @@ def test_a_batch_gives_what_its_images_give_alone(pipe):
         torch.testing.assert_close(batch[i : i + 1], alone, atol=1e-4, rtol=1e-4)
     assert not torch.equal(batch, bits_per_dim(D, images, sigmas, keyed(3, first=9)))
     assert all(p.grad is None for p in pipe.unet.parameters())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"images": torch.zeros(2, *SHAPE)}, "images are torch.float32.*must be torch.uint8"),
-        ({"images": torch.zeros(SHAPE).byte()}, r"images are torch.uint8 of shape \(3, 2, 2\)"),
-        ({"generators": keyed(1)}, "generators has 1 entries for 2 images"),
-        ({"sigmas": (80.0, 0.0)}, r"sigmas is \(80.0, 0.0\)"),
-    ],
-)
-def test_what_is_refused(change, message):
-    right = {
-        "images": torch.zeros(2, *SHAPE).byte(),
-        "sigmas": even(3),
-        "generators": keyed(2),
-    }
-    with pytest.raises(ValueError, match=message):
-        bits_per_dim(Gaussian(0, 1), **(right | change))

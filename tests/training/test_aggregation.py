@@ -29,12 +29,13 @@ class Linear(nn.Module):
 def gradients(images, task, num_tasks, aggregate, cuts=None):
     """The gradient of the shared weights, and of the weighting's own, of a batch in pieces."""
     objective = Linear(num_tasks, images.shape[1])
-    jacobian = Jacobian(objective, num_tasks, aggregate)
+    alone = SimpleNamespace(reduce=lambda rows, reduction: rows)
+    jacobian = Jacobian(objective, alone, num_tasks, aggregate)
     counts = torch.bincount(task, minlength=num_tasks)
     for rows in torch.arange(len(task)).split(cuts or len(task)):
-        plain = jacobian.add((images[rows], task[rows]), counts)
+        plain = jacobian.add((images[rows], task[rows]), counts, is_last=False)
         torch.testing.assert_close(plain, objective.unet(images[rows])[:, 0].detach())
-    jacobian.write_gradients(counts, SimpleNamespace(reduce=lambda rows, reduction: rows))
+    jacobian.finish(counts)
     assert not jacobian.rows.any()
     return objective.unet.weight.grad[0], objective.weighting.weight.grad[0]
 
@@ -102,9 +103,9 @@ def test_the_gradient_lies_in_memory_as_its_weight_does():
             return loss.detach(), loss
 
     objective, image, task = Convolution(), torch.randn(4, 4, 5, 5), torch.tensor([0, 1, 1, 0])
-    jacobian = Jacobian(objective, 2, lambda rows: rows.mean(0))
-    jacobian.add((image, task), torch.tensor([2, 2]))
-    jacobian.write_gradients(torch.tensor([2, 2]), Accelerator(cpu=True))
+    jacobian = Jacobian(objective, Accelerator(cpu=True), 2, lambda rows: rows.mean(0))
+    jacobian.add((image, task), torch.tensor([2, 2]), is_last=True)
+    jacobian.finish(torch.tensor([2, 2]))
     weight = objective.unet.weight
     assert weight.grad.stride() == weight.stride() != weight.contiguous().stride()
     expected = torch.autograd.grad(objective(image, task)[1].sum() / 2, weight)[0]

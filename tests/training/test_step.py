@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtl_diffusion.launch.preflight import begin
 from mtl_diffusion.loop import train_step
-from mtl_diffusion.tools.tensors import upload
+from mtl_diffusion.tools.tensors import to_device
 from mtl_diffusion.training.losses import Objective
 from mtl_diffusion.training.meter import Meter
 from mtl_diffusion.training.run import build
@@ -97,13 +97,13 @@ def test_cuda_is_not_waited_for(config, built):
 
 def test_upload_to_the_cpu_is_the_tensor_itself():
     tensor = torch.arange(3)
-    assert upload(tensor, torch.device("cpu")) is tensor
+    assert to_device(tensor, torch.device("cpu")) is tensor
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_upload_to_cuda_brings_the_numbers():
     for i in range(50):  # the pinned memory is used again only when it has been read
-        assert upload(torch.full((1000,), i), torch.device("cuda")).eq(i).all()
+        assert to_device(torch.full((1000,), i), torch.device("cuda")).eq(i).all()
 
 
 def everything_that_learns(run):

@@ -17,7 +17,6 @@ from mtl_diffusion.config import ConfigError
 from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.training import reports
-from mtl_diffusion.training import run as run_module
 from mtl_diffusion.training.aggregation import AGGREGATORS
 
 
@@ -142,7 +141,8 @@ def test_two_processes_train_as_one_does(aggregation, most, tmp_path):
 def test_the_mean_through_the_jacobian_trains_as_the_plain_sum(
     config, weights, monkeypatch, steps_only
 ):
-    monkeypatch.setattr(run_module, "build_aggregator", lambda name: lambda rows: rows.mean(0))
+    mean = "mtl_diffusion.training.aggregation.build_aggregator"
+    monkeypatch.setattr(mean, lambda name: lambda rows: rows.mean(0))
     train(replace(config, **CALM, gradient_aggregation="upgrad"))
     assert largest_difference(unet_of(config.output_dir), weights(**CALM)) < 2e-6
 

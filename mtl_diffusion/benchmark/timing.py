@@ -60,7 +60,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of the work, with what it queues on the device."""
+    """Wall-clock time of the work, including the work that it queues on the device."""
     synchronise(device)
     started = time.perf_counter()
     work()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mtl_diffusion.training.run import microbatches, process_rows
+from mtl_diffusion.data.loader import microbatches, process_rows
 
 
 @pytest.mark.parametrize("total", [1, 7, 8, 32, 513])
