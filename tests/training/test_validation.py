@@ -142,10 +142,10 @@ def test_alike_edit_of_a_grey_image_shows_what_colorize_of_its_colour_twin_does(
 
 @pytest.mark.slow
 def test_a_trained_model_needs_its_task_token(tmp_path, monkeypatch):
-    """docs/log.md has the same with more steps. About a minute on a core."""
+    """docs/log.md has the same with more steps. Half a minute on a core."""
     for name, share in {"half_grey": 0.5, "grey": 1, "colour": 0}.items():
         (tmp_path / name).mkdir()
-        splits = shapes(8, 6400, 400, grey_share=share, class_hues=True)
+        splits = shapes(8, 3200, 400, grey_share=share, class_hues=True)
         for split, rows in splits.items():
             rows.to_parquet(tmp_path / name / f"{split}.parquet")
     monkeypatch.setattr(train_module, "validate", lambda run, step, **options: None)
@@ -157,7 +157,7 @@ def test_a_trained_model_needs_its_task_token(tmp_path, monkeypatch):
         attention_resolutions=[4],
         token_dim=32,
         total_batch_size=64,
-        max_train_steps=700,
+        max_train_steps=350,
         learning_rate=4e-3,
         num_threads=1,
         report_to="none",
