@@ -1,4 +1,4 @@
-"""The components of a pipeline: which ones it takes, and errors that say so."""
+"""Checks of the components of a pipeline."""
 
 import math
 

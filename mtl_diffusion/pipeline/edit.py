@@ -1,4 +1,4 @@
-"""Class-guided editing: the source is shown degraded, with the class that it shall become.
+"""Class-guided editing: the source is shown degraded, with the class that it is turned into.
 
 There are no edited pairs to learn from. Training shows a degraded image with its own class;
 sampling gives another class. The strength is the amount of the degradation.

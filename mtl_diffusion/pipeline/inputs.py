@@ -1,4 +1,4 @@
-"""Reads what users pass to the pipeline as tensors: strictly, with errors that say what to do."""
+"""Reads the arguments of the pipeline as tensors; errors name what came and what to do."""
 
 import math
 import numbers
@@ -204,7 +204,7 @@ def _mask(item, size: int, name: str) -> Tensor:
         mask = _tensor(item).float() if is_bool else _floats(item, name)
         white = 1
         if mask.ndim == 3:
-            # (3, H, W) could be one mask in color or three masks: neither is guessed.
+            # (3, H, W) could be one mask in color or three masks: so it is refused.
             channel = 0 if len(mask) == 1 else -1
             if mask.shape[channel] != 1:
                 raise ValueError(

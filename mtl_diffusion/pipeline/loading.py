@@ -61,7 +61,7 @@ class SelfContained:
             raise
 
     def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
-        """As in diffusers, in safetensors only. What was written is read again and compared.
+        """As in diffusers, in safetensors only. The files are read again and compared.
 
         Raises:
             ValueError: safe_serialization is False, or a component can't be saved so that it loads.

@@ -47,7 +47,7 @@ from .solver import solve
 from .task import Task
 from .tokens import Vocabulary
 
-# Every task there is, by name. A new task is a file of its own and a line here.
+# All tasks, by name. A new task is a file of its own and a line here.
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -58,12 +58,11 @@ TASKS: dict[str, Task] = {
     )
 }
 
-
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass(frozen=True)
-class Source:
+class Inputs:
     """The arguments of a call as tensors, one entry a sample.
 
     Attributes:
@@ -242,18 +241,11 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
                 f"output_type is {shown(output_type)}; it must be one of {', '.join(OUTPUT_TYPES)}"
             )
         self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        spec = TASKS[task]
-        guidance = self.default_guidance(task) if guidance_scale is None else guidance_scale
-        image_guidance = 1.0 if image_guidance_scale is None else image_guidance_scale
         call = self._copy_for_call()
-        call._guidance_scale = read_number(guidance, 0, math.inf, "guidance_scale")
-        call._image_guidance_scale = read_number(
-            image_guidance, 0, math.inf, "image_guidance_scale"
-        )
-        call._guidance_interval = read_interval(guidance_interval, "guidance_interval")
+        call._set_guidance(task, guidance_scale, image_guidance_scale, guidance_interval)
         steps = self._read_steps(num_inference_steps)
-        device = self._execution_device
 
+        spec, device = TASKS[task], self._execution_device
         count = read_count(num_images_per_prompt, "num_images_per_prompt")
         source = self._read_source(spec, class_label, image, mask_image, strength, count)
         noise = initial_latents(latents, generator, tuple(source.image.shape), device)
@@ -262,25 +254,24 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         own_noise = randn_tensor(noise.shape, own, device, torch.float32)
         hint = spec.condition(known, source.mask, source.strength, own_noise)
         conditioning = build_conditioning(hint, spec, source.label, self.vocabulary)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        latents = solve(call, known, noise, conditioning, steps, own, *callback)
 
-        latents = solve(
-            call,
-            known,
-            noise,
-            conditioning,
-            steps,
-            own,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
         self.maybe_free_model_hooks()
-        if self._caller is None:  # what diffusers' pipelines show after a call
-            self._guidance_scale = call._guidance_scale
-            self._image_guidance_scale = call._image_guidance_scale
-            self._guidance_interval = call._guidance_interval
+        if self._caller is None:  # after a call, diffusers' pipelines have its values
+            for name in ("_guidance_scale", "_image_guidance_scale", "_guidance_interval"):
+                setattr(self, name, getattr(call, name))
             self._num_timesteps = call._num_timesteps
         images = _finish(latents, conditioning.mask, source.image, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _set_guidance(self, task: str, scale, image_scale, interval) -> None:
+        """Reads the arguments of guidance; None: the default of the task and the model."""
+        scale = self.default_guidance(task) if scale is None else scale
+        image_scale = 1.0 if image_scale is None else image_scale
+        self._guidance_scale = read_number(scale, 0, math.inf, "guidance_scale")
+        self._image_guidance_scale = read_number(image_scale, 0, math.inf, "image_guidance_scale")
+        self._guidance_interval = read_interval(interval, "guidance_interval")
 
     def _read_steps(self, given: int | None) -> int | list[float]:
         """The number of steps; of a model of few steps, the noise levels that they start at."""
@@ -331,10 +322,10 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         given = {name for name, value in arguments.items() if value is not None}
         if missing := spec.required - given:
             raise ValueError(f"task {task!r} needs {', '.join(sorted(missing))}; give it too")
-        if strangers := given - spec.required - spec.optional:
+        if unknown := given - spec.required - spec.optional:
             takes = ", ".join(sorted(spec.required | spec.optional))
             raise ValueError(
-                f"task {task!r} takes no {', '.join(sorted(strangers))}; it takes {takes}"
+                f"task {task!r} takes no {', '.join(sorted(unknown))}; it takes {takes}"
             )
 
     def _check_callback(self, callback: Callable | None, inputs: list[str]) -> None:
@@ -351,7 +342,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
 
     def _read_source(
         self, spec: Task, class_label, image, mask_image, strength, repeat: int
-    ) -> Source:
+    ) -> Inputs:
         """The arguments as tensors of one length on the device, each entry repeated.
 
         Without a source the image is zero and all of it is painted.
@@ -373,7 +364,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             name: part.repeat_interleave(repeat, 0).to(self._execution_device)
             for name, part in repeat_to_batch(parts).items()
         }
-        return Source(
+        return Inputs(
             parts["image"], parts["mask_image"], parts["class_label"], parts.get("strength")
         )
 

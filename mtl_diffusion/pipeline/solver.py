@@ -36,13 +36,7 @@ def solve(
         ValueError: the latents are not finite after a step.
     """
     scheduler = call.scheduler
-    if isinstance(steps, int):
-        scheduler.set_timesteps(steps, device=known.device)
-    else:
-        ramp = karras_ramp(steps, scheduler.config)
-        scheduler.set_timesteps(len(steps), device=known.device, sigmas=ramp)
-    scheduler.set_begin_index(0)
-    scheduler.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
+    _set_noise_levels(scheduler, steps, known.device)
     sigmas = scheduler.sigmas.tolist()
     low, high = call.guidance_interval
     slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
@@ -80,6 +74,16 @@ def solve(
             f"likely cause: {_likely_cause(call)}"
         )
     return x
+
+
+def _set_noise_levels(scheduler, steps: int | list[float], device: torch.device) -> None:
+    if isinstance(steps, int):
+        scheduler.set_timesteps(steps, device=device)
+    else:
+        ramp = karras_ramp(steps, scheduler.config)
+        scheduler.set_timesteps(len(steps), device=device, sigmas=ramp)
+    scheduler.set_begin_index(0)
+    scheduler.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
 
 
 def _replaced(latents: Tensor, answer: dict | None, step: int) -> Tensor:

@@ -12,7 +12,7 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 
-# Read at import, so that an export holds the code that ran, whatever was edited since.
+# Read at import, so that an export holds the code that ran, and no later edits.
 FILES = {
     path.name: path.read_text(encoding="utf-8")
     for path in sorted(Path(__file__).parent.glob("*.py"))
@@ -23,7 +23,7 @@ Generated from the files of mtl_diffusion that are named below. It needs torch, 
 transformers, safetensors, PIL and numpy. Its name ends in a digest of its text: diffusers copies
 the code of all models to one folder, where another version of the same name would replace it."""
 
-# What stands in an export in place of this file.
+# The text that replaces this file in an export.
 EXPORTED = '''"""The text of this file, for saving the model again."""
 
 import time
@@ -95,7 +95,7 @@ def join(files: Mapping[str, str], entry: str) -> str:
 
 
 @dataclass(frozen=True)
-class Part:
+class File:
     """One file, taken apart.
 
     Attributes:
@@ -118,7 +118,7 @@ class Part:
         return "\n".join([rule, *(f"# {line}".rstrip() for line in [self.name, *about]), rule])
 
 
-def _in_order(files: Mapping[str, str], name: str, done: tuple[Part, ...] = ()) -> tuple[Part, ...]:
+def _in_order(files: Mapping[str, str], name: str, done: tuple[File, ...] = ()) -> tuple[File, ...]:
     """The file and all that it imports, each after what it imports itself."""
     part = _read(name, files[name])
     for sibling in part.siblings:
@@ -127,7 +127,7 @@ def _in_order(files: Mapping[str, str], name: str, done: tuple[Part, ...] = ()) 
     return (*done, part)
 
 
-def _read(name: str, text: str) -> Part:
+def _read(name: str, text: str) -> File:
     tree, lines = ast.parse(text), text.splitlines()
     nested = {node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
     siblings, imports, defines = [], set(), {}
@@ -154,11 +154,11 @@ def _read(name: str, text: str) -> Part:
     for node in [*dropped, *(tree.body[:1] if docstring else [])]:
         lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
     code = "\n".join(lines).strip("\n")
-    return Part(name, docstring, code, tuple(siblings), frozenset(imports), defines)
+    return File(name, docstring, code, tuple(siblings), frozenset(imports), defines)
 
 
 def _names(node: ast.stmt) -> set[str]:
-    """What a statement at the top of a module defines."""
+    """The names that a statement at the top of a module defines."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return {node.name}
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]

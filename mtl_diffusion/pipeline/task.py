@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Choice:
-    """What training draws at random for B samples of one task.
+    """Random draws of training for B samples of one task.
 
     Attributes:
         mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
@@ -71,9 +71,9 @@ class Task(ABC):
         name = cls.__dict__.get("name")
         if not (isinstance(name, str) and name.isidentifier() and name.islower()):
             raise TypeError(f"{cls.__name__}.name must be a lower-case identifier, not {name!r}")
-        if strangers := (cls.required | cls.optional) - Task.ARGUMENTS:
+        if unknown := (cls.required | cls.optional) - Task.ARGUMENTS:
             raise TypeError(
-                f"{cls.__name__} takes {sorted(strangers)}, but a task may take only "
+                f"{cls.__name__} takes {sorted(unknown)}, but a task may take only "
                 f"{sorted(Task.ARGUMENTS)}"
             )
         if both := cls.required & cls.optional:

@@ -22,7 +22,7 @@ class Vocabulary:
     """The ids of a model's words.
 
     Attributes:
-        null: id of the null token; it replaces whatever was dropped.
+        null: id of the null token; it replaces tokens that are dropped.
         tasks: task name -> id.
         classes: class name -> id, in the order of the class labels.
         strengths: ids of the strength levels, from 0 to 1.
