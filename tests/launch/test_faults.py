@@ -99,7 +99,7 @@ def test_the_wall_clock_budget(reference, tmp_path):
     started = time.monotonic()
     code, run = train(tmp_path / "run", *SHORT, slow, max_train_minutes=0.6 / 60)
     assert code == STOPPED and "stopped by max_train_minutes after step" in run.text
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert ends_like(reference, run)
 
 
