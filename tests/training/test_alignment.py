@@ -135,7 +135,7 @@ def test_a_run_with_a_classifier_goes_on_exactly(folders, tmp_path):
     assert run.state() == whole.state() and {*STATE, "alignment"} == set(whole.state())
 
     code, run = train(tmp_path / "run", *SHORT, **{**options, "alignment_classifier": folders[1]})
-    assert code == 2 and "alignment_classifier: the checkpoint has one of the" in run.text
+    assert code == 2 and "alignment_classifier: the checkpoint has a classifier of the" in run.text
 
 
 def test_processes_share_a_run_with_a_classifier(folders, tmp_path):
