@@ -12,8 +12,8 @@ DEMO := pretrained/mtl-cifar10
 # What pyproject.toml offers beyond the package itself; dev is all of it.
 EXTRAS := dev
 INSTALLED := .venv/.installed-$(EXTRAS)
-# Of what is published; `make test-oldest OLDEST_TESTS=` runs all that are fast.
-OLDEST_TESTS := tests/publishing/test_upload.py \
+# A run, and what is published; `make test-oldest OLDEST_TESTS=` runs all that are fast.
+OLDEST_TESTS := tests/publishing/test_upload.py tests/checkpoints/test_resume.py tests/classifiers \
 	$(patsubst %,tests/data/test_%.py,columns decode folder images loader) \
 	$(patsubst %,tests/pipeline/test_%.py,\
 	chains contract loading pipeline pipeline_errors sampler shipping tokens)

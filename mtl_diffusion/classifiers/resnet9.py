@@ -1,13 +1,13 @@
 """ResNet-9, the small network of the DAWNBench entries for CIFAR-10 (David Page, 2018)."""
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 HEAD_SCALE = 0.125  # keeps the logits small at first, so that a large learning rate is stable
 
 
-class ResNet9Config(PreTrainedConfig):
+class ResNet9Config(PretrainedConfig):
     """`width` is the number of channels of the first convolution: 64 in the original."""
 
     model_type = "resnet9"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig, RegNetConfig
+from transformers import PretrainedConfig, RegNetConfig
 
 from ..data.images import ImageDataset, load_splits
 from ..data.loader import Loader
@@ -139,7 +139,7 @@ def train_classifier(
 
 def _recipe(
     architecture: str, class_names: tuple[str, ...], width: int, depth: int
-) -> tuple[PreTrainedConfig, Callable[..., torch.optim.Optimizer], float]:
+) -> tuple[PretrainedConfig, Callable[..., torch.optim.Optimizer], float]:
     """The configuration of the model, its optimizer, and the rate for batches of 128."""
     names = dict(enumerate(class_names))
     labels = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
