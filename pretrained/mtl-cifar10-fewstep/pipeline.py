@@ -1,3 +1,3 @@
-"""The code is in pipeline_61a9488a.py."""
+"""The code is in pipeline_2f742f93.py."""
 
-from .pipeline_61a9488a import MultiTaskPipeline  # noqa
+from .pipeline_2f742f93 import MultiTaskPipeline  # noqa

@@ -167,7 +167,7 @@ def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Choice:
-    """What training draws at random for B samples of one task.
+    """Random draws of training for B samples of one task.
 
     Attributes:
         mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
@@ -228,9 +228,9 @@ class Task(ABC):
         name = cls.__dict__.get("name")
         if not (isinstance(name, str) and name.isidentifier() and name.islower()):
             raise TypeError(f"{cls.__name__}.name must be a lower-case identifier, not {name!r}")
-        if strangers := (cls.required | cls.optional) - Task.ARGUMENTS:
+        if unknown := (cls.required | cls.optional) - Task.ARGUMENTS:
             raise TypeError(
-                f"{cls.__name__} takes {sorted(strangers)}, but a task may take only "
+                f"{cls.__name__} takes {sorted(unknown)}, but a task may take only "
                 f"{sorted(Task.ARGUMENTS)}"
             )
         if both := cls.required & cls.optional:
@@ -329,7 +329,7 @@ class Vocabulary:
     """The ids of a model's words.
 
     Attributes:
-        null: id of the null token; it replaces whatever was dropped.
+        null: id of the null token; it replaces tokens that are dropped.
         tasks: task name -> id.
         classes: class name -> id, in the order of the class labels.
         strengths: ids of the strength levels, from 0 to 1.
@@ -573,7 +573,7 @@ def predict_guided(
 # --------------------------------------------------------------------------------------------------
 # components.py
 #
-# The components of a pipeline: which ones it takes, and errors that say so.
+# Checks of the components of a pipeline.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -758,7 +758,7 @@ def draw_masks(n: int, size: int, generator: torch.Generator, kind: str | None =
 # --------------------------------------------------------------------------------------------------
 # edit.py
 #
-# Class-guided editing: the source is shown degraded, with the class that it shall become.
+# Class-guided editing: the source is shown degraded, with the class that it is turned into.
 #
 # There are no edited pairs to learn from. Training shows a degraded image with its own class;
 # sampling gives another class. The strength is the amount of the degradation.
@@ -847,7 +847,7 @@ class Inpaint(Task):
 # --------------------------------------------------------------------------------------------------
 # inputs.py
 #
-# Reads what users pass to the pipeline as tensors: strictly, with errors that say what to do.
+# Reads the arguments of the pipeline as tensors; errors name what came and what to do.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -1045,7 +1045,7 @@ def _mask(item, size: int, name: str) -> Tensor:
         mask = _tensor(item).float() if is_bool else _floats(item, name)
         white = 1
         if mask.ndim == 3:
-            # (3, H, W) could be one mask in color or three masks: neither is guessed.
+            # (3, H, W) could be one mask in color or three masks: so it is refused.
             channel = 0 if len(mask) == 1 else -1
             if mask.shape[channel] != 1:
                 raise ValueError(
@@ -1205,7 +1205,7 @@ class SelfContained:
             raise
 
     def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
-        """As in diffusers, in safetensors only. What was written is read again and compared.
+        """As in diffusers, in safetensors only. The files are read again and compared.
 
         Raises:
             ValueError: safe_serialization is False, or a component can't be saved so that it loads.
@@ -1483,13 +1483,7 @@ def solve(
         ValueError: the latents are not finite after a step.
     """
     scheduler = call.scheduler
-    if isinstance(steps, int):
-        scheduler.set_timesteps(steps, device=known.device)
-    else:
-        ramp = karras_ramp(steps, scheduler.config)
-        scheduler.set_timesteps(len(steps), device=known.device, sigmas=ramp)
-    scheduler.set_begin_index(0)
-    scheduler.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
+    _set_noise_levels(scheduler, steps, known.device)
     sigmas = scheduler.sigmas.tolist()
     low, high = call.guidance_interval
     slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
@@ -1529,6 +1523,16 @@ def solve(
     return x
 
 
+def _set_noise_levels(scheduler, steps: int | list[float], device: torch.device) -> None:
+    if isinstance(steps, int):
+        scheduler.set_timesteps(steps, device=device)
+    else:
+        ramp = karras_ramp(steps, scheduler.config)
+        scheduler.set_timesteps(len(steps), device=device, sigmas=ramp)
+    scheduler.set_begin_index(0)
+    scheduler.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
+
+
 def _replaced(latents: Tensor, answer: dict | None, step: int) -> Tensor:
     """The latents, or those that a callback returned to replace them."""
     if answer is None:
@@ -1565,7 +1569,7 @@ def _likely_cause(call) -> str:
 # --------------------------------------------------------------------------------------------------
 
 
-# Every task there is, by name. A new task is a file of its own and a line here.
+# All tasks, by name. A new task is a file of its own and a line here.
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -1576,12 +1580,11 @@ TASKS: dict[str, Task] = {
     )
 }
 
-
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass(frozen=True)
-class Source:
+class Inputs:
     """The arguments of a call as tensors, one entry a sample.
 
     Attributes:
@@ -1760,18 +1763,11 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
                 f"output_type is {shown(output_type)}; it must be one of {', '.join(OUTPUT_TYPES)}"
             )
         self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        spec = TASKS[task]
-        guidance = self.default_guidance(task) if guidance_scale is None else guidance_scale
-        image_guidance = 1.0 if image_guidance_scale is None else image_guidance_scale
         call = self._copy_for_call()
-        call._guidance_scale = read_number(guidance, 0, math.inf, "guidance_scale")
-        call._image_guidance_scale = read_number(
-            image_guidance, 0, math.inf, "image_guidance_scale"
-        )
-        call._guidance_interval = read_interval(guidance_interval, "guidance_interval")
+        call._set_guidance(task, guidance_scale, image_guidance_scale, guidance_interval)
         steps = self._read_steps(num_inference_steps)
-        device = self._execution_device
 
+        spec, device = TASKS[task], self._execution_device
         count = read_count(num_images_per_prompt, "num_images_per_prompt")
         source = self._read_source(spec, class_label, image, mask_image, strength, count)
         noise = initial_latents(latents, generator, tuple(source.image.shape), device)
@@ -1780,25 +1776,24 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         own_noise = randn_tensor(noise.shape, own, device, torch.float32)
         hint = spec.condition(known, source.mask, source.strength, own_noise)
         conditioning = build_conditioning(hint, spec, source.label, self.vocabulary)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        latents = solve(call, known, noise, conditioning, steps, own, *callback)
 
-        latents = solve(
-            call,
-            known,
-            noise,
-            conditioning,
-            steps,
-            own,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
         self.maybe_free_model_hooks()
-        if self._caller is None:  # what diffusers' pipelines show after a call
-            self._guidance_scale = call._guidance_scale
-            self._image_guidance_scale = call._image_guidance_scale
-            self._guidance_interval = call._guidance_interval
+        if self._caller is None:  # after a call, diffusers' pipelines have its values
+            for name in ("_guidance_scale", "_image_guidance_scale", "_guidance_interval"):
+                setattr(self, name, getattr(call, name))
             self._num_timesteps = call._num_timesteps
         images = _finish(latents, conditioning.mask, source.image, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _set_guidance(self, task: str, scale, image_scale, interval) -> None:
+        """Reads the arguments of guidance; None: the default of the task and the model."""
+        scale = self.default_guidance(task) if scale is None else scale
+        image_scale = 1.0 if image_scale is None else image_scale
+        self._guidance_scale = read_number(scale, 0, math.inf, "guidance_scale")
+        self._image_guidance_scale = read_number(image_scale, 0, math.inf, "image_guidance_scale")
+        self._guidance_interval = read_interval(interval, "guidance_interval")
 
     def _read_steps(self, given: int | None) -> int | list[float]:
         """The number of steps; of a model of few steps, the noise levels that they start at."""
@@ -1849,10 +1844,10 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         given = {name for name, value in arguments.items() if value is not None}
         if missing := spec.required - given:
             raise ValueError(f"task {task!r} needs {', '.join(sorted(missing))}; give it too")
-        if strangers := given - spec.required - spec.optional:
+        if unknown := given - spec.required - spec.optional:
             takes = ", ".join(sorted(spec.required | spec.optional))
             raise ValueError(
-                f"task {task!r} takes no {', '.join(sorted(strangers))}; it takes {takes}"
+                f"task {task!r} takes no {', '.join(sorted(unknown))}; it takes {takes}"
             )
 
     def _check_callback(self, callback: Callable | None, inputs: list[str]) -> None:
@@ -1869,7 +1864,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
 
     def _read_source(
         self, spec: Task, class_label, image, mask_image, strength, repeat: int
-    ) -> Source:
+    ) -> Inputs:
         """The arguments as tensors of one length on the device, each entry repeated.
 
         Without a source the image is zero and all of it is painted.
@@ -1891,7 +1886,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             name: part.repeat_interleave(repeat, 0).to(self._execution_device)
             for name, part in repeat_to_batch(parts).items()
         }
-        return Source(
+        return Inputs(
             parts["image"], parts["mask_image"], parts["class_label"], parts.get("strength")
         )
 
