@@ -106,9 +106,15 @@ def train_classifier(
     """
     if epochs < 1:
         raise ValueError(f"epochs: {epochs} leaves nothing to train; give 1 or more.")
+    for name, value, allowed in (
+        ("architecture", architecture, MODELS),
+        ("mixed_precision", mixed_precision, ("no", "bf16")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}.")
     device = torch.device(device)
     config, build_optimizer, rate = _recipe(architecture, dataset.class_names, width, depth)
-    rate = learning_rate or rate
+    rate = rate if learning_rate is None else learning_rate
     loader = Loader(dataset, batch_size, seed, random_flip=True, device=device)
     with torch.random.fork_rng(devices=[]):  # layers are initialised from the global generator
         torch.manual_seed(generator(seed, "classifier").initial_seed())

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -228,13 +229,11 @@ def _open(data: bytes) -> Image.Image:
     try:
         return _loaded(data)
     except Exception:
-        if not data.startswith(_PNG):
-            raise
-        # Pillow refuses long texts and damaged colour profiles, which are not used here.
-        try:
-            return _loaded(_without_extras(data))
-        except Exception:
-            pass
+        # Pillow refuses long texts and damaged colour profiles, which are not used here. If the
+        # pixels are damaged as well, the first error is raised.
+        if data.startswith(_PNG):
+            with suppress(Exception):
+                return _loaded(_without_extras(data))
         raise
 
 

@@ -94,9 +94,10 @@ def _inpaint(summary: Mapping[str, Any]) -> Iterator[str]:
         rows[f"{kind}, this model"] = entry
         if kind in repaint:
             rows[f"{kind}, {METHODS['repaint']}"] = repaint[kind]
+    beside = ", beside RePaint with the same weights" if repaint else ""
     yield (
-        "**Inpainting** of held-out images, by the kind of hole, beside RePaint with the same "
-        "weights. A hole has many good answers: PSNR and SSIM favour their average."
+        f"**Inpainting** of held-out images, by the kind of hole{beside}. A hole has many good "
+        "answers: PSNR and SSIM favour their average."
     )
     yield _table("hole", rows)
 
@@ -113,11 +114,14 @@ def _edit(summary: Mapping[str, Any]) -> Iterator[str]:
     shares = [name for name in own if name.startswith("class_found_")]
     if not shares:
         return
-    yield (
-        "Beside other methods with the same weights: SSIM to the source where the class is found "
-        "in equally many edits, each method at the strength that it needs for that, each baseline "
-        "at its better guidance, and the evaluations that this costs."
-    )
+    if len(methods) == 1:
+        yield "SSIM to the source at the strength where the class is found in so many edits:"
+    else:
+        yield (
+            "Beside other methods with the same weights: SSIM to the source where the class is "
+            "found in equally many edits, each method at the strength that it needs for that, each "
+            "baseline at its better guidance, and the evaluations that this costs."
+        )
     head = ["method", *(f"{share.rpartition('_')[2]} found" for share in shares), "n"]
     lines = [
         [name, *(_at_class_found(entries.get(share, {})) for share in shares), f"{_n(entries):,}"]

@@ -81,7 +81,7 @@ def test_threads_keep_the_order(threads):
         assert np.array_equal(pixels[i].permute(1, 2, 0), noise(8, 8, 3, seed=i))
 
 
-# What nobody needs
+# Damage outside the pixels
 
 
 @pytest.mark.parametrize("damage", [None, "another tag"])

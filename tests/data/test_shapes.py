@@ -87,6 +87,10 @@ def test_every_class_can_have_a_hue_of_its_own():
     assert apart.min() > 3 * within
 
 
-def test_a_resolution_that_is_too_low_is_refused():
-    with pytest.raises(ValueError, match="resolution: 4 is too low"):
-        shapes(4)
+@pytest.mark.parametrize(
+    "argument",
+    [{"grey_share": 1.5}, {"resolution": 4}, {"num_train": 0}, {"num_test": 0}, {"seed": -1}],
+)
+def test_bad_arguments_are_named(argument):
+    with pytest.raises(ValueError, match=next(iter(argument))):
+        shapes(**argument)

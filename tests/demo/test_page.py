@@ -62,7 +62,7 @@ def browser(url):
 
 @pytest.fixture
 def page(browser, url):
-    """The page, opened anew; whatever a test does there, nothing is asked of another machine."""
+    """The page, opened anew; no test may cause a request to another machine."""
     browser.get(url)
     yield browser
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]

@@ -1,4 +1,4 @@
-"""Ways to edit are compared where they find the class equally often, whatever else is measured."""
+"""Editing methods are compared at equal shares of edits whose class is found."""
 
 from dataclasses import replace
 

@@ -58,7 +58,7 @@ def test_an_image_model_of_transformers_gets_its_own_size_and_normalisation(tmp_
     }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     space = feature_space(str(tmp_path))
-    # A uniform image stays uniform whatever its size, so the expected input is easy to write down.
+    # A uniform image of any size stays uniform, so the expected input is easy to write down.
     grey = torch.full((1, 3, 16, 16), 128, dtype=torch.uint8)
     shown = torch.full((1, 3, 28, 28), (128 / 255 - 0.5) / 0.25)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What is done to a run, and what becomes of it. docs/reliability.md lists these tests."""
+"""Faults that are injected into a run, and its state after them. docs/reliability.md lists all."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def test_the_wall_clock_budget(reference, tmp_path):
 
 
 def reader_is_gone():
-    """What is printed goes to a pipe that nobody reads, as after `2>&1 | tee` was interrupted."""
+    """The output goes to a pipe without a reader, as after `2>&1 | tee` was interrupted."""
     reader, writer = os.pipe()
     os.close(reader)
     os.dup2(writer, 1)

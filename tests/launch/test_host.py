@@ -29,7 +29,7 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told anything")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is a function of glibc")
 def test_freed_memory_is_used_again_without_asking_the_system():
     def faults(how: str) -> int:
         command = [sys.executable, "-c", FREED_AND_TAKEN_AGAIN, how]

@@ -1,4 +1,4 @@
-"""Pictures stay small and legible, however many classes there are and whatever they are called."""
+"""Pictures stay small and legible with many classes and long names."""
 
 import time
 

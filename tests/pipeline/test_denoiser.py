@@ -110,7 +110,7 @@ def test_everything_it_is_told_reaches_the_output(pipe, part):
 
 @torch.no_grad()
 def test_known_pixels_come_from_the_condition_alone(pipe):
-    """What stands there in x is noise that nobody has to look through."""
+    """The known area of x, which is noise, has no influence."""
     told, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
     other = torch.where(told.mask > 0, x, randn(3, 3, 8, 8, seed=9))
     outputs = [predict(pipe.unet, pipe.scheduler, noisy, sigma, told) for noisy in (x, other)]

@@ -72,6 +72,13 @@ def test_the_figures_are_those_of_metrics_json_beside_the_baselines(pipe):
         assert line in text, line
 
 
+def test_a_card_without_baselines_names_none(pipe):
+    summary = {k: v for k, v in METRICS["summary"].items() if k != "baselines"}
+    text, _ = written(pipe, metrics=METRICS | {"summary": summary})
+    assert "by the kind of hole. A hole" in text and "| center, this model |" in text
+    assert "RePaint" not in text and "other methods" not in text
+
+
 @pytest.mark.parametrize("metrics", [{"class_accuracy": 0.5, "n": 3}, {"summary": 1}, [1]])
 def test_figures_of_something_else_are_refused(pipe, metrics):
     with pytest.raises(ValueError, match=r"metrics: found no summary; .*mtl-diffusion evaluate"):

@@ -135,6 +135,6 @@ assert all(torch.equal(image, images[0]) for image in images)
 
 
 def test_what_loads_when_the_hub_is_gone(hub, stranger, work):
-    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # the port that discards, where nobody listens
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # the discard port, where no server listens
     done = hub.run([sys.executable, "-c", GONE], work / "elsewhere", **nowhere)
     assert done.returncode == 0, done.stderr

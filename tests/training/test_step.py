@@ -1,4 +1,4 @@
-"""One training step: that nobody waits in it, and that what is not finite changes nothing."""
+"""One training step: it does not wait for the device, and non-finite values change nothing."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -127,7 +127,7 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_no_moment(
         train_step(run, 2, meter)
     after = everything_that_learns(run)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-    # Nobody has looked yet: the next steps are taken, and the message still has the right one.
+    # The check comes later: the next steps are taken, and the message still has the right one.
     train_step(run, 3, meter)
     moved = zip(after, everything_that_learns(run), strict=True)
     assert any(not torch.equal(one, other) for one, other in moved)
