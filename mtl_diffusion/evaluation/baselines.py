@@ -7,7 +7,7 @@ Everywhere:
     sigmas: falling noise levels, the last one 0, from `denoise.noise_levels`.
     strength: in [0, 1], how far up the noise levels an edit starts: 0 gives the image back, 1 is
         sigma_max. It is a share of the steps, as in diffusers' image-to-image pipelines: of n steps
-        int(strength n) are done.
+        int(strength n) are done. SDEdit starts where edit does, with as many steps.
     generators: one for each image, so that results don't depend on the batch.
 They return images like `image`, not clipped. Their cost is in the denoiser's `evaluations`.
 """
@@ -20,6 +20,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..tools.ode import ode_end
 from .denoise import Denoise, solve
 
 
@@ -61,19 +62,19 @@ def repaint(
     return x
 
 
+@torch.no_grad()
 def sdedit(
-    target: Denoise,
-    image: Tensor,
-    sigmas: Sequence[float],
-    strength: float,
-    generators: list[torch.Generator],
+    target: Denoise, image: Tensor, sigma: float, steps: int, generators: list[torch.Generator]
 ) -> Tensor:
-    """Noises the image to the strength's level, and solves from there. Meng et al. 2022.
+    """Noises the image to the level sigma >= 0, and solves from there. Meng et al. 2022.
 
-    Evaluations: 2 a step, less 1.
+    Evaluations: one a step; none from 0, which gives the image back.
     """
-    sigmas = start(sigmas, strength)
-    return solve(target, image + sigmas[0] * _noise(image, generators), sigmas)
+    if sigma == 0:
+        return image
+    level = torch.full((len(image), 1, 1, 1), sigma, device=image.device)
+    x = image + level * _noise(image, generators)
+    return ode_end(target, x, level, 0 * level, steps)
 
 
 def ddim_inversion(

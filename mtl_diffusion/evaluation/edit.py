@@ -28,9 +28,16 @@ from .parts import Context, Part, Seen, mean
 
 LIKENESS = ("ssim_to_source", "low_frequency_error", "feature_distance")
 
+
+def _sdedit(source, target, image, sigmas, strength, generators) -> Tensor:
+    """From the noise that edit starts from, in as many steps."""
+    level = min(TASKS["edit"].start(strength), sigmas[0])
+    return sdedit(target, image, level, len(sigmas) - 1, generators)
+
+
 # Name -> (D of the source, D of the target, image, sigmas, strength, generators) -> images.
 BASELINES: dict[str, Callable[..., Tensor]] = {
-    "sdedit": lambda source, *rest: sdedit(*rest),
+    "sdedit": _sdedit,
     "ddim_inversion": lambda *given: ddim_inversion(*given[:-1]),
     "flowedit": flowedit,
 }

@@ -35,6 +35,13 @@ def low_pass(image: Tensor, std: Tensor) -> Tensor:
     return torch.einsum("bij,bcjk,blk->bcil", kernel, image, kernel)
 
 
+def noise_level(strength: float) -> float:
+    """Noise of the degradation as a multiple of its signal, in units of image values; inf at 1."""
+    if strength >= 1:
+        return math.inf
+    return SIGMA_DATA * math.tan(math.pi / 2 * strength**2)
+
+
 def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     """cos(pi d / 2) low_pass(image, d BLUR W) + sin(pi d / 2) SIGMA_DATA noise, at d = strength^2.
 

@@ -1,16 +1,20 @@
 """Class-guided editing: the source is shown degraded, with the class that it is turned into.
 
 There are no edited pairs to learn from. Training shows a degraded image with its own class;
-sampling gives another class. The strength is the amount of the degradation.
+sampling gives another class. The strength is the amount of the degradation, and of the noise on
+the source that sampling starts from (SDEdit, Meng et al. 2022, arXiv:2108.01073).
 """
 
 import torch
 from torch import Tensor
 
-from .degradation import degrade
+from .degradation import degrade, noise_level
 from .masks import draw_masks
 from .task import Choice, Hint, Task, bernoulli
 
+# Noise level where sampling starts, over that of the degradation. With less noise fewer edits reach
+# their class, with more noise less of the source is kept.
+START = 3.0
 REGION_SHARE = 0.25  # share of the samples that edit only a region; the others edit everything
 
 
@@ -40,3 +44,6 @@ class Edit(Task):
         mask = mask * (strength > 0)[:, None, None, None]
         shown = torch.where(mask > 0, degrade(image, strength, noise), image)
         return Hint(image=shown, mask=mask, strength=strength)
+
+    def start(self, strength: float) -> float:
+        return START * noise_level(strength)

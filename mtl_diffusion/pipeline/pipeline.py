@@ -205,14 +205,15 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
                 (H, W, 3) or a tensor (3, H, W), or a batch or a list of these.
             mask_image: white (1) is repainted, black (0) is kept, byte for byte.
             strength: degradation of the source, from 0 (none: the source comes back) to 1 (nothing
-                is left of it). None: the task's default.
+                is left of it). None: the task's default. Of several, each is a batch of its own.
             guidance_scale: guidance by the class; 1 is off. None: `pipe.default_guidance(task)`.
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
                 None: everywhere. Source: Kynkäänniemi et al. 2024, arXiv:2404.07724.
             num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches. None:
-                `pipe.default_steps`. A model of few steps takes the lengths of `pipe.chains`.
+                `pipe.default_steps`. A model of few steps takes the lengths of `pipe.chains`, and
+                leaves out the first steps of an edit that is not strong.
             num_images_per_prompt: images for each sample.
             generator: one, or one for each image. Image i depends on its seed and on i alone.
             latents: (images, 3, size, size) standard normal, instead of drawing them. All other
@@ -255,7 +256,9 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         hint = spec.condition(known, source.mask, source.strength, own_noise)
         conditioning = build_conditioning(hint, spec, source.label, self.vocabulary)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        latents = solve(call, known, noise, conditioning, steps, own, *callback)
+        strengths = [None] * len(noise) if source.strength is None else source.strength.tolist()
+        start = [spec.start(strength) for strength in strengths]
+        latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
 
         self.maybe_free_model_hooks()
         if self._caller is None:  # after a call, diffusers' pipelines have its values

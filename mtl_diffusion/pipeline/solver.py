@@ -1,5 +1,6 @@
 """Solves the probability-flow ODE with the pipeline's scheduler, known pixels held in place."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,20 +13,24 @@ from .denoiser import Conditioning, predict_guided
 
 def solve(
     call,
-    known: Tensor,
+    source: Tensor,
     noise: Tensor,
     conditioning: Conditioning,
+    start: list[float],
     steps: int | list[float],
     generators: list[torch.Generator],
     callback: Callable | None,
     callback_inputs: list[str],
 ) -> Tensor:
-    """Goes from sigma_max to 0; known pixels are exact at every step.
+    """Goes from the start to 0; known pixels are exact at every step.
+
+    The samples of one start are a batch; one batch follows another.
 
     Args:
         call: the pipeline's copy for this call. A callback may change its state.
-        known: (B, 3, H, W) in [-1, 1], the values where the mask is 0.
+        source: (B, 3, H, W) in [-1, 1], the known pixels where the mask is 0.
         noise: (B, 3, H, W) standard normal.
+        start: (B,) noise levels, of the source. From sigma_max on it is noise alone.
         steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
 
@@ -35,15 +40,36 @@ def solve(
     Raises:
         ValueError: the latents are not finite after a step.
     """
+    x, scheduler = torch.empty_like(noise), call.scheduler
+    for level in sorted({*start}):
+        rows = [i for i, own in enumerate(start) if own == level]
+        call.scheduler = _from_level(level, scheduler, steps, noise.device)
+        image, told = source[rows], conditioning[rows]
+        if level >= scheduler.config.sigma_max:
+            image = torch.where(told.mask > 0, 0.0, image)
+        own = [generators[i] for i in rows]
+        x[rows] = _solve(call, image, noise[rows], told, own, callback, callback_inputs)
+    return x
+
+
+def _solve(
+    call,
+    source: Tensor,
+    noise: Tensor,
+    conditioning: Conditioning,
+    generators: list[torch.Generator],
+    callback: Callable | None,
+    callback_inputs: list[str],
+) -> Tensor:
+    """Goes down the noise levels of the call's scheduler, from the source with the first."""
     scheduler = call.scheduler
-    _set_noise_levels(scheduler, steps, known.device)
     sigmas = scheduler.sigmas.tolist()
     low, high = call.guidance_interval
     slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
     guided = [low / slack <= sigma <= high * slack for sigma in sigmas]
     call._num_timesteps = len(scheduler.timesteps)
     hole = conditioning.mask > 0
-    x = torch.where(hole, 0.0, known) + sigmas[0] * noise
+    x = source + sigmas[0] * noise
     # The first step with values that aren't finite, on the device: to read it in the loop would
     # wait for each step.
     first_bad = torch.full((), call._num_timesteps, device=x.device)
@@ -60,7 +86,7 @@ def solve(
                 call.image_guidance_scale if guided[i] else 1.0,
             )
             x = scheduler.step(F, timestep, x, generator=generators).prev_sample
-            x = torch.where(hole, x, known + sigmas[i + 1] * noise)
+            x = torch.where(hole, x, source + sigmas[i + 1] * noise)
             if callback is not None:
                 tensors = {name: {"latents": x}[name] for name in callback_inputs}
                 x = _replaced(x, callback(call, i, timestep, tensors), i)
@@ -76,14 +102,22 @@ def solve(
     return x
 
 
-def _set_noise_levels(scheduler, steps: int | list[float], device: torch.device) -> None:
+def _from_level(start: float, scheduler, steps: int | list[float], device: torch.device):
+    """A scheduler that begins at the start; of given noise levels, at the nearest one."""
+    config = scheduler.config
     if isinstance(steps, int):
-        scheduler.set_timesteps(steps, device=device)
+        first = min(max(start, 2 * config.sigma_min), config.sigma_max)
+        own = type(scheduler).from_config(config, sigma_max=first)
+        own.set_timesteps(steps, device=device)
     else:
-        ramp = karras_ramp(steps, scheduler.config)
-        scheduler.set_timesteps(len(steps), device=device, sigmas=ramp)
-    scheduler.set_begin_index(0)
-    scheduler.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
+        start = min(max(start, steps[-1]), steps[0])
+        nearest = min(steps, key=lambda level: abs(math.log(level / start)))
+        levels = steps[steps.index(nearest) :]
+        own = type(scheduler).from_config(config)
+        own.set_timesteps(len(levels), device=device, sigmas=karras_ramp(levels, config))
+    own.set_begin_index(0)
+    own.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
+    return own
 
 
 def _replaced(latents: Tensor, answer: dict | None, step: int) -> Tensor:

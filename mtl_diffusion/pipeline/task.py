@@ -1,5 +1,6 @@
 """The contract of a task: what training draws at random, and the input that it conditions on."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -109,6 +110,16 @@ class Task(ABC):
             noise: (B, 3, H, W) standard normal, for degrading the source. It is independent of
                 the noise of the diffusion, which a task never gets.
         """
+
+    def start(self, strength: float | None) -> float:
+        """The noise level (sigma) where sampling starts, from the source with that much noise.
+
+        Above the highest noise level of the sampler it starts from noise alone.
+
+        Args:
+            strength: in [0, 1], None if the task has none.
+        """
+        return math.inf
 
 
 def bernoulli(n: int, probability: float, generator: torch.Generator) -> Tensor:

@@ -1,1 +1,1 @@
-"""Small helpers without any diffusion: random numbers, tensors, FLOPs, files, processes."""
+"""Small helpers: random numbers, tensors, an ODE solver, FLOPs, files, processes."""

@@ -7,7 +7,6 @@ step. So its guidance is built in, and a step of it is one evaluation.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,45 +14,15 @@ from torch import Tensor, nn
 from ..pipeline.chains import Chains, jumps
 from ..pipeline.denoiser import Conditioning, predict_guided
 from ..pipeline.task import Task
+from ..tools.ode import ode_end
 from .alignment import fingerprint
 from .losses import Objective
-
-# Curvature of the teacher's levels within a jump. Karras's 7 is for levels that don't end at 0.
-RHO = 4
 
 
 def draw_level(n: int, levels: Tensor, generator: torch.Generator) -> Tensor:
     """(n, 1, 1, 1) of the levels (J,), each equally often to within one, in random order."""
     order = torch.rand(n, generator=generator, device=generator.device).argsort()
     return levels.to(order.device)[order % len(levels)].view(n, 1, 1, 1)
-
-
-def ode_end(
-    denoised: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, end: Tensor, steps: int
-) -> Tensor:
-    """Solves dx/dsigma = (x - D(x; sigma)) / sigma from sigma to end, by DPM-Solver++ (2M).
-
-    Args:
-        denoised: D, (B, 3, H, W) from x and sigma.
-        x: (B, 3, H, W). sigma, end: (B, 1, 1, 1) noise levels, sigma > end >= 0.
-        steps: evaluations of D.
-
-    Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2, for noise that is added unscaled.
-    """
-    roots = sigma ** (1 / RHO), end ** (1 / RHO)
-    grid = [torch.lerp(*roots, k / steps) ** RHO for k in range(steps)] + [end]
-    before, length_before = None, None
-    for now, then in pairwise(grid):
-        length = now.log() - then.log()
-        D = denoised(x, now)
-        direction = D
-        if before is not None:
-            # The step to 0 has infinite length in ln sigma, so it is of first order.
-            ahead = torch.where(then > 0, length / (2 * length_before), 0.0)
-            direction = D + ahead * (D - before)
-        x = torch.lerp(direction, x, then / now)
-        before, length_before = D, length
-    return x
 
 
 class Distillation(Objective):

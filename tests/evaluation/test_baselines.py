@@ -86,16 +86,17 @@ def test_repaint_of_everything_samples():
 
 def test_sdedit_runs_from_the_source_to_the_target():
     source, model = images(4), Gaussian(0.3, 0.09)
-    assert torch.equal(sdedit(model, source, karras(20), 0.0, keyed(4)), source)
-    assert torch.equal(sdedit(model, source, karras(20), 0.049, keyed(4)), source)
-    full = sdedit(model, source, karras(20), 1.0, keyed(4))
-    assert largest(full - sdedit(model, -source, karras(20), 1.0, keyed(4))) < 0.02
-    n, sigmas = 4000, karras(60)
-    sigma = start(sigmas, 0.5)[0]
-    found = sdedit(model, source[:1].expand(n, *SHAPE), sigmas, 0.5, keyed(n))
+
+    def each(x, sigma):
+        return model(x, float(sigma.flatten()[0]))
+
+    assert torch.equal(sdedit(each, source, 0.0, 20, keyed(4)), source)
+    full = sdedit(each, source, 80.0, 20, keyed(4))
+    assert largest(full - sdedit(each, -source, 80.0, 20, keyed(4))) < 0.02
+    n, sigma = 4000, 0.4
+    found = sdedit(each, source[:1].expand(n, *SHAPE), sigma, 40, keyed(n))
     shrink = math.sqrt(0.09 / (0.09 + sigma**2))  # the flow keeps quantiles
     expected = 0.3 + shrink * (source[0] - 0.3)
-    assert 0.1 < shrink < 0.9
     assert largest(found.mean(0) - expected) < 0.03
     assert found.std(0).mean().item() == pytest.approx(shrink * sigma, rel=0.03)
 
@@ -176,7 +177,7 @@ def solved(name, D, other, image, sigmas, generators, strength=0.6):
         mask[..., 1] = 0
         return repaint(D, image, mask, sigmas, generators, resamplings=3)
     if name == "sdedit":
-        return sdedit(D, image, sigmas, strength, generators)
+        return sdedit(D, image, 1.5, len(sigmas) - 1, generators)
     if name == "ddim_inversion":
         return ddim_inversion(other, D, image, sigmas, strength)
     return flowedit(other, D, image, sigmas, strength, generators, num_noises=2)
@@ -196,7 +197,7 @@ def test_a_batch_gives_what_its_images_give_alone(pipe, name):
         return found, D.evaluations, other.evaluations
 
     batch, *costs = run(slice(None), 0)
-    # five steps, three of them at this strength; the target is guided, and costs double
+    # five steps, three of them at this strength but for SDEdit; the target is guided: double
     expected = {
         "repaint": (26, 0),
         "sdedit": (10, 0),

@@ -93,6 +93,42 @@ def test_the_defaults_are_the_models(few, pipe):
     assert torch.equal(default, asked) and few.guidance_scale == 1
 
 
+@pytest.mark.parametrize(
+    "steps, strength, levels",
+    [
+        (4, 0, 1),
+        (4, 0.3, 1),  # 0.21, nearest to 0.24
+        (4, 0.5, 2),  # 0.62, nearest to 1
+        (4, 0.8, 3),  # 2.4, nearest to 4
+        (4, 1, 4),
+        (2, 0.5, 1),
+        (2, 0.97, 2),  # 16, nearer to 40 than to 0.8 as a ratio
+        (1, 0.5, 1),
+    ],
+)
+def test_an_edit_starts_at_the_level_that_is_nearest_to_its_own(few, steps, strength, levels):
+    """From the source with noise of that level, by the jumps that are left."""
+    source = torch.rand(1, 3, 8, 8, generator=keyed(1)[0])
+    noise = torch.randn(1, 3, 8, 8, generator=keyed(2)[0])
+    seen = []
+
+    def note(pipe, i, timestep, tensors):
+        seen.append(pipe.num_timesteps)
+
+    drawn = few(
+        task="edit",
+        class_label="cat",
+        image=source,
+        strength=strength,
+        num_inference_steps=steps,
+        latents=noise,
+        output_type="latent",
+        callback_on_step_end=note,
+    ).images
+    assert seen == [levels] * levels
+    assert torch.equal(drawn, 2 * source - 1) == (strength == 0)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_known_pixels_are_exact(few, steps):
     source = torch.rand(2, 3, 8, 8, generator=keyed(1)[0])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtl_diffusion.pipeline.degradation import SIGMA_DATA, degrade, low_pass
+from mtl_diffusion.pipeline.degradation import SIGMA_DATA, degrade, low_pass, noise_level
 
 LADDER = torch.linspace(0, 1, 33)
 
@@ -73,6 +73,20 @@ def test_it_is_its_formula(strength):
     expected = math.cos(angle) * blurred + math.sin(angle) * SIGMA_DATA * own
     degraded = degrade(image, torch.full((2,), strength), own)
     torch.testing.assert_close(degraded, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 0.65, 0.9])
+def test_the_noise_level_is_that_of_what_is_hidden_least(strength):
+    """Of a constant image, which the blur leaves as it is."""
+    flat, own = torch.ones(1, 3, 8, 8), noise(1, 3, 8, 8)
+    hidden = degrade(flat, torch.tensor([strength]), own)
+    signal = degrade(flat, torch.tensor([strength]), 0 * own)
+    ratio = (hidden - signal) / signal
+    torch.testing.assert_close(ratio, noise_level(strength) * own, atol=1e-5, rtol=1e-4)
+
+
+def test_the_noise_of_strength_one_has_no_end():
+    assert noise_level(1.0) == math.inf and noise_level(0.99) < 40
 
 
 @pytest.mark.parametrize("size", [8, 16])

@@ -64,7 +64,8 @@ def test_a_step_outside_takes_one_evaluation(either, interval, counts):
 
 
 def test_image_guidance_keeps_to_the_interval_too(either):
-    found = branches(either, "edit", guidance_interval=(0.05, 6), image_guidance_scale=1.5)
+    options = {"guidance_interval": (0.05, 6), "image_guidance_scale": 1.5, "strength": 1}
+    found = branches(either, "edit", **options)
     assert found == [1, 1, 3, 3, 3, 1]
 
 

@@ -181,6 +181,30 @@ def test_each_sample_has_its_own_strength(pipe):
     assert torch.equal(images[0], source) and not torch.equal(images[1], source)
 
 
+def test_an_edit_starts_from_its_source_and_one_of_strength_one_does_not(pipe):
+    """What is left of the difference of two sources, where the network is shown neither."""
+
+    def difference(strength):
+        one, other = (
+            sample(
+                pipe,
+                "edit",
+                "latent",
+                image=picture(seed),
+                mask_image=None,
+                strength=strength,
+                image_guidance_scale=0,
+                guidance_scale=0,
+                num_inference_steps=6,
+            )
+            for seed in (1, 2)
+        )
+        return (one - other).abs().mean()
+
+    assert difference(0.2) > 3 * difference(0.9) > 0
+    assert difference(1.0) == 0
+
+
 def test_what_a_pipeline_knows(build_pipe):
     small = build_pipe(tasks=("inpaint", "generate"), classes=("a",))
     assert small.tasks == ("generate", "inpaint")

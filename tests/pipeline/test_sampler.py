@@ -78,12 +78,16 @@ def with_scheduler(pipe, scheduler):
 
 
 def euler(pipe, task, known, mask, noise, own_noise, strength, label, steps):
-    """Algorithm 1 of Karras et al. 2022 without its second order, known pixels held in place."""
-    sigmas = karras(steps)
+    """Algorithm 1 of Karras et al. 2022 without its second order, known pixels held in place.
+
+    An edit starts at 3 times the noise of its degradation, on the source.
+    """
+    start = 3 * 0.5 * math.tan(math.pi / 2 * strength.item() ** 2) if task == "edit" else 80.0
+    sigmas = karras(steps, high=start)
     hint = TASKS[task].condition(known, mask, strength, own_noise)
     told = build_conditioning(hint, TASKS[task], label, pipe.vocabulary)
     known, noise, hole = known.double(), noise.double(), hint.mask.double()
-    x = known * (1 - hole) + sigmas[0] * noise
+    x = (known if task == "edit" else known * (1 - hole)) + sigmas[0] * noise
     for sigma, after in pairwise(sigmas):
         F = predict(
             pipe.unet, pipe.scheduler, x.float(), torch.full((len(x), 1, 1, 1), sigma), told

@@ -19,9 +19,10 @@ from mtl_diffusion.pipeline.chains import default_chains
 from mtl_diffusion.pipeline.denoiser import Conditioning
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 from mtl_diffusion.publishing.export import of_checkpoint
+from mtl_diffusion.tools.ode import ode_end
 from mtl_diffusion.tools.rng import generator
 from mtl_diffusion.training import distillation
-from mtl_diffusion.training.distillation import Distillation, draw_level, ode_end
+from mtl_diffusion.training.distillation import Distillation, draw_level
 from mtl_diffusion.training.losses import Fixed
 
 CHAINS = default_chains(80.0)
