@@ -76,17 +76,6 @@ def test_known_pixels_are_in_place_before_every_callback(pipe, task):
     assert [i for i, _ in seen] == list(range(STEPS)) and seen[-1][1] == 0
 
 
-def test_a_callback_gets_what_it_asks_for(pipe):
-    def callback(pipe, i, timestep, tensors):
-        assert tensors == {}
-        return {}
-
-    images = sample(
-        pipe, "generate", callback_on_step_end=callback, callback_on_step_end_tensor_inputs=[]
-    )
-    assert torch.equal(images, sample(pipe, "generate"))
-
-
 # Stopping
 
 
@@ -187,15 +176,3 @@ def test_equal_latents_give_equal_images(pipe, task):
     assert torch.equal(one, other)
     half = draw(pipe, task, latents=latents[1:].double())
     torch.testing.assert_close(half, one[1:], atol=1e-4, rtol=1e-4)
-
-
-@every_task
-def test_another_default_type_changes_nothing(pipe, task):
-    expected = draw(pipe, task)
-    torch.set_default_dtype(torch.float64)
-    try:
-        found = draw(pipe, task)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

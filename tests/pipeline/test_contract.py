@@ -1,4 +1,4 @@
-"""The pipeline behaves as diffusers' own do: bars, helpers, devices, precisions, callbacks."""
+"""The pipeline behaves as diffusers' own do: callbacks and offloading."""
 
 import diffusers
 import numpy as np
@@ -10,16 +10,6 @@ from packaging.version import Version
 from mtl_diffusion.pipeline.pipeline import TASKS
 
 every_task = pytest.mark.parametrize("task", TASKS)
-
-
-def test_the_progress_bar_counts_the_steps(mine, capsys):
-    mine.set_progress_bar_config(disable=False, ascii=True, desc="Painting")
-    sample(mine)
-    shown = capsys.readouterr().err
-    assert "Painting" in shown and f"{STEPS}/{STEPS}" in shown
-    mine.set_progress_bar_config(disable=True)
-    sample(mine)
-    assert capsys.readouterr().err == ""
 
 
 @every_task
@@ -62,16 +52,3 @@ def test_offloading(mine, offload, task):
     assert mine._execution_device.type == "cpu"
     for _ in range(2):
         assert torch.equal(sample(mine, task), before)
-
-
-def test_layerwise_casting(mine):
-    mine.unet.enable_layerwise_casting(
-        storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
-    )
-    assert sample(mine).isfinite().all()
-
-
-def test_channels_last(mine):
-    before = sample(mine)
-    mine.unet.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(sample(mine), before, atol=1e-4, rtol=1e-3)

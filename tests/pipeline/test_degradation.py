@@ -49,12 +49,6 @@ def test_the_low_pass_is_a_gaussian_with_mirrored_borders(size, std):
     torch.testing.assert_close(blurred, expected, atol=tolerance, rtol=0)
 
 
-def test_a_constant_image_has_nothing_to_blur():
-    image = torch.tensor([-1.0, 0.3, 1.0]).view(1, 3, 1, 1).expand(4, 3, 16, 16)
-    blurred = low_pass(image, torch.tensor([0.0, 0.5, 2.0, 4.0]))
-    torch.testing.assert_close(blurred, image.contiguous(), atol=1e-5, rtol=0)
-
-
 def test_the_ends_of_the_ladder_are_exact():
     image, other, own = noise(2, 3, 8, 8), noise(2, 3, 8, 8, seed=1), noise(2, 3, 8, 8, seed=2)
     ends = torch.tensor([0.0, 1.0])
@@ -93,12 +87,3 @@ def test_signal_to_noise_falls_at_every_frequency(size):
     first_row = ratio[:, :size]
     assert (first_row.diff(dim=1) < rounding).all()
     assert ratio[0, 0] > 10 and ratio[-1, 0] < 0.2
-
-
-def test_the_variance_hardly_changes():
-    """Of smooth images with the standard deviation of the data, which is what the ladder is for."""
-    smooth = low_pass(noise(400, 3, 16, 16), torch.full((400,), 3.0))
-    smooth = smooth * SIGMA_DATA / smooth.std()
-    for s in LADDER:
-        degraded = degrade(smooth, s.expand(400), noise(400, 3, 16, 16, seed=1))
-        assert 0.8 * SIGMA_DATA < degraded.std() < 1.1 * SIGMA_DATA

@@ -67,14 +67,6 @@ def test_every_kind_is_drawn_as_often(monkeypatch):
     assert (rows[:6] - 1000).abs().max() < 150  # five standard deviations
 
 
-@pytest.mark.parametrize("kind", [*MASKS, None])
-def test_a_mask_is_a_function_of_its_generator(kind):
-    assert torch.equal(draw(20, 16, kind), draw(20, 16, kind))
-    if kind != "center":
-        assert not torch.equal(draw(20, 16, kind), draw(20, 16, kind, seed=1))
-        assert not torch.equal(*draw(20, 16, kind).chunk(2))
-
-
 def test_the_shape_of_each_kind():
     kept = 1 - draw(200, 16, "border")
     assert (kept[..., 7:9, 7:9] == 1).all()
@@ -82,8 +74,3 @@ def test_the_shape_of_each_kind():
     assert len(halves) == 4 and torch.equal(halves.sum(0), torch.full((256,), 2.0))
     rows, columns = (draw(1, 16, "center")[0, 0].amax(axis).nonzero()[:, 0] for axis in (0, 1))
     assert rows.tolist() == columns.tolist() == list(range(4, 12))
-
-
-def test_an_unknown_kind():
-    with pytest.raises(ValueError, match=r"kind is 'round'; .*center, boxes"):
-        draw(1, 8, "round")
