@@ -1,7 +1,6 @@
 """`load_dataset("uoft-cs/cifar10")` from a Hub: fresh, from the cache, streamed, interrupted."""
 
 import json
-import re
 import sys
 
 import datasets
@@ -119,34 +118,12 @@ def test_fresh(fresh):
     assert len(downloads(requests)) == len(ROWS)  # each file once
 
 
-def test_a_second_time_comes_from_the_cache(hub, home, fresh):
-    answer, errors, requests = load(hub, home, "cached")
-    assert answer == fresh[0], errors
-    assert downloads(requests) == []
-
-
 @pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
 def test_offline_asks_nobody(hub, home, fresh, switch):
     answer, errors, requests = load(hub, home, "cached", **{switch: "1"})
     assert answer == fresh[0], errors
     assert switch == "HF_DATASETS_OFFLINE" or requests == []
     assert downloads(requests) == []
-
-
-def test_streamed(hub, fresh, tmp_path):
-    answer, errors, requests = load(hub, tmp_path, "streamed")
-    assert answer is not None, errors
-    assert answer == {name: value for name, value in fresh[0].items() if name != "ours"}
-    assert downloads(requests)
-    assert not list(tmp_path.rglob("*.arrow"))  # nothing is prepared on disk
-
-
-def test_after_a_cut_download_the_next_try_is_whole(hub, fresh, tmp_path):
-    hub.fail(r"GET .*test-00000-of-00001\.parquet", "reset", 1)
-    answer, errors, _ = load(hub, tmp_path, "fresh")
-    assert answer is None and re.search("reset|aborted", errors)
-    answer, errors, _ = load(hub, tmp_path, "fresh")
-    assert answer == fresh[0], errors
 
 
 def test_one_that_is_not_there_is_named(hub, tmp_path):

@@ -45,12 +45,6 @@ def test_embedded_shapes():
     assert data.fingerprint == "d74f7921317ecaa1"  # checkpoints hold it
 
 
-def test_a_folder_called_shapes_is_reached_by_its_path(imagefolder, monkeypatch):
-    imagefolder.rename(imagefolder.parent / "shapes")
-    monkeypatch.chdir(imagefolder.parent)
-    assert load("./shapes").class_names == ("cat", "dog")
-
-
 def test_fingerprint_tells_data_apart_not_files(imagefolder):
     data = load(imagefolder)
     assert ImageDataset.of(data.images, data.labels, data.class_names) == data
@@ -62,11 +56,6 @@ def test_fingerprint_tells_data_apart_not_files(imagefolder):
         ImageDataset.of(data.images, data.labels, ("cat", "cow")),
     ]
     assert len({other.fingerprint for other in [data, *others]}) == 4
-
-
-def test_fingerprint_is_pinned():
-    data = ImageDataset.of(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.arange(2), ("a", "b"))
-    assert data.fingerprint == "2a13debedd3047e1"
 
 
 def test_the_line_of_a_run(tmp_path, imagefolder):

@@ -83,19 +83,6 @@ def test_every_window_holds_the_tasks_in_their_proportions(shares, first):
                 assert np.abs(counts - width * share).max() <= most, (index, width)
 
 
-@pytest.mark.parametrize("shares", SHARES)
-def test_the_proportions_are_exact_in_the_long_run(shares):
-    counts = torch.bincount(assign_tasks(shares, 0, 1_000_000), minlength=len(shares))
-    assert (counts / 1_000_000 - torch.tensor(shares)).abs().max() < 1e-5
-
-
-def test_the_task_is_a_function_of_the_index_alone():
-    whole = assign_tasks((3, 1, 1), 1000, 500)
-    assert torch.equal(assign_tasks((3, 1, 1), 1123, 77), whole[123:200])
-    assert torch.equal(assign_tasks((0.6, 0.2, 0.2), 1000, 500), whole)  # shares are normalised
-    assert assign_tasks((1, 1), 5, 0).tolist() == []
-
-
 def test_it_is_the_golden_ratio_sequence_in_whole_numbers():
     """floor(k phi) by integer arithmetic, on a ratio of Fibonacci numbers that is as good here."""
     golden = Fraction(12586269025, 20365011074)  # F(50) / F(51)
@@ -105,14 +92,6 @@ def test_it_is_the_golden_ratio_sequence_in_whole_numbers():
 
 
 # --- draws and their cuts -----------------------------------------------------------------------
-
-
-def test_a_draw_is_a_function_of_seed_and_step(vocabulary):
-    mix = mixture(vocabulary)
-    one, two = mix.draw(3, 9, 16, CPU), mix.draw(3, 9, 16, CPU)
-    assert torch.equal(one.noise, two.noise) and torch.equal(one.choice.mask, two.choice.mask)
-    for other in (mix.draw(4, 9, 16, CPU), mix.draw(3, 10, 16, CPU)):
-        assert not torch.equal(one.noise, other.noise)
 
 
 def test_every_sample_has_a_choice_of_its_own_task(vocabulary):

@@ -18,13 +18,6 @@ def test_sigma_is_log_normal(mean, std):
     assert quartiles.tolist() == pytest.approx(expected, abs=0.04 * std)
 
 
-def test_it_broadcasts_over_images_and_is_keyed():
-    sigma = draw_sigma(5, -1.2, 1.2, generator(3, "sigma"))
-    assert sigma.shape == (5, 1, 1, 1) and (sigma > 0).all()
-    assert torch.equal(sigma, draw_sigma(5, -1.2, 1.2, generator(3, "sigma")))
-    assert not torch.equal(sigma, draw_sigma(5, -1.2, 1.2, generator(4, "sigma")))
-
-
 def test_every_batch_has_a_noise_level_in_each_quantile_interval():
     for seed in range(20):
         sigma = draw_sigma(32, -0.8, 1.6, generator(seed, "sigma")).flatten().double()

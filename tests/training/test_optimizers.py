@@ -56,36 +56,6 @@ def test_an_update_has_the_singular_vectors_of_the_momentum_and_values_about_one
     assert diagonal.min() > 0.6 and diagonal.max() < 1.3
 
 
-def test_a_convolution_is_the_matrix_of_its_filters_in_any_memory_order():
-    shape = (6, 4, 3, 3)
-    plain, last = (nn.Parameter(random(*shape)) for _ in range(2))
-    last.data = last.data.to(memory_format=torch.channels_last)
-    matrix = nn.Parameter(random(*shape).flatten(1))
-    for parameter in (plain, last, matrix):
-        optimizer = Muon([parameter], [1], [], **OPTIONS)
-        for step in range(3):
-            gradient = random(*shape, seed=step)
-            parameter.grad = gradient.view_as(parameter)
-            if parameter is last:
-                parameter.grad = gradient.to(memory_format=torch.channels_last)
-            optimizer.step()
-    torch.testing.assert_close(plain.flatten(1), matrix, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(last, plain, rtol=1e-4, atol=1e-6)
-
-
-def test_the_parts_of_a_weight_are_orthogonalised_apart():
-    whole = nn.Parameter(random(8, 5))
-    halves = [nn.Parameter(part.clone()) for part in whole.detach().chunk(2)]
-    optimizers = Muon([whole], [2], [], **OPTIONS), Muon(halves, [1, 1], [], **OPTIONS)
-    for step in range(3):
-        whole.grad = random(8, 5, seed=step)
-        for half, gradient in zip(halves, whole.grad.chunk(2), strict=True):
-            half.grad = gradient.clone()
-        for optimizer in optimizers:
-            optimizer.step()
-    torch.testing.assert_close(whole.detach(), torch.cat([h.detach() for h in halves]))
-
-
 def test_the_rest_is_adamws():
     hidden, rest = nn.Parameter(random(4, 6)), nn.Parameter(random(7))
     alone = copy.deepcopy(rest)
