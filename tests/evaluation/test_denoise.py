@@ -79,17 +79,6 @@ def test_evaluations_are_those_of_the_network(pipe, label, scale, cost):
     assert D.evaluations == cost * (2 * 4 - 1) == sum(seen) / 3
 
 
-def test_sigma_is_one_number_or_one_an_image(pipe):
-    D = generate_denoiser(pipe, torch.tensor([0, 1]))
-    x = images(2)
-    sigma = torch.tensor([0.3, 4.0])
-    own = D(x, sigma.view(2, 1, 1, 1))
-    for i in range(2):
-        torch.testing.assert_close(own[i], D(x, sigma[i].item())[i])
-    with pytest.raises(ValueError, match="sigma has shape"):
-        D(x, sigma)
-
-
 def test_noise_levels_are_the_schedulers_and_leave_it_alone(pipe):
     before = pipe.scheduler.sigmas.clone()
     sigmas = noise_levels(pipe.scheduler, 7)

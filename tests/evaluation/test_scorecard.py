@@ -243,14 +243,9 @@ def test_a_model_without_edit_has_no_edit_part():
     [
         {"num_images": 3},
         {"strengths": [1.5]},
-        {"num_strengths": 0},
         {"step_counts": []},
-        {"batch_size": 0},
-        {"baseline_guidance_scales": []},
         {"baseline_guidance_scales": [-1.0]},
-        {"guidance_interval": (-1.0, 2.0)},
         {"guidance_interval": (2.0, 1.0)},
-        {"guidance_interval": (1.0, float("inf"))},
         {"guidance_interval": (float("nan"), 1.0)},
     ],
 )

@@ -103,11 +103,6 @@ def test_a_batch_gives_what_its_samples_give_alone(pipe, task):
         assert_close(batch[i : i + 1], alone)
 
 
-def test_what_is_given_once_is_given_to_all(pipe):
-    both = sample(pipe, "edit", class_label=["cat", "dog"], generator=generators(2))
-    assert_close(both[1:], sample(pipe, "edit", class_label="dog", generator=generator(1)))
-
-
 def test_images_per_prompt_stand_together(pipe):
     twice = sample(
         pipe,

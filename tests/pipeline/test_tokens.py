@@ -93,12 +93,6 @@ def test_extending_keeps_every_id_and_takes_reserved_ones(tokenizer, vocabulary)
     assert set(new.reserved) < set(vocabulary.reserved) and len(new.reserved) == 1
 
 
-def test_extending_twice(tokenizer):
-    once = extend_tokenizer(tokenizer, [], ["plane"])
-    twice = Vocabulary.of(extend_tokenizer(once, [], ["plane", "car"]).get_vocab())
-    assert tuple(twice.classes) == (*CLASSES, "plane", "car")
-
-
 def test_too_many_new_words_are_named(tokenizer):
     with pytest.raises(ValueError, match=r"has 3 reserved.*4 new.*<task:a>, <class:x>.*<class:z>"):
         extend_tokenizer(tokenizer, ["a"], ["x", "y", "z"])

@@ -139,7 +139,7 @@ def test_names_on_the_hub_are(pipe, monkeypatch, tmp_path):
     assert written(pipe, config=config)[1].datasets is None
 
 
-QUOTES = ("men's shoes", 'a 5" nail', "back\\slash", "two\nlines", "tüte", "{x}", "both ' and \"")
+QUOTES = ("back\\slash", "two\nlines", "{x}", "both ' and \"")
 
 
 @pytest.mark.parametrize("name", QUOTES)

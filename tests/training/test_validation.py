@@ -61,16 +61,6 @@ def test_each_module_is_left_in_its_mode(build_pipe):
     assert [module.training for module in unet.modules()] == before and unet.training
 
 
-def test_the_table_is_the_means_by_task_and_level(pipe):
-    result = measure(pipe)
-    table = result.table()
-    assert list(table) == list(TASKS) and list(table["edit"]) == list(result.levels)
-    assert result.levels[0] == "0.01-0.03" and result.levels[-1] == "10-30"
-    k, i = result.levels.index("0.3-1"), result.tasks.index("inpaint")
-    expected = result.by_image[i, k].mean().item()
-    assert table["inpaint"]["0.3-1"]["loss"] == pytest.approx(expected, abs=1e-5)
-
-
 def test_the_token_is_all_that_a_wrong_token_changes(pipe, monkeypatch):
     told = {}
     predict = validation.predict
