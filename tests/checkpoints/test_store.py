@@ -32,16 +32,6 @@ def test_a_round_trip_is_exact(tmp_path):
     assert MANIFEST not in manifest
 
 
-def test_rotation_keeps_the_newest(tmp_path):
-    for step in range(1, 6):
-        save(tmp_path, checkpoint(step), total_limit=2)
-    assert steps(tmp_path) == [4, 5]
-    save(tmp_path, checkpoint(6))
-    assert steps(tmp_path) == [4, 5, 6]
-    save(tmp_path, checkpoint(7), total_limit=9)
-    assert steps(tmp_path) == [4, 5, 6, 7]
-
-
 def test_rotation_keeps_later_steps_until_the_run_has_passed_them(tmp_path):
     """They were passed over when the run was resumed: damaged, as far as this machine could see."""
     save(tmp_path, checkpoint(10))

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from in_process import run_script
 from PIL import Image
+from tables import write_images
 from tiny import MODEL, flags, write_shapes
 
 from mtl_diffusion.comparison.arms import Arm, configure, named_arms, read_arms
 from mtl_diffusion.comparison.compare import compare
-from mtl_diffusion.comparison.measure import scorecard
 from mtl_diffusion.comparison.report import (
     MEAN,
     changes,
@@ -19,6 +19,7 @@ from mtl_diffusion.comparison.report import (
     scorecard_table,
 )
 from mtl_diffusion.config import ConfigError, TrainConfig
+from mtl_diffusion.pipeline.pipeline import TASKS
 
 ROOT = Path(__file__).parents[2]
 BASE = TrainConfig(tasks={"generate": 2, "inpaint": 1, "edit": 1}, total_batch_size=32)
@@ -117,14 +118,6 @@ def test_the_tables_by_hand():
     assert scorecard_table({"a": {0: {}}}) == ""
 
 
-def test_the_summary_of_a_scorecard_is_taken_without_errors_and_baselines(tmp_path):
-    entry = {"class_accuracy": 0.5, "class_accuracy_standard_error": 0.1, "n": 20}
-    summary = {"edit": {"strength_0.5": entry}, "baselines": {"sdedit": {"edit": {"x": entry}}}}
-    (tmp_path / "metrics.json").write_text(json.dumps({"summary": summary}))
-    assert scorecard(tmp_path / "metrics.json") == {"edit, strength_0.5, class_accuracy": 0.5}
-    assert scorecard(tmp_path / "absent.json") == {}
-
-
 # --- all of it ----------------------------------------------------------------------------------
 
 
@@ -175,3 +168,29 @@ def test_a_whole_comparison_and_the_same_again(tmp_path, monkeypatch, capsys):
     assert again["losses"] == report["losses"] and len(times) == 2
     assert command("--learning_rate", "0.5") == 2
     assert "another configuration" in capsys.readouterr().err
+
+
+# --- scripts/task_tokens.py: the held-out loss with every task token ------------------------------
+
+
+def test_task_tokens_writes_a_table_and_a_plot(pipe, tmp_path, monkeypatch, capsys):
+    pipe.save_pretrained(tmp_path / "pipeline")
+    places = [(split, name) for split in ("train", "test") for name in ("cat", "dog", "ship")]
+    write_images(tmp_path / "data", *(f"{s}/{name}/{i}.png" for s, name in places for i in "123"))
+    given = (
+        *("--pipeline", tmp_path / "pipeline", "--dataset_name", tmp_path / "data"),
+        *("--num_images", "6", "--output_dir", tmp_path / "out"),
+    )
+    assert run_script("task_tokens.py", *given, monkeypatch=monkeypatch) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "out/task_tokens.json").read_text())
+    assert report["num_images"] == 6 and list(report["loss"]) == list(TASKS)
+    for task, tokens in report["loss"].items():
+        assert next(iter(tokens)) == task and set(tokens) == {*TASKS, "null"}
+        for token, levels in tokens.items():
+            for level, entry in levels.items():
+                right = tokens[task][level]["loss"]
+                assert entry["loss"] - right == pytest.approx(entry["excess"], abs=3e-5)
+                assert entry["standard_error"] >= 0 and (token == task) == (entry["excess"] == 0)
+    assert Image.open(tmp_path / "out/task_tokens.png").width > 400
+    assert printed.count("| wrong: ") == 12 and printed.count("| none |") == 4

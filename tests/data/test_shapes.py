@@ -19,12 +19,6 @@ def test_train_and_test_share_no_image(small):
     assert len(train) == 500 and len(test) == 100 and not train & test
 
 
-def test_another_resolution_shows_the_same_scene():
-    low, high = (pixels(shapes(side, num_train=20, num_test=1)["train"]) for side in (16, 32))
-    shrunk = high.reshape(20, 16, 2, 16, 2, 3).mean((2, 4))
-    assert np.abs(shrunk - low).mean() < 3
-
-
 @pytest.mark.parametrize(("share", "count"), [(0.5, 100), (0.25, 50), (1.0, 200)])
 def test_a_share_of_the_rows_is_grey(share, count):
     colour = pixels(shapes(num_train=200, num_test=1)["train"])

@@ -50,22 +50,6 @@ def test_a_callback_may_call_the_pipeline(pipe):
 # Callbacks, as diffusers has them
 
 
-@pytest.mark.parametrize("task", ["inpaint", "edit"])
-def test_known_pixels_are_in_place_before_every_callback(pipe, task):
-    noise = torch.randn((1, 3, SIZE, SIZE), generator=generator())
-    known = torch.from_numpy(~MASK).expand(1, 3, SIZE, SIZE)
-    clean, seen = 2 * as_tensor(picture())[None] - 1, []
-
-    def callback(pipe, i, timestep, tensors):
-        sigma = pipe.scheduler.sigmas[i + 1]
-        torch.testing.assert_close(timestep, pipe.scheduler.sigmas[i].log() / 4)
-        assert torch.equal(tensors["latents"][known], (clean + sigma * noise)[known])
-        seen.append((i, float(sigma)))
-
-    sample(pipe, task, latents=noise, callback_on_step_end=callback)
-    assert [i for i, _ in seen] == list(range(STEPS)) and seen[-1][1] == 0
-
-
 # Stopping
 
 
