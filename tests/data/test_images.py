@@ -6,14 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from tables import IMAGE, NAMED, encoded, load, noise, png, write_images, write_parquet
 
-from mtl_diffusion.data.images import ImageDataset, data_line, load_images, load_splits
-
-CIFAR10 = Path(__file__).parents[2] / "../shared/cifar10"
+from mtl_diffusion.data.images import ImageDataset, data_line, load_splits
 
 
 @pytest.fixture
@@ -209,20 +206,3 @@ def test_a_full_disk_is_said(table, monkeypatch):
 
 
 # The real thing
-
-
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not here")
-def test_cifar10():
-    data = load_images(str(CIFAR10.resolve()), split="test", resolution=32)
-    assert data.images.shape == (10000, 3, 32, 32) and data.fingerprint == "c8fc8f977ef3e8e0"
-    assert data.class_names[3] == "cat" and data.labels.bincount().tolist() == [1000] * 10
-    source = datasets.load_dataset(str(CIFAR10.resolve()), split="test")
-    for row in (0, 5000, 9999):
-        assert np.array_equal(data.images[row].permute(1, 2, 0), np.asarray(source[row]["img"]))
-    pixels = data.images.double() / 255
-    torch.testing.assert_close(  # the figures that are published for the test split
-        torch.stack([pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))]).float(),
-        torch.tensor([[0.4942, 0.4851, 0.4504], [0.2467, 0.2429, 0.2616]]),
-        atol=1e-4,
-        rtol=0,
-    )

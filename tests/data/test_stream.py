@@ -16,7 +16,7 @@ from mtl_diffusion.data.decode import Decoder
 from mtl_diffusion.data.images import load_images
 from mtl_diffusion.data.loader import Batch, Loader
 from mtl_diffusion.data.stream import open_streams
-from mtl_diffusion.data.streaming_loader import Position, StreamingLoader
+from mtl_diffusion.data.streaming_loader import StreamingLoader
 
 NAMES = ("a", "b", "c")
 FEATURES = {"image": IMAGE, "label": datasets.ClassLabel(names=list(NAMES))}
@@ -221,24 +221,6 @@ def test_cutting_a_batch_and_more_threads_change_nothing(stream, threads):
         parts = [cut.batch(step, slice(a, b)) for a, b in ((0, 3), (3, 4), (4, 8))]
         joined = Batch(*(torch.cat([getattr(p, f) for p in parts]) for f in ("images", "labels")))
         assert same(joined, whole.batch(step))
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_a_run_goes_on_where_another_one_was(stream, world):
-    """Killed after any step, also where an epoch has just ended, and in another process."""
-    for rank in range(world):
-        whole = loader(stream, rank=rank, world=world)
-        steps, ends = [], [whole.position]
-        for step in range(12):
-            steps.append(whole.batch(step, mine(whole)))
-            ends.append(whole.position)
-        assert len({end.epoch for end in ends}) > 2
-        for done in range(12):
-            again = loader(stream, rank=rank, world=world)
-            again.go_to(done, Position(*ends[done]))
-            assert again.position == ends[done]
-            for step in range(done, min(12, done + 3)):
-                assert same(again.batch(step, mine(again)), steps[step])
 
 
 def test_more_processes_than_rows(tmp_path):

@@ -57,16 +57,6 @@ def test_a_hole_that_is_empty_or_everything_becomes_the_centre(monkeypatch, fill
     assert 130 < (drawn == centre[0]).all((1, 2, 3)).sum() < 270  # two kinds of six
 
 
-def test_every_kind_is_drawn_as_often(monkeypatch):
-    for i, kind in enumerate(MASKS):  # each kind as a stripe in a row of its own
-        stripe = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
-        stripe[..., i, :] = True
-        monkeypatch.setitem(masks.MASKS, kind, lambda n, size, g, m=stripe: m.repeat(n, 1, 1, 1))
-    rows = draw(6000, 8)[:, 0, :, 0].sum(0)
-    assert rows[6:].sum() == 0
-    assert (rows[:6] - 1000).abs().max() < 150  # five standard deviations
-
-
 def test_the_shape_of_each_kind():
     kept = 1 - draw(200, 16, "border")
     assert (kept[..., 7:9, 7:9] == 1).all()

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -63,24 +62,6 @@ def test_a_task_that_needs_a_class_may_be_asked_for_another_than_the_images_own(
 
 
 # --- which task ---------------------------------------------------------------------------------
-
-SHARES = [(0.5, 0.25, 0.25), (0.9, 0.1), (1.0,), (0.4, 0.3, 0.2, 0.1), (1 / 3, 1 / 3, 1 / 3)]
-
-
-@pytest.mark.parametrize("shares", SHARES)
-@pytest.mark.parametrize("first", [0, 12_345, 30_000_000])
-def test_every_window_holds_the_tasks_in_their_proportions(shares, first):
-    task = assign_tasks(shares, first, 10_000)
-    for index, share in enumerate(shares):
-        seen = np.concatenate([[0], (task == index).numpy().cumsum()])
-        for widths, most in (
-            (range(1, 65), 2.5),
-            (range(65, 513, 9), 3.5),
-            (range(513, 4097, 99), 4),
-        ):
-            for width in widths:
-                counts = seen[width:] - seen[:-width]  # of every window of this width
-                assert np.abs(counts - width * share).max() <= most, (index, width)
 
 
 def test_it_is_the_golden_ratio_sequence_in_whole_numbers():
