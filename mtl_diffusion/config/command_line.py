@@ -4,40 +4,22 @@ Every mistake is reported, in one error. Nothing here imports torch until the na
 checked, so that `--help` is shown at once.
 """
 
-import json
 import os
 import sys
-from argparse import ArgumentError
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from . import limits
 from .fields import GROUPS, TYPES, ConfigError, TrainConfig, listed, show, suggestion, to_dict
 from .yaml_reader import load, load_strictly
 
-_LISTS = {name for name, kind in TYPES.items() if kind == list[int]}
 _MAPPINGS = {name for name, kind in TYPES.items() if dict[str, float] in (kind, *get_args(kind))}
-# Field names of other trainers, and what to set here instead.
-_STEPS = "; set max_train_steps: an epoch is the number of images / total_batch_size"
-_BATCH = "; set total_batch_size, the samples of a step over all processes"
-_ACCUMULATION = (
-    "; set per_device_batch_size, the most samples at once: the rest of a process's share of "
-    "total_batch_size is accumulated"
-)
-_ELSEWHERE = {
-    **dict.fromkeys(("num_epochs", "num_train_epochs", "epochs", "max_epochs"), _STEPS),
-    **dict.fromkeys(("train_batch_size", "batch_size"), _BATCH),
-    **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size"), _ACCUMULATION),
-    **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches"), _ACCUMULATION),
-    **dict.fromkeys(("fp16", "bf16"), "; set mixed_precision, to no or bf16"),
-}
 
 
 def parse(argv: Sequence[str] | None = None) -> TrainConfig:
@@ -46,34 +28,36 @@ def parse(argv: Sequence[str] | None = None) -> TrainConfig:
     Raises ConfigError with every mistake that was found. `--help` prints and exits.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
     if {"-h", "--help"} & set(argv):
-        parser.parse_args(["--help"])
-
-    # Each item is tried alone, because the library stops at the first that it cannot read.
+        _print_help()
     faults: list[str] = []
-    unreadable: set[str] = set()
-    values: dict[str, Any] = {}
-    flags: list[str] = []
     pairs = list(_pairs(argv, faults))
-    for path in (value for name, value in pairs if name == "config"):
-        for name, value in _read(path, faults).items():
-            if fault := _item_fault(parser, name, value, where=f" ({path})"):
-                faults.append(fault)
-                unreadable.add(name)
-            else:
-                values[name] = value
-    for name, value in pairs:
+    in_files = [
+        (name, value, f" ({path})")
+        for key, path in pairs
+        if key == "config"
+        for name, value in _read(path, faults).items()
+    ]
+    values, unreadable = _values(in_files, faults)
+    for name, text in pairs:
+        field, _, entry = name.partition(".")  # `tasks.edit` is an entry of `tasks`
         if name == "config":
             continue
-        flag = f"--{name}={_decimal(name, value)}"
-        if fault := _flag_fault(parser, name, value, flag):
-            faults.append(fault)
-            unreadable.add(_field(name))
-        else:
-            flags.append(flag)
+        if name not in TYPES and (field not in _MAPPINGS or not entry or "." in entry):
+            faults.append(f"--{name}: unknown flag{suggestion(name, TYPES, '--')}")
+            continue
+        kind = float if entry else TYPES[name]
+        try:
+            value = _typed(kind, _from_text(kind, text))
+        except (ValueError, yaml.YAMLError):
+            faults.append(f"--{name}: found {show(text)}; must be {_expected(kind)}")
+            unreadable.add(field)
+            continue
+        if entry:
+            value = {**(values.get(field, to_dict(TrainConfig())[field]) or {}), entry: value}
+        values[field] = value
 
-    config = _build(parser.parse_args(flags, namespace=parser.parse_object(values)))
+    config = TrainConfig(**values)
     faults += limits.faults(config, known_tasks(), unreadable)
     if faults:
         raise ConfigError(faults)
@@ -82,10 +66,11 @@ def parse(argv: Sequence[str] | None = None) -> TrainConfig:
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """Undo `to_dict`. Absent fields get their defaults; unknown or mistyped ones are refused."""
-    parser = _parser()
-    if faults := [fault for item in values.items() if (fault := _item_fault(parser, *item))]:
+    faults: list[str] = []
+    read, _ = _values(((name, value, "") for name, value in values.items()), faults)
+    if faults:
         raise ConfigError(faults)
-    return _build(parser.parse_object(dict(values)))
+    return TrainConfig(**read)
 
 
 def check(config: TrainConfig) -> None:
@@ -106,16 +91,12 @@ def known_tasks() -> list[str]:
     return list(TASKS)
 
 
-@cache
-def _parser() -> ArgumentParser:
+def _print_help() -> None:
+    """The help of every field, which is the text under it; exits."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    set_loader("strict_yaml", load_strictly, exceptions=(yaml.YAMLError,))
     parser = ArgumentParser(
         usage="%(prog)s [--config FILE.yaml] [--field VALUE ...]",
         description="Train one denoiser on several tasks.",
-        parser_mode="strict_yaml",
-        exit_on_error=False,
-        allow_abbrev=False,
         print_config=None,
     )
     parser.add_argument(
@@ -123,11 +104,24 @@ def _parser() -> ArgumentParser:
     )
     for group in GROUPS:
         parser.add_class_arguments(group, as_group=True)
-    return parser
+    parser.parse_args(["--help"])
 
 
-def _build(namespace: Namespace) -> TrainConfig:
-    return TrainConfig(**{name: namespace[name] for name in TYPES})
+def _values(
+    items: Iterable[tuple[Any, Any, str]], faults: list[str]
+) -> tuple[dict[str, Any], set[Any]]:
+    """The values of (name, value, where it stands), and the names of those of another type."""
+    values, unreadable = {}, set()
+    for name, value, where in items:
+        if name not in TYPES:
+            faults.append(f"{name}{where}: unknown field{suggestion(str(name), TYPES)}")
+            continue
+        try:
+            values[name] = _typed(TYPES[name], value)
+        except ValueError:
+            faults.append(f"{name}{where}: found {show(value)}; must be {_expected(TYPES[name])}")
+            unreadable.add(name)
+    return values, unreadable
 
 
 def _read(path: str, faults: list[str]) -> dict[str, Any]:
@@ -157,78 +151,48 @@ def _pairs(argv: Sequence[str], faults: list[str]) -> Iterator[tuple[str, str]]:
             faults.append(f"command line: found {show(word)}; {what}")
             continue
         if not given:
-            # jsonargparse wants a value after every flag; ours may leave out `true`.
             if rest and not rest[0].startswith("--"):
                 value = rest.popleft()
             elif TYPES.get(name) is bool:
                 value = "true"
-            elif name == "config" or _field(name) in TYPES:
+            elif name in TYPES or name == "config" or name.partition(".")[0] in _MAPPINGS:
                 faults.append(f"{flag}: found no value; write {flag} VALUE")
                 continue
         yield name, value
 
 
-def _field(name: str) -> str:
-    """The field that a flag sets: `tasks.edit` sets an entry of `tasks`, `list+` appends."""
-    base, _, entry = name.partition(".")
-    if base in _MAPPINGS and entry and "." not in entry:
-        return base
-    return name.removesuffix("+") if name.removesuffix("+") in _LISTS else name
-
-
-def _takes_text(kind: Any) -> bool:
-    return get_origin(kind) is Literal or str in (kind, *get_args(kind))
-
-
-def _has_text(value: Any) -> bool:
-    """Whether a value is a text, or has one in it; jsonargparse would read numbers in it."""
-    if isinstance(value, list | dict):
-        return any(map(_has_text, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, str)
-
-
-def _decimal(name: str, text: str) -> str:
-    """A flag's value with its numbers as jsonargparse knows them, too: 0o10 is 8."""
-    if _field(name) not in TYPES or _takes_text(TYPES[_field(name)]):
+def _from_text(kind: Any, text: str) -> Any:
+    """A flag's value: YAML, or the text itself for a field that takes texts."""
+    if get_origin(kind) is Literal or kind is str:
         return text
-    try:
-        return json.dumps(load_strictly(text), allow_nan=False)
-    except (yaml.YAMLError, ValueError, TypeError):
-        return text
+    if kind == str | None:
+        return None if text in ("null", "None") else text
+    return load_strictly(text)
 
 
-def _flag_fault(parser: ArgumentParser, name: str, value: str, flag: str) -> str | None:
-    if _field(name) not in TYPES:
-        return f"--{name}: unknown flag{_ELSEWHERE.get(name) or suggestion(name, TYPES, '--')}"
-    kind = float if "." in name else TYPES[_field(name)]
-    fault = f"--{name}: found {show(value)}; must be {_expected(kind)}"
-    try:
-        if not _takes_text(kind) and _has_text(load_strictly(value)):
-            return fault
-        read = parser.parse_args([flag], defaults=False)[_field(name)]
-    except (ArgumentError, OverflowError, yaml.YAMLError):
-        return fault
-    return _null_fault(f"--{name}", _field(name), read)
+def _typed(kind: Any, value: Any) -> Any:
+    """The value as a field of this type holds it.
 
-
-def _item_fault(parser: ArgumentParser, name: Any, value: Any, where: str = "") -> str | None:
-    if name not in TYPES:
-        return f"{name}{where}: unknown field{_ELSEWHERE.get(name) or suggestion(str(name), TYPES)}"
-    fault = f"{name}{where}: found {show(value)}; must be {_expected(TYPES[name])}"
-    if not _takes_text(TYPES[name]) and _has_text(value):
-        return fault
-    try:
-        read = parser.parse_object({name: value}, defaults=False)[name]
-    except (ArgumentError, OverflowError):
-        return fault
-    return _null_fault(f"{name}{where}", name, read)
-
-
-def _null_fault(label: str, name: str, value: Any) -> str | None:
-    # jsonargparse lets null pass for any type.
-    if value is None and NoneType not in get_args(TYPES[name]):
-        return f"{label}: found null; must be {_expected(TYPES[name])}"
-    return None
+    Raises:
+        ValueError: it is of another type.
+    """
+    options = get_args(kind)
+    if get_origin(kind) is Literal:
+        fits = isinstance(value, str) and value in options
+    elif get_origin(kind) is list:
+        fits = isinstance(value, list) and all(type(entry) is int for entry in value)
+    elif get_origin(kind) is dict and isinstance(value, dict):
+        return {name: _typed(float, entry) for name, entry in value.items()}
+    elif options and get_origin(kind) is not dict:  # a type or None
+        return None if value is None else _typed(options[0], value)
+    elif kind is float and type(value) is int:
+        fits = abs(value) < 1e300  # more is no float
+        value = float(value) if fits else value
+    else:
+        fits = type(value) is kind
+    if not fits:
+        raise ValueError
+    return value
 
 
 _WORDS = {

@@ -110,6 +110,7 @@ def test_ranges(place):
             "per_device_batch_size=33",
             "per_device_batch_size: found 33; must be at most total_batch",
         ),
+        ("lr_warmup_steps=1201", "lr_warmup_steps: found 1201.0; must be at most max_train_steps"),
         ("lr_warmup_steps=1.5", "lr_warmup_steps: found 1.5; must be whole steps, or a share"),
         *[
             (f"hub_model_id={name}", f'hub_model_id: found "{name}"; must be user/name')

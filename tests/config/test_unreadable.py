@@ -68,7 +68,6 @@ BOMB = "a: &a [1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwi
         ("tasks: " + "[" * 5000 + "]" * 5000, "more than 10 lists or mappings inside"),
         ("tasks: " + "{a: " * 5000, "more than 10 lists or mappings inside one another"),
         ("seed: " + "9" * 5000, "a number of 5000 digits"),
-        ("seed: 0x" + "f" * 100_000, "a number of 100002 digits"),
         ("seed: " + "9" * 350, "9... (350 characters); must be finite, and 0 or more, and at most"),
         ("dataset_name: [" + "x, " * 500 + "x]", "... (2,505 characters); must be a text"),
         ('output_dir: "a\\0b"', 'output_dir: found "a\\u0000b"; must be without a NUL'),
@@ -83,27 +82,13 @@ def test_a_file_that_means_harm_is_refused_at_once(write, text, fault):
     assert time.process_time() - began < 5
 
 
-@pytest.mark.parametrize("text", ["1:30", "1_000", "0b11", "1e2", "2001-01-01"])
-def test_what_only_yaml_1_1_takes_for_a_number_is_refused(write, text):
+@pytest.mark.parametrize("text", ["1:30", "1_000", "0b11", "0x10", "1e2", "2001-01-01"])
+def test_what_is_no_plain_number_is_refused(write, text):
     (found,) = faults("--config", write(f"seed: {text}"))
     assert "must be a whole number" in found
     assert "must be a whole number" in faults("--seed", text)[0]
     if text != "1e2":
         assert parse(["--config", write(f"dataset_name: {text}")]).dataset_name == text
-
-
-@pytest.mark.parametrize(
-    "name, fault",
-    [
-        ("num_epochs", "unknown flag; set max_train_steps: an epoch is the number of images / tot"),
-        ("gradient_accumulation_steps", "unknown flag; set per_device_batch_size, the most samp"),
-        ("train_batch_size", "unknown flag; set total_batch_size, the samples of a step over all"),
-        ("bf16", "unknown flag; set mixed_precision, to no or bf16"),
-    ],
-)
-def test_names_of_other_trainers_say_what_ours_is_called(write, name, fault):
-    assert fault in faults(f"--{name}", "8")[0]
-    assert fault.replace("flag", "field") in faults("--config", write(f"{name}: 8"))[0]
 
 
 def test_all_faults_come_together(write):
