@@ -27,13 +27,6 @@ def test_tiles_are_where_they_belong_and_enlarged_without_smoothing():
     assert (sheet[24:40, 4:20] == 200).all() and (sheet[4:20, 24:40] == 255).all()
 
 
-@pytest.mark.parametrize("rows, columns", [(100, 2), (3, 90), (60, 60)])
-def test_no_picture_is_larger_than_the_limit(rows, columns):
-    sheet = grid([[tile(5)] * columns] * rows)
-    assert max(sheet.size) == LIMIT
-    assert max(side_by_side([sheet, sheet]).size) <= LIMIT
-
-
 @pytest.fixture(scope="module")
 def hundred(build_pipe):
     return build_pipe(classes=tuple(f"class number {i:02d}" for i in range(100)))

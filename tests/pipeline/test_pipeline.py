@@ -46,13 +46,11 @@ def test_output_types_show_the_same_image(pipe, task):
     "image",
     [
         as_array(picture()),
-        as_array(picture()).astype(np.float64),
         as_array(picture()).astype(">f4"),  # of another byte order
         as_tensor(picture()),
         as_array(picture())[None],
         as_array(picture())[:, ::-1].copy()[:, ::-1],  # strides that torch doesn't take
         [picture()],
-        [as_tensor(picture())[None]],
     ],
 )
 def test_images_of_every_kind(pipe, image):
@@ -65,14 +63,11 @@ def test_images_of_every_kind(pipe, image):
         MASK,
         MASK.astype(np.float32),
         MASK[..., None],
-        MASK[None],
         MASK[::-1].copy()[::-1],
         MASK * 0.2 + 0.4,  # grey is cut at one half
         torch.from_numpy(MASK),
-        torch.from_numpy(MASK)[None].float(),
         torch.from_numpy(MASK)[None, None],
         hole().convert("1"),
-        hole().convert("RGB"),
         [hole()],
         MASK.astype(">f8"),  # of another byte order
     ],
