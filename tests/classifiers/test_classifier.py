@@ -107,3 +107,8 @@ def test_unknown_choices_are_refused(data, wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=rf"{name}: .*is not one of"):
         train_classifier(data, **wrong)
+
+
+def test_no_epochs(data):
+    with pytest.raises(ValueError, match="epochs: 0"):
+        train_classifier(data, epochs=0)

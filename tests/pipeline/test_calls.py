@@ -140,3 +140,13 @@ def test_an_image_depends_on_seed_and_place_alone(pipe, task, algorithm):
     for count in (1, 3):
         fewer = draw(pipe, task, num_images_per_prompt=count)
         torch.testing.assert_close(fewer, four[:count], atol=1e-4, rtol=1e-4)
+
+
+@every_task
+def test_equal_latents_give_equal_images(pipe, task):
+    latents = torch.randn((2, 3, SIZE, SIZE), generator=generator(9))
+    options = {"num_images_per_prompt": 2, "latents": latents}
+    one, other = (draw(pipe, task, **options, generator=g) for g in (None, torch.Generator()))
+    assert torch.equal(one, other)
+    half = draw(pipe, task, latents=latents[1:].double())
+    torch.testing.assert_close(half, one[1:], atol=1e-4, rtol=1e-4)

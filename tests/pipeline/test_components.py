@@ -105,6 +105,13 @@ def test_components_of_ones_own_are_taken(pipe, folder, tmp_path):
     assert MultiTaskPipeline.from_pretrained(folder, scheduler=scheduler).scheduler is scheduler
 
 
+def test_a_unet_of_ones_own_that_is_not_finite(pipe, folder):
+    unet = copy.deepcopy(pipe.unet)
+    torch.nn.init.constant_(unet.conv_in.bias, float("inf"))
+    with pytest.raises(ValueError, match=r"unet: conv_in\.bias has NaN or infinite values"):
+        MultiTaskPipeline.from_pretrained(folder, unet=unet)
+
+
 # What is saved loads again
 
 
@@ -221,3 +228,13 @@ def test_an_adapter_is_added_drawn_saved_and_loaded(mine, pipe, folder, tmp_path
     unet.unload_lora()
     merged = save_and_load(mine, tmp_path / "merged")
     torch.testing.assert_close(draw(merged), adapted, atol=1e-4, rtol=1e-3)
+
+
+def test_a_wrapper_of_adapters_is_refused(mine, peft):
+    wrapped = peft.get_peft_model(mine.unet, peft.LoraConfig(target_modules=["to_q"]))
+    with pytest.raises(
+        ValueError, match=r"type PeftModel; .* give its \.get_base_model\(\), which"
+    ):
+        mine.unet = wrapped
+    mine.unet = wrapped.get_base_model()
+    draw(mine)

@@ -1,5 +1,6 @@
 """A folder that is damaged, or of other parts, is refused by name: it never gives a wrong image."""
 
+import copy
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from safetensors.torch import load as read
 from safetensors.torch import save_file
 
 from mtl_diffusion import MultiTaskPipeline
+from mtl_diffusion.pipeline.loading import check_loaded
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 HALF = "unet/diffusion_pytorch_model.fp16.safetensors"
@@ -74,6 +76,14 @@ def swapped_words(folder):
     path.write_text(json.dumps(table))
 
 
+def fewer_words(folder):
+    path = folder / "tokenizer" / "tokenizer.json"
+    table = json.loads(path.read_text())
+    words = table["model"]["vocab"]
+    del words[max(words, key=words.get)]
+    path.write_text(json.dumps(table))
+
+
 DAMAGES = {
     "missing": (change_weights(lambda t: t.pop(GUARD)), rf"{WEIGHTS} lacks {GUARD}; "),
     "unexpected": (
@@ -85,6 +95,7 @@ DAMAGES = {
     "longer": (longer, "diffusion_pytorch_model"),
     "pickle": (pickled, "diffusion_pytorch_model"),
     "only bin": (only_bin, "diffusion_pytorch_model.bin|no file named diffusion_pytorch_model"),
+    "fewer words": (fewer_words, r"compare tokenizer/tokenizer\.json with .*unet/config\.json"),
     "swapped words": (swapped_words, "tokenizer.json is of another model.*cat>, <class:dog>"),
 }
 
@@ -96,6 +107,13 @@ def test_a_damage_is_refused_by_name(damaged, damage, load):
     hurt(damaged)
     with pytest.raises((ValueError, OSError), match=words):
         load(damaged)
+
+
+def test_a_tensor_without_a_value(pipe):
+    unet = copy.deepcopy(pipe.unet)
+    unet.conv_out.to("meta")
+    with pytest.raises(ValueError, match=r"conv_out\.weight has no value after loading"):
+        check_loaded("me/model", unet, pipe.tokenizer)
 
 
 @pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": False}], ids=str)

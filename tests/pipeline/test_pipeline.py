@@ -68,6 +68,7 @@ def test_images_of_every_kind(pipe, image):
         torch.from_numpy(MASK),
         torch.from_numpy(MASK)[None, None],
         hole().convert("1"),
+        hole().convert("RGB"),
         [hole()],
         MASK.astype(">f8"),  # of another byte order
     ],

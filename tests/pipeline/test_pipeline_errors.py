@@ -40,6 +40,7 @@ BAD = [
     (EDIT, {"image": nan_image}, "image has NaN"),
     (EDIT, {"image": torch.rand(8, 8, 3)}, r"image is a tensor of shape \(8, 8, 3\)"),
     (EDIT, {"image": []}, "image is an empty list"),
+    (EDIT, {"image": torch.rand(0, 3, 8, 8)}, "image is an empty batch"),
     (EDIT, {"image": "cat.png"}, "image is a str; it must be a PIL image"),
     # mask_image
     (INPAINT, {"mask_image": Image.new("L", (8, 9))}, "mask_image is 8x9 pixels"),
@@ -102,6 +103,7 @@ BAD = [
     (GENERATE, {"generator": 42}, "generator is 42; it must be a torch.Generator or a list"),
     (GENERATE, {"latents": torch.randn(2, 3, 8, 8)}, r"latents are \(2, 3, 8, 8\).*\(1, 3, 8, 8\)"),
     (GENERATE, {"latents": nan_image[None]}, "latents are .* finite"),
+    (GENERATE, {"latents": np.zeros((1, 3, 8, 8))}, "latents are ndarray; .* tensor"),
     # output
     (GENERATE, {"output_type": "jpg"}, "output_type is 'jpg'; it must be one of pil, np, pt"),
     (
@@ -111,6 +113,7 @@ BAD = [
     ),
     (GENERATE, {"callback_on_step_end": 3}, "callback_on_step_end is 3; it must be a function"),
     (GENERATE, {"callback_on_step_end": lambda *_: 3}, "callback_on_step_end returned neither"),
+    (GENERATE, {"callback_on_step_end": lambda *_: {"latents": torch.zeros(2)}}, "have the shape"),
     # arrays of what is no number
     (EDIT, {"image": np.full((8, 8, 3), "x")}, "image is a ndarray of <U1"),
     (EDIT, {"image": np.zeros((8, 8, 3), complex)}, "image has the type complex128"),

@@ -43,6 +43,11 @@ def test_other_vocabularies_are_refused(words, message):
         Vocabulary.of({word: i for i, word in enumerate(words.split())})
 
 
+def test_ids_with_a_gap_are_refused():
+    with pytest.raises(ValueError, match=r"ids 0\.\.2"):
+        Vocabulary.of({NULL: 0, "<strength:0>": 1, "<strength:1>": 3})
+
+
 def third(vocabulary, *strengths):
     """The strength's token, a distribution over the vocabulary, for each strength."""
     n = len(strengths)
