@@ -1,5 +1,6 @@
 """Components that users build, replace or change: taken or refused, and saved so that they load."""
 
+import copy
 import json
 import shutil
 
