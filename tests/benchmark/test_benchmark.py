@@ -43,9 +43,6 @@ def config(data, tmp_path):
     )
 
 
-# --- counting and timing ------------------------------------------------------------------------
-
-
 def test_the_twin_has_our_channels_and_nearly_our_flops(pipe):
     twin = build_twin(pipe.unet)
     assert twin.unet.config.block_out_channels == tuple(pipe.unet.config.block_out_channels)
@@ -53,8 +50,6 @@ def test_the_twin_has_our_channels_and_nearly_our_flops(pipe):
     assert twin.our_flops == flops_of_unet(pipe.unet)[1]
     assert abs(math.log(twin.flops / twin.our_flops)) < math.log(1.3)
 
-
-# --- training programs --------------------------------------------------------------------------
 
 PROGRAM = """
 import sys, time
@@ -102,9 +97,6 @@ def test_diffusers_gets_the_same_images_batch_and_precision(config, data, tmp_pa
     assert {"--train_batch_size=4", "--mixed_precision=no", "--use_ema"} < set(command)
 
 
-# --- a step in its parts ------------------------------------------------------------------------
-
-
 def test_a_step_is_the_sum_of_its_parts_and_is_left_as_it_was(config):
     torch.optim.AdamW([torch.zeros(1)])  # the first one changes its class
     originals = [getattr(home, name) for calls in STEP_PARTS.values() for home, name in calls]
@@ -125,9 +117,6 @@ def test_a_step_is_the_sum_of_its_parts_and_is_left_as_it_was(config):
     assert 0.2 < quickest / step.whole.low < 5
 
 
-# --- sampling -----------------------------------------------------------------------------------
-
-
 def test_every_solver_comes_to_the_same_images(pipe):
     """And as fast as its order says: so they solve one equation, with the same conditions."""
     curves = Sampler(pipe, batch_size=2).curve([16, 32])
@@ -144,9 +133,6 @@ def test_how_many_evaluations_come_as_near():
     assert evaluations_for(points, 8 / 10**2) == pytest.approx(10)
     assert evaluations_for(points, 0.5) == 4 and evaluations_for(points, 1) == 4
     assert evaluations_for(points, 0.001) is None
-
-
-# --- the command --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

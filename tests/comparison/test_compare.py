@@ -25,9 +25,6 @@ ROOT = Path(__file__).parents[2]
 BASE = TrainConfig(tasks={"generate": 2, "inpaint": 1, "edit": 1}, total_batch_size=32)
 
 
-# --- arms ---------------------------------------------------------------------------------------
-
-
 def images_of_a_task(arm):
     """Task -> samples that a run sees."""
     config = configure(arm, BASE, 0, Path("x"))
@@ -84,8 +81,6 @@ def test_every_fault_of_an_arm_names_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- figures ------------------------------------------------------------------------------------
-
 # Two seeds; b is trained alone, a alone, and both jointly.
 LOSSES = {
     "a": {0: {"a": {"low": 3.0, "high": 1.0}}, 1: {"a": {"low": 1.0, "high": 1.0}}},
@@ -116,9 +111,6 @@ def test_the_tables_by_hand():
     figures = {"a": {0: {"x": 1.0}, 1: {"x": 2.0}}, "b": {0: {}, 1: {"y": 0.5}}}
     assert scorecard_table(figures).splitlines()[2:] == ["| x | 1.5 ± 0.71 |  |", "| y |  | 0.5 |"]
     assert scorecard_table({"a": {0: {}}}) == ""
-
-
-# --- all of it ----------------------------------------------------------------------------------
 
 
 def test_runs_that_are_compared_need_a_number_of_steps(tmp_path, monkeypatch, capsys):
@@ -168,9 +160,6 @@ def test_a_whole_comparison_and_the_same_again(tmp_path, monkeypatch, capsys):
     assert again["losses"] == report["losses"] and len(times) == 2
     assert command("--learning_rate", "0.5") == 2
     assert "another configuration" in capsys.readouterr().err
-
-
-# --- scripts/task_tokens.py: the held-out loss with every task token ------------------------------
 
 
 def test_task_tokens_writes_a_table_and_a_plot(pipe, tmp_path, monkeypatch, capsys):

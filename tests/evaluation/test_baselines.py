@@ -19,9 +19,6 @@ def largest(difference):
     return difference.abs().max().item()
 
 
-# RePaint
-
-
 def hole():
     mask = torch.zeros(1, 1, 2, 2)
     mask[..., 0] = 1
@@ -59,9 +56,6 @@ def test_repaint_keeps_known_pixels_exactly_and_paints_the_others():
     assert torch.equal(repaint(model, other, mask, karras(5), keyed(3), resamplings=3), found)
 
 
-# SDEdit
-
-
 def test_sdedit_runs_from_the_source_to_the_target():
     source, model = images(4), Gaussian(0.3, 0.09)
     assert torch.equal(sdedit(model, source, karras(20), 0.0, keyed(4)), source)
@@ -86,9 +80,6 @@ def test_strength_is_a_share_of_the_steps(strength, steps):
     assert start(sigmas, strength) == sigmas[10 - steps :]
 
 
-# DDIM inversion
-
-
 @pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
 def test_ddim_inversion_returns_with_one_class_on_both_ways(strength):
     source, model = images(4), Gaussian(0.1, correlated(0.4))
@@ -107,9 +98,6 @@ def test_ddim_inversion_keeps_the_quantile():
     found = ddim_inversion(ours, theirs, source, karras(150), 1.0)
     torch.testing.assert_close(found, 0.3 + 2 * (source + 0.2), atol=0.03, rtol=0)
     assert torch.equal(ddim_inversion(ours, theirs, source, karras(20), 0.0), source)
-
-
-# FlowEdit
 
 
 @pytest.mark.parametrize("strength", [0.4, 1.0])
@@ -132,9 +120,6 @@ def test_flowedit_moves_by_the_difference_of_the_means():
     assert 0.1 < share < 0.9
     torch.testing.assert_close(half, torch.full_like(half, 0.5 * share), atol=0.02, rtol=0)
     assert torch.equal(flowedit(ours, theirs, source, sigmas, 0.0, keyed(4)), source)
-
-
-# All of them
 
 
 def solved(name, D, other, image, sigmas, generators, strength=0.6):

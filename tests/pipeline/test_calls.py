@@ -17,9 +17,6 @@ def draw(pipe, task="generate", seed=0, **options):
     return sample(pipe, task, **({"generator": generator(seed)} | options))
 
 
-# Calls that overlap
-
-
 @pytest.mark.parametrize("kind", [EDMDPMSolverMultistepScheduler, EDMEulerScheduler])
 def test_calls_in_threads_do_not_meet(pipe, kind):
     pipe = type(pipe)(pipe.unet, pipe.tokenizer, kind.from_config(pipe.scheduler.config))
@@ -45,12 +42,6 @@ def test_a_callback_may_call_the_pipeline(pipe):
 
     assert torch.equal(draw(pipe, callback_on_step_end=callback), outer)
     assert pipe.guidance_scale == 2.0
-
-
-# Callbacks, as diffusers has them
-
-
-# Stopping
 
 
 @pytest.mark.parametrize("which", ["running", "shared"])
@@ -83,9 +74,6 @@ def test_one_call_is_stopped_and_not_another(pipe):
         assert not running.interrupt
 
     assert torch.equal(draw(pipe, callback_on_step_end=callback), expected)
-
-
-# Latents that are not finite
 
 
 def broken(pipe, name="conv_in.bias", value=float("nan")):
@@ -122,9 +110,6 @@ def test_latents_that_are_not_finite_are_an_error(pipe, output_type, change, opt
     pipe = change(pipe) if change else pipe
     with pytest.raises(ValueError, match=words):
         draw(pipe, output_type=output_type, **options)
-
-
-# What noise depends on
 
 
 @every_task

@@ -59,9 +59,6 @@ def test_conditioning_has_task_class_and_strength(pipe):
     assert told.image is hint.image and told.mask is hint.mask and len(told) == 2
 
 
-# The preconditioning
-
-
 @torch.no_grad()
 def test_predict_is_the_network_of_edm(pipe):
     """Table 1 of Karras et al. 2022, written out; D from F as in their equation 7."""
@@ -114,9 +111,6 @@ def test_sigma_of_another_shape_is_refused(pipe, shape):
         predict(pipe.unet, pipe.scheduler, randn(8, 3, 8, 8), torch.ones(shape), told)
 
 
-# Guidance
-
-
 def without(told, null, image=False, word=False):
     """What F(I, 0) and F(0, 0) are told, built by hand."""
     told_image, tokens = told.image.clone(), told.tokens.clone()
@@ -157,9 +151,6 @@ def test_guidance_is_its_formula_in_one_call(pipe, s_C, s_I, evaluations):
     torch.testing.assert_close(guided, expected, atol=1e-5, rtol=1e-4)
     assert unet.batches == [3 * evaluations]
     assert (nothing - image).abs().max() > 1e-2 and (F() - image).abs().max() > 1e-2
-
-
-# What is dropped
 
 
 def test_a_dropped_image_is_hidden_in_the_mask_and_its_strength_with_it(pipe):

@@ -134,9 +134,6 @@ def test_a_component_of_ones_own_is_compared_too(folder, pipe, build_pipe):
         MultiTaskPipeline.from_pretrained(folder, tokenizer=other.tokenizer)
 
 
-# --- precision and variants ---------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def variants(folder, tmp_path_factory):
     """Both precisions in one folder."""

@@ -62,9 +62,6 @@ def test_known_pixels_are_shown_as_they_are(task):
         assert known.any()
 
 
-# What each task promises besides
-
-
 def test_generate_shows_nothing():
     choice = draw(TASKS["generate"])
     hint = TASKS["generate"].condition(images(50), choice.mask, choice.strength, noise(50))
@@ -117,9 +114,6 @@ def test_colorize_shows_the_luma_of_pillow():
     shown = (hint.image[0, 0].numpy() + 1) * 127.5
     assert np.abs(shown - grey).max() <= 0.51  # Pillow rounds
     assert (hint.mask == 1).all()
-
-
-# The contract is enforced when a class is defined
 
 
 def define(**attributes):

@@ -84,9 +84,6 @@ def test_no_strength_is_null(vocabulary):
     assert torch.equal(nothing, vocabulary.tokens(1, label, torch.full((2,), torch.nan)))
 
 
-# Adding a task or a class to a trained model
-
-
 def test_extending_keeps_every_id_and_takes_reserved_ones(tokenizer, vocabulary):
     extended = extend_tokenizer(tokenizer, ["edit", "colorize"], ["plane", "cat"])
     before, after = tokenizer.get_vocab(), extended.get_vocab()

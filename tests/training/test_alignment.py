@@ -107,9 +107,6 @@ def test_the_classifier_is_neither_trained_nor_saved(unet, alignment):
     assert set(alignment.state_dict()) == {name.removeprefix("alignment.") for name in own}
 
 
-# --- runs -----------------------------------------------------------------------------------------
-
-
 def test_a_run_with_a_classifier_goes_on_exactly(folders, tmp_path):
     options = {"alignment_classifier": folders[0], "perceptual_weight": 1.0}
     whole = train(tmp_path / "whole", *SHORT, **options)[1]

@@ -75,9 +75,6 @@ def test_a_zero_network_has_a_loss_of_one_at_every_noise_level(scheduler, random
     assert loss.mean().item() == pytest.approx(1, abs=0.03)
 
 
-# --- weighting ----------------------------------------------------------------------------------
-
-
 def test_u_learns_the_log_of_each_tasks_mean_loss_at_each_noise_level():
     def mean_loss(sigma, task):
         x = sigma.flatten().log()
@@ -117,9 +114,6 @@ def test_build_weighting_by_name():
     learned = build_weighting("uncertainty", names, None)
     assert isinstance(learned, Uncertainty) and learned.head.out_features == 2
     assert not list(build_weighting("sum", names, None).parameters())
-
-
-# --- sums ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cut", [[12], [5, 7], [1] * 12, [3, 3, 3, 3], [0, 11, 1]])

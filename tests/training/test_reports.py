@@ -41,9 +41,6 @@ def test_a_process_may_have_no_image_to_validate_on(tmp_path):
     assert (run.folder / "pipeline" / "model_index.json").exists()
 
 
-# --- trackers -------------------------------------------------------------------------------------
-
-
 def test_a_run_that_goes_on_replaces_its_curves(tmp_path):
     """Killed after step 5, it goes on from step 3: what is logged twice is shown once."""
     arguments = {"report_to": "tensorboard", "logging_steps": 1, "max_train_steps": 6}

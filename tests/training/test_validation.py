@@ -29,9 +29,6 @@ def measure(pipe, data=None, names=tuple(TASKS), num_images=12, **options):
     )
 
 
-# --- the measurement ----------------------------------------------------------------------------
-
-
 def test_ranks_add_up_to_the_whole(pipe):
     whole = measure(pipe, num_images=11)
     parts = [measure(pipe, num_images=11, rank=rank, world=3) for rank in range(3)]
@@ -112,9 +109,6 @@ def test_alike_edit_of_a_grey_image_shows_what_colorize_of_its_colour_twin_does(
     # Grey pixels are whole numbers in a file, and colorize's are not: half a step of 2 / 255.
     torch.testing.assert_close(edit.image, colorize.image, rtol=0, atol=1.01 / 255)
     assert (to_unit_range(colour) - to_unit_range(grey)).abs().max() > 0.2
-
-
-# --- a trained model ----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
