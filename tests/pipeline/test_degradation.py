@@ -3,12 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from drawing import randn as noise
 
 from mtl_diffusion.pipeline.degradation import SIGMA_DATA, degrade, low_pass
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def explicit_blur(image: np.ndarray, std: float) -> np.ndarray:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from drawing import randn
 
 from mtl_diffusion.pipeline.denoiser import (
     CHANNELS,
@@ -15,10 +16,6 @@ from mtl_diffusion.pipeline.pipeline import TASKS
 from mtl_diffusion.pipeline.task import Hint
 
 SIGMA_DATA = 0.5
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def conditioning(pipe, n=3, strength=0.4):

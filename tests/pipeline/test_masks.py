@@ -1,5 +1,6 @@
 import pytest
 import torch
+from drawing import generator
 
 from mtl_diffusion.pipeline import masks
 from mtl_diffusion.pipeline.masks import MASKS, draw_masks
@@ -19,10 +20,6 @@ MEAN_AREA = {
     "border": (0.6, 0.8),
     "pixels": (0.7, 0.75),
 }
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def draw(n, size, kind=None, seed=0):

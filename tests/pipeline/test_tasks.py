@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from drawing import generator, randn
 from PIL import Image
 
 from mtl_diffusion.pipeline.pipeline import TASKS
@@ -10,10 +11,6 @@ from mtl_diffusion.pipeline.task import Task
 
 SIZE = 8
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def draw(task, n=50, class_dropout=0.1, seed=0):
@@ -25,7 +22,7 @@ def images(n, seed=1):
 
 
 def noise(n, seed=2):
-    return torch.randn((n, 3, SIZE, SIZE), generator=generator(seed))
+    return randn(n, 3, SIZE, SIZE, seed=seed)
 
 
 def check_choice(choice, n):

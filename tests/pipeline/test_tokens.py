@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mtl_diffusion.pipeline.tokens import NULL, Vocabulary
-from mtl_diffusion.training.vocabulary import build_tokenizer, extend_tokenizer
+from mtl_diffusion.training.vocabulary import build_tokenizer
 
 TASKS, CLASSES, LEVELS = ("generate", "edit"), ("cat", "a dog: <big>", "ship"), 5
 
@@ -82,20 +82,3 @@ def test_no_strength_is_null(vocabulary):
     label = torch.zeros(2, dtype=torch.long)
     nothing = vocabulary.tokens(1, label, None)
     assert torch.equal(nothing, vocabulary.tokens(1, label, torch.full((2,), torch.nan)))
-
-
-def test_extending_keeps_every_id_and_takes_reserved_ones(tokenizer, vocabulary):
-    extended = extend_tokenizer(tokenizer, ["edit", "colorize"], ["plane", "cat"])
-    before, after = tokenizer.get_vocab(), extended.get_vocab()
-    kept = {word: index for word, index in before.items() if not word.startswith("<reserved")}
-    assert kept.items() <= after.items() and len(after) == len(before)
-    new = Vocabulary.of(after)
-    assert tuple(new.classes) == (*CLASSES, "plane") and tuple(new.tasks) == (*TASKS, "colorize")
-    assert {new.tasks["colorize"], new.classes["plane"]} < set(vocabulary.reserved)
-    assert set(new.reserved) < set(vocabulary.reserved) and len(new.reserved) == 1
-
-
-def test_too_many_new_words_are_named(tokenizer):
-    with pytest.raises(ValueError, match=r"has 3 reserved.*4 new.*<task:a>, <class:x>.*<class:z>"):
-        extend_tokenizer(tokenizer, ["a"], ["x", "y", "z"])
-    assert not Vocabulary.of(extend_tokenizer(tokenizer, ["a"], ["x", "y"]).get_vocab()).reserved

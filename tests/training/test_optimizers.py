@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from drawing import randn as random
 from tiny import MODEL
 from torch import nn
 
@@ -18,10 +19,6 @@ from mtl_diffusion.training.optimizers import (
 )
 
 OPTIONS = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def steps(optimizer, parameters, number=4):
