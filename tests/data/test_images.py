@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
-import torch
 from tables import IMAGE, NAMED, encoded, load, noise, png, write_images, write_parquet
 
 from mtl_diffusion.data.images import ImageDataset, data_line, load_splits
@@ -27,13 +26,6 @@ def splits(name, train="train", held_out="test", **fields):
         dataset_name=str(name), train_split=train, validation_split=held_out, **given
     )
     return load_splits(config, 8)
-
-
-def test_slices_partition_a_split(imagefolder):
-    whole, head, tail = (load(imagefolder, split=f"train{s}") for s in ("", "[:75%]", "[75%:]"))
-    assert torch.equal(torch.cat([head.images, tail.images]), whole.images)
-    assert len({whole.fingerprint, head.fingerprint, tail.fingerprint}) == 3
-    assert head.class_names == tail.class_names == whole.class_names
 
 
 def test_embedded_shapes():

@@ -14,12 +14,12 @@ class Twice(torch.nn.Module):
 NET = Twice()
 
 
-def job(log, count=7, **key):
+def job(log, count=7):
     def draw(rows):
         log.append(rows)
         return NET(torch.tensor(rows, dtype=torch.float32))
 
-    return Job("twice", {"seed": 0, **key}, count, draw)
+    return Job("twice", {"seed": 0}, count, draw)
 
 
 def bulk(folder, rank=0, world=1, batch_size=3):
