@@ -141,8 +141,6 @@ def test_the_precision_may_change_and_an_old_checkpoint_has_no_younger_fields(ha
     assert code == 0, run.text
     assert "resuming after step 6" in run.text
     assert "mixed_precision was no and is bf16 now" in run.text
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    assert ("mixed_precision bf16 is slower than no on this CPU" in run.text) == (not fast)
 
 
 def older_library():

@@ -119,7 +119,6 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
         "inpaint.png",
         "edit.png",
         "edit_curves.png",
-        "edit_pairs.png",
     }
     assert one["edit"]["flowedit"]["class_found_0.5"]["n"] == 5 * 4
     assert one["summary"]["baselines"]["repaint"]["inpaint"]["center"]["n"] == 3

@@ -6,6 +6,7 @@ import pytest
 import torch
 from gaussian import DIM, SHAPE, Gaussian, correlated, keyed
 
+from mtl_diffusion.evaluation.bulk import evaluations_of
 from mtl_diffusion.evaluation.denoise import generate_denoiser, noise_levels
 from mtl_diffusion.evaluation.likelihood import bits_per_dim, denoised_and_trace, log_density
 from mtl_diffusion.tools.tensors import to_unit_range
@@ -105,9 +106,9 @@ def test_a_batch_gives_what_its_images_give_alone(pipe):
     images = torch.randint(256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
     labels, sigmas = torch.tensor([0, -1, 2]), noise_levels(pipe.scheduler, 5)
     D = generate_denoiser(pipe, labels)
-    with torch.no_grad():
+    with torch.no_grad(), evaluations_of(pipe.unet) as seen:
         batch = bits_per_dim(D, images, sigmas, keyed(3))
-    assert D.evaluations == 2 * 4 + 1
+    assert seen == [3 * (2 * 4 + 1)]
     assert batch.isfinite().all() and not batch.requires_grad
     for i in range(3):
         own = generate_denoiser(pipe, labels[i : i + 1])
