@@ -16,7 +16,7 @@ INSTALLED := .venv/.installed-$(EXTRAS)
 OLDEST_TESTS := tests/publishing/test_upload.py tests/checkpoints/test_resume.py tests/classifiers \
 	$(patsubst %,tests/data/test_%.py,columns decode folder images loader) \
 	$(patsubst %,tests/pipeline/test_%.py,\
-	chains contract loading pipeline pipeline_errors sampler shipping tokens)
+	chains loading pipeline pipeline_errors sampler shipping tokens)
 
 .PHONY: setup test test-fast test-oldest lint docs quickstart demo clean
 

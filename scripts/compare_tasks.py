@@ -10,7 +10,6 @@ has it. Finished runs, in output_dir/runs, are reused, and interrupted ones cont
 comparison.json, comparison.md and changes.png. ± is the standard deviation over the seeds.
 """
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -31,14 +30,8 @@ def main() -> None:
     )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="runs of each arm")
     add("--num_images", type=int, default=1000, help="held-out images")
-    add(
-        "--metrics",
-        default="scores/metrics.json",
-        help="output of evaluate in a run's folder, compared where there is one",
-    )
-    add("--launcher", default=sys.executable, help='such as "accelerate launch"')
     args, rest = parser.parse_known_args()
-    command = [*shlex.split(args.launcher), str(Path(__file__).with_name("train.py"))]
+    command = [sys.executable, str(Path(__file__).with_name("train.py"))]
     with flags.refusals():
         base = parse(rest)
 
@@ -47,9 +40,8 @@ def main() -> None:
         from mtl_diffusion.comparison.compare import compare
 
         arms = named_arms(args.arms, base, args.equal_images)
-        given = (args.seeds, args.output_dir, args.num_images, args.metrics, command)
         try:
-            tables = compare(arms, base, *given)
+            tables = compare(arms, base, args.seeds, args.output_dir, args.num_images, command)
         except RuntimeError as error:
             sys.exit(f"compare_tasks: {error}")
     print(f"\n{tables}\n{len(args.seeds)} seeds. Written to {args.output_dir}")

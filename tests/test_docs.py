@@ -58,15 +58,6 @@ def test_the_tests_that_the_table_of_faults_names_are_there():
     assert [name for name in sorted(named) if f"def {name}" not in there] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_no_launch_leaves_a_default_that_accelerate_warns_of(page):
-    flags = {"--num_processes", "--num_machines", "--mixed_precision", "--dynamo_backend"}
-    for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
-        for command in block.replace("\\\n", "").splitlines():
-            if "accelerate launch" in command:
-                assert "--config_file" in command or flags <= set(command.split()), command
-
-
 @pytest.mark.slow
 def test_the_site_has_the_pages_and_the_api(tmp_path):
     pytest.importorskip("mkdocstrings_handlers.python", reason="mkdocstrings is not installed")

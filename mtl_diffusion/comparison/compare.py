@@ -20,6 +20,8 @@ from .measure import losses, scorecard
 from .report import Changes, changes, loss_table, plain, scorecard_table
 from .runs import ensure_trained
 
+SCORES = Path("scores", "metrics.json")  # of evaluate, in the folder of a run
+
 
 def compare(
     arms: Sequence[Arm],
@@ -27,14 +29,12 @@ def compare(
     seeds: Sequence[int],
     folder: Path,
     num_images: int,
-    metrics: str,
     command: Sequence[str],
 ) -> str:
     """Trains each arm with each seed, in `folder`/runs, and compares them on held-out images.
 
     Args:
         num_images: held-out images of the base's validation_split.
-        metrics: where a run's folder has a metrics.json, if it has been evaluated.
         command: starts scripts/train.py; the flags are appended.
 
     Returns:
@@ -61,7 +61,7 @@ def compare(
     for (name, seed), run in tqdm(folders.items(), desc="Runs", unit="run"):
         pipeline = ensure_trained(configs[name, seed], command)
         measured[name][seed] = losses(pipeline, data, num_images, device)
-        figures[name][seed] = scorecard(run / metrics)
+        figures[name][seed] = scorecard(run / SCORES)
 
     changed = changes(measured)
     tables = "\n".join(filter(None, [loss_table(measured, changed), scorecard_table(figures)]))

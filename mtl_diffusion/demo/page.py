@@ -155,7 +155,7 @@ def _edit_tab(studio: Studio, tab: gr.Tab) -> Source:
         with gr.Column(scale=1):
             with gr.Row():
                 label = gr.Dropdown(list(studio.class_names), value=None, label="Turn it into")
-                strength = gr.Slider(0.0, 1.0, 0.5, step=0.05, label="Strength", info=STRENGTH)
+                strength = gr.Slider(0.0, 1.0, 0.7, step=0.05, label="Strength", info=STRENGTH)
             settings = _settings(studio)
             draw = gr.Button("Edit", variant="primary", elem_id="edit-draw")
             gallery, took = _results("edit", columns=3)

@@ -9,7 +9,7 @@ Everywhere:
         sigma_max. It is a share of the steps, as in diffusers' image-to-image pipelines: of n steps
         int(strength n) are done. SDEdit starts where edit does, with as many steps.
     generators: one for each image, so that results don't depend on the batch.
-They return images like `image`, not clipped. Their cost is in the denoiser's `evaluations`.
+They return images like `image`, not clipped.
 """
 
 import math
@@ -99,26 +99,20 @@ def flowedit(
     sigmas: Sequence[float],
     strength: float,
     generators: list[torch.Generator],
-    num_noises: int = 1,
 ) -> Tensor:
     """Moves the image by the difference of two flows, without an inversion.
 
     dz / dsigma = E[(z + sigma noise - D_target) / sigma - (image + sigma noise - D_source) / sigma]
     from z = image, the denoisers seeing z and the image with the same noise. That is drawn anew
     at every level, so Euler's method, the paper's too, serves as well as a higher order would.
-    Kulikov et al. 2024, FlowEdit, algorithm 1, with n_min = 0.
+    Kulikov et al. 2024, FlowEdit, algorithm 1, with n_min = 0 and n_avg = 1.
 
-    Args:
-        num_noises: how many noises the mean is over, n_avg.
-
-    Evaluations: num_noises a step, of the source and of the target.
+    Evaluations: one a step, of the source and of the target.
     """
     z = image
     for sigma, following in pairwise(start(sigmas, strength)):
-        difference = torch.zeros_like(z)  # of the results of the two flows
-        for _ in range(num_noises):
-            noise = sigma * _noise(image, generators)
-            difference += (target(z + noise, sigma) - source(image + noise, sigma)) / num_noises
+        noise = sigma * _noise(image, generators)
+        difference = target(z + noise, sigma) - source(image + noise, sigma)
         z = z + (following - sigma) / sigma * (z - image - difference)
     return z
 

@@ -7,67 +7,24 @@ Solvers, baselines and the likelihood take any callable D(x, sigma): tests give 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
-from ..pipeline.denoiser import Conditioning, build_conditioning, predict_guided
+from ..pipeline.denoiser import build_conditioning, predict_guided
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 
-Denoise = Callable[[Tensor, float], Tensor]
-
-
-@dataclass
-class Denoiser:
-    """D(x, sigma) for B images, each with its own conditioning.
-
-    Gradients pass through it. Its outputs are not clipped.
-
-    Attributes:
-        evaluations: of the network so far, for one image; a guided call costs two.
-    """
-
-    unet: UNet2DConditionModel
-    scheduler: SchedulerMixin
-    conditioning: Conditioning
-    null: int
-    guidance_scale: float
-    evaluations: int = 0
-
-    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """The posterior mean of the images.
-
-        Args:
-            x: (B, 3, H, W) float32, images in [-1, 1] + sigma noise.
-            sigma: one number for all, or (B, 1, 1, 1).
-
-        Returns:
-            (B, 3, H, W) float32.
-        """
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        if sigma.ndim == 0:
-            sigma = sigma.expand(len(x), 1, 1, 1)
-        F = predict_guided(
-            self.unet,
-            self.scheduler,
-            x,
-            sigma,
-            self.conditioning,
-            self.null,
-            self.guidance_scale,
-        )
-        # Branches of weight 0 are not evaluated: without a class at scale 1, with it at 0.
-        self.evaluations += 1 if self.guidance_scale in (0, 1) else 2
-        return self.scheduler.precondition_outputs(x, F, sigma)
+Denoise = Callable[[Tensor, Tensor | float], Tensor]
 
 
 def generate_denoiser(
     pipe: MultiTaskPipeline, label: Tensor, guidance_scale: float = 1.0
-) -> Denoiser:
-    """The denoiser of a pipeline's generate task.
+) -> Denoise:
+    """D(x, sigma) of a pipeline's generate task. Gradients pass through it; it clips nothing.
+
+    It takes x (B, 3, H, W) float32, images in [-1, 1] + sigma noise, and one sigma for all or
+    (B, 1, 1, 1), and returns the posterior mean of the images, (B, 3, H, W) float32.
 
     Args:
         label: (B,) int64 class labels, -1 for none.
@@ -80,12 +37,20 @@ def generate_denoiser(
         raise ValueError(f"pipe has not learned generate; it knows {', '.join(pipe.tasks)}")
     if (label < 0).all():
         guidance_scale = 1.0  # both branches would have the same conditioning
-    task = TASKS["generate"]
-    device = pipe.unet.device
-    blank = torch.zeros(len(label), 3, pipe.size, pipe.size, device=device)
+    task, unet, scheduler = TASKS["generate"], pipe.unet, pipe.scheduler
+    blank = torch.zeros(len(label), 3, pipe.size, pipe.size, device=unet.device)
     hint = task.condition(blank, blank[:, :1], blank[:, 0, 0, 0], blank)
-    conditioning = build_conditioning(hint, task, label.to(device), pipe.vocabulary)
-    return Denoiser(pipe.unet, pipe.scheduler, conditioning, pipe.vocabulary.null, guidance_scale)
+    conditioning = build_conditioning(hint, task, label.to(unet.device), pipe.vocabulary)
+    null = pipe.vocabulary.null
+
+    def denoised(x: Tensor, sigma: Tensor | float) -> Tensor:
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        if sigma.ndim == 0:
+            sigma = sigma.expand(len(x), 1, 1, 1)
+        F = predict_guided(unet, scheduler, x, sigma, conditioning, null, guidance_scale)
+        return scheduler.precondition_outputs(x, F, sigma)
+
+    return denoised
 
 
 def noise_levels(scheduler, steps: int, schedule: str | None = None) -> tuple[float, ...]:

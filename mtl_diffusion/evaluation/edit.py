@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..pictures.grids import grid, to_pictures
-from ..pictures.plots import curves, matrix
+from ..pictures.plots import curves
 from ..pipeline.pipeline import TASKS
 from ..tools.tensors import to_uint8, to_unit_range
 from .baselines import ddim_inversion, flowedit, sdedit
@@ -188,17 +188,7 @@ class Edit(Part):
             f"share whose class is the one asked for (n = {n})",
             folder / "edit_curves.png",
         )
-        default = TASKS["edit"].default_strength
-        values = drawn[_name(self.methods[0], default)].values
-        names = self.context.pipe.class_names
-        right = self.context.classes_of(values) == self.asked
-        pair, count = self.own * len(names) + self.asked, len(names) ** 2
-        # NaN for a pair without edits
-        shares = pair.bincount(right.float(), minlength=count) / pair.bincount(minlength=count)
-        shares = shares.view(len(names), len(names)).numpy()
-        title = f"row's class into column's: share found\nstrength {default:g}"
-        matrix(shares, names, names, title, folder / "edit_pairs.png")
-        self._picture(drawn, default, folder)
+        self._picture(drawn, TASKS["edit"].default_strength, folder)
 
     def _picture(self, drawn: Mapping[str, Drawn], strength: float, folder: Path) -> None:
         """Writes edit.png: the first source of each class, and its edits into the next class."""

@@ -52,17 +52,12 @@ class Generate(Part):
         settings = self.context.settings
         steps = settings.num_inference_steps
         guided = self.context.pipe.default_guidance("generate")
-        found = [Sampling(False, 1.0, steps)]
-        if self.context.num_classes:
-            counts = sorted({*settings.step_counts, steps})
-            found += [Sampling(True, 1.0, count) for count in counts]
-            if guided != 1:
-                found.append(Sampling(True, guided, steps))
-            if settings.guidance_interval is not None:
-                found.append(Sampling(True, guided, steps, settings.guidance_interval))
-        else:
-            counts = sorted({*settings.step_counts} - {steps})
-            found += [Sampling(False, 1.0, count) for count in counts]
+        counts = sorted({*settings.step_counts, steps})
+        found = [Sampling(False, 1.0, steps), *(Sampling(True, 1.0, count) for count in counts)]
+        if guided != 1:
+            found.append(Sampling(True, guided, steps))
+        if settings.guidance_interval is not None:
+            found.append(Sampling(True, guided, steps, settings.guidance_interval))
         return found
 
     def jobs(self) -> list[Job]:
@@ -143,11 +138,8 @@ def plot_quality(models: Mapping[str, Mapping[str, Any]], n: int, space: str, fo
     figure = "frechet_distance_to_train"
     lines: dict[str, list[tuple[float, float]]] = {}
     for model, results in models.items():
-        by_class = any(name.startswith("by_class") for name in results)
         for name, entry in results.items():
-            if "evaluations" not in entry or entry["guidance_interval"]:
-                continue
-            if name.startswith("by_class") == by_class:
+            if name.startswith("by_class") and not entry["guidance_interval"]:
                 line = f"{model}, guidance {entry['guidance_scale']:g}"
                 lines.setdefault(line, []).append((entry["evaluations"], entry[figure]))
     curves(

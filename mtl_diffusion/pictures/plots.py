@@ -32,19 +32,6 @@ def curves(
     figure.savefig(path, dpi=110)
 
 
-def matrix(
-    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, path: Path
-) -> None:
-    """A table of shares in [0, 1] as colours, with the figures written in; NaN is left blank."""
-    figure, axes, _ = _cells(values, rows, columns, 0.62, vmin=0, vmax=1, cmap="viridis")
-    axes.set_title(title, fontsize=10)
-    for (i, j), value in np.ndenumerate(values):
-        if not np.isnan(value):
-            ink = "white" if value < 0.6 else "black"
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
-    figure.savefig(path, dpi=110)
-
-
 def signed_matrix(
     values: np.ndarray,
     errors: np.ndarray,
@@ -61,24 +48,15 @@ def signed_matrix(
         label: of the colour bar: the quantity and its unit.
     """
     limit = np.abs(values).max() or 1.0
-    limits = {"vmin": -limit, "vmax": limit}
-    figure, axes, image = _cells(values, rows, columns, 0.95, cmap="RdBu_r", **limits)
+    size = (1.6 + 0.95 * len(columns), 1.6 + 0.5 * len(rows))  # inches
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, aspect="auto", vmin=-limit, vmax=limit, cmap="RdBu_r")
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
     for (i, j), value in np.ndenumerate(values):
         text = f"{value:+.1f}" + ("" if np.isnan(errors[i, j]) else f"\n±{errors[i, j]:.1f}")
         ink = "white" if abs(value) > 0.6 * limit else "black"
         axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=7)
     figure.colorbar(image, ax=axes, label=label)
     figure.savefig(path, dpi=110)
-
-
-def _cells(
-    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], width: float, **colours
-):
-    """Figure, axes and image of a table of coloured cells; width: of a cell, in inches."""
-    size = (1.6 + width * len(columns), 1.6 + 0.5 * len(rows))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(values, aspect="auto", **colours)
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
-    axes.set_yticks(range(len(rows)), rows)
-    return figure, axes, image

@@ -22,7 +22,7 @@ class Edit(Task):
     name = "edit"
     required = frozenset({"image", "class_label"})
     optional = frozenset({"mask_image", "strength", "image_guidance_scale"})
-    default_strength = 0.5
+    default_strength = 0.75
     default_guidance_scale = 5.0
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:

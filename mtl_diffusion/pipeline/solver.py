@@ -1,6 +1,5 @@
 """Solves the probability-flow ODE with the pipeline's scheduler, known pixels held in place."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -103,16 +102,15 @@ def _solve(
 
 
 def _from_level(start: float, scheduler, steps: int | list[float], device: torch.device):
-    """A scheduler that begins at the start; of given noise levels, at the nearest one."""
+    """A scheduler that begins at the start; of given noise levels, at the lowest from there on."""
     config = scheduler.config
     if isinstance(steps, int):
         first = min(max(start, 2 * config.sigma_min), config.sigma_max)
         own = type(scheduler).from_config(config, sigma_max=first)
         own.set_timesteps(steps, device=device)
     else:
-        start = min(max(start, steps[-1]), steps[0])
-        nearest = min(steps, key=lambda level: abs(math.log(level / start)))
-        levels = steps[steps.index(nearest) :]
+        above = [level for level in steps if level >= start]
+        levels = steps[max(len(above) - 1, 0) :]
         own = type(scheduler).from_config(config)
         own.set_timesteps(len(levels), device=device, sigmas=karras_ramp(levels, config))
     own.set_begin_index(0)

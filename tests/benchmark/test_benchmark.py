@@ -12,12 +12,10 @@ import torch
 from datasets import load_dataset
 from in_process import run_script
 from tiny import MODEL, own_state, write_shapes
-from torch.utils.tensorboard import SummaryWriter
 
 from mtl_diffusion.benchmark import programs
 from mtl_diffusion.benchmark.sampling import Point, Sampler, evaluations_for
 from mtl_diffusion.benchmark.steps import STEP_PARTS, break_down
-from mtl_diffusion.benchmark.timing import Measured, interleaved, matmul_rate
 from mtl_diffusion.benchmark.twin import build_twin
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.config.command_line import parse
@@ -25,8 +23,6 @@ from mtl_diffusion.data.images import ImageDataset
 from mtl_diffusion.launch.preflight import begin
 from mtl_diffusion.tools.flops import flops_of_unet
 from mtl_diffusion.training.run import build
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -47,28 +43,6 @@ def config(data, tmp_path):
     )
 
 
-# --- counting and timing ------------------------------------------------------------------------
-
-
-def test_measurements_are_a_median_and_a_range():
-    spread = Measured.of([3.0, 1.0, 2.0, 10.0])
-    assert (spread.median, spread.low, spread.high, spread.n) == (2.5, 1.0, 10.0, 4)
-    assert spread.times(1e3) == Measured(2500.0, 1000.0, 10_000.0, 4)
-    assert str(spread) == "2.5 (1 to 10, n = 4)"
-
-
-def test_contestants_take_turns():
-    order = []
-    contestants = {name: lambda name=name: order.append(name) or len(order) for name in "ab"}
-    assert interleaved(contestants, 3, "test") == {"a": [1, 3, 5], "b": [2, 4, 6]}
-    assert order == ["a", "b"] * 3
-
-
-def test_the_rate_of_a_product_is_plausible():
-    rate = matmul_rate(CPU, torch.float32, repeats=2)
-    assert 1e8 < rate.low <= rate.median <= rate.high < 1e15 and rate.n == 2
-
-
 def test_the_twin_has_our_channels_and_nearly_our_flops(pipe):
     twin = build_twin(pipe.unet)
     assert twin.unet.config.block_out_channels == tuple(pipe.unet.config.block_out_channels)
@@ -76,8 +50,6 @@ def test_the_twin_has_our_channels_and_nearly_our_flops(pipe):
     assert twin.our_flops == flops_of_unet(pipe.unet)[1]
     assert abs(math.log(twin.flops / twin.our_flops)) < math.log(1.3)
 
-
-# --- training programs --------------------------------------------------------------------------
 
 PROGRAM = """
 import sys, time
@@ -104,20 +76,6 @@ def test_a_program_that_fails_says_why(tmp_path):
         programs.program(command, tmp_path / "run", 8, 2)
 
 
-def test_a_program_that_logs_too_little(tmp_path):
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run")]
-    with pytest.raises(RuntimeError, match="no step was logged after the first 6"):
-        programs.program(command, tmp_path / "run", 8, warm=6)
-
-
-def test_only_the_learning_rate_counts_as_a_step(tmp_path):
-    writer = SummaryWriter(str(tmp_path / "logs"))
-    writer.add_scalar("learning_rate", 1, 10, walltime=5)
-    writer.add_scalar("train/edit", 1, 20, walltime=6)
-    writer.close()
-    assert programs.step_times(tmp_path) == {10: 5.0}
-
-
 def test_our_command_is_read_back_as_the_same_run(config, tmp_path):
     command = programs.our_command(config, 40, tmp_path)
     flags = command[command.index(str(programs.SCRIPTS / "train.py")) + 1 :]
@@ -137,9 +95,6 @@ def test_diffusers_gets_the_same_images_batch_and_precision(config, data, tmp_pa
     command = programs.their_command(Path("checkout"), Path("python"), config, *places)
     assert command[4] == str(Path("checkout") / programs.THEIRS)
     assert {"--train_batch_size=4", "--mixed_precision=no", "--use_ema"} < set(command)
-
-
-# --- a step in its parts ------------------------------------------------------------------------
 
 
 def test_a_step_is_the_sum_of_its_parts_and_is_left_as_it_was(config):
@@ -162,9 +117,6 @@ def test_a_step_is_the_sum_of_its_parts_and_is_left_as_it_was(config):
     assert 0.2 < quickest / step.whole.low < 5
 
 
-# --- sampling -----------------------------------------------------------------------------------
-
-
 def test_every_solver_comes_to_the_same_images(pipe):
     """And as fast as its order says: so they solve one equation, with the same conditions."""
     curves = Sampler(pipe, batch_size=2).curve([16, 32])
@@ -176,20 +128,11 @@ def test_every_solver_comes_to_the_same_images(pipe):
     assert curves["heun"][0].evaluations == 31 and curves["ours"][0].evaluations == 16
 
 
-def test_times_are_an_image_s(pipe):
-    times = Sampler(pipe, batch_size=2).times({"ours": 2, "euler": 2, "heun": 2}, rounds=2)
-    assert set(times) == {"ours", "euler", "heun"}
-    assert all(0 < spread.median < 60 and spread.n == 2 for spread in times.values())
-
-
 def test_how_many_evaluations_come_as_near():
     points = [Point(n, n, 8 / n**2) for n in (4, 8, 16)]
     assert evaluations_for(points, 8 / 10**2) == pytest.approx(10)
     assert evaluations_for(points, 0.5) == 4 and evaluations_for(points, 1) == 4
     assert evaluations_for(points, 0.001) is None
-
-
-# --- the command --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,16 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
-import resource
 import signal
 from functools import partial
 
-import pytest
-import torch
-from dying import die_at, in_a_child
+from dying import die_at
 from small_checkpoints import checkpoint, same, steps
 
 from mtl_diffusion.checkpoints.store import (
     FACTS,
     MANIFEST,
-    Checkpoint,
     load,
     load_latest,
     save,
@@ -35,22 +30,6 @@ def test_a_round_trip_is_exact(tmp_path):
         content = (path / name).read_bytes()
         assert entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert MANIFEST not in manifest
-
-
-def test_strides_do_not_matter(tmp_path):
-    weight = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
-    read = load(save(tmp_path, Checkpoint(1, {"unet": {"w": weight}}, {})))
-    assert torch.equal(read.tensors["unet"]["w"], weight)
-
-
-def test_rotation_keeps_the_newest(tmp_path):
-    for step in range(1, 6):
-        save(tmp_path, checkpoint(step), total_limit=2)
-    assert steps(tmp_path) == [4, 5]
-    save(tmp_path, checkpoint(6))
-    assert steps(tmp_path) == [4, 5, 6]
-    save(tmp_path, checkpoint(7), total_limit=9)
-    assert steps(tmp_path) == [4, 5, 6, 7]
 
 
 def test_rotation_keeps_later_steps_until_the_run_has_passed_them(tmp_path):
@@ -133,27 +112,6 @@ def test_a_kill_at_each_operation_of_a_save(tmp_path):
         kills += 1
     # Six files and their folder, the sync of two folders, the rename, the rotation of seven.
     assert kills > 16 and len(whole) == 3
-
-
-def save_with_limit(folder, size, pipe):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-    torch.set_num_threads(1)
-    try:
-        save(folder, checkpoint(2, size=5000), total_limit=1)
-    except OSError as error:
-        pipe.send((error.errno, error.filename, str(error)))
-
-
-@pytest.mark.parametrize("size", [0, 1000, 19_000])
-def test_a_full_disk_leaves_the_older_one_and_names_the_file(size, tmp_path):
-    save(tmp_path, checkpoint(1), total_limit=1)
-    here, there = multiprocessing.Pipe()
-    assert in_a_child(save_with_limit, tmp_path, size, there) == 0
-    number, name, text = here.recv()
-    assert number == 27 and name == str(tmp_path / ".writing-step-2" / "unet.safetensors")
-    assert text == f"[Errno 27] File too large: '{name}'"
-    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
-    assert same(load_latest(tmp_path)[0], checkpoint(1))
 
 
 def test_an_error_of_the_disk_in_the_last_sync(tmp_path, monkeypatch):

@@ -5,9 +5,8 @@ import torch
 
 from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.resnet9 import ResNet9, ResNet9Config
-from mtl_diffusion.classifiers.training import _cut_out, train_classifier
+from mtl_diffusion.classifiers.training import train_classifier
 from mtl_diffusion.data.images import load_images
-from mtl_diffusion.tools.rng import generator
 from mtl_diffusion.tools.tensors import to_unit_range
 
 
@@ -64,12 +63,6 @@ def test_images_of_another_size_are_refused(trained, shape):
         trained(torch.zeros(shape))
 
 
-def test_another_datasets_classes_are_refused(trained, data):
-    other = type(data).of(data.images, data.labels, tuple("abcde"))
-    with pytest.raises(ValueError, match="dataset: its classes"):
-        trained.accuracy(other)
-
-
 def test_a_folder_without_a_classifier(tmp_path):
     with pytest.raises(ValueError, match=r"classifier: .* has no config\.json"):
         Classifier.load(tmp_path)
@@ -99,23 +92,6 @@ def test_bf16_learns_what_float32_learns(data):
         return trained.accuracy(data)
 
     assert abs(accuracy("bf16") - accuracy("no")) < 0.1
-
-
-def test_the_cut_out_square():
-    """It lies partly outside of some images, and is grey in all channels; all places occur."""
-    cut = _cut_out(torch.ones(400, 3, 8, 8), 2, generator(0)) == 0
-    assert torch.equal(cut[:, 0], cut[:, 2])
-    sizes = cut[:, 0].sum((1, 2))
-    assert set(sizes.tolist()) == {1, 2, 4} and cut.any(0).all()
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"architecture": "vgg"}, {"mixed_precision": "fp16"}], ids=lambda w: next(iter(w))
-)
-def test_unknown_choices_are_refused(data, wrong):
-    (name,) = wrong
-    with pytest.raises(ValueError, match=rf"{name}: .*is not one of"):
-        train_classifier(data, **wrong)
 
 
 def test_no_epochs(data):

@@ -107,13 +107,6 @@ def test_every_file_has_the_version():
     assert f"\n## {version} (" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_metadata_describe_the_package():
-    metadata = importlib.metadata.metadata("mtl_diffusion")
-    assert metadata["Description-Content-Type"] == "text/markdown"
-    assert metadata.get_payload().startswith("# mtl_diffusion")
-    assert "Typing :: Typed" in metadata.get_all("Classifier")
-
-
 def test_a_configuration_made_in_python_is_checked_too(tmp_path):
     config = mtl_diffusion.TrainConfig(
         resolution="16", seed=-1, tasks={"generat": 1}, output_dir=str(tmp_path / "run")

@@ -1,34 +1,28 @@
 """Comparisons: the arms, the figures by hand, and a whole one of models of 8 channels."""
 
 import json
-import math
 import shutil
 from pathlib import Path
 
 import pytest
 from in_process import run_script
 from PIL import Image
+from tables import write_images
 from tiny import MODEL, flags, write_shapes
 
 from mtl_diffusion.comparison.arms import Arm, configure, named_arms, read_arms
 from mtl_diffusion.comparison.compare import compare
-from mtl_diffusion.comparison.measure import scorecard
 from mtl_diffusion.comparison.report import (
     MEAN,
-    MeanStd,
     changes,
     loss_table,
-    plain,
     scorecard_table,
 )
 from mtl_diffusion.config import ConfigError, TrainConfig
+from mtl_diffusion.pipeline.pipeline import TASKS
 
 ROOT = Path(__file__).parents[2]
 BASE = TrainConfig(tasks={"generate": 2, "inpaint": 1, "edit": 1}, total_batch_size=32)
-THREE = ("generate", "inpaint", "edit")
-
-
-# --- arms ---------------------------------------------------------------------------------------
 
 
 def images_of_a_task(arm):
@@ -50,11 +44,6 @@ def test_subsets_see_equal_images_of_a_task_or_in_total(budget):
             assert images == {task: joint[task] for task in arm.changes["tasks"]}
         else:
             assert sum(images.values()) == sum(joint.values())
-
-
-def test_the_joint_run_is_shared_by_the_budgets_and_the_others_are_not():
-    names = [{arm.name for arm in named_arms("alone", BASE, b)} for b in ("per_task", "total")]
-    assert names[0] & names[1] == {"generate+inpaint+edit"} and len(names[0]) == 4
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/comparisons/*.yaml")), ids=str)
@@ -88,11 +77,9 @@ def test_every_fault_of_an_arm_names_it(tmp_path):
     with pytest.raises(ConfigError, match="wrong: learning_rat: unknown field"):
         configure(Arm("wrong", {"learning_rat": 1}), BASE, 0, tmp_path)
     with pytest.raises(ConfigError, match=r"wrong: learning_rate: found -1\.0; must be"):
-        compare([Arm("wrong", {"learning_rate": -1})], BASE, [0], tmp_path, 8, "x", ["false"])
+        compare([Arm("wrong", {"learning_rate": -1})], BASE, [0], tmp_path, 8, ["false"])
     assert not list(tmp_path.iterdir())
 
-
-# --- figures ------------------------------------------------------------------------------------
 
 # Two seeds; b is trained alone, a alone, and both jointly.
 LOSSES = {
@@ -124,22 +111,6 @@ def test_the_tables_by_hand():
     figures = {"a": {0: {"x": 1.0}, 1: {"x": 2.0}}, "b": {0: {}, 1: {"y": 0.5}}}
     assert scorecard_table(figures).splitlines()[2:] == ["| x | 1.5 ± 0.71 |  |", "| y |  | 0.5 |"]
     assert scorecard_table({"a": {0: {}}}) == ""
-
-
-def test_the_summary_of_a_scorecard_is_taken_without_errors_and_baselines(tmp_path):
-    entry = {"class_accuracy": 0.5, "class_accuracy_standard_error": 0.1, "n": 20}
-    summary = {"edit": {"strength_0.5": entry}, "baselines": {"sdedit": {"edit": {"x": entry}}}}
-    (tmp_path / "metrics.json").write_text(json.dumps({"summary": summary}))
-    assert scorecard(tmp_path / "metrics.json") == {"edit, strength_0.5, class_accuracy": 0.5}
-    assert scorecard(tmp_path / "absent.json") == {}
-
-
-def test_json_has_no_nan():
-    written = plain({"a": MeanStd.of([1.0]), "b": [math.nan]})
-    assert written == {"a": {"mean": 1.0, "std": None, "values": [1.0]}, "b": [None]}
-
-
-# --- all of it ----------------------------------------------------------------------------------
 
 
 def test_runs_that_are_compared_need_a_number_of_steps(tmp_path, monkeypatch, capsys):
@@ -189,3 +160,26 @@ def test_a_whole_comparison_and_the_same_again(tmp_path, monkeypatch, capsys):
     assert again["losses"] == report["losses"] and len(times) == 2
     assert command("--learning_rate", "0.5") == 2
     assert "another configuration" in capsys.readouterr().err
+
+
+def test_task_tokens_writes_a_table_and_a_plot(pipe, tmp_path, monkeypatch, capsys):
+    pipe.save_pretrained(tmp_path / "pipeline")
+    places = [(split, name) for split in ("train", "test") for name in ("cat", "dog", "ship")]
+    write_images(tmp_path / "data", *(f"{s}/{name}/{i}.png" for s, name in places for i in "123"))
+    given = (
+        *("--pipeline", tmp_path / "pipeline", "--dataset_name", tmp_path / "data"),
+        *("--num_images", "6", "--output_dir", tmp_path / "out"),
+    )
+    assert run_script("task_tokens.py", *given, monkeypatch=monkeypatch) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "out/task_tokens.json").read_text())
+    assert report["num_images"] == 6 and list(report["loss"]) == list(TASKS)
+    for task, tokens in report["loss"].items():
+        assert next(iter(tokens)) == task and set(tokens) == {*TASKS, "null"}
+        for token, levels in tokens.items():
+            for level, entry in levels.items():
+                right = tokens[task][level]["loss"]
+                assert entry["loss"] - right == pytest.approx(entry["excess"], abs=3e-5)
+                assert entry["standard_error"] >= 0 and (token == task) == (entry["excess"] == 0)
+    assert Image.open(tmp_path / "out/task_tokens.png").width > 400
+    assert printed.count("| wrong: ") == 12 and printed.count("| none |") == 4

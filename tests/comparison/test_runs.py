@@ -54,19 +54,6 @@ def test_a_finished_run_is_reused_and_an_unfinished_one_goes_on(tmp_path, starte
     assert log.read_text() == "xxx"
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"max_train_steps": 8}, {"learning_rate": 1.0}])
-def test_a_run_of_another_configuration_is_refused_by_name(tmp_path, started, change):
-    log, command = started
-    config = replace(BASE, max_train_steps=4, output_dir=str(tmp_path / "run"))
-    pretend(config, 4)
-    (field,) = change
-    with pytest.raises(
-        ValueError, match=rf"another configuration.*\n  {field}: the checkpoint has"
-    ):
-        ensure_trained(replace(config, **change), command())
-    assert not log.read_text()
-
-
 def test_a_run_that_stops_or_fails_ends_the_comparison(tmp_path, started):
     _, command = started
     config = replace(BASE, output_dir=str(tmp_path / "run"))

@@ -8,9 +8,6 @@ from itertools import pairwise
 import pytest
 
 from configs import faults
-from mtl_diffusion.config import (
-    ConfigError,
-)
 from mtl_diffusion.config.command_line import parse
 
 
@@ -18,25 +15,17 @@ from mtl_diffusion.config.command_line import parse
     "text, fault",
     [
         ("learning_rat: 1", "learning_rat (F): unknown field, did you mean learning_rate?"),
-        ("qqq: 1", "qqq (F): unknown field"),
         ("config: x.yaml", "config (F): unknown field"),
         ("seed: x", 'seed (F): found "x"; must be a whole number'),
         ("seed: 1.5", "seed (F): found 1.5; must be a whole number"),
-        ("seed: null", "seed (F): found null; must be a whole number"),
         ("learning_rate: true", "learning_rate (F): found true; must be a number"),
         ("use_ema: 1", "use_ema (F): found 1; must be true or false"),
         ("dataset_name: 12", "dataset_name (F): found 12; must be a text"),
-        ("block_out_channels: 8", "block_out_channels (F): found 8; must be a list of whole"),
         ("block_out_channels: [8, x]", 'block_out_channels (F): found [8, "x"]; must be a list'),
-        ("tasks: [edit]", 'tasks (F): found ["edit"]; must be names with numbers'),
         ("tasks: {edit: x}", 'tasks (F): found {"edit": "x"}; must be names with numbers'),
-        ("tasks: null", "tasks (F): found null; must be names with numbers"),
         ("report_to: paper", 'report_to (F): found "paper"; must be one of tensorboard, trackio'),
-        ("per_device_batch_size: x", 'found "x"; must be a whole number or null'),
         ("seed: 1\nseed: 2", "seed (F): found more than once; keep one"),
-        ("tasks: {edit: 1, edit: 2}", "edit (F): found more than once; keep one"),
         ("- seed", "--config: found F; must hold lines such as seed: 1"),
-        ("", "--config: found F; must hold lines such as seed: 1"),
         ("seed: [", "--config: found F; must be a readable YAML file (while parsing"),
     ],
 )
@@ -51,21 +40,15 @@ def test_what_is_wrong_in_a_file(write, text, fault):
     [
         (["--sead", "1"], "--sead: unknown flag, did you mean --seed?"),
         (["--learning-rate=1"], "--learning-rate: unknown flag, did you mean --learning_rate?"),
-        (["--see", "1"], "--see: unknown flag, did you mean --seed?"),
         (["--seed.x", "1"], "--seed.x: unknown flag"),
-        (["--tasks.edit.x", "1"], "--tasks.edit.x: unknown flag"),
         (["--seed", "x"], '--seed: found "x"; must be a whole number'),
         (["--seed"], "--seed: found no value; write --seed VALUE"),
-        (["--config"], "--config: found no value"),
         (["--dry_run", "x"], '--dry_run: found "x"; must be true or false'),
-        (["--learning_rate", "null"], '--learning_rate: found "null"; must be a number'),
         (["--learning_rate", "nan"], '--learning_rate: found "nan"; must be a number'),
         (["--tasks.edit", "x"], '--tasks.edit: found "x"; must be a number'),
-        (["--tasks", "{edit: 1, edit: 2}"], "must be names with numbers"),
         (["--mixed_precision", "fp16"], '--mixed_precision: found "fp16"; must be one of no, bf16'),
         (["seed=1"], 'command line: found "seed=1"; must be --name value'),
         (["--config", "/none.yaml"], '--config: found "/none.yaml"; must be a readable YAML file'),
-        (["--config", "/"], '--config: found "/"; must be a readable YAML file'),
     ],
 )
 def test_what_is_wrong_on_the_command_line(argv, fault):
@@ -81,9 +64,7 @@ BOMB = "a: &a [1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwi
     [
         (BOMB, "must be a readable YAML file (*a stands for a list or a mapping; write it out)"),
         ("tasks: &t {edit: 1}\ntask_weights: *t", "*t stands for a list or a mapping"),
-        ("tasks: &t [*t]", "*t stands for a list or a mapping"),
         ("tasks: &t {edit: *t}", "*t stands for a list or a mapping"),
-        ("tasks: " + "[" * 5000, "more than 10 lists or mappings inside one another"),
         ("tasks: " + "[" * 5000 + "]" * 5000, "more than 10 lists or mappings inside"),
         ("tasks: " + "{a: " * 5000, "more than 10 lists or mappings inside one another"),
         ("seed: " + "9" * 5000, "a number of 5000 digits"),
@@ -98,15 +79,6 @@ def test_a_file_that_means_harm_is_refused_at_once(write, text, fault):
     began = time.process_time()
     (found,) = faults("--config", write(text))
     assert fault in found and len(found) < 1000
-    assert time.process_time() - began < 5
-
-
-def test_what_means_harm_on_the_command_line():
-    began = time.process_time()
-    for value in ("9" * 5000, "[" * 5000):
-        (found,) = faults("--seed", value)
-        assert "characters); must be a whole number" in found
-    assert "must be a readable YAML file (embedded null" in faults("--config", "a\0b")[0]
     assert time.process_time() - began < 5
 
 
@@ -133,12 +105,6 @@ def test_all_faults_come_together(write):
         "tasks",
         "sigma_min",
     ]
-
-
-def test_the_message_counts_and_lists():
-    with pytest.raises(ConfigError, match=r"^1 fault in the configuration:\n  seed: found -1; "):
-        parse(["--seed", "-1"])
-    assert issubclass(ConfigError, ValueError)
 
 
 def test_one_mistake_gives_one_line():

@@ -73,14 +73,6 @@ def test_other_sizes_are_cropped_to_the_centre_and_resized():
     assert half[..., 2:-2].float().sub(127.5).abs().max() < 3  # antialiased: stripes become grey
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_threads_keep_the_order(threads):
-    images = [Encoded(png(noise(8, 8, 3, seed=i)), None, "") for i in range(7)]
-    pixels, _ = Decoder(8, threads)(images)
-    for i in range(7):
-        assert np.array_equal(pixels[i].permute(1, 2, 0), noise(8, 8, 3, seed=i))
-
-
 # Damage outside the pixels
 
 

@@ -161,9 +161,6 @@ def test_names_that_are_not_utf_8_are_named(tmp_path):
         load(tmp_path)
 
 
-# Metadata files
-
-
 def test_metadata_names_the_classes(tmp_path):
     """Namibia has the code NA, and null is a word: neither is nothing."""
     write_images(tmp_path, "1.png", "sub/2.png", "3.png")

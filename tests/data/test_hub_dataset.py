@@ -1,7 +1,6 @@
-"""`load_dataset("uoft-cs/cifar10")` from a Hub: fresh, from the cache, streamed, interrupted."""
+"""A dataset of a Hub: read as `datasets` does, offline from the cache, or not there."""
 
 import json
-import re
 import sys
 
 import datasets
@@ -45,7 +44,6 @@ import hashlib, json, sys
 import numpy as np
 import datasets
 datasets.disable_progress_bars()
-name, way = sys.argv[1:]
 
 def digest(rows):
     sha = hashlib.sha256()
@@ -53,17 +51,15 @@ def digest(rows):
         sha.update(np.asarray(row["img"].convert("RGB")).tobytes() + bytes([row["label"]]))
     return sha.hexdigest()
 
-streaming = way == "streamed"
-found = datasets.load_dataset(name, streaming=streaming)
+found = datasets.load_dataset(sys.argv[1])
 answer = {split: digest(rows) for split, rows in found.items()}
 answer["classes"] = found["train"].features["label"].names
-if not streaming:
-    from mtl_diffusion.data.images import load_images
-    data = load_images(name, resolution=32, split="train")
-    sha = hashlib.sha256()
-    for image, label in zip(data.images, data.labels):
-        sha.update(image.permute(1, 2, 0).contiguous().numpy().tobytes() + bytes([int(label)]))
-    answer["ours"] = sha.hexdigest()
+from mtl_diffusion.data.images import load_images
+data = load_images(sys.argv[1], resolution=32, split="train")
+sha = hashlib.sha256()
+for image, label in zip(data.images, data.labels):
+    sha.update(image.permute(1, 2, 0).contiguous().numpy().tobytes() + bytes([int(label)]))
+answer["ours"] = sha.hexdigest()
 print(json.dumps(answer))
 """
 
@@ -88,65 +84,21 @@ def hub(files):
         yield hub
 
 
-def load(hub, home, way, **variables):
-    """(What the client printed, its errors, what the Hub was asked)."""
+def load(hub, home, **variables):
+    """(What the client printed, what the Hub was asked for)."""
     before = len(hub.requests)
-    done = hub.run([sys.executable, "-c", CLIENT, NAME, way], home, **variables)
-    answer = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
-    return answer, done.stderr, hub.requests[before:]
+    done = hub.run([sys.executable, "-c", CLIENT, NAME], home, **variables)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), hub.requests[before:]
 
 
-def downloads(requests):
-    return [request for request in requests if request.startswith("GET") and ".parquet" in request]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def fresh(hub, home):
-    answer, errors, requests = load(hub, home, "fresh")
-    assert answer is not None, errors
-    return answer, requests
-
-
-def test_fresh(fresh):
-    answer, requests = fresh
+def test_it_is_read_as_datasets_reads_it_and_from_the_cache_when_offline(hub, tmp_path):
+    answer, requests = load(hub, tmp_path)
     assert answer["classes"] == CLASSES
     assert answer["ours"] == answer["train"] != answer["test"]
-    assert len(downloads(requests)) == len(ROWS)  # each file once
-
-
-def test_a_second_time_comes_from_the_cache(hub, home, fresh):
-    answer, errors, requests = load(hub, home, "cached")
-    assert answer == fresh[0], errors
-    assert downloads(requests) == []
-
-
-@pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
-def test_offline_asks_nobody(hub, home, fresh, switch):
-    answer, errors, requests = load(hub, home, "cached", **{switch: "1"})
-    assert answer == fresh[0], errors
-    assert switch == "HF_DATASETS_OFFLINE" or requests == []
-    assert downloads(requests) == []
-
-
-def test_streamed(hub, fresh, tmp_path):
-    answer, errors, requests = load(hub, tmp_path, "streamed")
-    assert answer is not None, errors
-    assert answer == {name: value for name, value in fresh[0].items() if name != "ours"}
-    assert downloads(requests)
-    assert not list(tmp_path.rglob("*.arrow"))  # nothing is prepared on disk
-
-
-def test_after_a_cut_download_the_next_try_is_whole(hub, fresh, tmp_path):
-    hub.fail(r"GET .*test-00000-of-00001\.parquet", "reset", 1)
-    answer, errors, _ = load(hub, tmp_path, "fresh")
-    assert answer is None and re.search("reset|aborted", errors)
-    answer, errors, _ = load(hub, tmp_path, "fresh")
-    assert answer == fresh[0], errors
+    downloads = [r for r in requests if r.startswith("GET") and ".parquet" in r]
+    assert len(downloads) == len(ROWS)  # each file once
+    assert load(hub, tmp_path, HF_HUB_OFFLINE="1") == (answer, [])
 
 
 def test_one_that_is_not_there_is_named(hub, tmp_path):

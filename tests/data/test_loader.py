@@ -1,12 +1,13 @@
-"""Batches of data in memory: the order, the flips and the values."""
+"""Batches of data in memory: the order, the flips, the values, and how a batch is cut."""
 
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 
 from mtl_diffusion.data.images import ImageDataset
-from mtl_diffusion.data.loader import Loader
+from mtl_diffusion.data.loader import Loader, microbatches, process_rows
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +52,6 @@ def test_cutting_the_global_batch_changes_nothing(numbered):
         assert torch.equal(strided.images, whole.images[1::2])
 
 
-def test_a_batch_is_a_function_of_seed_and_step(numbered):
-    forward, backward = (Loader(numbered, 4, seed=3, random_flip=True) for _ in range(2))
-    later = {step: backward.batch(step) for step in reversed(range(12))}
-    for step in range(12):
-        assert torch.equal(forward.batch(step).images, later[step].images)
-    other = Loader(numbered, 4, seed=4, random_flip=True)
-    assert any(not torch.equal(other.batch(s).labels, later[s].labels) for s in range(12))
-
-
 def test_flips_mirror_half_of_the_samples(numbered):
     plain = Loader(numbered, 10, seed=5, random_flip=False)
     mirrored = Loader(numbered, 10, seed=5, random_flip=True)
@@ -76,3 +68,21 @@ def test_flips_mirror_half_of_the_samples(numbered):
 def test_a_batch_no_larger_than_the_dataset(numbered, size):
     with pytest.raises(ValueError, match=f"total_batch_size: {size} .* 10 rows"):
         Loader(numbered, size, seed=0, random_flip=False)
+
+
+@pytest.mark.parametrize("total", [1, 7, 8, 32, 513])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_processes_share_a_batch_evenly_and_whole(total, world):
+    shares = [process_rows(total, rank, world) for rank in range(world)]
+    assert [row for share in shares for row in share] == list(range(total))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("limit", [None, 1, 3, 4, 8, 100])
+def test_microbatches_cover_the_rows_in_order(limit):
+    rows = range(8, 16)
+    pieces = microbatches(rows, limit)
+    assert [row for piece in pieces for row in range(16)[piece]] == list(rows)
+    assert all(piece.stop - piece.start <= (limit or 8) for piece in pieces)
+    assert len(pieces) == math.ceil(8 / min(limit or 8, 8))

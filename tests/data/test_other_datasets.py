@@ -30,7 +30,6 @@ SMALL = {
 # the images, their mode, and the splits.
 LAYOUTS = {
     "mnist": ("image", {"label": 10}, 28, "L", ("train", "test")),
-    "fashion_mnist": ("image", {"label": 10}, 28, "L", ("train", "test")),
     "cifar100": ("img", {"fine_label": 100, "coarse_label": 20}, 32, "RGB", ("train", "test")),
     "digits": ("image", {"label": 10}, 8, "L", ("train",)),
 }

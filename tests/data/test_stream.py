@@ -1,7 +1,6 @@
 """A split that is read as it goes: which rows come, in which order, to whom; what is refused."""
 
 import shutil
-import threading
 from collections import Counter
 from dataclasses import replace
 from itertools import accumulate, islice
@@ -9,16 +8,15 @@ from itertools import accumulate, islice
 import datasets
 import pytest
 import torch
-from tables import IMAGE, encoded, write_images, write_parquet
+from tables import IMAGE, encoded, write_parquet
 
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.config.limits import faults
-from mtl_diffusion.data import decode as decode_module
 from mtl_diffusion.data.decode import Decoder
 from mtl_diffusion.data.images import load_images
 from mtl_diffusion.data.loader import Batch, Loader
 from mtl_diffusion.data.stream import open_streams
-from mtl_diffusion.data.streaming_loader import Position, StreamingLoader
+from mtl_diffusion.data.streaming_loader import StreamingLoader
 
 NAMES = ("a", "b", "c")
 FEATURES = {"image": IMAGE, "label": datasets.ClassLabel(names=list(NAMES))}
@@ -106,13 +104,6 @@ def test_rows_that_lie_together_do_not_come_together(tmp_path):
     assert [int(row.split()[1]) for row in kept] == list(range(40))  # a buffer of 1 mixes nothing
 
 
-def test_a_folder_of_folders(tmp_path):
-    names = [f"train/{name}/{i}.png" for name in ("cat", "dog") for i in range(4)]
-    stream = open_stream(str(write_images(tmp_path / "photos", *names)))
-    assert stream.class_names == ("cat", "dog")
-    assert Counter(example.label for example in stream.epoch(0, 0, 4)) == {0: 4, 1: 4}
-
-
 def test_labels_follow_the_names_of_a_vocabulary(stream):
     changed = stream.relabelled(("x", "c", "b", "a"))
     before = {example.image.row: NAMES[example.label] for example in stream.epoch(0, 0, 4)}
@@ -142,14 +133,6 @@ def test_the_fingerprint_tells_data_apart_not_places(folder, stream, tmp_path):
     assert len({stream.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
-def test_images_without_labels(tmp_path):
-    stream = open_stream(str(write_images(tmp_path, *(f"{i}.png" for i in range(5)))))
-    assert stream.class_names == ()
-    assert [example.label for example in stream.epoch(0, 0, 4)] == [-1] * 5
-    changed = stream.relabelled(("a", "b"))
-    assert loader(changed, size=4).batch(0).labels.tolist() == [-1] * 4
-
-
 # --- what is refused ----------------------------------------------------------------------------
 
 
@@ -167,15 +150,6 @@ def test_a_label_outside_its_names_is_located(tmp_path):
     stream = open_stream(write(tmp_path / "d", [3, 2], labels=[0, 1, 2, 0, -1]))
     with pytest.raises(ValueError, match="label_column: row 1 of file 1 of 'train' has the label"):
         list(stream.epoch(0, 0, 4))
-
-
-def test_a_truncated_image_is_located(tmp_path):
-    write_images(tmp_path, "train/cat/1.png", "train/dog/1.png")
-    broken = tmp_path / "train" / "dog" / "1.png"
-    broken.write_bytes(broken.read_bytes()[:60])
-    stream = open_stream(str(tmp_path))
-    with pytest.raises(ValueError, match=r"image_column: row 1 of file 0 of .*1\.png\) does not"):
-        stream.head(2, 4, Decoder(8, 1))
 
 
 def test_a_split_that_is_not_there(folder):
@@ -247,59 +221,6 @@ def test_cutting_a_batch_and_more_threads_change_nothing(stream, threads):
         parts = [cut.batch(step, slice(a, b)) for a, b in ((0, 3), (3, 4), (4, 8))]
         joined = Batch(*(torch.cat([getattr(p, f) for p in parts]) for f in ("images", "labels")))
         assert same(joined, whole.batch(step))
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_a_run_goes_on_where_another_one_was(stream, world):
-    """Killed after any step, also where an epoch has just ended, and in another process."""
-    for rank in range(world):
-        whole = loader(stream, rank=rank, world=world)
-        steps, ends = [], [whole.position]
-        for step in range(12):
-            steps.append(whole.batch(step, mine(whole)))
-            ends.append(whole.position)
-        assert len({end.epoch for end in ends}) > 2
-        for done in range(12):
-            again = loader(stream, rank=rank, world=world)
-            again.go_to(done, Position(*ends[done]))
-            assert again.position == ends[done]
-            for step in range(done, min(12, done + 3)):
-                assert same(again.batch(step, mine(again)), steps[step])
-
-
-def test_a_process_asks_for_its_own_rows_and_goes_only_forward(stream):
-    batches = loader(stream, rank=1, world=2)
-    with pytest.raises(AssertionError, match="is not ours"):
-        batches.batch(0, slice(0, 4))
-    batches.batch(0, slice(4, 8))
-    with pytest.raises(AssertionError, match="only goes on"):
-        batches.batch(2, slice(4, 8))
-
-
-def test_decoding_is_ahead_and_not_in_the_way(stream, monkeypatch):
-    decoders, decode = set(), decode_module.decode
-
-    def watched(*arguments):
-        decoders.add(threading.current_thread())
-        return decode(*arguments)
-
-    monkeypatch.setattr(decode_module, "decode", watched)
-    batches = loader(stream)
-    batches.batch(0)
-    batches._ahead[-1].result()
-    assert decoders and threading.main_thread() not in decoders and len(batches._ahead) == 3
-
-
-def test_a_bad_row_ends_the_run_when_its_batch_is_due(tmp_path):
-    images = [*encoded(39), {"bytes": b"not an image", "path": None}]
-    name = write_parquet(tmp_path / "d", {"image": images, "label": [0] * 40}, FEATURES)
-    batches = loader(open_stream(name))
-    due = rows_of(batches.stream).index("row 39 of file 0 of 'train'") // 8
-    for step in range(due):
-        batches.batch(step)
-    with pytest.raises(ValueError, match="image_column: row 39 of file 0 of 'train' does not"):
-        batches.batch(due)
-    assert due > 0
 
 
 def test_more_processes_than_rows(tmp_path):

@@ -15,13 +15,11 @@ from PIL import Image
 gradio = pytest.importorskip("gradio", reason="gradio is not installed: mtl_diffusion[demo]")
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
-from gradio.processing_utils import save_pil_to_cache  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 from mtl_diffusion.demo.serve import serve  # noqa: E402
-from mtl_diffusion.demo.studio import Studio  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -203,15 +201,6 @@ def test_a_sample_is_taken_to_another_tab(page):
     wait(page, lambda: find(page, "#edit-draw"))
     (shown,) = wait(page, lambda: find(page, "#edit-source img"))
     assert (picture(shown.get_attribute("src")) == third).all()
-
-
-def test_a_picture_that_is_shown_again_has_a_file_of_its_own(pipe, tmp_path):
-    """gradio writes into a file of that content, which a browser may be reading."""
-    studio = Studio(pipe)
-    first = studio.enlarged(Image.new("RGB", (8, 8), "red"))
-    again = studio.enlarged(first)
-    files = {save_pil_to_cache(image, str(tmp_path), format="png") for image in (first, again)}
-    assert len(files) == 2 and first.tobytes() == again.tobytes()
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", str(ROOT / "pyproject.toml"), "pyproject.toml"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mtl_diffusion.demo.studio import MAX_SEED, Settings, Studio, hole
+from mtl_diffusion.demo.studio import Settings, Studio
 
 SETTINGS = Settings(class_label="dog", seed=3, steps=2)
 
@@ -53,13 +53,6 @@ def test_what_was_enlarged_comes_back_pixel_by_pixel(studio):
     assert not same(studio.fit(changed), small)
 
 
-def test_a_hole_is_where_half_of_a_pixel_is_painted(studio):
-    pitch = 384 // 8
-    strokes = [(0, 0, pitch - 1, pitch // 2 + 2), (pitch, 0, 2 * pitch - 1, pitch // 2 - 3)]
-    mask = hole([layer(strokes[0]), layer(strokes[1])], 8)
-    assert mask.getpixel((0, 0)) == 255 and np.asarray(mask).astype(bool).sum() == 1
-
-
 def test_inpainting_keeps_what_is_not_painted_over(studio):
     image = noise(8, 8)
     (given, _), *results = studio.inpaint(
@@ -92,22 +85,14 @@ def test_image_i_is_drawn_from_seed_plus_i_and_steps_are_told(studio):
     assert same(first[1], second) and not same(first[0], second)
 
 
-def test_examples_are_a_sample_of_each_class_and_drawn_once(studio):
-    assert len(studio.examples()) == 3
-    assert studio.examples() is studio.examples()
-
-
 @pytest.mark.parametrize(
     "call, words",
     [
         (lambda s: s.edit(None, SETTINGS, 0.5, ignore), "no picture yet: upload one"),
-        (lambda s: s.inpaint(noise(8, 8), [], SETTINGS, 1, ignore), "paint over what is"),
         (lambda s: s.inpaint(noise(8, 8), [layer()], SETTINGS, 1, ignore), "paint over what is"),
         (lambda s: s.edit(noise(8, 8), Settings(None, 0, 2), 0.5, ignore), "Choose the class"),
         (lambda s: s.generate(Settings("dog", -1, 2), 1, ignore), "seed is -1"),
-        (lambda s: s.generate(Settings("dog", MAX_SEED + 1, 2), 1, ignore), "seed is 2147483648"),
         (lambda s: s.generate(Settings("cow", 0, 2), 1, ignore), "class_label is 'cow'"),
-        (lambda s: s.generate(Settings("dog", 0, 2, -1.0), 1, ignore), "guidance_scale is -1"),
     ],
 )
 def test_what_is_wrong_is_said(studio, call, words):

@@ -10,7 +10,6 @@ import torch
 from mtl_diffusion.evaluation.distances import (
     frechet_distance,
     kernel_distance,
-    nearest,
     precision_recall,
 )
 
@@ -18,12 +17,6 @@ from mtl_diffusion.evaluation.distances import (
 def points(n, d, seed=0, mean=0.0, scale=1.0):
     random = torch.Generator().manual_seed(seed)
     return mean + scale * torch.randn(n, d, generator=random)
-
-
-def test_frechet_distance_of_two_gaussians():
-    """|m1 - m2|^2 + sum (s1 - s2)^2 for diagonal ones: 8 (0.5^2 + 1^2)."""
-    found = frechet_distance(points(200_000, 8), points(200_000, 8, 1, mean=0.5, scale=2.0))
-    assert found == pytest.approx(8 * (0.25 + 1), rel=0.01)
 
 
 def test_frechet_distance_against_its_definition():
@@ -34,12 +27,6 @@ def test_frechet_distance_against_its_definition():
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
     found = frechet_distance(torch.tensor(a).float(), torch.tensor(b).float())
     assert found == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_set_has_no_distance_to_itself():
-    a = points(300, 5)
-    assert abs(frechet_distance(a, a)) < 1e-6
-    assert precision_recall(a, a) == (1.0, 1.0)
 
 
 def test_kernel_distance_against_its_definition():
@@ -54,27 +41,6 @@ def test_kernel_distance_against_its_definition():
     expected = sum(within) - 2 * kernel(a, b).mean()
     found, error = kernel_distance(a, b, subsets=3)
     assert found == pytest.approx(expected.item(), rel=1e-4) and error < 1e-6
-
-
-def test_kernel_distance_is_keyed_and_leaves_the_global_generator():
-    a, b = points(1500, 4), points(1500, 4, 1)
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    first = kernel_distance(a, b, subsets=5)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(3)
-    assert kernel_distance(a, b, subsets=5) == first
-    assert kernel_distance(a, b, seed=1, subsets=5) != first
-    assert abs(first[0]) < 0.05  # the same distribution
-
-
-def test_precision_and_recall_of_a_half():
-    """A model that draws one of two far clusters is right, and misses half."""
-    left, right = points(200, 3), points(200, 3, 1, mean=100.0)
-    precision, recall = precision_recall(torch.cat([left, right]), points(200, 3, 2))
-    assert precision > 0.9 and recall == pytest.approx(0.5, abs=0.06)
-    precision, recall = precision_recall(left, torch.cat([points(200, 3, 2), right]))
-    assert precision == pytest.approx(0.5, abs=0.06) and recall > 0.9
 
 
 def test_precision_and_recall_against_loops():
@@ -93,9 +59,3 @@ def test_precision_and_recall_against_loops():
         np.mean([inside(x, drawn_list) for x in real_list]),
     )
     assert precision_recall(real, drawn) == pytest.approx(expected, abs=1e-6)
-
-
-def test_nearest():
-    among = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
-    distance, index = nearest(torch.tensor([[3.0, 3.0], [0.0, 1.0]]), among)
-    assert distance.tolist() == [1.0, 1.0] and index.tolist() == [1, 0]

@@ -1,7 +1,5 @@
 """Editing methods are compared at equal shares of edits whose class is found."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -39,14 +37,3 @@ def test_the_standard_error_is_the_spread_over_draws():
 def test_a_share_that_is_not_reached_has_no_figures():
     found = at_class_found(curve(strengths=[0.0, 0.2, 0.4]), 0.5)
     assert found == {"n": 10_000, "reached": False, "largest_share": pytest.approx(0.4, abs=0.02)}
-
-
-def test_the_smallest_strength_counts_where_the_share_falls_again():
-    up, down = curve(strengths=[0.0, 0.2, 0.8]), curve(strengths=[0.3])
-    once = at_class_found(up, 0.5)
-    assert at_class_found([*up, replace(down[0], strength=1.0)], 0.5) == once
-
-
-def test_sources_that_have_the_share_already():
-    found = at_class_found(curve(strengths=[0.6, 0.8]), 0.5)
-    assert found["strength"] == 0.6 and found["likeness"] == pytest.approx(0.65, abs=0.01)

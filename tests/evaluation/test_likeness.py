@@ -7,7 +7,7 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from mtl_diffusion.evaluation.inpaint import diversity, mean_completion
-from mtl_diffusion.evaluation.likeness import feature_distance, low_frequency_error, psnr, ssim
+from mtl_diffusion.evaluation.likeness import low_frequency_error, psnr, ssim
 
 
 def images(n=3, size=16, seed=0):
@@ -36,23 +36,11 @@ def test_ssim_of_whole_images_is_torchmetrics():
     assert (ssim(a, b) < 0.3).all()
 
 
-def test_ssim_falls_where_the_hole_is_spoilt():
-    a = images()
-    b = torch.cat([images(seed=1)[..., :8], a[..., 8:]], dim=-1)
-    assert (ssim(a, b, left_half()) < ssim(a, b, 1 - left_half()) - 0.3).all()
-
-
 def test_low_frequency_error_is_blind_to_detail_and_sees_a_shift():
     a = images()
     checks = 0.2 * (1 - 2 * (torch.arange(16) % 2).float())
     assert low_frequency_error(a, a + checks).max() < 1e-6
     torch.testing.assert_close(low_frequency_error(a, a + 0.2), torch.full((3,), 0.2))
-
-
-def test_feature_distance():
-    a = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    b = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    assert feature_distance(a, b).tolist() == [0.0, 1.0, 2.0]
 
 
 def test_diversity_is_the_deviation_inside_the_hole():

@@ -22,13 +22,6 @@ def dataset(images, labels, names=("a", "b", "c")):
     return ImageDataset.of(images, labels, names)
 
 
-def test_the_power_of_white_noise_is_its_variance():
-    found = power(noise(400, 20)).mean(0)
-    expected = (20 / 127.5) ** 2
-    assert found[rings_of(SIDE) >= 0].mean().item() == pytest.approx(expected, rel=0.02)
-    assert found.shape == (SIDE, SIDE) and (found / expected - 1).abs().max() < 0.3
-
-
 @pytest.mark.parametrize(
     ("cycles", "ring"), [((1, 0), 0), ((2, 2), 1), ((0, 5), 2), ((6, 3), 3), ((8, 8), 3)]
 )

@@ -1,42 +1,8 @@
-import platform
-import subprocess
 import sys
 
 import pytest
 
 from mtl_diffusion.launch.host import choose_threads
-
-FREED_AND_TAKEN_AGAIN = """
-import resource, sys
-import torch
-from mtl_diffusion.launch.host import keep_freed_memory
-
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-
-def step():
-    return [torch.ones(10, 2**20) for _ in range(4)]  # 40 MB each
-
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-for _ in range(5):  # until there is room for them all
-    step()
-before = faults()
-for _ in range(5):
-    step()
-print(faults() - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is a function of glibc")
-def test_freed_memory_is_used_again_without_asking_the_system():
-    def faults(how: str) -> int:
-        command = [sys.executable, "-c", FREED_AND_TAKEN_AGAIN, how]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-    assert faults("returned") > 5 * 1000  # it goes back each time, and comes again page by page
-    assert faults("kept") < 1000
 
 
 def test_without_glibc_memory_is_left_to_the_system(monkeypatch):

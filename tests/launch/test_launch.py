@@ -44,9 +44,6 @@ def test_every_file_is_there_and_the_docs_name_no_other():
     assert named == set(SHAPES)
 
 
-# --- the commands of the docs, where they can be run ----------------------------------------------
-
-
 def start(config, *launcher, **arguments):
     """`accelerate launch --config_file ...`, as the docs have it, on CPUs."""
     flags = [f"--{name}={value}" for name, value in (ARGUMENTS | arguments).items()]
@@ -89,9 +86,6 @@ def test_one_process_on_each_of_two_machines(tmp_path):
     texts = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], texts
     assert processes_of(tmp_path / "run") == 2
-
-
-# --- what crosses between processes ---------------------------------------------------------------
 
 
 def note_reductions(folder):

@@ -9,8 +9,6 @@ from PIL import Image
 from mtl_diffusion.pictures.grids import (
     LIMIT,
     ROWS,
-    edit_picture,
-    generate_picture,
     grid,
     own_samples,
     pictures_of,
@@ -27,22 +25,6 @@ def test_tiles_are_where_they_belong_and_enlarged_without_smoothing():
     assert sheet.shape == (44, 44, 3)
     assert (sheet[4:20, 4:20] == 10).all() and (sheet[24:40, 24:40] == 90).all()
     assert (sheet[24:40, 4:20] == 200).all() and (sheet[4:20, 24:40] == 255).all()
-
-
-def test_labels_that_are_too_long_are_cut():
-    short = grid([[tile(1)] * 2], ["a"], ["b", "c"])
-    long = grid([[tile(1)] * 2], ["a name\nof " + 300 * "x"], [300 * "y", ""])
-    assert long.height == short.height and long.width < short.width + 150
-    # The first column's label ends where its tile ends.
-    ink = np.asarray(long)[:14].min((0, 2)) < 128
-    assert ink.any() and not ink[-72:].any()
-
-
-@pytest.mark.parametrize("rows, columns", [(100, 2), (3, 90), (60, 60)])
-def test_no_picture_is_larger_than_the_limit(rows, columns):
-    sheet = grid([[tile(5)] * columns] * rows)
-    assert max(sheet.size) == LIMIT
-    assert max(side_by_side([sheet, sheet]).size) <= LIMIT
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +48,6 @@ def test_a_hundred_classes_make_ten_rows(hundred):
     assert all(max(picture.size) <= LIMIT for picture in pictures.values())
     assert max(side_by_side(list(pictures.values())).size) <= LIMIT
     assert max(drawn) <= 3 * ROWS * ROWS and time.monotonic() - started < 60
-
-
-def test_few_classes_are_all_there_and_so_is_none(pipe):
-    assert generate_picture(pipe, 1, num_inference_steps=1).height == 4 + 4 * 68
-    sources = own_samples(pipe, 2)
-    assert edit_picture(pipe, sources, num_inference_steps=1).size == (4 + 4 * 68, 18 + 2 * 68)
 
 
 def test_a_model_that_generates_nothing_has_grey_sources(build_pipe):

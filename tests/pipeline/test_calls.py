@@ -17,9 +17,6 @@ def draw(pipe, task="generate", seed=0, **options):
     return sample(pipe, task, **({"generator": generator(seed)} | options))
 
 
-# Calls that overlap
-
-
 @pytest.mark.parametrize("kind", [EDMDPMSolverMultistepScheduler, EDMEulerScheduler])
 def test_calls_in_threads_do_not_meet(pipe, kind):
     pipe = type(pipe)(pipe.unet, pipe.tokenizer, kind.from_config(pipe.scheduler.config))
@@ -45,49 +42,6 @@ def test_a_callback_may_call_the_pipeline(pipe):
 
     assert torch.equal(draw(pipe, callback_on_step_end=callback), outer)
     assert pipe.guidance_scale == 2.0
-
-
-def test_a_call_leaves_the_scheduler_alone(pipe):
-    before = copy.deepcopy(pipe.scheduler.__dict__)
-    draw(pipe)
-    after = pipe.scheduler.__dict__
-    assert before.keys() == after.keys()
-    assert torch.equal(before.pop("sigmas"), after["sigmas"])
-    assert torch.equal(before.pop("timesteps"), after["timesteps"])
-    assert all(after[name] == value for name, value in before.items())
-
-
-# Callbacks, as diffusers has them
-
-
-@pytest.mark.parametrize("task", ["inpaint", "edit"])
-def test_known_pixels_are_in_place_before_every_callback(pipe, task):
-    noise = torch.randn((1, 3, SIZE, SIZE), generator=generator())
-    known = torch.from_numpy(~MASK).expand(1, 3, SIZE, SIZE)
-    clean, seen = 2 * as_tensor(picture())[None] - 1, []
-
-    def callback(pipe, i, timestep, tensors):
-        sigma = pipe.scheduler.sigmas[i + 1]
-        torch.testing.assert_close(timestep, pipe.scheduler.sigmas[i].log() / 4)
-        assert torch.equal(tensors["latents"][known], (clean + sigma * noise)[known])
-        seen.append((i, float(sigma)))
-
-    sample(pipe, task, latents=noise, callback_on_step_end=callback)
-    assert [i for i, _ in seen] == list(range(STEPS)) and seen[-1][1] == 0
-
-
-def test_a_callback_gets_what_it_asks_for(pipe):
-    def callback(pipe, i, timestep, tensors):
-        assert tensors == {}
-        return {}
-
-    images = sample(
-        pipe, "generate", callback_on_step_end=callback, callback_on_step_end_tensor_inputs=[]
-    )
-    assert torch.equal(images, sample(pipe, "generate"))
-
-
-# Stopping
 
 
 @pytest.mark.parametrize("which", ["running", "shared"])
@@ -120,9 +74,6 @@ def test_one_call_is_stopped_and_not_another(pipe):
         assert not running.interrupt
 
     assert torch.equal(draw(pipe, callback_on_step_end=callback), expected)
-
-
-# Latents that are not finite
 
 
 def broken(pipe, name="conv_in.bias", value=float("nan")):
@@ -161,9 +112,6 @@ def test_latents_that_are_not_finite_are_an_error(pipe, output_type, change, opt
         draw(pipe, output_type=output_type, **options)
 
 
-# What noise depends on
-
-
 @every_task
 @pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
 def test_an_image_depends_on_seed_and_place_alone(pipe, task, algorithm):
@@ -187,15 +135,3 @@ def test_equal_latents_give_equal_images(pipe, task):
     assert torch.equal(one, other)
     half = draw(pipe, task, latents=latents[1:].double())
     torch.testing.assert_close(half, one[1:], atol=1e-4, rtol=1e-4)
-
-
-@every_task
-def test_another_default_type_changes_nothing(pipe, task):
-    expected = draw(pipe, task)
-    torch.set_default_dtype(torch.float64)
-    try:
-        found = draw(pipe, task)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

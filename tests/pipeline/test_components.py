@@ -7,7 +7,6 @@ import shutil
 import pytest
 import torch
 from diffusers import (
-    DDIMScheduler,
     DiffusionPipeline,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
@@ -30,12 +29,6 @@ def check_same(pipe, other):
 # Types
 
 
-class Wrapped(torch.nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-
 WRONG = {
     "none": ("unet", lambda pipe: None, "unet is None; it must be a UNet2DConditionModel"),
     "parallel": (
@@ -43,8 +36,6 @@ WRONG = {
         lambda pipe: torch.nn.DataParallel(pipe.unet),
         r"unet is of the type DataParallel; .* give its \.module",
     ),
-    "wrapped": ("unet", lambda pipe: Wrapped(pipe.unet), "type Wrapped; .*, compiled or not; give"),
-    "a number": ("unet", lambda pipe: 3, "unet is of the type int"),
     "another unet": (
         "unet",
         lambda pipe: UNet2DConditionModel.from_config({**pipe.unet.config, "in_channels": 4}),
@@ -52,15 +43,10 @@ WRONG = {
     ),
     "no tokenizer": ("tokenizer", lambda pipe: None, "tokenizer is None; it must be the tokenizer"),
     "no scheduler": ("scheduler", lambda pipe: None, "scheduler is None; it must be EDMDPM"),
-    "ddim": (
-        "scheduler",
-        lambda pipe: DDIMScheduler(),
-        "type DDIMScheduler; it must be EDMDPMSolverMultistepScheduler or EDMEulerScheduler",
-    ),
     "euler": (
         "scheduler",
         lambda pipe: EulerDiscreteScheduler.from_config(pipe.scheduler.config),
-        "scheduler is of the type EulerDiscreteScheduler",
+        "type EulerDiscreteScheduler; it must be EDMDPMSolverMultistepScheduler or EDMEulerSch",
     ),
 }
 
@@ -75,22 +61,14 @@ def test_another_type_is_refused_wherever_it_is_given(mine, folder, case):
     assert getattr(mine, name) is before
     with pytest.raises(ValueError, match=words):
         MultiTaskPipeline(**{**mine.components, name: other})
-    if case in ("none", "no scheduler", "euler", "ddim", "another unet"):  # others stop before us
+    if case in ("none", "no scheduler", "euler", "another unet"):  # others stop before us
         with pytest.raises(ValueError, match=words):
             DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **{name: other})
 
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"sigma_data": 0},
-        {"sigma_data": float("nan")},
-        {"sigma_data": None},
-        {"sigma_data": "0.5"},
-        {"sigma_min": -1.0},
-        {"sigma_max": float("inf")},
-        {"sigma_min": 90.0},
-    ],
+    [{"sigma_data": float("nan")}, {"sigma_data": None}, {"sigma_min": 90.0}],
     ids=str,
 )
 def test_a_scheduler_without_noise_levels_is_refused(folder, tmp_path, changes):
@@ -126,15 +104,6 @@ def test_components_of_ones_own_are_taken(pipe, folder, tmp_path):
         check_same(loaded, pipe)
     scheduler = EDMEulerScheduler.from_pretrained(folder, subfolder="scheduler")
     assert MultiTaskPipeline.from_pretrained(folder, scheduler=scheduler).scheduler is scheduler
-
-
-def test_a_quantized_unet_is_taken(pipe, folder):
-    unet = copy.deepcopy(pipe.unet)
-    unet.register_to_config(quantization_config={"quant_method": "other"})
-    weight = torch.ones_like(unet.conv_in.weight, dtype=torch.int8)
-    unet.conv_in.weight = torch.nn.Parameter(weight, requires_grad=False)
-    loaded = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, unet=unet)
-    assert loaded.unet is unet
 
 
 def test_a_unet_of_ones_own_that_is_not_finite(pipe, folder):

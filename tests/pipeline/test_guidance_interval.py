@@ -69,29 +69,6 @@ def test_image_guidance_keeps_to_the_interval_too(either):
     assert found == [1, 1, 3, 3, 3, 1]
 
 
-def test_both_ends_are_included(either):
-    either.scheduler.set_timesteps(STEPS)
-    levels = either.scheduler.sigmas.tolist()
-    assert branches(either, guidance_interval=(levels[3], levels[1])) == [1, 2, 2, 2, 1, 1]
-    inside = levels[1] * (1 - 1e-4)
-    assert branches(either, guidance_interval=(levels[3], inside)) == [1, 1, 2, 2, 1, 1]
-
-
-@pytest.mark.parametrize("task", ["generate", "edit"])
-def test_an_interval_between_the_noise_levels_is_no_guidance(either, task):
-    image = {"image_guidance_scale": 2.0} if task == "edit" else {}
-    off = {name: 1.0 for name in ("guidance_scale", *image)}
-    plain = sample(either, task, **(image | off))
-    for interval in ((7, 20), (100, math.inf)):
-        assert torch.equal(sample(either, task, guidance_interval=interval, **image), plain)
-    assert not torch.equal(sample(either, task, **image), plain)
-
-
-@pytest.mark.parametrize("interval", [(0, math.inf), (0.002, 80), [0, 1e300]])
-def test_an_interval_of_all_noise_levels_is_plain_guidance(either, interval):
-    assert torch.equal(sample(either, guidance_interval=interval), sample(either))
-
-
 @torch.no_grad()
 def test_the_solver_with_an_interval_is_its_formulas(pipe, either):
     """DPM-Solver++(2M), or Euler's method, in double precision; guidance of D in place of F."""
@@ -124,9 +101,3 @@ def test_the_solver_with_an_interval_is_its_formulas(pipe, either):
     torch.testing.assert_close(found, x.float(), atol=2e-4, rtol=1e-3)
     everywhere = sample(either, latents=noise, guidance_scale=scale)
     assert (everywhere - x.float()).abs().max() > 0.01
-
-
-def test_the_interval_is_a_property_of_the_last_call(pipe):
-    for given, kept in ((None, (0, math.inf)), ((1, 2), (1, 2)), ([0, 3.5], (0, 3.5))):
-        sample(pipe, guidance_interval=given, num_inference_steps=1)
-        assert pipe.guidance_interval == kept

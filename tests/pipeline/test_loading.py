@@ -6,11 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from packaging.version import Version
 from safetensors.torch import load as read
 from safetensors.torch import save_file
 
@@ -56,10 +54,6 @@ def poison(value):
     return change_weights(lambda tensors: tensors[GUARD].fill_(value))
 
 
-def truncate(bytes_left):
-    return lambda folder: os.truncate(folder / WEIGHTS, bytes_left)
-
-
 def pickled(folder):
     torch.save(load_file(folder / WEIGHTS), folder / WEIGHTS)
 
@@ -72,12 +66,6 @@ def only_bin(folder):
 def longer(folder):
     with open(folder / WEIGHTS, "ab") as file:
         file.write(b"more")
-
-
-def other_words(folder):
-    """As many words, of another model: everything fits but the meaning."""
-    path = folder / "tokenizer" / "tokenizer.json"
-    path.write_text(path.read_text().replace("<class:cat>", "<class:rose>"))
 
 
 def swapped_words(folder):
@@ -102,20 +90,13 @@ DAMAGES = {
         change_weights(lambda t: t.update(other=torch.ones(1))),
         rf"{WEIGHTS} has the unexpected other; ",
     ),
-    "renamed": (change_weights(lambda t: t.update(other=t.pop(GUARD))), f"lacks {GUARD}"),
     "nan": (poison(float("nan")), rf"unet: {GUARD} has NaN or infinite values"),
-    "infinite": (poison(float("inf")), rf"unet: {GUARD} has NaN or infinite values"),
-    "empty": (truncate(0), "diffusion_pytorch_model"),
-    "truncated table": (truncate(1000), "diffusion_pytorch_model"),
-    "truncated": (truncate(20_000), "diffusion_pytorch_model"),
+    "truncated": (lambda f: os.truncate(f / WEIGHTS, 20_000), "diffusion_pytorch_model"),
     "longer": (longer, "diffusion_pytorch_model"),
     "pickle": (pickled, "diffusion_pytorch_model"),
     "only bin": (only_bin, "diffusion_pytorch_model.bin|no file named diffusion_pytorch_model"),
-    "other words": (other_words, "tokenizer.json is of another model.*cat>, <class:rose>"),
-    "swapped words": (swapped_words, "tokenizer.json is of another model.*cat>, <class:dog>"),
     "fewer words": (fewer_words, r"compare tokenizer/tokenizer\.json with .*unet/config\.json"),
-    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), "diffusion_pytorch_model"),
+    "swapped words": (swapped_words, "tokenizer.json is of another model.*cat>, <class:dog>"),
 }
 
 
@@ -135,23 +116,14 @@ def test_a_tensor_without_a_value(pipe):
         check_loaded("me/model", unet, pipe.tokenizer)
 
 
-@pytest.mark.parametrize("shape", [(1,), (3, 1), (4,)])
 @pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": False}], ids=str)
-def test_a_tensor_of_another_shape(damaged, shape, options):
-    change_weights(lambda tensors: tensors.update({GUARD: torch.ones(shape)}))(damaged)
-    words = rf"{WEIGHTS} has {GUARD} of shape \[{shape[0]}.*\]; the configuration says \[3\]; downl"
+def test_a_tensor_of_another_shape(damaged, options):
+    change_weights(lambda tensors: tensors.update({GUARD: torch.ones(3, 1)}))(damaged)
+    words = rf"{WEIGHTS} has {GUARD} of shape \[3, 1\]; the configuration says \[3\]; downl"
     with pytest.raises(ValueError, match=words):
         installed(damaged, **options)
     with pytest.raises((ValueError, RuntimeError), match=GUARD):  # in diffusers' words
         trusted(damaged, **options)
-
-
-def test_a_folder_from_before_the_words_were_noted(damaged, pipe):
-    path = damaged / "unet" / "config.json"
-    table = json.loads(path.read_text())
-    assert table.pop("_vocabulary") == pipe.tokenizer.get_vocab()
-    path.write_text(json.dumps(table))
-    assert installed(damaged).tasks == pipe.tasks
 
 
 def test_a_component_of_ones_own_is_compared_too(folder, pipe, build_pipe):
@@ -160,9 +132,6 @@ def test_a_component_of_ones_own_is_compared_too(folder, pipe, build_pipe):
     other = build_pipe(classes=("rose", "tulip", "ivy"))
     with pytest.raises(ValueError, match=r"tokenizer\.json is of another model"):
         MultiTaskPipeline.from_pretrained(folder, tokenizer=other.tokenizer)
-
-
-# --- precision and variants ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -184,12 +153,6 @@ def test_variants(variants, load):
         assert torch.equal(tensor, weights[name].half())
 
 
-@both_ways
-def test_a_variant_that_is_not_there(folder, load):
-    with pytest.raises((ValueError, OSError), match="fp16"):
-        load(folder, variant="fp16")
-
-
 def test_a_damaged_variant_is_refused(variants, tmp_path):
     damaged = shutil.copytree(variants, tmp_path / "damaged")
     tensors = load_file(damaged / HALF)
@@ -197,25 +160,6 @@ def test_a_damaged_variant_is_refused(variants, tmp_path):
     save_file(tensors, damaged / HALF, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=rf"{HALF} lacks {GUARD}"):
         installed(damaged, variant="fp16")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "torch_dtype",
-        pytest.param(
-            "dtype",
-            marks=pytest.mark.skipif(
-                Version(diffusers.__version__) < Version("0.40"),
-                reason="before 0.40 diffusers knows torch_dtype only",
-            ),
-        ),
-    ],
-)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@both_ways
-def test_a_precision_is_asked_for(folder, load, name, dtype):
-    assert load(folder, **{name: dtype}).unet.dtype == dtype
 
 
 def test_weights_in_parts(pipe, tmp_path):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from drawing import generator
 
 from mtl_diffusion.pipeline import masks
 from mtl_diffusion.pipeline.masks import MASKS, draw_masks
@@ -19,10 +20,6 @@ MEAN_AREA = {
     "border": (0.6, 0.8),
     "pixels": (0.7, 0.75),
 }
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def draw(n, size, kind=None, seed=0):
@@ -57,24 +54,6 @@ def test_a_hole_that_is_empty_or_everything_becomes_the_centre(monkeypatch, fill
     assert 130 < (drawn == centre[0]).all((1, 2, 3)).sum() < 270  # two kinds of six
 
 
-def test_every_kind_is_drawn_as_often(monkeypatch):
-    for i, kind in enumerate(MASKS):  # each kind as a stripe in a row of its own
-        stripe = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
-        stripe[..., i, :] = True
-        monkeypatch.setitem(masks.MASKS, kind, lambda n, size, g, m=stripe: m.repeat(n, 1, 1, 1))
-    rows = draw(6000, 8)[:, 0, :, 0].sum(0)
-    assert rows[6:].sum() == 0
-    assert (rows[:6] - 1000).abs().max() < 150  # five standard deviations
-
-
-@pytest.mark.parametrize("kind", [*MASKS, None])
-def test_a_mask_is_a_function_of_its_generator(kind):
-    assert torch.equal(draw(20, 16, kind), draw(20, 16, kind))
-    if kind != "center":
-        assert not torch.equal(draw(20, 16, kind), draw(20, 16, kind, seed=1))
-        assert not torch.equal(*draw(20, 16, kind).chunk(2))
-
-
 def test_the_shape_of_each_kind():
     kept = 1 - draw(200, 16, "border")
     assert (kept[..., 7:9, 7:9] == 1).all()
@@ -82,8 +61,3 @@ def test_the_shape_of_each_kind():
     assert len(halves) == 4 and torch.equal(halves.sum(0), torch.full((256,), 2.0))
     rows, columns = (draw(1, 16, "center")[0, 0].amax(axis).nonzero()[:, 0] for axis in (0, 1))
     assert rows.tolist() == columns.tolist() == list(range(4, 12))
-
-
-def test_an_unknown_kind():
-    with pytest.raises(ValueError, match=r"kind is 'round'; .*center, boxes"):
-        draw(1, 8, "round")

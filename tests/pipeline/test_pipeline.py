@@ -2,11 +2,23 @@
 
 from functools import partial
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import ImagePipelineOutput
-from drawing import MASK, SIZE, as_array, as_tensor, generator, generators, hole, picture, sample
+from drawing import (
+    MASK,
+    SIZE,
+    STEPS,
+    as_array,
+    as_tensor,
+    generator,
+    generators,
+    hole,
+    picture,
+    sample,
+)
+from packaging.version import Version
 
 from mtl_diffusion.pipeline.pipeline import TASKS
 
@@ -30,35 +42,15 @@ def test_output_types_show_the_same_image(pipe, task):
     assert_close((latent / 2 + 0.5).clamp(0, 1), pt)
 
 
-@every_task
-def test_an_image_is_a_function_of_its_generator(pipe, task):
-    assert torch.equal(sample(pipe, task), sample(pipe, task))
-    assert not torch.equal(sample(pipe, task), sample(pipe, task, generator=generator(1)))
-
-
-def test_return_dict(pipe):
-    assert isinstance(pipe(num_inference_steps=1), ImagePipelineOutput)
-    result = pipe(num_inference_steps=1, return_dict=False)
-    assert isinstance(result, tuple) and len(result) == 1 and len(result[0]) == 1
-
-
-def test_steps(pipe):
-    for steps in (1, 2, np.int64(4)):
-        assert sample(pipe, "generate", num_inference_steps=steps).isfinite().all()
-        assert pipe.num_timesteps == steps
-
-
 @pytest.mark.parametrize(
     "image",
     [
         as_array(picture()),
-        as_array(picture()).astype(np.float64),
         as_array(picture()).astype(">f4"),  # of another byte order
         as_tensor(picture()),
         as_array(picture())[None],
         as_array(picture())[:, ::-1].copy()[:, ::-1],  # strides that torch doesn't take
         [picture()],
-        [as_tensor(picture())[None]],
     ],
 )
 def test_images_of_every_kind(pipe, image):
@@ -71,11 +63,9 @@ def test_images_of_every_kind(pipe, image):
         MASK,
         MASK.astype(np.float32),
         MASK[..., None],
-        MASK[None],
         MASK[::-1].copy()[::-1],
         MASK * 0.2 + 0.4,  # grey is cut at one half
         torch.from_numpy(MASK),
-        torch.from_numpy(MASK)[None].float(),
         torch.from_numpy(MASK)[None, None],
         hole().convert("1"),
         hole().convert("RGB"),
@@ -120,11 +110,6 @@ def test_a_batch_gives_what_its_samples_give_alone(pipe, task):
         one = {name: value[i] for name, value in own.items()}
         alone = sample(pipe, task, generator=generator(i), guidance_scale=2.0, **one)
         assert_close(batch[i : i + 1], alone)
-
-
-def test_what_is_given_once_is_given_to_all(pipe):
-    both = sample(pipe, "edit", class_label=["cat", "dog"], generator=generators(2))
-    assert_close(both[1:], sample(pipe, "edit", class_label="dog", generator=generator(1)))
 
 
 def test_images_per_prompt_stand_together(pipe):
@@ -175,12 +160,24 @@ def test_where_nothing_is_to_be_painted_the_source_comes_back(pipe, task, argume
     assert torch.equal(sample(pipe, task, image=fine, **arguments)[0], fine)
 
 
-def test_each_sample_has_its_own_strength(pipe):
-    images = sample(pipe, "edit", mask_image=None, strength=[0.0, 0.5])
-    source = as_tensor(picture())
-    assert torch.equal(images[0], source) and not torch.equal(images[1], source)
+@every_task
+def test_a_callback_sees_each_step_and_may_change_the_latents(pipe, task):
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append((step, float(timestep), list(tensors)))
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == STEPS - 1 else {}
+
+    images = sample(pipe, task, callback_on_step_end=callback)
+    timesteps = [timestep for _, timestep, _ in seen]
+    assert [step for step, *_ in seen] == list(range(STEPS)) == list(range(pipe.num_timesteps))
+    assert timesteps == sorted(timesteps, reverse=True)
+    assert all(names == ["latents"] for *_, names in seen)
+    masked = task in ("inpaint", "edit")
+    assert (images[0, :, MASK if masked else np.ones_like(MASK)] == 0.5).all()
 
 
+<<<<<<< HEAD
 def test_an_edit_starts_from_its_source_and_one_of_strength_one_does_not(pipe):
     """What is left of the difference of two sources, where the network is shown neither."""
 
@@ -209,3 +206,28 @@ def test_what_a_pipeline_knows(build_pipe):
     small = build_pipe(tasks=("inpaint", "generate"), classes=("a",))
     assert small.tasks == ("generate", "inpaint")
     assert small.class_names == ("a",) and small.size == SIZE
+=======
+@pytest.mark.parametrize(
+    "offload",
+    [
+        lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
+        pytest.param(
+            lambda pipe: pipe.unet.enable_group_offload(
+                onload_device=torch.device("cpu"), offload_type="leaf_level"
+            ),
+            marks=pytest.mark.skipif(
+                Version(diffusers.__version__) < Version("0.42"), reason="needs a GPU there"
+            ),
+        ),
+    ],
+    ids=["model", "group"],
+)
+@every_task
+def test_offloading(mine, offload, task):
+    """Without a GPU there is nowhere to load to: the hooks run, and change nothing."""
+    before = sample(mine, task)
+    offload(mine)
+    assert mine._execution_device.type == "cpu"
+    for _ in range(2):
+        assert torch.equal(sample(mine, task), before)
+>>>>>>> main

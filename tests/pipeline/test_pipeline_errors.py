@@ -21,47 +21,30 @@ BAD = [
     # the task, and what goes with it
     (GENERATE, {"task": "draw"}, r"task is 'draw'; this model knows generate, .*edit$"),
     (GENERATE, {"task": "colorize"}, "task is 'colorize'.*this model has not learned it"),
-    (GENERATE, {"task": ["generate"]}, r"task is \['generate'\]"),
     (INPAINT, {"image": None}, "task 'inpaint' needs image;"),
-    (INPAINT, {"image": None, "mask_image": None}, "needs image, mask_image"),
     (EDIT, {"class_label": None}, "task 'edit' needs class_label"),
     (EDIT, {"class_label": ["cat", None]}, "class_label has None in it"),
     (GENERATE, {"image": pil}, "task 'generate' takes no image; it takes class_label"),
     (GENERATE, {"image_guidance_scale": 1.0}, "takes no image_guidance_scale"),
     (GENERATE, {"strength": 0.5, "mask_image": pil}, "takes no mask_image, strength"),
-    (INPAINT, {"strength": 0.5}, "takes no strength"),
     # class_label
     (GENERATE, {"class_label": "bird"}, "class_label is 'bird'; this model knows cat, dog, ship"),
     (GENERATE, {"class_label": 3}, "class_label is 3; .*from 0 to 2"),
-    (GENERATE, {"class_label": -1}, "class_label is -1"),
     (GENERATE, {"class_label": True}, "class_label is True"),
-    (GENERATE, {"class_label": 1.0}, r"class_label is 1\.0"),
-    (GENERATE, {"class_label": torch.tensor([0, 5])}, "class_label is 5"),
-    (GENERATE, {"class_label": [["cat"]]}, r"class_label is \['cat'\]"),
     (GENERATE, {"class_label": []}, "class_label is an empty list"),
     # image
     (EDIT, {"image": pil.resize((9, 8))}, "image is 9x8 pixels; this model takes 8x8"),
-    (EDIT, {"image": torch.rand(3, 8, 16)}, "image is 16x8 pixels"),
-    (EDIT, {"image": np.random.rand(4, 8, 3)}, "image is 8x4 pixels"),
     (EDIT, {"image": pil.convert("L")}, "image is a PIL image of mode L; it must be RGB"),
     (EDIT, {"image": np.zeros((8, 8, 3), np.uint8)}, "image has the type uint8.*divide by 255"),
-    (EDIT, {"image": torch.ones(3, 8, 8).bool()}, "image has the type torch.bool"),
     (EDIT, {"image": 255 * torch.rand(3, 8, 8)}, r"image has values from .* \[0, 1\]"),
     (EDIT, {"image": nan_image}, "image has NaN"),
     (EDIT, {"image": torch.rand(8, 8, 3)}, r"image is a tensor of shape \(8, 8, 3\)"),
-    (EDIT, {"image": np.random.rand(3, 8, 8)}, r"image is an array of shape \(3, 8, 8\)"),
-    (EDIT, {"image": np.random.rand(1, 1, 8, 8, 3)}, "image is an array of shape"),
-    (EDIT, {"image": torch.rand(8, 8)}, r"image is a tensor of shape \(8, 8\)"),
     (EDIT, {"image": []}, "image is an empty list"),
     (EDIT, {"image": torch.rand(0, 3, 8, 8)}, "image is an empty batch"),
     (EDIT, {"image": "cat.png"}, "image is a str; it must be a PIL image"),
     # mask_image
     (INPAINT, {"mask_image": Image.new("L", (8, 9))}, "mask_image is 8x9 pixels"),
-    (INPAINT, {"mask_image": torch.ones(7, 7)}, "mask_image is 7x7 pixels"),
-    (INPAINT, {"mask_image": torch.ones(1, 3, 8, 8)}, r"mask_image has shape \(3, 8, 8\); .*one"),
     (INPAINT, {"mask_image": torch.ones(3, 8, 8)}, r"mask_image has shape \(3, 8, 8\); .*several"),
-    (INPAINT, {"mask_image": torch.ones(8, 8, 8)}, r"mask_image has shape \(8, 8, 8\); .*list"),
-    (INPAINT, {"mask_image": np.ones((1, 8, 8, 3))}, r"mask_image has shape \(8, 8, 3\); .*one"),
     (INPAINT, {"mask_image": np.ones((8, 8, 3))}, r"mask_image has shape \(8, 8, 3\); .*color"),
     (INPAINT, {"mask_image": torch.ones(8)}, r"mask_image has shape \(8,\); it must be \(H, W\)"),
     (INPAINT, {"mask_image": np.ones((8, 8), np.uint8)}, "mask_image has the type uint8"),
@@ -82,7 +65,6 @@ BAD = [
         {"mask_image": Image.new("L", (8, 8), 1)},
         r"values up to 1, so nothing .* 255: give",
     ),
-    (INPAINT, {"mask_image": Image.new("RGB", (8, 8), "maroon")}, "mask_image has values up to 38"),
     (
         INPAINT,
         {"mask_image": torch.full((8, 8), 0.3)},
@@ -91,43 +73,27 @@ BAD = [
     # tensors and numbers without an ordinary value
     (INPAINT, {"mask_image": torch.eye(8).to_sparse()}, "mask_image is a tensor that is sparse"),
     (EDIT, {"image": torch.rand(3, 8, 8, device="meta")}, "image is a tensor that is without val"),
-    (EDIT, {"image": torch.rand(3, 8, 8).to_sparse()}, "image is a tensor that is sparse"),
-    (EDIT, {"strength": torch.ones(1, device="meta")}, "strength is a tensor that is without"),
-    (GENERATE, {"latents": torch.rand(1, 3, 8, 8).to_sparse()}, "latents is a tensor that is spar"),
     *(
         (EDIT, {name: value}, rf"^{name} is ")
-        for name in ("strength", "guidance_scale", "image_guidance_scale", "class_label")
-        for value in (10**400, -(10**5000))
+        for name, value in (("strength", 10**400), ("class_label", -(10**5000)))
     ),
-    (GENERATE, {"guidance_interval": (10**400, 0)}, "guidance_interval is"),
     (GENERATE, {"num_inference_steps": 10**5000}, "num_inference_steps is a int that cannot be"),
     (GENERATE, {"num_images_per_prompt": 10**9}, "num_images_per_prompt is 10+; .* to 10,000"),
     # strength
     (EDIT, {"strength": 1.5}, r"strength is 1\.5; it must be a number from 0 to 1"),
-    (EDIT, {"strength": True}, "strength is True"),
     (EDIT, {"strength": "0.5"}, "strength is '0.5'"),
     (EDIT, {"strength": [0.5, 2]}, "strength is 2"),
-    (EDIT, {"strength": torch.tensor([[0.5]])}, r"strength is \[0\.5\]"),
-    (EDIT, {"strength": []}, "strength is an empty list"),
     # lengths
     (EDIT, {"class_label": ["cat"] * 2, "strength": [0.1] * 3}, "class_label 2, strength 3"),
     (INPAINT, {"image": [pil] * 2, "mask_image": torch.ones(3, 1, 8, 8)}, "image 2, mask_image 3"),
     # numbers
     (GENERATE, {"num_inference_steps": 0}, "num_inference_steps is 0"),
     (GENERATE, {"num_inference_steps": True}, "num_inference_steps is True"),
-    (GENERATE, {"num_inference_steps": 1.5}, r"num_inference_steps is 1\.5"),
-    (GENERATE, {"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
     (GENERATE, {"guidance_scale": -1}, "guidance_scale is -1; it must be a number from 0 upwards"),
     (GENERATE, {"guidance_scale": NAN}, "guidance_scale is nan"),
-    (GENERATE, {"guidance_scale": [1, 2]}, r"guidance_scale is \[1, 2\]"),
-    (EDIT, {"image_guidance_scale": -1}, "^image_guidance_scale is -1"),
     (GENERATE, {"guidance_interval": 1.0}, r"guidance_interval is 1\.0; it must be two numbers"),
-    (GENERATE, {"guidance_interval": (0, 1, 2)}, r"guidance_interval is \(0, 1, 2\)"),
     (GENERATE, {"guidance_interval": (3, 1)}, r"guidance_interval is \(3, 1\); .*lower one first"),
-    (GENERATE, {"guidance_interval": (-1, 1)}, r"guidance_interval is \(-1, 1\); .* 0 or more"),
     (GENERATE, {"guidance_interval": (0, NAN)}, r"guidance_interval is \(0, nan\)"),
-    (GENERATE, {"guidance_interval": ("0", "1")}, r"guidance_interval is \('0', '1'\)"),
-    (EDIT, {"guidance_interval": []}, r"guidance_interval is \[\]; .* or None"),
     # randomness
     (
         GENERATE,
@@ -135,7 +101,6 @@ BAD = [
         "generator has 1 entries for 2 images",
     ),
     (GENERATE, {"generator": 42}, "generator is 42; it must be a torch.Generator or a list"),
-    (GENERATE, {"generator": [None]}, r"generator is \[None\]"),
     (GENERATE, {"latents": torch.randn(2, 3, 8, 8)}, r"latents are \(2, 3, 8, 8\).*\(1, 3, 8, 8\)"),
     (GENERATE, {"latents": nan_image[None]}, "latents are .* finite"),
     (GENERATE, {"latents": np.zeros((1, 3, 8, 8))}, "latents are ndarray; .* tensor"),
@@ -146,21 +111,12 @@ BAD = [
         {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]},
         r"callback_on_step_end_tensor_inputs is \['latents', 'prompt_embeds'\]; .* have latents",
     ),
-    (GENERATE, {"output_type": ["pil"]}, r"output_type is \['pil'\]"),
     (GENERATE, {"callback_on_step_end": 3}, "callback_on_step_end is 3; it must be a function"),
-    (GENERATE, {"callback_on_step_end_tensor_inputs": "latents"}, "_tensor_inputs is 'latents'"),
     (GENERATE, {"callback_on_step_end": lambda *_: 3}, "callback_on_step_end returned neither"),
-    (
-        GENERATE,
-        {"callback_on_step_end": lambda *_: {"latents": torch.zeros(2)}},
-        r"callback_on_step_end returned .* latents have the shape \(1, 3, 8, 8\)",
-    ),
+    (GENERATE, {"callback_on_step_end": lambda *_: {"latents": torch.zeros(2)}}, "have the shape"),
     # arrays of what is no number
-    (GENERATE, {"task": np.array(["generate"])}, "task is array"),
-    (EDIT, {"class_label": np.array(["bird"])}, "class_label is 'bird'"),
     (EDIT, {"image": np.full((8, 8, 3), "x")}, "image is a ndarray of <U1"),
     (EDIT, {"image": np.zeros((8, 8, 3), complex)}, "image has the type complex128"),
-    (GENERATE, {"latents": torch.zeros(1, 3, 8, 8).long()}, "latents are .* finite floats"),
 ]
 
 
@@ -181,8 +137,3 @@ def test_a_bad_call(three_tasks, call, changes, message):
 @pytest.mark.parametrize("call", [GENERATE, INPAINT, EDIT], ids=lambda call: call["task"])
 def test_the_calls_are_good_without_their_changes(three_tasks, call):
     assert three_tasks(num_inference_steps=1, **call).images
-
-
-def test_components_of_two_models_are_refused(pipe, three_tasks):
-    with pytest.raises(ValueError, match=r"the tokenizer has 15 words and the unet takes 16"):
-        type(pipe)(pipe.unet, three_tasks.tokenizer, pipe.scheduler)

@@ -67,12 +67,6 @@ def test_a_checkpoint_of_another_shape_is_refused(trained, tmp_path):
         export.of_checkpoint(save(tmp_path, checkpoint))
 
 
-def test_building_it_draws_nothing_from_the_generators(trained):
-    before = torch.get_rng_state()
-    export.of_checkpoint(trained)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_a_folder_of_something_else_is_left_alone(trained, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -7,8 +7,6 @@ import sys
 import pytest
 from loopback_hub import READ_TOKEN, TOKEN, LoopbackHub
 
-from mtl_diffusion.publishing import upload as upload_module
-
 # One process for all cases: the client reads its variables when it is imported.
 CLIENT = """
 import json, logging, os, sys, time
@@ -174,9 +172,3 @@ def test_no_token_is_told(client):
         for token in (TOKEN, READ_TOKEN, "hf_wrong"):
             assert token not in text
     assert "<token>" in answers["commit-400"]["error"]  # the server echoes it
-
-
-def test_secrets_are_cut_out(monkeypatch):
-    monkeypatch.setattr(upload_module, "get_token", lambda: "a-token-of-another-form")
-    text = "sent a-token-of-another-form and hf_abcdefghij12 to hf_x"
-    assert upload_module.without_secrets(text) == "sent <token> and <token> to hf_x"

@@ -1,4 +1,4 @@
-"""Calls of the tiny pipeline: an image and a mask of 8x8 pixels, and a good call of every task."""
+"""Noise, an image and a mask of 8x8 pixels, and a good call of every task of the tiny pipeline."""
 
 import numpy as np
 import torch
@@ -9,6 +9,10 @@ SIZE, STEPS = 8, 3
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=generator(seed))
 
 
 def generators(n: int) -> list[torch.Generator]:

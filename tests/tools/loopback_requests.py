@@ -222,40 +222,21 @@ class Handler(BaseHTTPRequestHandler):
         if commit is None:
             return
         siblings = [{"rfilename": path} for path in sorted(commit.tree)]
-        self.json(
-            {
-                "id": name,
-                "modelId": name,
-                "sha": commit.oid,
-                "private": self.repository(kind, name).private,
-                "siblings": siblings,
-            }
-        )
+        private = self.repository(kind, name).private
+        about = {"id": name, "modelId": name, "sha": commit.oid, "private": private}
+        self.json(about | {"siblings": siblings})
 
     def commits(self, kind, name, revision):
         repository = self.repository(kind, name)
         if repository:
+            common = {"authors": [{"user": USER}], "date": "2026-01-01T00:00:00.000Z"}
+            newest_first = reversed(repository.branches[revision])
             self.json(
                 [
-                    {
-                        "id": commit.oid,
-                        "title": commit.title,
-                        "message": commit.message,
-                        "authors": [{"user": USER}],
-                        "date": "2026-01-01T00:00:00.000Z",
-                    }
-                    for commit in reversed(repository.branches[revision])
+                    common | {"id": c.oid, "title": c.title, "message": c.message}
+                    for c in newest_first
                 ]
             )
-
-    def refs(self, kind, name):
-        repository = self.repository(kind, name)
-        if repository:
-            branches = [
-                {"name": key, "ref": f"refs/heads/{key}", "targetCommit": commits[-1].oid}
-                for key, commits in repository.branches.items()
-            ]
-            self.json({"branches": branches, "tags": [], "converts": []})
 
     def listing(self, kind, name, revision, under=""):
         """All files, as `recursive=true` asks; or those of one folder, and its folders."""
@@ -339,7 +320,6 @@ _ROUTES = [
     ("POST", rf"{_REPO}/commit/{_REVISION}", Handler.commit),
     ("POST", rf"{_REPO}/paths-info/{_REVISION}", Handler.paths_info),
     ("GET", rf"{_REPO}/commits/{_REVISION}", Handler.commits),
-    ("GET", rf"{_REPO}/refs", Handler.refs),
     ("GET", rf"{_REPO}/revision/{_REVISION}", Handler.info),
     ("GET", rf"{_REPO}/tree/{_REVISION}(?:/(?P<under>.+))?", Handler.listing),
     ("GET", _REPO, Handler.info),

@@ -66,15 +66,6 @@ def test_an_error_leaves_what_was_there(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["folder"] and content_of(tmp_path / "folder") == OLD
 
 
-def test_only_the_leftovers_of_the_target_are_touched(tmp_path):
-    others = {".writing-other", ".replaced-pipelines", ".deleting-x"}
-    for name in others:
-        (tmp_path / name).mkdir()
-    (tmp_path / ".writing-pipeline").write_text("a file in its way")
-    replace(tmp_path / "pipeline", "new")
-    assert {path.name for path in tmp_path.iterdir()} == {*others, "pipeline"}
-
-
 def test_a_text_is_the_old_one_or_the_new_one(tmp_path):
     path = tmp_path / "length.json"
     found = []

@@ -8,10 +8,6 @@ def draw(*key):
     return torch.rand(8, generator=generator(*key))
 
 
-def test_same_key_same_numbers():
-    assert torch.equal(draw(1, 2, "noise"), draw(1, 2, "noise"))
-
-
 def test_the_stream_is_pinned():
     """A resumed run on another machine or version must draw what this one draws."""
     assert generator(0, 7, "flip").initial_seed() == 8012350776124023912
@@ -22,9 +18,3 @@ def test_the_stream_is_pinned():
 )
 def test_another_key_other_numbers(other):
     assert not torch.equal(draw(1, 2, "noise"), draw(*other))
-
-
-@pytest.mark.parametrize("key", [(), (1.0,), (True,), ((1, 2),)])
-def test_only_ints_and_strings(key):
-    with pytest.raises(AssertionError):
-        generator(*key)

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from mtl_diffusion.training.aggregation import AGGREGATORS, Jacobian, build_aggregator
@@ -90,26 +89,6 @@ def test_a_task_that_no_sample_of_the_batch_has_does_not_count(name):
     torch.testing.assert_close(three, two)
     assert own.tolist() == [1, 0, 1]
     assert three.abs().sum() > 0.1
-
-
-def test_the_gradient_lies_in_memory_as_its_weight_does():
-    class Convolution(Linear):
-        def __init__(self):
-            super().__init__(2, 4)
-            self.unet = nn.Conv2d(4, 3, 3).to(memory_format=torch.channels_last)
-
-        def forward(self, image, task):
-            loss = self.unet(image).square().mean((1, 2, 3))
-            return loss.detach(), loss
-
-    objective, image, task = Convolution(), torch.randn(4, 4, 5, 5), torch.tensor([0, 1, 1, 0])
-    jacobian = Jacobian(objective, Accelerator(cpu=True), 2, lambda rows: rows.mean(0))
-    jacobian.add((image, task), torch.tensor([2, 2]), is_last=True)
-    jacobian.finish(torch.tensor([2, 2]))
-    weight = objective.unet.weight
-    assert weight.grad.stride() == weight.stride() != weight.contiguous().stride()
-    expected = torch.autograd.grad(objective(image, task)[1].sum() / 2, weight)[0]
-    torch.testing.assert_close(weight.grad, expected)
 
 
 def test_gradients_that_are_not_finite_reach_the_check_that_names_them():

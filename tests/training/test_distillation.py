@@ -56,14 +56,6 @@ def test_it_arrives_where_the_flow_of_a_gaussian_does():
         assert (errors < torch.tensor(limits)).all(), errors
 
 
-def test_one_step_is_eulers_and_a_fixed_image_needs_no_more():
-    image = torch.full((2, 3, 2, 2), 0.4, dtype=torch.float64)
-    x, sigma, end = image + 7, column(7, 7), column(2, 0)
-    for steps in (1, 3):
-        found = ode_end(lambda x, s: image, x, sigma, end, steps)
-        torch.testing.assert_close(found, image + column(2, 0))
-
-
 # --- what the student learns ----------------------------------------------------------------------
 
 
@@ -139,15 +131,6 @@ def test_the_loss_is_the_error_in_the_hole_and_only_the_student_learns(objective
     assert names and all(name.startswith("unet.") for name in names)
     assert not any("teacher" in name for name in objective.state_dict())
     assert not D.requires_grad and not rest.requires_grad
-
-
-def test_without_guidance_a_teacher_of_one_step_teaches_what_it_says(objective, monkeypatch):
-    """Then the student is its own teacher, and has nothing to learn."""
-    objective.teacher_steps = 1
-    for task in objective.tasks:
-        monkeypatch.setattr(type(task), "default_guidance_scale", 1.0)
-    plain, _ = objective(*inputs(objective))
-    assert plain.max() < 1e-6
 
 
 def test_levels_come_equally_often_and_by_the_key():

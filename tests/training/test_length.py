@@ -75,14 +75,6 @@ def test_a_run_that_goes_on_keeps_its_length(config, monkeypatch, tmp_path):
     assert all((again[name] == weight).all() for name, weight in whole.items())
 
 
-def test_other_minutes_stretch_it(config, monkeypatch):
-    rate(monkeypatch, 0.75)
-    train(config)
-    rate(monkeypatch, 123.0)
-    train(replace(config, max_train_minutes=0.1))
-    assert (Path(config.output_dir) / "checkpoints" / "step-8").exists()
-
-
 def test_a_dry_run_tells_the_length_and_leaves_nothing(config, monkeypatch, capsys):
     rate(monkeypatch, 0.75)
     train(replace(config, dry_run=True))

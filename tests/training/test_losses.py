@@ -1,4 +1,4 @@
-"""The loss against the paper's formulas in float64, its weighting, and its sums."""
+"""The loss against the paper's formulas in float64, its weighting, its sums; the noise levels."""
 
 import math
 
@@ -7,14 +7,15 @@ import pytest
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler
 
+from mtl_diffusion.tools.rng import generator
 from mtl_diffusion.training.losses import (
     AREA_FLOOR,
-    Fixed,
     Uncertainty,
     build_weighting,
     denoising_loss,
     sum_of_task_means,
 )
+from mtl_diffusion.training.noise import draw_sigma
 
 SIGMA_DATA = 0.5
 SIDE = 16
@@ -76,76 +77,6 @@ def test_a_zero_network_has_a_loss_of_one_at_every_noise_level(scheduler, random
     assert loss.mean().item() == pytest.approx(1, abs=0.03)
 
 
-def constant_error(error, image, noise, sigma, scheduler):
-    """The output F for which (D - x) / c_out is `error` at every pixel."""
-    noisy = image + sigma * noise
-    skipped = scheduler.precondition_outputs(noisy, torch.zeros_like(noisy), sigma)
-    c_out = sigma * SIGMA_DATA / (sigma**2 + SIGMA_DATA**2).sqrt()
-    return error + (image - skipped) / c_out
-
-
-@pytest.mark.parametrize("pixels", [1, 4, 15, 16, 17, 40, 128, 255, 256])
-def test_a_hole_of_any_area_above_the_floor_weighs_the_same(scheduler, random, pixels):
-    image, noise = draw(random, 1) / 2, draw(random, 1)
-    sigma = torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64)
-    mask = torch.zeros(SIDE * SIDE, dtype=torch.float64)
-    mask[torch.randperm(SIDE * SIDE, generator=random)[:pixels]] = 1
-    output = constant_error(1.5, image, noise, sigma, scheduler)
-    loss = denoising_loss(output, image, noise, sigma, mask.view(1, 1, SIDE, SIDE), scheduler)
-    floor = AREA_FLOOR * SIDE * SIDE
-    assert floor == 16
-    assert loss.item() == pytest.approx(1.5**2 * min(1, pixels / floor), rel=1e-9)
-
-
-def test_nothing_outside_the_mask_counts(scheduler, random):
-    output, image, noise = draw(random, 4), draw(random, 4) / 2, draw(random, 4)
-    sigma = torch.tensor([0.01, 0.3, 2.0, 40.0], dtype=torch.float64).view(4, 1, 1, 1)
-    mask = (torch.rand(4, 1, SIDE, SIDE, generator=random) < 0.3).double()
-
-    def loss(*parts):
-        return denoising_loss(*parts, sigma, mask, scheduler)
-
-    before = loss(output, image, noise)
-    others = [torch.where(mask > 0, part, 9 * draw(random, 4)) for part in (output, image, noise)]
-    assert torch.equal(loss(*others), before)
-    assert not torch.equal(loss(output + mask, image, noise), before)
-
-
-def test_a_sample_does_not_see_its_neighbours(scheduler, random):
-    output, image, noise = draw(random, 3), draw(random, 3) / 2, draw(random, 3)
-    sigma = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64).view(3, 1, 1, 1)
-    mask = (torch.rand(3, 1, SIDE, SIDE, generator=random) < 0.5).double()
-    parts = (output, image, noise, sigma, mask)
-    together = denoising_loss(*parts, scheduler)
-    apart = [denoising_loss(*(part[i : i + 1] for part in parts), scheduler) for i in range(3)]
-    torch.testing.assert_close(torch.cat(apart), together, rtol=1e-12, atol=0)
-
-
-# --- weighting ----------------------------------------------------------------------------------
-
-
-def test_uncertainty_starts_as_the_plain_loss():
-    loss, sigma, task = torch.rand(7), torch.rand(7, 1, 1, 1) + 0.1, torch.arange(7) % 3
-    torch.testing.assert_close(Uncertainty(3)(loss, sigma, task), loss)
-
-
-def test_the_gradient_vanishes_where_u_is_the_log_of_the_loss():
-    means = torch.tensor([0.05, 0.7, 3.0])
-    weighting = Uncertainty(3)
-    task = torch.arange(300) % 3
-    sigma = torch.linspace(-4, 3, 300).exp().view(-1, 1, 1, 1)
-
-    def gradient():
-        weighting.zero_grad()
-        weighting(means[task], sigma, task).mean().backward()
-        return torch.cat([p.grad.flatten() for p in weighting.parameters()]).abs().max().item()
-
-    assert gradient() > 0.1
-    with torch.no_grad():
-        weighting.head.bias.copy_(means.log())
-    assert gradient() < 1e-6
-
-
 def test_u_learns_the_log_of_each_tasks_mean_loss_at_each_noise_level():
     def mean_loss(sigma, task):
         x = sigma.flatten().log()
@@ -175,28 +106,6 @@ def test_u_learns_the_log_of_each_tasks_mean_loss_at_each_noise_level():
     assert (mean_loss(sigma, task).log().max() - mean_loss(sigma, task).log().min()) > 1
 
 
-def test_u_of_one_task_is_not_moved_by_another():
-    weighting = Uncertainty(2)
-    weighting(
-        torch.rand(8), torch.rand(8, 1, 1, 1) + 0.1, torch.zeros(8, dtype=int)
-    ).sum().backward()
-    assert weighting.head.weight.grad[0].abs().max() > 0
-    assert weighting.head.weight.grad[1].abs().max() == 0
-
-
-def test_u_stays_finite_and_smooth_at_extreme_noise():
-    weighting = Uncertainty(1)
-    torch.nn.init.normal_(weighting.head.weight)
-    sigma = torch.tensor([1e-6, 0.002, 80.0, 1e6]).view(-1, 1, 1, 1)
-    assert weighting.u(sigma, torch.zeros(4, dtype=int)).isfinite().all()
-
-
-def test_fixed_weights():
-    loss, task = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1, 0, 1])
-    sigma = torch.ones(3, 1, 1, 1)
-    assert Fixed([10.0, 0.5])(loss, sigma, task).tolist() == [0.5, 20.0, 1.5]
-
-
 def test_build_weighting_by_name():
     names = ["generate", "edit"]
     loss, sigma, task = torch.tensor([1.0, 1.0]), torch.ones(2, 1, 1, 1), torch.tensor([0, 1])
@@ -207,9 +116,6 @@ def test_build_weighting_by_name():
     learned = build_weighting("uncertainty", names, None)
     assert isinstance(learned, Uncertainty) and learned.head.out_features == 2
     assert not list(build_weighting("sum", names, None).parameters())
-
-
-# --- sums ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cut", [[12], [5, 7], [1] * 12, [3, 3, 3, 3], [0, 11, 1]])
@@ -233,3 +139,23 @@ def test_a_task_that_is_absent_adds_nothing():
     torch.testing.assert_close(total, loss[::2].mean() + loss[1::2].mean())
     total.backward()
     assert loss.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.4, 0.5)])
+def test_sigma_is_log_normal(mean, std):
+    sigma = draw_sigma(20_000, mean, std, generator(0, "sigma")).flatten().log().double()
+    assert sigma.mean().item() == pytest.approx(mean, abs=4 * std / math.sqrt(20_000))
+    assert sigma.std().item() == pytest.approx(std, rel=0.02)
+    # The shape, too: a normal has its quartiles 0.6745 standard deviations from the mean.
+    quartiles = sigma.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64))
+    expected = [mean - 0.6745 * std, mean + 0.6745 * std]
+    assert quartiles.tolist() == pytest.approx(expected, abs=0.04 * std)
+
+
+def test_every_batch_has_a_noise_level_in_each_quantile_interval():
+    for seed in range(20):
+        sigma = draw_sigma(32, -0.8, 1.6, generator(seed, "sigma")).flatten().double()
+        quantile = 0.5 * (1 + torch.erf((sigma.log() + 0.8) / 1.6 / math.sqrt(2)))
+        intervals = (quantile * 32 + 1e-4).floor().long()  # float32's rounding at the borders
+        assert (intervals.bincount(minlength=33) - 1).abs().sum() <= 2
+        assert not torch.equal(intervals, intervals.sort().values)

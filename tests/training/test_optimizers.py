@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from drawing import randn as random
 from tiny import MODEL
 from torch import nn
 
@@ -18,10 +19,6 @@ from mtl_diffusion.training.optimizers import (
 )
 
 OPTIONS = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def steps(optimizer, parameters, number=4):
@@ -54,36 +51,6 @@ def test_an_update_has_the_singular_vectors_of_the_momentum_and_values_about_one
     diagonal = torch.diagonal(inside, dim1=1, dim2=2)
     assert (inside - torch.diag_embed(diagonal)).abs().max() < 1e-4
     assert diagonal.min() > 0.6 and diagonal.max() < 1.3
-
-
-def test_a_convolution_is_the_matrix_of_its_filters_in_any_memory_order():
-    shape = (6, 4, 3, 3)
-    plain, last = (nn.Parameter(random(*shape)) for _ in range(2))
-    last.data = last.data.to(memory_format=torch.channels_last)
-    matrix = nn.Parameter(random(*shape).flatten(1))
-    for parameter in (plain, last, matrix):
-        optimizer = Muon([parameter], [1], [], **OPTIONS)
-        for step in range(3):
-            gradient = random(*shape, seed=step)
-            parameter.grad = gradient.view_as(parameter)
-            if parameter is last:
-                parameter.grad = gradient.to(memory_format=torch.channels_last)
-            optimizer.step()
-    torch.testing.assert_close(plain.flatten(1), matrix, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(last, plain, rtol=1e-4, atol=1e-6)
-
-
-def test_the_parts_of_a_weight_are_orthogonalised_apart():
-    whole = nn.Parameter(random(8, 5))
-    halves = [nn.Parameter(part.clone()) for part in whole.detach().chunk(2)]
-    optimizers = Muon([whole], [2], [], **OPTIONS), Muon(halves, [1, 1], [], **OPTIONS)
-    for step in range(3):
-        whole.grad = random(8, 5, seed=step)
-        for half, gradient in zip(halves, whole.grad.chunk(2), strict=True):
-            half.grad = gradient.clone()
-        for optimizer in optimizers:
-            optimizer.step()
-    torch.testing.assert_close(whole.detach(), torch.cat([h.detach() for h in halves]))
 
 
 def test_the_rest_is_adamws():

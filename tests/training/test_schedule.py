@@ -47,26 +47,6 @@ def test_the_cosine():
         assert learning_rate(COSINE, step) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("shape", ["cosine", "linear"])
-def test_the_schedule_is_a_function_of_the_share_of_the_run(shape):
-    short = replace(COSINE, lr_scheduler=shape)
-    long = replace(short, max_train_steps=10_000)
-    for step in range(40, 1001, 60):
-        assert learning_rate(long, 10 * step) == pytest.approx(learning_rate(short, step))
-
-
-def test_warm_up_in_steps_and_none():
-    assert learning_rate(replace(COSINE, lr_warmup_steps=10), 4) == pytest.approx(1e-3)
-    assert learning_rate(replace(COSINE, lr_warmup_steps=0), 0) == pytest.approx(2e-3)
-
-
-def test_warm_up_plateau_and_decay():
-    rates = [learning_rate(CONFIG, step) for step in range(1001)]
-    assert rates[:40] == pytest.approx([2e-3 * (step + 1) / 40 for step in range(40)])
-    assert set(rates[40:801]) == {2e-3}
-    assert rates[801:] == pytest.approx([2e-3 * (1000 - step) / 200 for step in range(801, 1001)])
-
-
 def test_a_longer_run_takes_the_same_steps_up_to_the_decay():
     longer = replace(CONFIG, max_train_steps=3000)
     assert decay_start(CONFIG) == 800 and lengthening_steps(CONFIG) == (800,)
@@ -85,17 +65,8 @@ def test_the_shortest_runs_have_a_rate(steps, warm_up, decay):
         assert all(0 < learning_rate(config, step) <= 2e-3 for step in range(steps))
 
 
-def test_the_other_schedules_have_no_checkpoint_to_keep():
-    assert lengthening_steps(replace(CONFIG, lr_scheduler="cosine")) == ()
-
-
 @pytest.mark.parametrize("length", [0.4, 4000.0])
 def test_the_perceptual_loss_is_full_for_one_half_and_fades_over_the_other(length):
     config = replace(CONFIG, perceptual_weight=2.0, perceptual_images=length)
     weights = [perceptual_weight(config, step) for step in (0, 199, 200, 300, 350, 400, 999)]
     assert weights == pytest.approx([2, 2, 2, 1, 0.5, 0, 0])
-
-
-def test_no_perceptual_loss():
-    assert perceptual_weight(CONFIG, 0) == 0
-    assert perceptual_weight(replace(CONFIG, perceptual_weight=1.0, perceptual_images=0.0), 5) == 0

@@ -1,6 +1,5 @@
 """Whether a model listens to its task token, and the measurement that says so."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,7 +9,6 @@ from mtl_diffusion.data.images import ImageDataset, load_images
 from mtl_diffusion.data.shapes import shapes
 from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
-from mtl_diffusion.tools.tensors import to_unit_range
 from mtl_diffusion.training import validation
 from mtl_diffusion.training.validation import held_out_loss
 
@@ -27,9 +25,6 @@ def measure(pipe, data=None, names=tuple(TASKS), num_images=12, **options):
     return held_out_loss(
         pipe.unet, pipe.scheduler, tasks, pipe.vocabulary, data, num_images, **options
     )
-
-
-# --- the measurement ----------------------------------------------------------------------------
 
 
 def test_ranks_add_up_to_the_whole(pipe):
@@ -61,29 +56,6 @@ def test_each_module_is_left_in_its_mode(build_pipe):
     assert [module.training for module in unet.modules()] == before and unet.training
 
 
-def test_a_network_that_says_zero_has_the_loss_of_zero(build_pipe):
-    zero = build_pipe()
-    torch.nn.init.zeros_(zero.unet.conv_out.weight)
-    result = measure(zero)
-    assert torch.equal(result.model, result.zero)
-    assert result.by_image.shape == (4, 7, 12) and result.num_images == 12
-
-
-def test_no_more_images_than_there_are(pipe):
-    assert measure(pipe, num_images=99).num_images == 12
-    assert measure(pipe, num_images=5).num_images == 5
-
-
-def test_the_table_is_the_means_by_task_and_level(pipe):
-    result = measure(pipe)
-    table = result.table()
-    assert list(table) == list(TASKS) and list(table["edit"]) == list(result.levels)
-    assert result.levels[0] == "0.01-0.03" and result.levels[-1] == "10-30"
-    k, i = result.levels.index("0.3-1"), result.tasks.index("inpaint")
-    expected = result.by_image[i, k].mean().item()
-    assert table["inpaint"]["0.3-1"]["loss"] == pytest.approx(expected, abs=1e-5)
-
-
 def test_the_token_is_all_that_a_wrong_token_changes(pipe, monkeypatch):
     told = {}
     predict = validation.predict
@@ -107,37 +79,6 @@ def test_the_token_is_all_that_a_wrong_token_changes(pipe, monkeypatch):
             assert torch.equal(x, x0) and torch.equal(s, s0) and torch.equal(c.image, c0.image)
             assert torch.equal(c.mask, c0.mask) and torch.equal(c.tokens[:, 1:], c0.tokens[:, 1:])
             assert c.tokens[:, 0].argmax(-1).unique().tolist() == [expected[token]]
-
-
-def twins(n=20):
-    """The same scenes in colour and in grey."""
-    both = [shapes(8, num_train=n, num_test=1, grey_share=share)["train"] for share in (0, 1)]
-    return [
-        torch.from_numpy(np.stack([np.asarray(image) for image in rows["image"]])).movedim(-1, 1)
-        for rows in both
-    ]
-
-
-def test_alike_edit_of_a_grey_image_shows_what_colorize_of_its_colour_twin_does(pipe, monkeypatch):
-    colour, grey = twins()
-    seen = []
-    monkeypatch.setattr(
-        validation, "predict", lambda unet, sch, x, s, c: (seen.append(c), torch.zeros_like(x))[1]
-    )
-    labels = torch.zeros(20, dtype=torch.int64)
-    for images, name in ((grey, "edit"), (colour, "colorize")):
-        data = ImageDataset.of(images, labels, ("cat", "dog", "ship"))
-        measure(pipe, data, names=[name], num_images=20, alike=True)
-    edit, colorize = seen[0], seen[-1]
-    assert torch.equal(edit.mask, colorize.mask) and edit.mask.min() == 1
-    assert torch.equal(edit.tokens[:, 1:], colorize.tokens[:, 1:])
-    assert not torch.equal(edit.tokens[:, 0], colorize.tokens[:, 0])
-    # Grey pixels are whole numbers in a file, and colorize's are not: half a step of 2 / 255.
-    torch.testing.assert_close(edit.image, colorize.image, rtol=0, atol=1.01 / 255)
-    assert (to_unit_range(colour) - to_unit_range(grey)).abs().max() > 0.2
-
-
-# --- a trained model ----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
