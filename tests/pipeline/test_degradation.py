@@ -53,7 +53,6 @@ def test_it_is_its_formula(strength):
     expected = math.cos(angle) * blurred + math.sin(angle) * SIGMA_DATA * own
     degraded = degrade(image, torch.full((2,), strength), own)
     torch.testing.assert_close(degraded, expected, atol=1e-3, rtol=0)
-<<<<<<< HEAD
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 0.65, 0.9])
@@ -68,34 +67,3 @@ def test_the_noise_level_is_that_of_what_is_hidden_least(strength):
 
 def test_the_noise_of_strength_one_has_no_end():
     assert noise_level(1.0) == math.inf and noise_level(0.99) < 40
-
-
-@pytest.mark.parametrize("size", [8, 16])
-def test_signal_to_noise_falls_at_every_frequency(size):
-    wave = waves(size)
-    n = len(wave)
-    signal, hiss = [], []
-    for s in LADDER[1:-1]:
-        strength = s.expand(n)
-        signal.append((degrade(wave, strength, torch.zeros_like(wave)) * wave).mean((1, 2, 3)))
-        hiss.append((degrade(torch.zeros_like(wave), strength, wave) * wave).mean((1, 2, 3)))
-    ratio = torch.stack(signal) / torch.stack(hiss)  # (strengths, frequencies)
-    rounding = 1e-5  # what is left of a high frequency soon is less than float32 resolves
-    assert (torch.stack(signal) > -rounding).all() and (torch.stack(hiss) > 0).all()
-    assert (ratio.diff(dim=0) < 0)[ratio[:-1] > rounding].all()
-    assert (ratio[1:][ratio[:-1] <= rounding] < 2 * rounding).all()
-    # Fine detail is hidden before the coarse: along a row of frequencies the ratio falls too.
-    first_row = ratio[:, :size]
-    assert (first_row.diff(dim=1) < rounding).all()
-    assert ratio[0, 0] > 10 and ratio[-1, 0] < 0.2
-
-
-def test_the_variance_hardly_changes():
-    """Of smooth images with the standard deviation of the data, which is what the ladder is for."""
-    smooth = low_pass(noise(400, 3, 16, 16), torch.full((400,), 3.0))
-    smooth = smooth * SIGMA_DATA / smooth.std()
-    for s in LADDER:
-        degraded = degrade(smooth, s.expand(400), noise(400, 3, 16, 16, seed=1))
-        assert 0.8 * SIGMA_DATA < degraded.std() < 1.1 * SIGMA_DATA
-=======
->>>>>>> main

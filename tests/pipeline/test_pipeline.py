@@ -177,7 +177,6 @@ def test_a_callback_sees_each_step_and_may_change_the_latents(pipe, task):
     assert (images[0, :, MASK if masked else np.ones_like(MASK)] == 0.5).all()
 
 
-<<<<<<< HEAD
 def test_an_edit_starts_from_its_source_and_one_of_strength_one_does_not(pipe):
     """What is left of the difference of two sources, where the network is shown neither."""
 
@@ -202,11 +201,6 @@ def test_an_edit_starts_from_its_source_and_one_of_strength_one_does_not(pipe):
     assert difference(1.0) == 0
 
 
-def test_what_a_pipeline_knows(build_pipe):
-    small = build_pipe(tasks=("inpaint", "generate"), classes=("a",))
-    assert small.tasks == ("generate", "inpaint")
-    assert small.class_names == ("a",) and small.size == SIZE
-=======
 @pytest.mark.parametrize(
     "offload",
     [
@@ -230,4 +224,3 @@ def test_offloading(mine, offload, task):
     assert mine._execution_device.type == "cpu"
     for _ in range(2):
         assert torch.equal(sample(mine, task), before)
->>>>>>> main
