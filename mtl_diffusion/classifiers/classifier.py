@@ -89,7 +89,16 @@ class Classifier:
         return self.model.regnet(images).pooler_output.flatten(1)
 
     def accuracy(self, dataset: ImageDataset, batch_size: int = 500) -> float:
-        """The share of the images, of the classifier's own classes, that is classified rightly."""
+        """The share of the images in [0, 1] that is classified correctly.
+
+        Raises:
+            ValueError: the dataset's classes are not the classifier's.
+        """
+        if dataset.class_names != self.class_names:
+            raise ValueError(
+                f"dataset: its classes are {list(dataset.class_names)}, the classifier's are"
+                f" {list(self.class_names)}; measure it on the dataset it was trained on."
+            )
         right = 0
         for start in range(0, len(dataset), batch_size):
             rows = slice(start, start + batch_size)

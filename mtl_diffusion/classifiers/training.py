@@ -102,10 +102,16 @@ def train_classifier(
         mixed_precision: "no" or "bf16".
 
     Raises:
-        ValueError: there is no epoch, or the dataset is smaller than a batch.
+        ValueError: an argument is not allowed, or the dataset is smaller than a batch.
     """
     if epochs < 1:
         raise ValueError(f"epochs: {epochs} leaves nothing to train; give 1 or more.")
+    for name, value, allowed in (
+        ("architecture", architecture, MODELS),
+        ("mixed_precision", mixed_precision, ("no", "bf16")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}.")
     device = torch.device(device)
     config, build_optimizer, rate = _recipe(architecture, dataset.class_names, width, depth)
     rate = rate if learning_rate is None else learning_rate

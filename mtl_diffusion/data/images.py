@@ -115,7 +115,7 @@ def load_images(
             ambiguous, the split is empty, an image does not decode, or a label is not among its
             names. The last two name the row of `split`.
     """
-    source = open_source(dataset_name, dataset_config_name, resolution)
+    source = _open(dataset_name, dataset_config_name, resolution)
     columns = (image_column, label_column, resolution)
     only = only_split(source.splits, split)
     if only is None:
@@ -135,7 +135,7 @@ def load_splits(
         config: has dataset_name, dataset_config_name, image_column, label_column and the fields.
         fields: those that hold the splits.
     """
-    source = open_source(config.dataset_name, config.dataset_config_name, resolution)
+    source = _open(config.dataset_name, config.dataset_config_name, resolution)
     columns = (config.image_column, config.label_column, resolution)
     splits = [getattr(config, name) for name in fields]
     if splits[0] == only_split(source.splits, splits[1]):
@@ -176,6 +176,12 @@ def data_line(train: Any, held_out: ImageDataset) -> str:
         f"Data: {images} training and {len(held_out):,} held-out images, {classes}, from "
         f"{train.where} ({train.split}; {held_out.split})"
     )
+
+
+def _open(name: str, config: str | None, resolution: int) -> Source:
+    if resolution < 1:
+        raise DataError(f"resolution: {resolution} is not a size in pixels; give 1 or more.")
+    return open_source(name, config, resolution)
 
 
 def _load(

@@ -42,10 +42,18 @@ def shapes(
             Otherwise hue and class are independent.
 
     Raises:
-        ValueError: the resolution is below 8.
+        ValueError: an argument is out of its range.
     """
-    if resolution < 8:
-        raise ValueError(f"resolution: {resolution} is too low; give 8 or more.")
+    for name, value, lowest in (
+        ("resolution", resolution, 8),
+        ("num_train", num_train, 1),
+        ("num_test", num_test, 1),
+        ("seed", seed, 0),
+    ):
+        if value < lowest:
+            raise ValueError(f"{name}: {value} is too low; give {lowest} or more.")
+    if not 0 <= grey_share <= 1:
+        raise ValueError(f"grey_share: {grey_share} is not a share; give 0 to 1.")
     return DatasetDict(
         train=_split(resolution, num_train, [seed, 0], grey_share, class_hues),
         test=_split(resolution, num_test, [seed, 1], grey_share, class_hues),

@@ -234,7 +234,15 @@ def _launcher_faults(config: TrainConfig, environ: Mapping[str, str]) -> Iterato
 
 
 def _precision_faults(config: TrainConfig, device: torch.device) -> Iterator[str]:
-    if config.mixed_precision == "no" or device.type == "cpu":
+    if config.mixed_precision == "no":
+        return
+    if device.type == "cpu":
+        # torch's own questions to the processor are private; it has no public ones before 2.12.
+        if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+            logger.warning(
+                "mixed_precision bf16 is slower than no on this CPU, which has neither AVX512_BF16 "
+                "nor AMX"
+            )
         return
     if device.type == "cuda":  # emulation is slower than float32
         possible = torch.cuda.is_bf16_supported(including_emulation=False)

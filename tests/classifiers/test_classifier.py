@@ -63,6 +63,12 @@ def test_images_of_another_size_are_refused(trained, shape):
         trained(torch.zeros(shape))
 
 
+def test_another_datasets_classes_are_refused(trained, data):
+    other = type(data).of(data.images, data.labels, tuple("abcde"))
+    with pytest.raises(ValueError, match="dataset: its classes"):
+        trained.accuracy(other)
+
+
 def test_a_folder_without_a_classifier(tmp_path):
     with pytest.raises(ValueError, match=r"classifier: .* has no config\.json"):
         Classifier.load(tmp_path)
@@ -92,6 +98,15 @@ def test_bf16_learns_what_float32_learns(data):
         return trained.accuracy(data)
 
     assert abs(accuracy("bf16") - accuracy("no")) < 0.1
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"architecture": "vgg"}, {"mixed_precision": "fp16"}], ids=lambda w: next(iter(w))
+)
+def test_unknown_choices_are_refused(data, wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=rf"{name}: .*is not one of"):
+        train_classifier(data, **wrong)
 
 
 def test_no_epochs(data):
