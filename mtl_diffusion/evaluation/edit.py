@@ -73,7 +73,9 @@ class Edit(Part):
         self.strengths = sorted({*self.ladder, *further})
         self.baselines = list(BASELINES) if context.has_baselines else []
         self.guidances = context.settings.baseline_guidance_scales
-        self.methods = [self._edit(scale) for scale in context.settings.image_guidance_scales]
+        self.methods = [self._edit("edit", context.pipe.default_guidance("edit"))]
+        for scale in context.settings.edit_guidance_scales:
+            self.methods.append(self._edit(_guided("edit", scale), scale))
         for name in self.baselines:
             self.methods += [self._baseline(name, scale) for scale in self.guidances]
 
@@ -82,9 +84,7 @@ class Edit(Part):
         """Features and classes of the sources."""
         return Seen.of(self.context, self.sources)
 
-    def _edit(self, image_guidance_scale: float) -> Method:
-        guidance = self.context.pipe.default_guidance("edit")
-
+    def _edit(self, name: str, guidance: float) -> Method:
         def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
             return self.context.sample(
                 "edit",
@@ -93,12 +93,9 @@ class Edit(Part):
                 class_label=asked.tolist(),
                 strength=strength,
                 guidance_scale=guidance,
-                image_guidance_scale=image_guidance_scale,
                 num_inference_steps=self.context.settings.num_inference_steps,
             )
 
-        off = image_guidance_scale == 1
-        name = "edit" if off else f"edit_image_guidance_{image_guidance_scale:g}"
         return Method(name, guidance, edit)
 
     def _baseline(self, name: str, guidance: float) -> Method:

@@ -42,8 +42,8 @@ class Settings:
     found is interpolated between them."""
     strengths: list[float] = field(default_factory=list)
     """Further strengths, 0 to 1: measured too, without any influence on the comparison."""
-    image_guidance_scales: list[float] = field(default_factory=lambda: [1.0, 1.5])
-    """Image guidance of edits; 1 is off."""
+    edit_guidance_scales: list[float] = field(default_factory=list)
+    """Class guidance of edits besides the model's own; 1 is off."""
     baseline_guidance_scales: list[float] = field(default_factory=lambda: [3.0, 7.0])
     """Class guidance of the methods that edit by the generate task alone. Each is measured at all
     of these, and compared at the one that serves it best."""
@@ -65,13 +65,13 @@ class Settings:
 
     def __post_init__(self):
         least = {"num_images": 10, "inpaint_images": 2, "seed": 0, "strengths": 0}
-        least |= dict.fromkeys(("image_guidance_scales", "baseline_guidance_scales"), 0)
+        least |= dict.fromkeys(("edit_guidance_scales", "baseline_guidance_scales"), 0)
         least |= {"guidance_interval": 0}
         for name, value in vars(self).items():
             given, low = value if isinstance(value, list | tuple) else [value], least.get(name, 1)
             if any(type(v) in (int, float) and not v >= low for v in given):
                 raise ValueError(f"{name} is {value}; it must be {low} or more")
-            if not given and name != "strengths":
+            if not given and name not in ("strengths", "edit_guidance_scales"):
                 raise ValueError(f"{name} is empty; give a number or more")
         interval = self.guidance_interval
         if interval is not None and not interval[0] <= interval[1] < math.inf:
@@ -93,7 +93,6 @@ PRESETS = {
         inpaint_seeds=2,
         edit_images=1,
         num_strengths=5,
-        image_guidance_scales=[1.0],
         likelihood_images=20,
         likelihood_steps=16,
         batch_size=50,

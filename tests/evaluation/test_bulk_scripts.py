@@ -30,7 +30,7 @@ TINY = {
     "inpaint_seeds": 2,
     "edit_images": 1,
     "num_strengths": 2,
-    "image_guidance_scales": [1.0, 1.5],
+    "edit_guidance_scales": [1.0],
     "baseline_guidance_scales": [3.0],
     "likelihood_images": 3,
     "likelihood_steps": 3,
@@ -109,7 +109,8 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     assert limited["evaluations"] == 3 and limited["guidance_interval"] == [0, 1]
     power = one["generate"]["by_class_guidance_2_steps_2"]["radial_power"]
     assert power["n"] == 10 and len(power["decades"]) == 4 and len(power["by_class"]) == 5
-    assert one["edit"]["edit_image_guidance_1.5"]["strength_0.5"]["evaluations"] == 2 * 3
+    assert one["edit"]["edit"]["strength_0.5"]["evaluations"] == 2 * 2
+    assert one["edit"]["edit_guidance_1"]["strength_0.5"]["evaluations"] == 2
     assert one["inpaint"]["center"]["repaint"]["evaluations"] > 2
     assert one["likelihood"]["n"] == 3 and one["likelihood"]["bits_per_dim"] > 0
     assert {path.name for path in (work / "one").glob("*.png")} == {

@@ -119,7 +119,7 @@ def test_further_strengths_change_no_ranking(given, tmp_path):
     given.pipe.tasks = ("generate", "edit")
     found, rankings = [], []
     for i, further in enumerate(([], [0.05, 0.33, 0.47, 0.72, 0.95])):
-        settings = replace(given.settings, strengths=further, image_guidance_scales=[1.0])
+        settings = replace(given.settings, strengths=further)
         part = Edit(replace(given, settings=settings))
         assert [method.name for method in part.methods] == list(knees)
         folder = tmp_path / str(i)
@@ -136,7 +136,7 @@ def test_a_baseline_is_compared_at_the_guidance_that_serves_it_best(given, tmp_p
     """At each share on its own; edit has its default alone."""
     given.pipe.tasks = ("generate", "edit")
     scales = [1.5, 4.0]
-    settings = replace(given.settings, image_guidance_scales=[1.0], baseline_guidance_scales=scales)
+    settings = replace(given.settings, baseline_guidance_scales=scales)
     part = Edit(replace(given, settings=settings))
     names = {m: [f"{m}_guidance_1.5", f"{m}_guidance_4"] for m in ("sdedit", "flowedit")}
     names["ddim_inversion"] = ["ddim_inversion_guidance_1.5", "ddim_inversion_guidance_4"]
@@ -278,7 +278,7 @@ def test_a_model_of_few_steps_has_its_own_steps_and_no_other_solver(few):
         "by_class_steps_2": 2,
         "by_class_steps_4": 4,
     }
-    assert [method.name for method in Edit(few).methods] == ["edit", "edit_image_guidance_1.5"]
+    assert [(m.name, m.guidance) for m in Edit(few).methods] == [("edit", 1.0)]
 
 
 def test_figures_of_another_n_or_space_are_not_drawn_beside(given, tmp_path):
