@@ -30,6 +30,7 @@ def parse() -> Namespace:
     add("--metrics", type=flags.path, help=scores)
     add("--no_pictures", action="store_true", help="draw no gallery for the model card")
     add("--half", action="store_true", help="write float16: half the bytes, and loads as float32")
+    add("--max_shard_size", help="cut the weights into files of this size, such as 15MB")
     add("--push_to_hub", action="store_true", help="upload the folder")
     add("--hub_model_id", help="user/name; default: that of the run")
     add("--private", action="store_true", help="make the repository private when it is created")
@@ -77,6 +78,7 @@ def export(args: Namespace) -> tuple[str | None, bool]:
     name = args.hub_model_id or trained.config.repository
     repository = full_name(name) if args.push_to_hub else args.hub_model_id
     options = {"metrics": metrics, "pictures": not args.no_pictures, "half": args.half}
+    options |= {"max_shard_size": args.max_shard_size}
     write(trained, args.output_dir, repository, **options)
     print(f"Step {trained.step} is in {args.output_dir}")
     private = args.private or trained.config.hub_private_repo

@@ -98,6 +98,7 @@ def write(
     metrics: Mapping[str, Any] | None = None,
     pictures: bool | None = None,
     half: bool = False,
+    max_shard_size: str | None = None,
 ) -> Path:
     """Writes a folder for `from_pretrained`, which replaces an earlier export only when complete.
 
@@ -107,6 +108,7 @@ def write(
         metrics: of mtl-diffusion evaluate; the card's figures, and metrics.json beside it.
         pictures: draw the card's gallery. None: as in the configuration.
         half: write the weights as float16, in half the bytes; they load as float32 all the same.
+        max_shard_size: cut the weights into files of this size or less, such as "15MB".
 
     Raises:
         ValueError: the target is something else, which is not replaced; or `metrics` are.
@@ -118,7 +120,7 @@ def write(
         unet = copy.deepcopy(pipeline.unet).half()
         pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler, pipeline.chains)
     with replaced_folder(target) as folder:
-        pipeline.save_pretrained(folder)
+        pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
         wanted = trained.config.gallery if pictures is None else pictures
         drawn = _draw(trained.pipeline, folder) if wanted else None
         if metrics is not None:

@@ -40,6 +40,10 @@ def test_half_the_bytes(trained, tmp_path):
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
     assert next(model.pipeline.unet.parameters()).dtype == torch.float32  # the model itself
+    cut = export.write(model, tmp_path / "cut", pictures=False, half=True, max_shard_size="20KB")
+    assert len(list((cut / "unet").glob("*.safetensors"))) > 1
+    again = MultiTaskPipeline.from_pretrained(cut).unet.state_dict()
+    assert all(torch.equal(again[name], loaded[name]) for name in expected)
 
 
 def test_a_run_means_its_newest_complete_checkpoint(trained, caplog):
