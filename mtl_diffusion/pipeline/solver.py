@@ -39,15 +39,29 @@ def solve(
     Raises:
         ValueError: the latents are not finite after a step.
     """
-    x, scheduler = torch.empty_like(noise), call.scheduler
-    for level in sorted({*start}):
-        rows = [i for i, own in enumerate(start) if own == level]
-        call.scheduler = _from_level(level, scheduler, steps, noise.device)
-        image, told = source[rows], conditioning[rows]
-        if level >= scheduler.config.sigma_max:
-            image = torch.where(told.mask > 0, 0.0, image)
-        own = [generators[i] for i in rows]
-        x[rows] = _solve(call, image, noise[rows], told, own, callback, callback_inputs)
+    highest = call.scheduler.config.sigma_max
+    schedulers = {
+        level: _from_level(level, call.scheduler, steps, noise.device) for level in sorted({*start})
+    }
+    call._num_timesteps = sum(len(scheduler.timesteps) for scheduler in schedulers.values())
+
+    def end_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
+        if callback is not None:
+            tensors = {name: {"latents": x}[name] for name in callback_inputs}
+            x = _replaced(x, callback(call, step, timestep, tensors), step)
+        progress.update()
+        return x
+
+    x, done = torch.empty_like(noise), 0
+    with call.progress_bar(total=call._num_timesteps) as progress:
+        for level, call.scheduler in schedulers.items():
+            rows = [i for i, own in enumerate(start) if own == level]
+            image, told = source[rows], conditioning[rows]
+            if level >= highest:
+                image = torch.where(told.mask > 0, 0.0, image)
+            own = [generators[i] for i in rows]
+            x[rows] = _solve(call, image, noise[rows], told, own, done, end_step)
+            done += len(call.scheduler.timesteps)
     return x
 
 
@@ -57,46 +71,46 @@ def _solve(
     noise: Tensor,
     conditioning: Conditioning,
     generators: list[torch.Generator],
-    callback: Callable | None,
-    callback_inputs: list[str],
+    done: int,
+    end_step: Callable[[int, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Goes down the noise levels of the call's scheduler, from the source with the first."""
+    """Goes down the noise levels of the call's scheduler, from the source with the first.
+
+    Args:
+        done: steps of the call before these.
+        end_step: (step of the call, timestep, latents) -> latents.
+    """
     scheduler = call.scheduler
     sigmas = scheduler.sigmas.tolist()
     low, high = call.guidance_interval
     slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
     guided = [low / slack <= sigma <= high * slack for sigma in sigmas]
-    call._num_timesteps = len(scheduler.timesteps)
     hole = conditioning.mask > 0
     x = source + sigmas[0] * noise
     # The first step with values that aren't finite, on the device: to read it in the loop would
     # wait for each step.
-    first_bad = torch.full((), call._num_timesteps, device=x.device)
-    with call.progress_bar(total=call._num_timesteps) as progress:
-        for i, timestep in enumerate(scheduler.timesteps):
-            F = predict_guided(
-                call.unet,
-                scheduler,
-                x,
-                torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device, dtype=torch.float32),
-                conditioning,
-                call.vocabulary.null,
-                call.guidance_scale if guided[i] else 1.0,
-                call.image_guidance_scale if guided[i] else 1.0,
-            )
-            x = scheduler.step(F, timestep, x, generator=generators).prev_sample
-            x = torch.where(hole, x, source + sigmas[i + 1] * noise)
-            if callback is not None:
-                tensors = {name: {"latents": x}[name] for name in callback_inputs}
-                x = _replaced(x, callback(call, i, timestep, tensors), i)
-            first_bad = torch.where(x.isfinite().all(), first_bad, first_bad.clamp(max=i))
-            progress.update()
-            if call.interrupt:
-                break
-    if (step := int(first_bad)) < call._num_timesteps:
+    first_bad = torch.full((), len(guided), device=x.device)
+    for i, timestep in enumerate(scheduler.timesteps):
+        if call.interrupt:
+            break
+        F = predict_guided(
+            call.unet,
+            scheduler,
+            x,
+            torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device, dtype=torch.float32),
+            conditioning,
+            call.vocabulary.null,
+            call.guidance_scale if guided[i] else 1.0,
+            call.image_guidance_scale if guided[i] else 1.0,
+        )
+        x = scheduler.step(F, timestep, x, generator=generators).prev_sample
+        x = torch.where(hole, x, source + sigmas[i + 1] * noise)
+        x = end_step(done + i, timestep, x)
+        first_bad = torch.where(x.isfinite().all(), first_bad, first_bad.clamp(max=i))
+    if (step := int(first_bad)) < len(guided):
         raise ValueError(
-            f"the latents are not finite after step {step + 1} of {call._num_timesteps}; the "
-            f"likely cause: {_likely_cause(call)}"
+            f"the latents are not finite after step {done + step + 1} of {call._num_timesteps}; "
+            f"the likely cause: {_likely_cause(call)}"
         )
     return x
 
