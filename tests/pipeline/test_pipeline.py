@@ -177,6 +177,18 @@ def test_a_callback_sees_each_step_and_may_change_the_latents(pipe, task):
     assert (images[0, :, MASK if masked else np.ones_like(MASK)] == 0.5).all()
 
 
+def test_several_strengths_are_batches_of_one_call(pipe):
+    seen = []
+
+    def note(call, step, timestep, tensors):
+        seen.append((step, call.num_timesteps, len(tensors["latents"])))
+
+    options = {"mask_image": None, "num_inference_steps": 2, "callback_on_step_end": note}
+    images = sample(pipe, "edit", strength=[0.5, 0.0, 0.5], generator=generators(3), **options)
+    assert torch.equal(images[1], as_tensor(picture())) and not torch.equal(images[0], images[2])
+    assert seen == [(0, 4, 1), (1, 4, 1), (2, 4, 2), (3, 4, 2)]
+
+
 def test_an_edit_starts_from_its_source_and_one_of_strength_one_does_not(pipe):
     """What is left of the difference of two sources, where the network is shown neither."""
 
