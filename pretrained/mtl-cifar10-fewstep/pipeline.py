@@ -1,3 +1,3 @@
-"""The code is in pipeline_2f742f93.py."""
+"""The code is in pipeline_b3c37ab1.py."""
 
-from .pipeline_2f742f93 import MultiTaskPipeline  # noqa
+from .pipeline_b3c37ab1 import MultiTaskPipeline  # noqa

@@ -136,6 +136,13 @@ def low_pass(image: Tensor, std: Tensor) -> Tensor:
     return torch.einsum("bij,bcjk,blk->bcil", kernel, image, kernel)
 
 
+def noise_level(strength: float) -> float:
+    """Noise of the degradation as a multiple of its signal, in units of image values; inf at 1."""
+    if strength >= 1:
+        return math.inf
+    return SIGMA_DATA * math.tan(math.pi / 2 * strength**2)
+
+
 def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     """cos(pi d / 2) low_pass(image, d BLUR W) + sin(pi d / 2) SIGMA_DATA noise, at d = strength^2.
 
@@ -266,6 +273,16 @@ class Task(ABC):
             noise: (B, 3, H, W) standard normal, for degrading the source. It is independent of
                 the noise of the diffusion, which a task never gets.
         """
+
+    def start(self, strength: float | None) -> float:
+        """The noise level (sigma) where sampling starts, from the source with that much noise.
+
+        Above the highest noise level of the sampler it starts from noise alone.
+
+        Args:
+            strength: in [0, 1], None if the task has none.
+        """
+        return math.inf
 
 
 def bernoulli(n: int, probability: float, generator: torch.Generator) -> Tensor:
@@ -761,10 +778,14 @@ def draw_masks(n: int, size: int, generator: torch.Generator, kind: str | None =
 # Class-guided editing: the source is shown degraded, with the class that it is turned into.
 #
 # There are no edited pairs to learn from. Training shows a degraded image with its own class;
-# sampling gives another class. The strength is the amount of the degradation.
+# sampling gives another class. The strength is the amount of the degradation, and of the noise on
+# the source that sampling starts from (SDEdit, Meng et al. 2022, arXiv:2108.01073).
 # --------------------------------------------------------------------------------------------------
 
 
+# Noise level where sampling starts, over that of the degradation. With less noise fewer edits reach
+# their class, with more noise less of the source is kept.
+START = 3.0
 REGION_SHARE = 0.25  # share of the samples that edit only a region; the others edit everything
 
 
@@ -772,7 +793,7 @@ class Edit(Task):
     name = "edit"
     required = frozenset({"image", "class_label"})
     optional = frozenset({"mask_image", "strength", "image_guidance_scale"})
-    default_strength = 0.5
+    default_strength = 0.75
     default_guidance_scale = 5.0
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
@@ -794,6 +815,9 @@ class Edit(Task):
         mask = mask * (strength > 0)[:, None, None, None]
         shown = torch.where(mask > 0, degrade(image, strength, noise), image)
         return Hint(image=shown, mask=mask, strength=strength)
+
+    def start(self, strength: float) -> float:
+        return START * noise_level(strength)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1459,20 +1483,24 @@ def own_generators(latents: Tensor) -> list[torch.Generator]:
 
 def solve(
     call,
-    known: Tensor,
+    source: Tensor,
     noise: Tensor,
     conditioning: Conditioning,
+    start: list[float],
     steps: int | list[float],
     generators: list[torch.Generator],
     callback: Callable | None,
     callback_inputs: list[str],
 ) -> Tensor:
-    """Goes from sigma_max to 0; known pixels are exact at every step.
+    """Goes from the start to 0; known pixels are exact at every step.
+
+    The samples of one start are a batch; one batch follows another.
 
     Args:
         call: the pipeline's copy for this call. A callback may change its state.
-        known: (B, 3, H, W) in [-1, 1], the values where the mask is 0.
+        source: (B, 3, H, W) in [-1, 1], the known pixels where the mask is 0.
         noise: (B, 3, H, W) standard normal.
+        start: (B,) noise levels, of the source. From sigma_max on it is noise alone.
         steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
 
@@ -1482,55 +1510,97 @@ def solve(
     Raises:
         ValueError: the latents are not finite after a step.
     """
+    highest = call.scheduler.config.sigma_max
+    schedulers = {
+        level: _from_level(level, call.scheduler, steps, noise.device) for level in sorted({*start})
+    }
+    call._num_timesteps = sum(len(scheduler.timesteps) for scheduler in schedulers.values())
+
+    def end_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
+        if callback is not None:
+            tensors = {name: {"latents": x}[name] for name in callback_inputs}
+            x = _replaced(x, callback(call, step, timestep, tensors), step)
+        progress.update()
+        return x
+
+    x, done = torch.empty_like(noise), 0
+    with call.progress_bar(total=call._num_timesteps) as progress:
+        for level, call.scheduler in schedulers.items():
+            rows = [i for i, own in enumerate(start) if own == level]
+            image, told = source[rows], conditioning[rows]
+            if level >= highest:
+                image = torch.where(told.mask > 0, 0.0, image)
+            own = [generators[i] for i in rows]
+            x[rows] = _solve(call, image, noise[rows], told, own, done, end_step)
+            done += len(call.scheduler.timesteps)
+    return x
+
+
+def _solve(
+    call,
+    source: Tensor,
+    noise: Tensor,
+    conditioning: Conditioning,
+    generators: list[torch.Generator],
+    done: int,
+    end_step: Callable[[int, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Goes down the noise levels of the call's scheduler, from the source with the first.
+
+    Args:
+        done: steps of the call before these.
+        end_step: (step of the call, timestep, latents) -> latents.
+    """
     scheduler = call.scheduler
-    _set_noise_levels(scheduler, steps, known.device)
     sigmas = scheduler.sigmas.tolist()
     low, high = call.guidance_interval
     slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
     guided = [low / slack <= sigma <= high * slack for sigma in sigmas]
-    call._num_timesteps = len(scheduler.timesteps)
     hole = conditioning.mask > 0
-    x = torch.where(hole, 0.0, known) + sigmas[0] * noise
+    x = source + sigmas[0] * noise
     # The first step with values that aren't finite, on the device: to read it in the loop would
     # wait for each step.
-    first_bad = torch.full((), call._num_timesteps, device=x.device)
-    with call.progress_bar(total=call._num_timesteps) as progress:
-        for i, timestep in enumerate(scheduler.timesteps):
-            F = predict_guided(
-                call.unet,
-                scheduler,
-                x,
-                torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device, dtype=torch.float32),
-                conditioning,
-                call.vocabulary.null,
-                call.guidance_scale if guided[i] else 1.0,
-                call.image_guidance_scale if guided[i] else 1.0,
-            )
-            x = scheduler.step(F, timestep, x, generator=generators).prev_sample
-            x = torch.where(hole, x, known + sigmas[i + 1] * noise)
-            if callback is not None:
-                tensors = {name: {"latents": x}[name] for name in callback_inputs}
-                x = _replaced(x, callback(call, i, timestep, tensors), i)
-            first_bad = torch.where(x.isfinite().all(), first_bad, first_bad.clamp(max=i))
-            progress.update()
-            if call.interrupt:
-                break
-    if (step := int(first_bad)) < call._num_timesteps:
+    first_bad = torch.full((), len(guided), device=x.device)
+    for i, timestep in enumerate(scheduler.timesteps):
+        if call.interrupt:
+            break
+        F = predict_guided(
+            call.unet,
+            scheduler,
+            x,
+            torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device, dtype=torch.float32),
+            conditioning,
+            call.vocabulary.null,
+            call.guidance_scale if guided[i] else 1.0,
+            call.image_guidance_scale if guided[i] else 1.0,
+        )
+        x = scheduler.step(F, timestep, x, generator=generators).prev_sample
+        x = torch.where(hole, x, source + sigmas[i + 1] * noise)
+        x = end_step(done + i, timestep, x)
+        first_bad = torch.where(x.isfinite().all(), first_bad, first_bad.clamp(max=i))
+    if (step := int(first_bad)) < len(guided):
         raise ValueError(
-            f"the latents are not finite after step {step + 1} of {call._num_timesteps}; the "
-            f"likely cause: {_likely_cause(call)}"
+            f"the latents are not finite after step {done + step + 1} of {call._num_timesteps}; "
+            f"the likely cause: {_likely_cause(call)}"
         )
     return x
 
 
-def _set_noise_levels(scheduler, steps: int | list[float], device: torch.device) -> None:
+def _from_level(start: float, scheduler, steps: int | list[float], device: torch.device):
+    """A scheduler that begins at the start; of given noise levels, at the lowest from there on."""
+    config = scheduler.config
     if isinstance(steps, int):
-        scheduler.set_timesteps(steps, device=device)
+        first = min(max(start, 2 * config.sigma_min), config.sigma_max)
+        own = type(scheduler).from_config(config, sigma_max=first)
+        own.set_timesteps(steps, device=device)
     else:
-        ramp = karras_ramp(steps, scheduler.config)
-        scheduler.set_timesteps(len(steps), device=device, sigmas=ramp)
-    scheduler.set_begin_index(0)
-    scheduler.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
+        above = [level for level in steps if level >= start]
+        levels = steps[max(len(above) - 1, 0) :]
+        own = type(scheduler).from_config(config)
+        own.set_timesteps(len(levels), device=device, sigmas=karras_ramp(levels, config))
+    own.set_begin_index(0)
+    own.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
+    return own
 
 
 def _replaced(latents: Tensor, answer: dict | None, step: int) -> Tensor:
@@ -1727,14 +1797,15 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
                 (H, W, 3) or a tensor (3, H, W), or a batch or a list of these.
             mask_image: white (1) is repainted, black (0) is kept, byte for byte.
             strength: degradation of the source, from 0 (none: the source comes back) to 1 (nothing
-                is left of it). None: the task's default.
+                is left of it). None: the task's default. Of several, each is a batch of its own.
             guidance_scale: guidance by the class; 1 is off. None: `pipe.default_guidance(task)`.
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
                 None: everywhere. Source: Kynkäänniemi et al. 2024, arXiv:2404.07724.
             num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches. None:
-                `pipe.default_steps`. A model of few steps takes the lengths of `pipe.chains`.
+                `pipe.default_steps`. A model of few steps takes the lengths of `pipe.chains`, and
+                leaves out the first steps of an edit that is not strong.
             num_images_per_prompt: images for each sample.
             generator: one, or one for each image. Image i depends on its seed and on i alone.
             latents: (images, 3, size, size) standard normal, instead of drawing them. All other
@@ -1777,7 +1848,9 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         hint = spec.condition(known, source.mask, source.strength, own_noise)
         conditioning = build_conditioning(hint, spec, source.label, self.vocabulary)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        latents = solve(call, known, noise, conditioning, steps, own, *callback)
+        strengths = [None] * len(noise) if source.strength is None else source.strength.tolist()
+        start = [spec.start(strength) for strength in strengths]
+        latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
 
         self.maybe_free_model_hooks()
         if self._caller is None:  # after a call, diffusers' pipelines have its values
