@@ -191,7 +191,7 @@ def test_an_example_is_edited(page, tmp_path):
     assert (source == example).all()
     assert len({image.tobytes() for image in images}) == 5
     captions = [e.text for e in find(page, "#edit-results .caption-label")]
-    assert captions == ["source", *(f"strength {s}" for s in (0.3, 0.4, 0.5, 0.6, 0.7))]
+    assert captions == ["source", *(f"strength {s}" for s in (0.5, 0.6, 0.7, 0.8, 0.9))]
 
 
 def test_a_sample_is_taken_to_another_tab(page):
