@@ -122,6 +122,23 @@ def test_an_edit_starts_at_the_lowest_level_that_has_enough_noise(few, steps, st
     assert torch.equal(drawn, 2 * source - 1) == (strength == 0)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_known_pixels_are_exact(few, steps):
+    source = torch.rand(2, 3, 8, 8, generator=keyed(1)[0])
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[:, :, 2:5, 3:] = 1
+    found = few(
+        task="inpaint",
+        image=source,
+        mask_image=mask,
+        num_inference_steps=steps,
+        generator=keyed(2),
+        output_type="pt",
+    ).images
+    known = (mask == 0).expand_as(source)
+    assert torch.equal(found[known], source[known]) and not torch.equal(found, source)
+
+
 def test_another_number_of_steps_or_scheduler_is_refused(few):
     with pytest.raises(ValueError, match=r"num_inference_steps is 3; .* in 1, 2, 4 steps"):
         few(num_inference_steps=3)
