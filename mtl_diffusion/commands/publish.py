@@ -77,9 +77,15 @@ def export(args: Namespace) -> tuple[str | None, bool]:
     trained = of_checkpoint(args.checkpoint)
     name = args.hub_model_id or trained.config.repository
     repository = full_name(name) if args.push_to_hub else args.hub_model_id
-    options = {"metrics": metrics, "pictures": not args.no_pictures, "half": args.half}
-    options |= {"max_shard_size": args.max_shard_size}
-    write(trained, args.output_dir, repository, **options)
+    write(
+        trained,
+        args.output_dir,
+        repository,
+        metrics=metrics,
+        pictures=not args.no_pictures,
+        half=args.half,
+        max_shard_size=args.max_shard_size,
+    )
     print(f"Step {trained.step} is in {args.output_dir}")
     private = args.private or trained.config.hub_private_repo
     if args.push_to_hub:

@@ -20,6 +20,20 @@ from .fields import GROUPS, TYPES, ConfigError, TrainConfig, listed, show, sugge
 from .yaml_reader import load, load_strictly
 
 _MAPPINGS = {name for name, kind in TYPES.items() if dict[str, float] in (kind, *get_args(kind))}
+# Field names of other trainers, and what to set here instead.
+_STEPS = "; set max_train_steps: an epoch is the number of images / total_batch_size"
+_BATCH = "; set total_batch_size, the samples of a step over all processes"
+_ACCUMULATION = (
+    "; set per_device_batch_size, the most samples at once: the rest of a process's share of "
+    "total_batch_size is accumulated"
+)
+_ELSEWHERE = {
+    **dict.fromkeys(("num_epochs", "num_train_epochs", "epochs", "max_epochs"), _STEPS),
+    **dict.fromkeys(("train_batch_size", "batch_size"), _BATCH),
+    **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size"), _ACCUMULATION),
+    **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches"), _ACCUMULATION),
+    **dict.fromkeys(("fp16", "bf16"), "; set mixed_precision, to no or bf16"),
+}
 
 
 def parse(argv: Sequence[str] | None = None) -> TrainConfig:
@@ -44,7 +58,7 @@ def parse(argv: Sequence[str] | None = None) -> TrainConfig:
         if name == "config":
             continue
         if name not in TYPES and (field not in _MAPPINGS or not entry or "." in entry):
-            faults.append(f"--{name}: unknown flag{suggestion(name, TYPES, '--')}")
+            faults.append(f"--{name}: unknown flag{_hint(name, '--')}")
             continue
         kind = float if entry else TYPES[name]
         try:
@@ -114,7 +128,7 @@ def _values(
     values, unreadable = {}, set()
     for name, value, where in items:
         if name not in TYPES:
-            faults.append(f"{name}{where}: unknown field{suggestion(str(name), TYPES)}")
+            faults.append(f"{name}{where}: unknown field{_hint(str(name))}")
             continue
         try:
             values[name] = _typed(TYPES[name], value)
@@ -122,6 +136,11 @@ def _values(
             faults.append(f"{name}{where}: found {show(value)}; must be {_expected(TYPES[name])}")
             unreadable.add(name)
     return values, unreadable
+
+
+def _hint(name: str, prefix: str = "") -> str:
+    """What to write in place of a name that is no field's."""
+    return _ELSEWHERE.get(name) or suggestion(name, TYPES, prefix)
 
 
 def _read(path: str, faults: list[str]) -> dict[str, Any]:

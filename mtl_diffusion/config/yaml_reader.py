@@ -1,4 +1,4 @@
-"""YAML as a configuration needs it: the core schema of YAML 1.2, small, no surprises."""
+"""YAML as a configuration needs it: the core schema of YAML 1.2, small documents, no surprises."""
 
 import re
 from collections import Counter
@@ -13,9 +13,9 @@ _DIGITS = 400  # of a number; Python takes time that grows with their square
 class _Loader(yaml.SafeLoader):
     """PyYAML, which is for YAML 1.1, with the words and numbers of YAML 1.2.
 
-    `no` is a word, 010 is ten, 0x10 and 1:30 are texts, 2e-3 is a number, and there are no dates.
-    An alias may refer to a single value only, because nested lists of aliases grow exponentially.
-    Keys that are given twice are noted; PyYAML drops the first in silence.
+    `no` is a word, 010 is ten, 1:30 is a text, 2e-3 is a number, and there are no dates. An alias
+    may refer to a single value only, because nested lists of aliases grow exponentially. Keys that
+    are given twice are noted; PyYAML drops the first in silence.
     """
 
     def __init__(self, text: str):
@@ -45,7 +45,8 @@ class _Loader(yaml.SafeLoader):
         text = self.construct_scalar(node)
         if len(text) > _DIGITS:
             raise yaml.YAMLError(f"a number of {len(text)} digits")
-        return int(text)
+        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+        return int(text, base)
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -54,7 +55,7 @@ for _kind, _pattern, _first in (
     # The help of our own fields writes "None".
     ("null", r"~|null|Null|NULL|None|", "~nN"),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
     (
         "float",
         r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"

@@ -198,7 +198,7 @@ class Edit(Part):
         labels = [f"{names[self.own[i]]} to {names[self.asked[i]]}" for i in first]
         titles = [
             "source",
-            *(m.name.removeprefix("edit_").replace("_guidance_", " ") for m in self.methods),
+            *(m.name.replace("_guidance_", " ") for m in self.methods),
         ]
         grid(rows, labels, titles, cell=84).save(folder / "edit.png")
 

@@ -15,8 +15,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.columns import DataError
-from ..data.decode import Encoded, decode
-from ..pipeline.inputs import read_count, read_labels, read_masks
+from ..data.decode import Encoded, check_depth, decode
+from ..pipeline.inputs import read_count, read_images, read_labels, read_masks
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_file, write_text
 from ..tools.rng import generator
@@ -93,25 +93,45 @@ def read_request(pipe: MultiTaskPipeline, arguments: Mapping[str, Any]) -> Reque
 
 
 def _sources(paths: Sequence[str] | None, size: int) -> list[Image.Image]:
-    """Decoded as training images are: the square in the middle, resized to the model's size."""
-    images = []
+    """Decoded as training images are, but of the model's size already."""
+    images, peaks = [], []
     for path in paths or []:
+        _open(path, size, "image")
         try:
-            images.append(decode(Encoded(None, path, path), size)[0])
+            image, peak = decode(Encoded(None, path, path), size)
+            check_depth(peak, path)
         except DataError as error:
-            raise ValueError(f"image: {path} can't be used: {error.__cause__}") from error
+            raise ValueError(f"image: {path} can't be used: {error.__cause__ or error}") from error
+        read_images(image, size)
+        images.append(image)
+        peaks.append(peak)
     return images
 
 
 def _masks(paths: Sequence[str] | None, size: int) -> list[Image.Image]:
-    masks = []
-    for path in paths or []:
+    masks = [_open(path, size, "mask_image") for path in paths or []]
+    for path, mask in zip(paths or [], masks, strict=True):
         try:
-            masks.append(Image.open(path))
-            read_masks(masks[-1], size)
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ...
+            read_masks(mask, size)
+        except ValueError as error:
             raise ValueError(f"mask_image: {path} can't be used: {error}") from error
     return masks
+
+
+def _open(path: str, size: int, name: str) -> Image.Image:
+    if not Path(path).is_file():
+        raise ValueError(f"{name}: there is no file {path}")
+    try:
+        image = Image.open(path)
+        image.load()
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"{name}: {path} can't be read as an image: {error}") from error
+    if image.size != (size, size):
+        width, height = image.size
+        raise ValueError(
+            f"{name}: {path} is {width}x{height} pixels; this model takes {size}x{size}: resize it"
+        )
+    return image
 
 
 def draw(pipe: MultiTaskPipeline, request: Request, numbers: range) -> list[Image.Image]:

@@ -296,12 +296,11 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         return list(lengths[steps])
 
     def _copy_for_call(self) -> "MultiTaskPipeline":
-        """A shallow copy for the state of one call: it shares the modules, but no scheduler."""
+        """A shallow copy for the state of one call. `solve` gives it schedulers of its own."""
         if self._caller is None:
             self._interrupt = False  # of earlier calls
         call = copy.copy(self)
         call._caller, call._interrupt = self, False
-        call.scheduler = type(self.scheduler).from_config(self.scheduler.config)
         return call
 
     def _check_vocabulary(self) -> None:

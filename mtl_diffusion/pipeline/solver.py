@@ -54,14 +54,15 @@ def solve(
 
     x, done = torch.empty_like(noise), 0
     with call.progress_bar(total=call._num_timesteps) as progress:
-        for level, call.scheduler in schedulers.items():
+        for level, scheduler in schedulers.items():
+            call.scheduler = scheduler  # a callback may look at it
             rows = [i for i, own in enumerate(start) if own == level]
-            image, told = source[rows], conditioning[rows]
+            image, conditions = source[rows], conditioning[rows]
             if level >= highest:
-                image = torch.where(told.mask > 0, 0.0, image)
+                image = torch.where(conditions.mask > 0, 0.0, image)
             own = [generators[i] for i in rows]
-            x[rows] = _solve(call, image, noise[rows], told, own, done, end_step)
-            done += len(call.scheduler.timesteps)
+            x[rows] = _solve(call, image, noise[rows], conditions, own, done, end_step)
+            done += len(scheduler.timesteps)
     return x
 
 

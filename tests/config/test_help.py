@@ -1,6 +1,9 @@
 """The configurations that are shipped, and the help: documented by the fields themselves."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -32,3 +35,19 @@ def test_help_has_the_text_of_every_field(capsys):
         text = re.search(rf'\n    {f.name}: (?:.|\n)*?\n    """((?:.|\n)*?)"""\n', source)[1]
         assert f"--{f.name} " in words
         assert " ".join(text.split()) in words, f.name
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = (
+        "import sys, mtl_diffusion\n"
+        "from mtl_diffusion.config.command_line import parse\n"
+        "mtl_diffusion.__version__\n"
+        "try: parse(['--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "slow = {'torch', 'numpy', 'diffusers', 'transformers', 'accelerate', 'datasets'}\n"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)"
+    )
+    before = os.times().children_user
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    # Of the process, not of the clock: half a second.
+    assert os.times().children_user - before < 5

@@ -86,16 +86,29 @@ def test_ranges(place):
             'alignment_classifier: found "c"; must be null, or set objective to denoising',
         ),
         ("tasks={}", "tasks: found {}; must have at least one task above 0"),
+        ("tasks={edit:0}", 'tasks: found {"edit": 0.0}; must have at least one task above 0'),
         ("tasks={edti:1}", "no task is called edti, did you mean edit?; there are generate, inp"),
+        ("tasks={7:1}", "no task is called 7; there are"),
+        ("tasks.paint=1", "no task is called paint, did you mean inpaint?"),
         (
             "total_batch_size=3",
             "total_batch_size: found 3; gives inpaint less than one sample; use 4",
+        ),
+        ("tasks={generate:0.9,edit:0.01}", "gives edit less than one sample; use 91 or more"),
+        (
+            "task_weighting=fixed",
+            "task_weights: found null; must have a weight for each of generate",
         ),
         ("task_weights={edit:1}", 'task_weights: found {"edit": 1.0}; must be null, or set task_w'),
         (
             "task_weighting=fixed task_weights={edit:1}",
             "must have a weight for each of generate, inp",
         ),
+        (
+            "tasks={edit:1} task_weighting=fixed task_weights={edit:1,inpaint:1}",
+            "must have a weight for each of edit, and no other",
+        ),
+        ("tasks={edit:1} task_weighting=fixed task_weights={edit:-1}", "must be finite, and 0, or"),
         (
             "gradient_aggregation=mgda task_weighting=fixed"
             " task_weights={generate:1,inpaint:1,edit:0}",
@@ -114,9 +127,10 @@ def test_ranges(place):
         ("lr_warmup_steps=1.5", "lr_warmup_steps: found 1.5; must be whole steps, or a share"),
         *[
             (f"hub_model_id={name}", f'hub_model_id: found "{name}"; must be user/name')
-            for name in ["it", "a/b/c", "me/", "me/a--b", "me/x.git"]
+            for name in ["it", "a/b/c", "/it", "me/", "me/a--b", "me/a..b", "me/-a", "me/x.git"]
         ],
         ("push_to_hub output_dir=runs/a..b", 'output_dir: found "runs/a..b"; must end in a name'),
+        ("push_to_hub output_dir=/", 'output_dir: found "/"; must end in a name'),
     ],
 )
 def test_contradictions(words, fault):
@@ -134,6 +148,10 @@ def test_contradictions(words, fault):
         "objective=distillation pretrained_model_name_or_path=me/it",
         "attention_resolutions=[]",  # the middle block still has it
         "tasks={generate:1,inpaint:1,edit:1} total_batch_size=3",  # thirds do not round up
+        "lr_warmup_steps=1200",
+        "lr_warmup_steps=0",
+        "push_to_hub",
+        "per_device_batch_size=32",
         "block_out_channels=[8] attention_resolutions=[16]",
     ],
 )

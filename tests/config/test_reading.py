@@ -10,12 +10,17 @@ import yaml
 from configs import argv, faults
 from mtl_diffusion.config import (
     TYPES,
+    ConfigError,
     TrainConfig,
     differences,
     resolved,
     to_dict,
 )
 from mtl_diffusion.config.command_line import from_dict, parse
+
+
+def test_nothing_given_is_the_defaults():
+    assert parse([]) == TrainConfig()
 
 
 @pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
@@ -28,6 +33,17 @@ def test_flags_beat_the_file_wherever_they_stand(write, order):
     assert config.tasks == {"edit": 1, "generate": 3}
 
 
+def test_a_later_file_beats_an_earlier_one(tmp_path):
+    (tmp_path / "a.yaml").write_text("seed: 1\ntoken_dim: 8")
+    (tmp_path / "b.yaml").write_text("seed: 2")
+    config = parse(["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml")])
+    assert (config.seed, config.token_dim) == (2, 8)
+
+
+def test_a_mapping_in_the_file_replaces_the_default_one(write):
+    assert parse(["--config", write("tasks: {edit: 2}")]).tasks == {"edit": 2}
+
+
 @pytest.mark.parametrize("text", ["2e-3", "2.0e-3", "0.002", "2E-3", ".2e-2", "+2e-3"])
 def test_every_way_to_write_a_number(write, text):
     assert parse(["--config", write(f"learning_rate: {text}")]).learning_rate == 2e-3
@@ -38,6 +54,13 @@ def test_no_and_none_are_words(write):
     config = parse(["--config", write("mixed_precision: no\nreport_to: none")])
     assert (config.mixed_precision, config.report_to) == ("no", "none")
     assert parse(["--mixed_precision", "no"]).mixed_precision == "no"
+
+
+@pytest.mark.parametrize("text", ["null", "none"])
+def test_starting_anew_has_one_spelling_inside(write, text):
+    assert parse(["--resume_from_checkpoint", text]).resume_from_checkpoint is None
+    path = write(f"resume_from_checkpoint: {text}")
+    assert parse(["--config", path]).resume_from_checkpoint is None
 
 
 @pytest.mark.parametrize("name", ["dry_run", "use_ema", "push_to_hub"])
@@ -64,8 +87,22 @@ def test_lists_and_mappings_as_flags():
     assert parse([]) == TrainConfig()  # no default was written to
 
 
-@pytest.mark.parametrize("text, value", [("010", 10), ("+7", 7), ("007", 7)])
-def test_whole_numbers_are_decimal(write, text, value):
+def test_null_unsets_an_optional_field(write):
+    path = write("checkpoints_total_limit: 3\nhub_model_id: me/it")
+    config = parse(["--config", path, "--checkpoints_total_limit", "null"])
+    assert config.checkpoints_total_limit is None
+    assert config.hub_model_id == "me/it"
+
+
+def test_an_alias_may_stand_for_a_number(write):
+    config = parse(["--config", write("validation_steps: &n 50\ncheckpointing_steps: *n")])
+    assert (config.validation_steps, config.checkpointing_steps) == (50, 50)
+
+
+@pytest.mark.parametrize(
+    "text, value", [("010", 10), ("0o10", 8), ("0x10", 16), ("+7", 7), ("007", 7)]
+)
+def test_whole_numbers_are_those_of_yaml_1_2(write, text, value):
     assert parse(["--config", write(f"seed: {text}")]).seed == value
     assert parse(["--seed", text]).seed == value
 
@@ -94,6 +131,11 @@ def test_shares_are_normalised_and_leave_out_zero():
     assert shares == {"generate": 0.75, "edit": 0.25}
 
 
+@pytest.mark.parametrize("given, steps", [(0, 0), (0.04, 48), (1, 1), (100, 100)])
+def test_warmup_is_a_share_or_steps(given, steps):
+    assert TrainConfig(max_train_steps=1200, lr_warmup_steps=given).warmup_steps == steps
+
+
 def test_the_repository_is_called_as_the_folder_is(tmp_path, monkeypatch):
     (tmp_path / "disk-3").mkdir()
     (tmp_path / "flowers").symlink_to(tmp_path / "disk-3")
@@ -113,6 +155,13 @@ def test_resolved_reads_back(write):
 def test_a_config_goes_through_json():
     config = parse(["--tasks.colorize", "1", "--resume_from_checkpoint", "none"])
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_from_dict_is_strict_but_takes_defaults():
+    assert from_dict({"seed": 3}) == TrainConfig(seed=3)
+    with pytest.raises(ConfigError) as caught:
+        from_dict({"sede": 3, "token_dim": "x"})
+    assert len(caught.value.faults) == 2
 
 
 def test_differences_name_the_field_and_both_values():

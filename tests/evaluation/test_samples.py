@@ -15,7 +15,7 @@ def work(build_pipe, tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     pipe = build_pipe(classes=("cat", "men's shoes", "7"))
     pipe.save_pretrained(work / "pipeline")
-    for name, size in (("good", 8), ("large", 40)):
+    for name, size in (("good", 8), ("other", 8), ("large", 40)):
         noise = np.random.default_rng(size).integers(0, 256, (size, size, 3), np.uint8)
         Image.fromarray(noise).save(work / f"{name}.png")
     (work / "broken.png").write_bytes((work / "good.png").read_bytes()[:60])
@@ -41,22 +41,24 @@ def sample(work, monkeypatch, capsys, tmp_path):
 EDIT = ("--task", "edit", "--class_label", "cat", "--image")
 WRONG = {
     "class": (("--class_label", "dog"), "class_label is 'dog'; this model knows cat"),
-    "missing image": (
-        (*EDIT, "good.png", "gone.png"),
-        "image: gone.png can't be used: .*No such file",
-    ),
-    "broken image": ((*EDIT, "broken.png"), "image: broken.png can't be used"),
+    "digit that is none": (("--class_label", "²"), "class_label is '²'"),
+    "missing image": ((*EDIT, "good.png", "gone.png"), "image: there is no file gone.png"),
+    "foreign image": ((*EDIT, "text.png"), "image: text.png can't be read as an image"),
+    "broken image": ((*EDIT, "broken.png"), "image: broken.png can't be read as an image"),
     "floats": ((*EDIT, "float.tiff"), "image: float.tiff can't be used: its pixels are floating"),
+    "size": ((*EDIT, "good.png", "large.png"), "image: large.png is 40x40 pixels; .*takes 8x8"),
     "size of a mask": (
         ("--task", "inpaint", "--image", "good.png", "--mask_image", "large.png"),
-        "mask_image: large.png can't be used: mask_image is 40x40 pixels",
+        "mask_image: large.png is 40x40 pixels",
     ),
     "no mask": (("--task", "inpaint", "--image", "good.png"), "needs mask_image"),
+    "task": (("--task", "dance"), "task is 'dance'"),
     "pipeline": (("--pipeline", "nowhere"), "nowhere"),
     "no images": (
         ("--num_images", "0"),
         "num_images is 0; it must be a whole number from 1 to 10,000",
     ),
+    "no batch": (("--batch_size", "0"), "batch_size is 0"),
     "not a number": (("--num_images", "many"), "argument --num_images: invalid int value"),
     "file in the way": (("--output_dir", "good.png"), r"good\.png"),
 }
@@ -72,8 +74,8 @@ def test_what_is_wrong_is_one_message_and_blocks_nothing(sample, name, tmp_path)
 
 
 def test_the_corrected_command_works(sample, tmp_path):
-    assert sample(*EDIT, "good.png", "gone.png")[0] == 2
-    code, said = sample(*EDIT, "good.png", "large.png", "--batch_size", "1")
+    assert sample(*EDIT, "good.png", "large.png")[0] == 2
+    code, said = sample(*EDIT, "good.png", "other.png", "--batch_size", "1")
     assert code == 0, said
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == ["00000.png", "00001.png", SETTINGS]
@@ -81,13 +83,18 @@ def test_the_corrected_command_works(sample, tmp_path):
     kept, lost = out / "00000.png", out / "00001.png"
     before, content = kept.stat().st_mtime_ns, lost.read_bytes()
     lost.unlink()
-    assert sample(*EDIT, "good.png", "large.png", "--batch_size", "1")[0] == 0
+    assert sample(*EDIT, "good.png", "other.png", "--batch_size", "1")[0] == 0
     assert lost.read_bytes() == content and kept.stat().st_mtime_ns == before
     code, said = sample(*EDIT, "good.png", "--batch_size", "1")
     assert code == 2 and "holds images of other settings (image)" in said
 
 
-def test_one_mask_serves_for_all(sample, tmp_path):
+def test_a_class_may_be_called_like_a_number_or_have_quotes(sample, tmp_path):
+    assert sample("--class_label", "7", "men's shoes", "0")[0] == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+
+
+def test_one_mask_serves_for_all(sample, tmp_path, work):
     masked = ("--task", "inpaint", "--image", "good.png", "--mask_image", "mask.png")
     assert sample(*masked, "--num_images", "3")[0] == 0
     assert len(list((tmp_path / "out").glob("*.png"))) == 3

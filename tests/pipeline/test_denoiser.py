@@ -47,19 +47,19 @@ class Counting(torch.nn.Module):
 def test_conditioning_has_task_class_and_strength(pipe):
     vocabulary = pipe.vocabulary
     hint = Hint(randn(2, 3, 8, 8), torch.ones(2, 1, 8, 8), torch.tensor([1.0, torch.nan]))
-    told = build_conditioning(hint, TASKS["inpaint"], torch.tensor([2, -1]), vocabulary)
+    given = build_conditioning(hint, TASKS["inpaint"], torch.tensor([2, -1]), vocabulary)
     null = vocabulary.null
-    assert told.tokens.argmax(-1).tolist() == [
+    assert given.tokens.argmax(-1).tolist() == [
         [vocabulary.tasks["inpaint"], vocabulary.classes["ship"], vocabulary.strengths[-1]],
         [vocabulary.tasks["inpaint"], null, null],
     ]
-    assert told.image is hint.image and told.mask is hint.mask and len(told) == 2
+    assert given.image is hint.image and given.mask is hint.mask and len(given) == 2
 
 
 @torch.no_grad()
 def test_predict_is_the_network_of_edm(pipe):
     """Table 1 of Karras et al. 2022, written out; D from F as in their equation 7."""
-    told, sigma = conditioning(pipe), sigmas(0.01, 0.7, 50.0)
+    given, sigma = conditioning(pipe), sigmas(0.01, 0.7, 50.0)
     clean, eps = randn(3, 3, 8, 8, seed=1) * SIGMA_DATA, randn(3, 3, 8, 8, seed=2)
     x = clean + sigma * eps
     c_in = 1 / (sigma**2 + SIGMA_DATA**2) ** 0.5
@@ -67,14 +67,14 @@ def test_predict_is_the_network_of_edm(pipe):
     c_skip = SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)
     c_out = sigma * SIGMA_DATA / (sigma**2 + SIGMA_DATA**2) ** 0.5
 
-    shown = told.image / SIGMA_DATA
-    painted = told.mask * c_in * x + (1 - told.mask) * shown
-    seen = torch.cat([painted, shown, told.mask], dim=1)
+    shown = given.image / SIGMA_DATA
+    painted = given.mask * c_in * x + (1 - given.mask) * shown
+    seen = torch.cat([painted, shown, given.mask], dim=1)
     assert seen.shape[1] == CHANNELS
     expected = pipe.unet(
-        seen, c_noise.flatten(), told.tokens, class_labels=told.tokens.flatten(1)
+        seen, c_noise.flatten(), given.tokens, class_labels=given.tokens.flatten(1)
     ).sample
-    F = predict(pipe.unet, pipe.scheduler, x, sigma, told)
+    F = predict(pipe.unet, pipe.scheduler, x, sigma, given)
     torch.testing.assert_close(F, expected)
     torch.testing.assert_close(
         pipe.scheduler.precondition_outputs(x, F, sigma), c_skip * x + c_out * expected
@@ -84,39 +84,39 @@ def test_predict_is_the_network_of_edm(pipe):
 @torch.no_grad()
 @pytest.mark.parametrize("part", ["image", "mask", "task", "class", "strength", "sigma", "noisy"])
 def test_everything_it_is_told_reaches_the_output(pipe, part):
-    told, sigma, x = conditioning(pipe), sigmas(0.5, 0.5, 0.5), randn(3, 3, 8, 8)
-    before = predict(pipe.unet, pipe.scheduler, x, sigma, told)
+    given, sigma, x = conditioning(pipe), sigmas(0.5, 0.5, 0.5), randn(3, 3, 8, 8)
+    before = predict(pipe.unet, pipe.scheduler, x, sigma, given)
     places = {"task": TASK, "class": CLASS, "strength": STRENGTH}
     if part in places:
-        told = told.without(places[part], pipe.vocabulary.null)
+        given = given.without(places[part], pipe.vocabulary.null)
     elif part == "sigma":
         sigma = sigma * 2
     elif part == "noisy":
         x = -x
     else:
-        changed = {"image": told.image, "mask": told.mask} | {part: 1 - getattr(told, part)}
-        told = Conditioning(**changed, tokens=told.tokens)
-    after = predict(pipe.unet, pipe.scheduler, x, sigma, told)
+        changed = {"image": given.image, "mask": given.mask} | {part: 1 - getattr(given, part)}
+        given = Conditioning(**changed, tokens=given.tokens)
+    after = predict(pipe.unet, pipe.scheduler, x, sigma, given)
     assert ((after - before).abs().amax((1, 2, 3)) > 1e-4).all()
 
 
 @pytest.mark.parametrize("shape", [(8,), (8, 3, 8, 8), ()])
 def test_sigma_of_another_shape_is_refused(pipe, shape):
     """(B,) would broadcast along the width where B is the width, as it is here."""
-    told = conditioning(pipe, 8)
+    given = conditioning(pipe, 8)
     with pytest.raises(ValueError, match=r"sigma has shape .* must be \(8, 1, 1, 1\)"):
-        predict(pipe.unet, pipe.scheduler, randn(8, 3, 8, 8), torch.ones(shape), told)
+        predict(pipe.unet, pipe.scheduler, randn(8, 3, 8, 8), torch.ones(shape), given)
 
 
-def without(told, null, image=False, word=False):
-    """What F(I, 0) and F(0, 0) are told, built by hand."""
-    told_image, tokens = told.image.clone(), told.tokens.clone()
+def without(given, null, image=False, word=False):
+    """The conditioning of F(I, 0) and F(0, 0), built by hand."""
+    shown, tokens = given.image.clone(), given.tokens.clone()
     if image:
-        told_image[told.mask.expand_as(told_image) == 1] = 0
+        shown[given.mask.expand_as(shown) == 1] = 0
         tokens[:, 2] = torch.eye(tokens.shape[-1])[null]
     if word:
         tokens[:, 1] = torch.eye(tokens.shape[-1])[null]
-    return Conditioning(told_image, told.mask, tokens)
+    return Conditioning(shown, given.mask, tokens)
 
 
 @torch.no_grad()
@@ -135,34 +135,34 @@ def without(told, null, image=False, word=False):
     ],
 )
 def test_guidance_is_its_formula_in_one_call(pipe, s_C, s_I, evaluations):
-    told, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
+    given, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
     null = pipe.vocabulary.null
 
     def F(**dropped):
-        return predict(pipe.unet, pipe.scheduler, x, sigma, without(told, null, **dropped))
+        return predict(pipe.unet, pipe.scheduler, x, sigma, without(given, null, **dropped))
 
     nothing, image = F(image=True, word=True), F(word=True)
     expected = nothing + s_I * (image - nothing) + s_C * (F() - image)
     unet = Counting(pipe.unet)
-    guided = predict_guided(unet, pipe.scheduler, x, sigma, told, null, s_C, s_I)
+    guided = predict_guided(unet, pipe.scheduler, x, sigma, given, null, s_C, s_I)
     torch.testing.assert_close(guided, expected, atol=1e-5, rtol=1e-4)
     assert unet.batches == [3 * evaluations]
     assert (nothing - image).abs().max() > 1e-2 and (F() - image).abs().max() > 1e-2
 
 
 def test_a_dropped_image_is_hidden_in_the_mask_and_its_strength_with_it(pipe):
-    told, null = conditioning(pipe), pipe.vocabulary.null
-    image = told.image.clone()
+    given, null = conditioning(pipe), pipe.vocabulary.null
+    image = given.image.clone()
     rows = torch.tensor([True, False, True])
     for dropped, gone in (
-        (told.without_image(null), torch.ones(3).bool()),
-        (told.without_image(null, rows), rows),
+        (given.without_image(null), torch.ones(3).bool()),
+        (given.without_image(null, rows), rows),
     ):
-        hole = (told.mask == 1).expand_as(image)
+        hole = (given.mask == 1).expand_as(image)
         hidden = hole & gone[:, None, None, None]
         assert (dropped.image[hidden] == 0).all()
         assert torch.equal(dropped.image[~hidden], image[~hidden])
         assert (dropped.tokens[gone, STRENGTH].argmax(-1) == null).all()
-        assert torch.equal(dropped.tokens[~gone], told.tokens[~gone])
-        assert torch.equal(dropped.tokens[:, :2], told.tokens[:, :2])
-    assert torch.equal(told.image, image)
+        assert torch.equal(dropped.tokens[~gone], given.tokens[~gone])
+        assert torch.equal(dropped.tokens[:, :2], given.tokens[:, :2])
+    assert torch.equal(given.image, image)

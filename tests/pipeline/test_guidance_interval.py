@@ -79,9 +79,11 @@ def test_the_solver_with_an_interval_is_its_formulas(pipe, either):
     hint = TASKS["generate"].condition(blank, blank[:, :1], torch.tensor([math.nan]), blank)
 
     def D(x, sigma, label):
-        told = build_conditioning(hint, TASKS["generate"], torch.tensor([label]), pipe.vocabulary)
+        conditioning = build_conditioning(
+            hint, TASKS["generate"], torch.tensor([label]), pipe.vocabulary
+        )
         level = torch.full((1, 1, 1, 1), sigma)
-        F = predict(pipe.unet, pipe.scheduler, x.float(), level, told).double()
+        F = predict(pipe.unet, pipe.scheduler, x.float(), level, conditioning).double()
         return (0.25 * x + sigma * 0.5 * math.sqrt(sigma**2 + 0.25) * F) / (sigma**2 + 0.25)
 
     levels = karras(STEPS)

@@ -79,12 +79,12 @@ def euler(pipe, task, known, mask, noise, own_noise, strength, label, steps):
     start = 3 * 0.5 * math.tan(math.pi / 2 * strength.item() ** 2) if task == "edit" else 80.0
     sigmas = karras(steps, high=start)
     hint = TASKS[task].condition(known, mask, strength, own_noise)
-    told = build_conditioning(hint, TASKS[task], label, pipe.vocabulary)
+    conditioning = build_conditioning(hint, TASKS[task], label, pipe.vocabulary)
     known, noise, hole = known.double(), noise.double(), hint.mask.double()
     x = (known if task == "edit" else known * (1 - hole)) + sigmas[0] * noise
     for sigma, after in pairwise(sigmas):
         F = predict(
-            pipe.unet, pipe.scheduler, x.float(), torch.full((len(x), 1, 1, 1), sigma), told
+            pipe.unet, pipe.scheduler, x.float(), torch.full((len(x), 1, 1, 1), sigma), conditioning
         )
         D = (0.25 * x + sigma * 0.5 * math.sqrt(sigma**2 + 0.25) * F) / (sigma**2 + 0.25)
         x = x + (after - sigma) * (x - D) / sigma

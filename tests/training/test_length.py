@@ -29,7 +29,7 @@ def trained(config):
 
 
 def test_the_run_is_one_of_that_many_steps(config, monkeypatch, tmp_path):
-    """The rehearsal leaves no trace: the weights are those of a run that was told its length."""
+    """The rehearsal leaves no trace: the weights are those of a run whose length was given."""
     asked = []
     measure = loop.seconds_per_step
 
@@ -44,10 +44,10 @@ def test_the_run_is_one_of_that_many_steps(config, monkeypatch, tmp_path):
     assert json.loads((folder / "length.json").read_text()) == {"seconds_per_step": 0.75}
     assert [path.name for path in (folder / "checkpoints").glob("step-*")] == ["step-4"]
 
-    told = replace(
-        config, max_train_steps=4, max_train_minutes=None, output_dir=str(tmp_path / "told")
+    given = replace(
+        config, max_train_steps=4, max_train_minutes=None, output_dir=str(tmp_path / "given")
     )
-    by_steps = trained(told)
+    by_steps = trained(given)
     assert all((by_steps[name] == weight).all() for name, weight in by_minutes.items())
 
 

@@ -120,18 +120,18 @@ def test_condition_keeps_the_order_of_the_samples(vocabulary):
     mix = mixture(vocabulary, class_dropout=0, task_dropout=0)
     images, labels = sources(24)
     draw = mix.draw(0, 0, 24, CPU)
-    told = mix.condition(images, labels, draw)
+    conditioning = mix.condition(images, labels, draw)
     ids = list(vocabulary.tasks.values())
     by_task = [vocabulary.tasks[mix.tasks[i].name] for i in draw.task]
-    assert told.tokens[:, TASK].argmax(-1).tolist() == by_task
+    assert conditioning.tokens[:, TASK].argmax(-1).tolist() == by_task
     classes = [vocabulary.null if y < 0 else vocabulary.classes[CLASSES[y]] for y in labels]
     kept = ~(draw.choice.drop_class | draw.choice.drop_image)
-    assert told.tokens[kept, CLASS].argmax(-1).tolist() == [
+    assert conditioning.tokens[kept, CLASS].argmax(-1).tolist() == [
         c for c, k in zip(classes, kept, strict=True) if k
     ]
-    known = told.mask[:, 0] == 0
+    known = conditioning.mask[:, 0] == 0
     inpainted = torch.tensor([mix.tasks[i].name == "inpaint" for i in draw.task])
-    shown = told.image.movedim(1, -1)[known & inpainted[:, None, None]]
+    shown = conditioning.image.movedim(1, -1)[known & inpainted[:, None, None]]
     assert torch.equal(shown, images.movedim(1, -1)[known & inpainted[:, None, None]])
     assert set(ids) == set(by_task)
 
@@ -218,8 +218,8 @@ def test_training_and_sampling_tell_the_denoiser_the_same(name, pipe, vocabulary
 
     # From the same floats it is the same, bit for bit.
     images = to_unit_range(pixels)
-    told = build_conditioning(
+    conditioning = build_conditioning(
         task.condition(images, mask, strength, own_noise), task, labels, vocabulary
     )
-    for ours, theirs in zip(parts_of(told), parts_of(trained), strict=True):
+    for ours, theirs in zip(parts_of(conditioning), parts_of(trained), strict=True):
         assert torch.equal(ours, theirs)

@@ -57,10 +57,10 @@ def test_each_module_is_left_in_its_mode(build_pipe):
 
 
 def test_the_token_is_all_that_a_wrong_token_changes(pipe, monkeypatch):
-    told = {}
+    inputs = {}
     predict = validation.predict
     for token in ("right", "generate", None):
-        seen = told[token] = []
+        seen = inputs[token] = []
 
         def watch(unet, scheduler, noisy, sigma, conditioning, seen=seen):
             seen.append((noisy, sigma, conditioning))
@@ -74,8 +74,8 @@ def test_the_token_is_all_that_a_wrong_token_changes(pipe, monkeypatch):
         "generate": words.tasks["generate"],
         None: words.null,
     }
-    for token, seen in told.items():
-        for (x, s, c), (x0, s0, c0) in zip(seen, told["right"], strict=True):
+    for token, seen in inputs.items():
+        for (x, s, c), (x0, s0, c0) in zip(seen, inputs["right"], strict=True):
             assert torch.equal(x, x0) and torch.equal(s, s0) and torch.equal(c.image, c0.image)
             assert torch.equal(c.mask, c0.mask) and torch.equal(c.tokens[:, 1:], c0.tokens[:, 1:])
             assert c.tokens[:, 0].argmax(-1).unique().tolist() == [expected[token]]
