@@ -1,3 +1,3 @@
-"""The code is in pipeline_b3c37ab1.py."""
+"""The code is in pipeline_7711f609.py."""
 
-from .pipeline_b3c37ab1 import MultiTaskPipeline  # noqa
+from .pipeline_7711f609 import MultiTaskPipeline  # noqa

@@ -1525,14 +1525,15 @@ def solve(
 
     x, done = torch.empty_like(noise), 0
     with call.progress_bar(total=call._num_timesteps) as progress:
-        for level, call.scheduler in schedulers.items():
+        for level, scheduler in schedulers.items():
+            call.scheduler = scheduler  # a callback may look at it
             rows = [i for i, own in enumerate(start) if own == level]
-            image, told = source[rows], conditioning[rows]
+            image, conditions = source[rows], conditioning[rows]
             if level >= highest:
-                image = torch.where(told.mask > 0, 0.0, image)
+                image = torch.where(conditions.mask > 0, 0.0, image)
             own = [generators[i] for i in rows]
-            x[rows] = _solve(call, image, noise[rows], told, own, done, end_step)
-            done += len(call.scheduler.timesteps)
+            x[rows] = _solve(call, image, noise[rows], conditions, own, done, end_step)
+            done += len(scheduler.timesteps)
     return x
 
 
@@ -1888,12 +1889,11 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         return list(lengths[steps])
 
     def _copy_for_call(self) -> "MultiTaskPipeline":
-        """A shallow copy for the state of one call: it shares the modules, but no scheduler."""
+        """A shallow copy for the state of one call. `solve` gives it schedulers of its own."""
         if self._caller is None:
             self._interrupt = False  # of earlier calls
         call = copy.copy(self)
         call._caller, call._interrupt = self, False
-        call.scheduler = type(self.scheduler).from_config(self.scheduler.config)
         return call
 
     def _check_vocabulary(self) -> None:
