@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .chains import karras_ramp
+from .chains import first_latents, karras_ramp
 from .components import plain_module
 from .denoiser import Conditioning, predict_guided
 
@@ -58,16 +58,21 @@ def solve(
             call.scheduler = scheduler  # a callback may look at it
             rows = [i for i, own in enumerate(start) if own == level]
             image, conditions = source[rows], conditioning[rows]
+            first = scheduler.sigmas[0].item()
+            latents = image + first * noise[rows]
             if level >= highest:
-                image = torch.where(conditions.mask > 0, 0.0, image)
+                chain = not isinstance(steps, int)
+                alone = first_latents(noise[rows], first) if chain else first * noise[rows]
+                latents = torch.where(conditions.mask > 0, alone, latents)
             own = [generators[i] for i in rows]
-            x[rows] = _solve(call, image, noise[rows], conditions, own, done, end_step)
+            x[rows] = _solve(call, latents, image, noise[rows], conditions, own, done, end_step)
             done += len(scheduler.timesteps)
     return x
 
 
 def _solve(
     call,
+    x: Tensor,
     source: Tensor,
     noise: Tensor,
     conditioning: Conditioning,
@@ -75,9 +80,10 @@ def _solve(
     done: int,
     end_step: Callable[[int, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Goes down the noise levels of the call's scheduler, from the source with the first.
+    """Goes down the noise levels of the call's scheduler.
 
     Args:
+        x: (B, 3, H, W) latents of the first level.
         done: steps of the call before these.
         end_step: (step of the call, timestep, latents) -> latents.
     """
@@ -87,7 +93,6 @@ def _solve(
     slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
     guided = [low / slack <= sigma <= high * slack for sigma in sigmas]
     hole = conditioning.mask > 0
-    x = source + sigmas[0] * noise
     # The first step with values that aren't finite, on the device: to read it in the loop would
     # wait for each step.
     first_bad = torch.full((), len(guided), device=x.device)

@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from gaussian import keyed
+from scipy.fft import dctn, idctn
+from scipy.linalg import sqrtm
 
 from mtl_diffusion.evaluation.bulk import evaluations_of
-from mtl_diffusion.pipeline.chains import check_chains, default_chains, jumps
+from mtl_diffusion.pipeline.chains import check_chains, default_chains, first_latents, jumps
 from mtl_diffusion.pipeline.denoiser import build_conditioning, predict
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 
@@ -44,6 +47,21 @@ def test_chains_that_are_none_are_refused(chains, few):
         MultiTaskPipeline(few.unet, few.tokenizer, few.scheduler, chains)
 
 
+@pytest.mark.parametrize("sigma", [2.0, 80.0])
+def test_the_first_latents_have_the_spectrum_of_noisy_images(sigma):
+    noise = torch.randn(2, 3, 6, 6, generator=keyed(1)[0])
+    expected = dctn(noise.double().numpy(), axes=(2, 3), norm="ortho")
+    for i in range(6):
+        for k in range(6):
+            image = (0.17 * 6 / max((i * i + k * k) ** 0.5, 0.6)) ** 2  # variance of a channel
+            covariance = sigma**2 * np.eye(3) + image * (0.1 * np.eye(3) + 0.9)
+            expected[:, :, i, k] = expected[:, :, i, k] @ sqrtm(covariance)
+    expected = torch.from_numpy(idctn(expected, axes=(2, 3), norm="ortho"))
+    found = first_latents(noise, sigma)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    assert found.std() > sigma * noise.std()
+
+
 @pytest.mark.parametrize("levels", CHAINS)
 def test_a_sample_is_the_jumps_one_after_the_other(few, levels):
     noise = torch.randn(2, 3, 8, 8, generator=keyed(1)[0])
@@ -54,7 +72,7 @@ def test_a_sample_is_the_jumps_one_after_the_other(few, levels):
         torch.tensor([0, 2]),
         few.vocabulary,
     )
-    x = levels[0] * noise
+    x = first_latents(noise, levels[0])
     for s, then in jumps([levels]):
         with torch.no_grad():
             F = predict(few.unet, few.scheduler, x, torch.full((2, 1, 1, 1), s), conditioning)
