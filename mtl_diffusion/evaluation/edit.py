@@ -27,6 +27,7 @@ from .likeness import feature_distance, low_frequency_error, ssim
 from .parts import Context, Part, Seen, mean
 
 LIKENESS = ("ssim_to_source", "low_frequency_error", "feature_distance")
+EDIT_IN_MASK = "edit_in_class_mask"
 
 
 def _sdedit(source, target, image, sigmas, strength, generators) -> Tensor:
@@ -73,9 +74,10 @@ class Edit(Part):
         self.strengths = sorted({*self.ladder, *further})
         self.baselines = list(BASELINES) if context.has_baselines else []
         self.guidances = context.settings.baseline_guidance_scales
-        self.methods = [self._edit("edit", context.pipe.default_guidance("edit"))]
+        masks = (False, True) if "generate" in context.pipe.tasks else (False,)
+        self.methods = [self._edit(in_mask, None) for in_mask in masks]
         for scale in context.settings.edit_guidance_scales:
-            self.methods.append(self._edit(_guided("edit", scale), scale))
+            self.methods += [self._edit(in_mask, scale) for in_mask in masks]
         for name in self.baselines:
             self.methods += [self._baseline(name, scale) for scale in self.guidances]
 
@@ -84,16 +86,26 @@ class Edit(Part):
         """Features and classes of the sources."""
         return Seen.of(self.context, self.sources)
 
-    def _edit(self, name: str, guidance: float) -> Method:
+    def _edit(self, in_mask: bool, guidance: float | None) -> Method:
+        """The edit task, everywhere or inside the class's mask. guidance: None for the model's."""
+        name, context = EDIT_IN_MASK if in_mask else "edit", self.context
+        if guidance is None:
+            guidance = context.pipe.default_guidance("edit")
+        else:
+            name = _guided(name, guidance)
+
         def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
-            return self.context.sample(
+            pair = {"image": sources.float() / 255, "class_label": asked.tolist()}
+            if in_mask:
+                random = context.generators("mask", rows=rows)
+                pair["mask_image"] = context.pipe.generate_mask(**pair, generator=random)
+            return context.sample(
                 "edit",
                 rows=rows,
-                image=sources.float() / 255,
-                class_label=asked.tolist(),
+                **pair,
                 strength=strength,
                 guidance_scale=guidance,
-                num_inference_steps=self.context.settings.num_inference_steps,
+                num_inference_steps=context.settings.num_inference_steps,
             )
 
         return Method(name, guidance, edit)
@@ -196,10 +208,9 @@ class Edit(Part):
         rows = [[to_pictures(images[i : i + 1])[0] for images in shown] for i in first]
         names = self.context.pipe.class_names
         labels = [f"{names[self.own[i]]} to {names[self.asked[i]]}" for i in first]
-        titles = [
-            "source",
-            *(m.name.replace("_guidance_", " ") for m in self.methods),
-        ]
+        titles = ["source"]
+        for method in self.methods:
+            titles.append(method.name.replace("_guidance_", " ").replace("class_mask", "mask"))
         grid(rows, labels, titles, cell=84).save(folder / "edit.png")
 
 

@@ -18,7 +18,7 @@ from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..tools.files import write_text
 from ..tools.names import public
 from .bulk import Bulk, Drawn
-from .edit import Edit
+from .edit import BASELINES, EDIT_IN_MASK, Edit
 from .equal_class import FOUND
 from .features import FeatureSpace
 from .generate import Generate, Sampling, plot_quality
@@ -232,10 +232,7 @@ def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
                 kind: _pick(entry.get("repaint", {}), *hole) for kind, entry in inpaint.items()
             }
         },
-        **{
-            name: {"edit": _edits(edit.get(name, {}))}
-            for name in ("sdedit", "flowedit", "ddim_inversion")
-        },
+        **{name: {"edit": _edits(edit.get(name, {}))} for name in (EDIT_IN_MASK, *BASELINES)},
     }
     return _without_empty({**found, "baselines": baselines})
 

@@ -24,6 +24,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .chains import Chains, check_chains
+from .class_mask import GeneratesMasks
 from .colorize import Colorize
 from .components import check_component
 from .denoiser import build_conditioning
@@ -76,7 +77,7 @@ class Inputs:
     strength: Tensor | None
 
 
-class MultiTaskPipeline(SelfContained, DiffusionPipeline):
+class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
     """One small UNet that generates, inpaints and edits.
 
     Calls may overlap, from several threads or from a callback: each has its own state.

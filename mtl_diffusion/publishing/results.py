@@ -24,6 +24,7 @@ NAMES = {
     "evaluations": "evaluations",
 }
 METHODS = {
+    "edit_in_class_mask": "edit inside generate_mask",
     "repaint": "RePaint",
     "sdedit": "SDEdit",
     "flowedit": "FlowEdit",

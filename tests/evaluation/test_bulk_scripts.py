@@ -111,6 +111,11 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     assert power["n"] == 10 and len(power["decades"]) == 4 and len(power["by_class"]) == 5
     assert one["edit"]["edit"]["strength_0.5"]["evaluations"] == 2 * 2
     assert one["edit"]["edit_guidance_1"]["strength_0.5"]["evaluations"] == 2
+    in_mask = one["edit"]["edit_in_class_mask_guidance_1"]["strength_0.5"]
+    assert in_mask["evaluations"] == 2 + 4
+    assert (
+        in_mask["ssim_to_source"] > one["edit"]["edit_guidance_1"]["strength_0.5"]["ssim_to_source"]
+    )
     assert one["inpaint"]["center"]["repaint"]["evaluations"] > 2
     assert one["likelihood"]["n"] == 3 and one["likelihood"]["bits_per_dim"] > 0
     assert {path.name for path in (work / "one").glob("*.png")} == {
@@ -137,7 +142,10 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     edit = one["summary"]["edit"]["strength_0.75"]
     assert f"| strength 0.75 | {edit['class_accuracy']:.4g} ± " in card
     assert f"Held-out images: {one['likelihood']['bits_per_dim']:.4g} ± " in card
-    assert all(name in card for name in ("| center, RePaint |", "| FlowEdit |", "| real images |"))
+    assert all(
+        name in card
+        for name in ("| center, RePaint |", "| FlowEdit |", "| edit inside gen", "| real images |")
+    )
     assert "feature space `classifier` (classifier)" in card and "30.00% of 1,000" in card
     results = ModelCard(card).data.eval_results
     assert len(results) > 20 and all(result.metric_value is not None for result in results)

@@ -112,7 +112,7 @@ def drawn_by(part, knees):
 
 def test_further_strengths_change_no_ranking(given, tmp_path):
     """Nor any figure that the methods are compared by."""
-    knees = {"edit": 1.0}
+    knees = {"edit": 1.0, "edit_in_class_mask": 1.3}
     knees |= {"sdedit_guidance_3": 2.0, "sdedit_guidance_7": 1.7}
     knees |= {"ddim_inversion_guidance_3": 0.7, "ddim_inversion_guidance_7": 0.9}
     knees |= {"flowedit_guidance_3": 1.4, "flowedit_guidance_7": 1.2}
@@ -140,7 +140,9 @@ def test_a_baseline_is_compared_at_the_guidance_that_serves_it_best(given, tmp_p
     part = Edit(replace(given, settings=settings))
     names = {m: [f"{m}_guidance_1.5", f"{m}_guidance_4"] for m in ("sdedit", "flowedit")}
     names["ddim_inversion"] = ["ddim_inversion_guidance_1.5", "ddim_inversion_guidance_4"]
-    knees = {"edit": 1.0} | {n: 0.5 + len(n) % 7 for pair in names.values() for n in pair}
+    knees = {"edit": 1.0, "edit_in_class_mask": 1.3} | {
+        n: 0.5 + len(n) % 7 for pair in names.values() for n in pair
+    }
     results = part.score(drawn_by(part, knees), tmp_path)
     for method, pair in names.items():
         for share in FOUND:
@@ -278,7 +280,8 @@ def test_a_model_of_few_steps_has_its_own_steps_and_no_other_solver(few):
         "by_class_steps_2": 2,
         "by_class_steps_4": 4,
     }
-    assert [(m.name, m.guidance) for m in Edit(few).methods] == [("edit", 1.0)]
+    methods = [(m.name, m.guidance) for m in Edit(few).methods]
+    assert methods == [("edit", 1.0), ("edit_in_class_mask", 1.0)]
 
 
 def test_figures_of_another_n_or_space_are_not_drawn_beside(given, tmp_path):

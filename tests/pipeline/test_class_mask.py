@@ -1,0 +1,95 @@
+"""The mask of a class: where the denoiser answers differently with it, and an edit inside it."""
+
+import pytest
+import torch
+from gaussian import keyed
+from scipy.ndimage import gaussian_filter
+
+from mtl_diffusion.evaluation.bulk import evaluations_of
+from mtl_diffusion.evaluation.denoise import generate_denoiser
+from mtl_diffusion.pipeline.chains import default_chains
+from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+
+
+@pytest.fixture(scope="module")
+def sources():
+    return torch.rand(2, 3, 8, 8, generator=keyed(1)[0])
+
+
+def test_it_is_where_the_class_changes_the_denoised_image_most(pipe, sources):
+    with evaluations_of(pipe.unet) as seen:
+        mask = pipe.generate_mask(sources, ["cat", "ship"], share=0.25, generator=keyed(2, 3))
+    assert seen == [4 * 2]
+    generators, squares = keyed(2, 3), []
+    with_class = generate_denoiser(pipe, torch.tensor([0, 2]))
+    without = generate_denoiser(pipe, torch.tensor([-1, -1]))
+    for _ in range(2):
+        noise = torch.cat([torch.randn(1, 3, 8, 8, generator=g) for g in generators])
+        noisy = 2 * sources - 1 + noise
+        with torch.no_grad():
+            squares.append((with_class(noisy, 1.0) - without(noisy, 1.0)).square().sum(1))
+    for found, one in zip(mask[:, 0], torch.stack(squares).mean(0), strict=True):
+        smooth = torch.from_numpy(gaussian_filter(one.double().numpy(), 0.4, mode="reflect"))
+        assert found.sum() == 16
+        # scipy samples the kernel in space, and the mask's is exact: the edge may differ.
+        assert smooth[found == 1].mean() > smooth[found == 0].mean()
+        assert (found == (smooth >= smooth.quantile(0.75))).double().mean() > 0.9
+
+
+def test_an_edit_inside_it_keeps_the_rest(pipe, sources):
+    mask = pipe.generate_mask(sources[:1], "ship", generator=keyed(1, 3))
+    assert mask.shape == (1, 1, 8, 8) and {*mask.unique().tolist()} == {0.0, 1.0}
+    edited = pipe(
+        task="edit",
+        image=sources[:1],
+        class_label="ship",
+        mask_image=mask,
+        num_inference_steps=2,
+        generator=keyed(1, 5),
+        output_type="pt",
+    ).images
+    changed = (edited != sources[:1]).any(1)
+    assert torch.equal(changed & (mask[:, 0] == 0), torch.zeros_like(changed)) and changed.any()
+
+
+def test_each_image_has_a_mask_of_its_own(pipe, sources):
+    both = pipe.generate_mask(sources, "cat", generator=keyed(2, 3))
+    alone = pipe.generate_mask(sources[1:], "cat", generator=keyed(1, 4))
+    assert torch.equal(both[1:], alone)
+    one = pipe.generate_mask(sources[0], ["cat", "ship"], share=1, generator=keyed(2, 3))
+    assert one.shape == (2, 1, 8, 8) and one.all()
+
+
+def test_a_model_of_few_steps_compares_at_a_level_that_it_knows(pipe, sources, monkeypatch):
+    chains = default_chains(80.0)
+    few = MultiTaskPipeline(
+        pipe.unet, pipe.tokenizer, pipe.scheduler, [[3 * s for s in levels] for levels in chains]
+    )
+    seen = []
+    monkeypatch.setattr(
+        MultiTaskPipeline,
+        "_difference",
+        lambda self, noisy, sigma, conditioning: seen.append(sigma) or noisy[:, :1],
+    )
+    few.generate_mask(sources, "cat", generator=keyed(2, 3))
+    assert seen == pytest.approx([0.72] * 2)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"share": 0}, "share is 0; it must be a number above 0 and up to 1"),
+        ({"share": "half"}, "share is 'half'; it must be a number above"),
+        ({"class_label": [None]}, "class_label has None in it; a mask needs a class"),
+        ({"class_label": "horse"}, "horse"),
+        ({"image": torch.rand(3, 4, 4)}, "image"),
+    ],
+)
+def test_faults_name_the_argument(pipe, sources, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.generate_mask(**{"image": sources, "class_label": "cat"} | arguments)
+
+
+def test_a_model_that_does_not_generate_is_refused(build_pipe, sources):
+    with pytest.raises(ValueError, match="task is 'generate'; this model knows edit"):
+        build_pipe(tasks=("edit",)).generate_mask(sources, "cat")
