@@ -20,6 +20,8 @@ def parse() -> Namespace:
     add("--class_label", nargs="+", help="names or numbers of classes, taken in turn; none: any")
     add("--image", nargs="+", help="picture files: the sources of inpaint, edit and colorize")
     add("--mask_image", nargs="+", help="picture files: white is repainted; one serves for all")
+    share = "edit the share of the pixels, 0 to 1, where the class makes the most difference"
+    add("--mask_share", type=float, help=share)
     add("--strength", type=float, help="how much of a source is hidden, 0 to 1")
     add("--guidance_scale", type=float, help="how much more the class counts; 1 is off")
     add("--image_guidance_scale", type=float, help="how much more the source counts; 1 is off")

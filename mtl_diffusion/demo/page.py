@@ -14,6 +14,7 @@ from .studio import MAX_SEED, Settings, Studio
 ANY = "any"  # the choice of no class
 STRENGTH = "how much of the source is hidden; the strengths around it are drawn too"
 PAINT = "#ff00ff"  # a colour that hardly any picture has
+IN_MASK = "edit the 60% of the pixels where the class makes the most difference"
 TASKS = {"generate": "Generate", "inpaint": "Inpaint", "edit": "Edit"}  # id of a tab -> its name
 MOST_IMAGES = 16
 # One call at a time, of whichever button: they share the model. More wait in the queue.
@@ -156,14 +157,17 @@ def _edit_tab(studio: Studio, tab: gr.Tab) -> Source:
             with gr.Row():
                 label = gr.Dropdown(list(studio.class_names), value=None, label="Turn it into")
                 strength = gr.Slider(0.0, 1.0, 0.7, step=0.05, label="Strength", info=STRENGTH)
+            in_mask = gr.Checkbox(
+                False, label="Keep the background", info=IN_MASK, elem_id="edit-in-mask"
+            )
             settings = _settings(studio)
             draw = gr.Button("Edit", variant="primary", elem_id="edit-draw")
             gallery, took = _results("edit", columns=3)
 
     @_timed
-    def edit(image, label, strength, seed, steps, guidance, progress=PROGRESS):
+    def edit(image, label, strength, in_mask, seed, steps, guidance, progress=PROGRESS):
         chosen = _chosen(label, seed, steps, guidance)
-        results = studio.edit(image, chosen, strength, _shown(progress))
+        results = studio.edit(image, chosen, strength, in_mask, _shown(progress))
         return [(studio.enlarged(result), caption) for result, caption in results]
 
     @_said
@@ -171,7 +175,9 @@ def _edit_tab(studio: Studio, tab: gr.Tab) -> Source:
         return studio.enlarged(studio.fit(image))
 
     picture.upload(crop, picture, picture, **AT_ONCE)
-    draw.click(edit, [picture, label, strength, *settings], [gallery, took], **ONE_AT_A_TIME)
+    draw.click(
+        edit, [picture, label, strength, in_mask, *settings], [gallery, took], **ONE_AT_A_TIME
+    )
     return source
 
 

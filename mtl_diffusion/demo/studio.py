@@ -76,17 +76,32 @@ class Studio:
         return [(given, "given"), *zip(results, captions, strict=True)]
 
     def edit(
-        self, image: Image.Image | None, settings: Settings, strength: float, progress: Progress
+        self,
+        image: Image.Image | None,
+        settings: Settings,
+        strength: float,
+        in_mask: bool,
+        progress: Progress,
     ) -> list[Captioned]:
-        """The source, and its edits at several strengths, all from the same noise."""
+        """The source, and its edits at several strengths, all from the same noise.
+
+        Args:
+            in_mask: they are painted where the class makes a difference, and nowhere else.
+        """
         source = self.fit(image)
         if settings.class_label is None:
             raise ValueError("Choose the class that the picture is to be turned into.")
         strengths = sorted({min(max(round(strength + d, 2), 0.0), 1.0) for d in STRENGTH_STEPS})
+        mask = None
+        if in_mask:
+            random = torch.Generator().manual_seed(settings.seed)
+            with self._lock:
+                mask = self.pipe.generate_mask(source, settings.class_label, generator=random)
         results = self._draw(
             *("edit", settings, len(strengths), progress),
             same_noise=True,
             image=source,
+            mask_image=mask,
             strength=strengths,
         )
         labels = [f"strength {value:g}" for value in strengths]

@@ -39,6 +39,7 @@ class Request:
     Attributes:
         in_turn: arguments of the pipeline whose entries are taken in turn, image by image.
         same: its other arguments.
+        mask_share: of the pixels in the mask of each image's class; None: no such mask.
         count: images.
         batch_size: images at a time.
         settings: everything that the images depend on, as JSON.
@@ -46,6 +47,7 @@ class Request:
 
     in_turn: Mapping[str, Sequence[Any]]
     same: Mapping[str, Any]
+    mask_share: float | None
     count: int
     batch_size: int
     seed: int
@@ -76,12 +78,15 @@ def read_request(pipe: MultiTaskPipeline, arguments: Mapping[str, Any]) -> Reque
         "mask_image": _masks(arguments["mask_image"], pipe.size),
     }
     in_turn = {name: values for name, values in in_turn.items() if values}
+    if arguments["mask_share"] is not None and in_turn.keys() != {"class_label", "image"}:
+        raise ValueError("mask_share needs class_label and image, and takes no mask_image")
     count = arguments["num_images"]
     if count is None:
         count = max(map(len, in_turn.values()), default=1)
     return Request(
         in_turn,
         {name: arguments[name] for name in SAME},
+        arguments["mask_share"],
         read_count(count, "num_images"),
         read_count(arguments["batch_size"], "batch_size"),
         arguments["seed"],
@@ -136,9 +141,15 @@ def _open(path: str, size: int, name: str) -> Image.Image:
 
 def draw(pipe: MultiTaskPipeline, request: Request, numbers: range) -> list[Image.Image]:
     """The images of these numbers."""
+    own = {name: [v[i % len(v)] for i in numbers] for name, v in request.in_turn.items()}
+    if request.mask_share is not None:
+        random = [generator(request.seed, "mask", i, device=pipe.device) for i in numbers]
+        own["mask_image"] = pipe.generate_mask(
+            own["image"], own["class_label"], request.mask_share, random
+        )
     return pipe(
         generator=[generator(request.seed, i, device=pipe.device) for i in numbers],
-        **{name: [v[i % len(v)] for i in numbers] for name, v in request.in_turn.items()},
+        **own,
         **({} if request.in_turn else {"num_images_per_prompt": len(numbers)}),
         **request.same,
     ).images

@@ -68,13 +68,22 @@ def test_inpainting_keeps_what_is_not_painted_over(studio):
 
 def test_an_edit_is_shown_at_several_strengths_from_one_noise(studio):
     image = noise(8, 8)
-    (source, caption), *results = studio.edit(image, SETTINGS, 0.1, ignore)
+    (source, caption), *results = studio.edit(image, SETTINGS, 0.1, False, ignore)
     assert same(source, image) and caption == "source"
     captions = [caption for _, caption in results]
     assert captions == ["strength 0", "strength 0.1", "strength 0.2", "strength 0.3"]
     assert same(results[0][0], image)  # nothing is hidden at 0
-    alone = studio.edit(image, SETTINGS, 0.3, ignore)
+    alone = studio.edit(image, SETTINGS, 0.3, False, ignore)
     assert same(dict(map(reversed, alone))["strength 0.2"], results[2][0])
+
+
+def test_an_edit_in_the_class_mask_keeps_the_rest(studio):
+    image = noise(8, 8)
+    _, *results = studio.edit(image, SETTINGS, 0.9, True, ignore)
+    kept = [(np.asarray(result) == np.asarray(image)).all(2) for result, _ in results]
+    assert all(0.39 < equal.mean() < 1 for equal in kept)
+    everywhere = studio.edit(image, SETTINGS, 0.9, False, ignore)[-1][0]
+    assert (np.asarray(everywhere) == np.asarray(image)).all(2).mean() < 0.1
 
 
 def test_image_i_is_drawn_from_seed_plus_i_and_steps_are_told(studio):
@@ -88,9 +97,12 @@ def test_image_i_is_drawn_from_seed_plus_i_and_steps_are_told(studio):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda s: s.edit(None, SETTINGS, 0.5, ignore), "no picture yet: upload one"),
+        (lambda s: s.edit(None, SETTINGS, 0.5, False, ignore), "no picture yet: upload one"),
         (lambda s: s.inpaint(noise(8, 8), [layer()], SETTINGS, 1, ignore), "paint over what is"),
-        (lambda s: s.edit(noise(8, 8), Settings(None, 0, 2), 0.5, ignore), "Choose the class"),
+        (
+            lambda s: s.edit(noise(8, 8), Settings(None, 0, 2), 0.5, True, ignore),
+            "Choose the class",
+        ),
         (lambda s: s.generate(Settings("dog", -1, 2), 1, ignore), "seed is -1"),
         (lambda s: s.generate(Settings("cow", 0, 2), 1, ignore), "class_label is 'cow'"),
     ],

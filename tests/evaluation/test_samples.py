@@ -51,6 +51,11 @@ WRONG = {
         ("--task", "inpaint", "--image", "good.png", "--mask_image", "large.png"),
         "mask_image: large.png is 40x40 pixels",
     ),
+    "share without a class": (
+        ("--task", "inpaint", "--image", "good.png", "--mask_share", "0.5"),
+        "mask_share needs class_label and image, and takes no mask_image",
+    ),
+    "no share": ((*EDIT, "good.png", "--mask_share", "0"), "share is 0.0; it must be a number abo"),
     "no mask": (("--task", "inpaint", "--image", "good.png"), "needs mask_image"),
     "task": (("--task", "dance"), "task is 'dance'"),
     "pipeline": (("--pipeline", "nowhere"), "nowhere"),
@@ -71,6 +76,17 @@ def test_what_is_wrong_is_one_message_and_blocks_nothing(sample, name, tmp_path)
     assert code == 2 and re.search(message, said), said
     assert "Traceback" not in said and said.count("sample: ") + said.count("sample.py: error") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_edits_in_the_mask_of_their_class_keep_the_rest(sample, work, tmp_path):
+    edits = (*EDIT, "good.png", "other.png", "--mask_share", "0.25", "--strength", "0.9")
+    assert sample(*edits)[0] == 0
+    for i, name in enumerate(("good", "other")):
+        source, edited = (
+            np.asarray(Image.open(path))
+            for path in (work / f"{name}.png", tmp_path / f"out/{i:05d}.png")
+        )
+        assert 0 < (source != edited).any(2).sum() <= 16
 
 
 def test_the_corrected_command_works(sample, tmp_path):
