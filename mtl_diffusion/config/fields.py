@@ -125,7 +125,7 @@ class TaskConfig:
     objective: Literal["denoising", "distillation"] = "denoising"
     """denoising: learn to denoise. distillation: learn to draw in 1, 2 or 4 steps as
     pretrained_model_name_or_path does in many, with the guidance of each task built in."""
-    teacher_steps: PositiveInt = 4
+    teacher_steps: PositiveInt = 5
     """With distillation: steps of the pretrained model's solver for each step that is learned."""
     task_weighting: Literal["uncertainty", "fixed", "sum"] = "uncertainty"
     """How the losses of the tasks are balanced: by a learned uncertainty, by task_weights, or
