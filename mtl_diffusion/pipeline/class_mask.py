@@ -33,7 +33,8 @@ class GeneratesMasks:
         branches.
 
         Args:
-            image: one or several, as in a call. class_label: likewise.
+            image: one or several, as in a call.
+            class_label: a class for each image, as in a call.
             share: of the pixels that are white, above 0 and up to 1.
             generator: one, or one for each image.
 
