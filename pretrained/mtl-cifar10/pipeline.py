@@ -1,3 +1,3 @@
-"""The code is in pipeline_7711f609.py."""
+"""The code is in pipeline_3559fcb8.py."""
 
-from .pipeline_7711f609 import MultiTaskPipeline  # noqa
+from .pipeline_3559fcb8 import MultiTaskPipeline  # noqa
