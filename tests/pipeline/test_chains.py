@@ -140,6 +140,30 @@ def test_an_edit_starts_at_the_lowest_level_that_has_enough_noise(few, steps, st
     assert torch.equal(drawn, 2 * source - 1) == (strength == 0)
 
 
+def test_where_pixels_are_known_a_chain_starts_with_noise_alone(few):
+    """Random low frequencies would contradict them."""
+    source = torch.rand(1, 3, 8, 8, generator=keyed(1)[0])
+    mask = torch.ones(1, 1, 8, 8)
+    mask[:, :, :, :2] = 0
+    noise = torch.randn(1, 3, 8, 8, generator=keyed(2)[0])
+    task = TASKS["inpaint"]
+    hint = task.condition(2 * source - 1, mask, None, noise)
+    conditioning = build_conditioning(hint, task, torch.tensor([-1]), few.vocabulary)
+    x = torch.where(mask > 0, 80 * noise, 2 * source - 1 + 80 * noise)
+    with torch.no_grad():
+        F = predict(few.unet, few.scheduler, x, torch.full((1, 1, 1, 1), 80.0), conditioning)
+    D = 0.25 / (80**2 + 0.25) * x + 80 * 0.5 / (80**2 + 0.25) ** 0.5 * F
+    drawn = few(
+        task="inpaint",
+        image=source,
+        mask_image=mask,
+        num_inference_steps=1,
+        latents=noise,
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(drawn, torch.where(mask > 0, D, 2 * source - 1))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_known_pixels_are_exact(few, steps):
     source = torch.rand(2, 3, 8, 8, generator=keyed(1)[0])
