@@ -1,3 +1,3 @@
-"""The code is in pipeline_7711f609.py."""
+"""The code is in pipeline_9487b34e.py."""
 
-from .pipeline_7711f609 import MultiTaskPipeline  # noqa
+from .pipeline_9487b34e import MultiTaskPipeline  # noqa

@@ -1,3 +1,3 @@
-"""The code is in pipeline_3559fcb8.py."""
+"""The code is in pipeline_9487b34e.py."""
 
-from .pipeline_3559fcb8 import MultiTaskPipeline  # noqa
+from .pipeline_9487b34e import MultiTaskPipeline  # noqa

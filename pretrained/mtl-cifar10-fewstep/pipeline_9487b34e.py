@@ -43,63 +43,6 @@ from transformers import PreTrainedTokenizerBase
 
 
 # --------------------------------------------------------------------------------------------------
-# chains.py
-#
-# Models that draw in few steps: the noise levels that they visit.
-#
-# A chain is the noise levels of one number of steps, the highest first. At each of its levels the
-# model has learned the jump to the next one, and from the last to the image: the end of the teacher's
-# probability-flow ODE from there. A jump is one Euler step, x' = (s'/s) x + (1 - s'/s) D(x; s). The
-# noise level tells the model which jump is asked for, so no level belongs to two chains.
-# --------------------------------------------------------------------------------------------------
-
-
-Chains = Sequence[Sequence[float]]
-
-# As shares of the highest noise level of sampling. All first levels are noise alone.
-_SHARES = ((1.0,), (1 / 2, 0.01), (1 / 4, 0.05, 0.0125, 0.003))
-
-
-def default_chains(sigma_max: float) -> list[list[float]]:
-    """The chains of 1, 2 and 4 steps; the default of sampling is the last."""
-    return [[share * sigma_max for share in shares] for shares in _SHARES]
-
-
-def jumps(chains: Chains) -> list[tuple[float, float]]:
-    """(from, to) of every jump of every chain; to is 0 at its end."""
-    return [pair for levels in chains for pair in zip(levels, [*levels[1:], 0.0], strict=True)]
-
-
-def check_chains(chains) -> None:
-    """Raises a ValueError if they are not lists of falling levels, with no level twice."""
-    try:
-        levels = [level for chain in chains for level in chain]
-        falling = all(list(chain) == sorted({*chain}, reverse=True) for chain in chains)
-        lengths = [len(chain) for chain in chains]
-        fits = levels and falling and all(level > 0 for level in levels) and 0 not in lengths
-        fits = fits and len({*levels}) == len(levels) and len({*lengths}) == len(lengths)
-    except TypeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"chains are {chains}; they must be lists of noise levels above 0, falling, no two of "
-            "one length and no level twice: compare model_index.json with that of the published "
-            "model"
-        )
-
-
-def karras_ramp(levels: Sequence[float], config) -> Tensor:
-    """Noise levels as EDMEulerScheduler takes them: the places in [0, 1] of its Karras schedule.
-
-    Args:
-        config: the scheduler's.
-    """
-    low, high = (config[name] ** (1 / config.rho) for name in ("sigma_min", "sigma_max"))
-    roots = torch.tensor(levels, dtype=torch.float64) ** (1 / config.rho)
-    return (high - roots) / (high - low)
-
-
-# --------------------------------------------------------------------------------------------------
 # degradation.py
 #
 # Blur-and-noise degradation of the source, by strength.
@@ -163,6 +106,94 @@ def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     signal = torch.where(d < 1, torch.cos(math.pi / 2 * d), 0.0)
     degraded = signal * blurred + torch.sin(math.pi / 2 * d) * SIGMA_DATA * noise
     return torch.where(d > 0, degraded, image)
+
+
+# --------------------------------------------------------------------------------------------------
+# chains.py
+#
+# Models that draw in few steps: the noise levels that they visit.
+#
+# A chain is the noise levels of one number of steps, the highest first. At each of its levels the
+# model has learned the jump to the next one, and from the last to the image: the end of the teacher's
+# probability-flow ODE from there. A jump is one Euler step, x' = (s'/s) x + (1 - s'/s) D(x; s). The
+# noise level tells the model which jump is asked for, so no level belongs to two chains.
+# --------------------------------------------------------------------------------------------------
+
+
+Chains = Sequence[Sequence[float]]
+
+# As shares of the highest noise level of sampling. All first levels are noise alone.
+_SHARES = ((1.0,), (1 / 2, 0.01), (1 / 4, 0.05, 0.0125, 0.003))
+
+# Natural images in [-1, 1] (measured on CIFAR-10): the standard deviation of a coefficient of the
+# orthonormal DCT is SPECTRUM * size / max(frequency, LOWEST), and GREY the correlation of channels.
+_SPECTRUM, _LOWEST, _GREY = 0.17, 0.6, 0.9
+
+
+def default_chains(sigma_max: float) -> list[list[float]]:
+    """The chains of 1, 2 and 4 steps; the default of sampling is the last."""
+    return [[share * sigma_max for share in shares] for shares in _SHARES]
+
+
+def jumps(chains: Chains) -> list[tuple[float, float]]:
+    """(from, to) of every jump of every chain; to is 0 at its end."""
+    return [pair for levels in chains for pair in zip(levels, [*levels[1:], 0.0], strict=True)]
+
+
+def first_latents(noise: Tensor, sigma: float) -> Tensor:
+    """Latents of the first level of a chain, where sigma times the noise alone would be too little.
+
+    A chain begins where an image is not yet lost in the noise: at sigma 20 the mean of 32x32 pixels
+    has a standard deviation of 9 before the noise and of 22 with it. So each frequency gets the
+    variance that natural images have there, which falls as 1 / frequency^2 (Field 1987, Relations
+    between the statistics of natural images and the response properties of cortical cells).
+
+    Args:
+        noise: (B, 3, H, W) standard normal, square.
+
+    Returns:
+        (B, 3, H, W), of the same directions in each frequency.
+    """
+    size = noise.shape[-1]
+    basis = dct_matrix(size, noise.device)
+    k = torch.arange(size, device=noise.device, dtype=torch.float32)
+    frequency = (k[:, None].square() + k[None, :].square()).sqrt()
+    variance = (_SPECTRUM * size / frequency.clamp_min(_LOWEST)).square()
+    # The eigenvectors of three channels of one correlation are grey, and all that is orthogonal.
+    grey = (sigma**2 + (1 + 2 * _GREY) * variance).sqrt()
+    colour = (sigma**2 + (1 - _GREY) * variance).sqrt()
+    coefficients = basis @ noise @ basis.T
+    mean = coefficients.mean(1, keepdim=True)
+    return basis.T @ (grey * mean + colour * (coefficients - mean)) @ basis
+
+
+def check_chains(chains) -> None:
+    """Raises a ValueError if they are not lists of falling levels, with no level twice."""
+    try:
+        levels = [level for chain in chains for level in chain]
+        falling = all(list(chain) == sorted({*chain}, reverse=True) for chain in chains)
+        lengths = [len(chain) for chain in chains]
+        fits = levels and falling and all(level > 0 for level in levels) and 0 not in lengths
+        fits = fits and len({*levels}) == len(levels) and len({*lengths}) == len(lengths)
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"chains are {chains}; they must be lists of noise levels above 0, falling, no two of "
+            "one length and no level twice: compare model_index.json with that of the published "
+            "model"
+        )
+
+
+def karras_ramp(levels: Sequence[float], config) -> Tensor:
+    """Noise levels as EDMEulerScheduler takes them: the places in [0, 1] of its Karras schedule.
+
+    Args:
+        config: the scheduler's.
+    """
+    low, high = (config[name] ** (1 / config.rho) for name in ("sigma_min", "sigma_max"))
+    roots = torch.tensor(levels, dtype=torch.float64) ** (1 / config.rho)
+    return (high - roots) / (high - low)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -288,42 +319,6 @@ class Task(ABC):
 def bernoulli(n: int, probability: float, generator: torch.Generator) -> Tensor:
     """(n,) bool, each true with the given probability."""
     return torch.rand(n, generator=generator, device=generator.device) < probability
-
-
-# --------------------------------------------------------------------------------------------------
-# colorize.py
-#
-# Colorization: the source's luminance is shown, degraded by the strength.
-# --------------------------------------------------------------------------------------------------
-
-
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights of PIL's convert("L")
-
-
-class Colorize(Task):
-    name = "colorize"
-    required = frozenset({"image"})
-    optional = frozenset({"class_label", "strength"})
-    default_strength = 0.0
-
-    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
-        device = generator.device
-        # Half the samples show the grey image as it is, which is what most users ask for.
-        strength = torch.rand(n, generator=generator, device=device)
-        return Choice(
-            mask=torch.ones(n, 1, size, size, device=device),
-            strength=torch.where(bernoulli(n, 0.5, generator), strength, 0.0),
-            drop_class=bernoulli(n, class_dropout, generator),
-        )
-
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        # Plain numbers: training would wait until a tensor of them is on the device.
-        grey = sum(weight * part for weight, part in zip(LUMA, image.split(1, dim=1), strict=True))
-        return Hint(
-            image=degrade(grey.expand_as(image), strength, noise),
-            mask=torch.ones_like(mask),
-            strength=strength,
-        )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -588,239 +583,6 @@ def predict_guided(
 
 
 # --------------------------------------------------------------------------------------------------
-# components.py
-#
-# Checks of the components of a pipeline.
-# --------------------------------------------------------------------------------------------------
-
-
-SCHEDULERS = (EDMDPMSolverMultistepScheduler, EDMEulerScheduler)
-
-
-def plain_module(unet) -> nn.Module:
-    """The module that `torch.compile` wrapped, or the module itself."""
-    return getattr(unet, "_orig_mod", unet)
-
-
-def check_component(name: str, value) -> None:
-    """Checks the type and the settings of a component; other names are ignored.
-
-    Raises:
-        ValueError: the pipeline can't work with it.
-    """
-    checks = {"unet": _check_unet, "tokenizer": _check_tokenizer, "scheduler": _check_scheduler}
-    if name in checks:
-        checks[name](value)
-
-
-def _check_unet(unet) -> None:
-    module = plain_module(unet)
-    if not isinstance(module, UNet2DConditionModel):
-        hint = ""
-        if isinstance(getattr(module, "module", None), UNet2DConditionModel):
-            hint = "; give its .module"
-        elif hasattr(module, "get_base_model"):
-            hint = "; give its .get_base_model(), which keeps the adapters"
-        raise ValueError(
-            f"unet is {_kind(unet)}; it must be a UNet2DConditionModel, compiled or not{hint}"
-        )
-    config = module.config
-    if (config.in_channels, config.out_channels) != (CHANNELS, 3):
-        raise ValueError(
-            f"unet takes {config.in_channels} channels and gives {config.out_channels}; a unet of "
-            f"this pipeline takes {CHANNELS} and gives 3"
-        )
-
-
-def _check_tokenizer(tokenizer) -> None:
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ValueError(
-            f"tokenizer is {_kind(tokenizer)}; it must be the tokenizer that was saved with the "
-            "unet, such as PreTrainedTokenizerFast.from_pretrained(folder, subfolder='tokenizer')"
-        )
-
-
-def _check_scheduler(scheduler) -> None:
-    if not isinstance(scheduler, SCHEDULERS):
-        names = " or ".join(kind.__name__ for kind in SCHEDULERS)
-        raise ValueError(
-            f"scheduler is {_kind(scheduler)}; it must be {names}, such as "
-            "EDMEulerScheduler.from_config(pipe.scheduler.config)"
-        )
-    config = scheduler.config
-    numbers = [config[name] for name in ("sigma_min", "sigma_max", "sigma_data")]
-    low, high, data = (
-        n if isinstance(n, int | float) and math.isfinite(n) and n > 0 else None for n in numbers
-    )
-    if None in (low, high, data) or low >= high:
-        raise ValueError(
-            f"scheduler has sigma_min {numbers[0]}, sigma_max {numbers[1]} and sigma_data "
-            f"{numbers[2]}; they must be finite and above 0, sigma_min below sigma_max: compare "
-            "scheduler/scheduler_config.json with that of the published model"
-        )
-
-
-def _kind(value) -> str:
-    return "None" if value is None else f"of the type {type(value).__name__}"
-
-
-# --------------------------------------------------------------------------------------------------
-# masks.py
-#
-# The kinds of masks that inpainting learns: (B, 1, H, W) in {0, 1}, 1 = to be painted.
-#
-# Every kind is drawn for the whole batch at once, on the generator's device, without a loop over
-# samples and without waiting for the device.
-# --------------------------------------------------------------------------------------------------
-
-
-def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
-
-
-def _pixels(size: int, device: torch.device) -> Tensor:
-    """(size,) centres of the pixels as shares of the width, in (0, 1)."""
-    return (torch.arange(size, device=device) + 0.5) / size
-
-
-def _box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, size: int) -> Tensor:
-    """(..., size, size) bool from borders (...) in shares of the width."""
-    p = _pixels(size, top.device)
-    rows = (p >= top[..., None]) & (p < bottom[..., None])
-    columns = (p >= left[..., None]) & (p < right[..., None])
-    return rows[..., :, None] & columns[..., None, :]
-
-
-def center(n: int, size: int, generator: torch.Generator) -> Tensor:
-    """A square in the middle, half as wide as the image: the benchmark of the literature."""
-    low = torch.full((n,), 0.25, device=generator.device)
-    high = torch.full((n,), 0.75, device=generator.device)
-    return _box(low, high, low, high, size)[:, None]
-
-
-def boxes(n: int, size: int, generator: torch.Generator) -> Tensor:
-    """One to three boxes, each side between a fifth and three fifths of the image's."""
-    sides = _uniform((n, 3, 2), 0.2, 0.6, generator)
-    corner = _uniform((n, 3, 2), 0.0, 1.0, generator) * (1 - sides)
-    end = corner + sides
-    drawn = _box(corner[..., 0], end[..., 0], corner[..., 1], end[..., 1], size)  # (n, 3, H, W)
-    count = torch.randint(1, 4, (n, 1), generator=generator, device=generator.device)
-    used = torch.arange(3, device=generator.device) < count
-    return (drawn & used[..., None, None]).any(dim=1, keepdim=True)
-
-
-def strokes(n: int, size: int, generator: torch.Generator) -> Tensor:
-    """Free-form: a thick brush dragged along a random walk of six segments."""
-    start = _uniform((n, 1, 2), 0.1, 0.9, generator)
-    step = _uniform((n, 6, 2), -0.45, 0.45, generator)
-    # Reflect the walk at the borders, so that the brush stays on the image.
-    path = torch.cat([start, start + step.cumsum(dim=1)], dim=1)  # (n, 7, 2)
-    path = 1 - (path.remainder(2) - 1).abs()
-    a, b = path[:, :-1, None, None], path[:, 1:, None, None]  # (n, 6, 1, 1, 2)
-    p = _pixels(size, generator.device)
-    point = torch.stack(torch.meshgrid(p, p, indexing="ij"), dim=-1)  # (H, W, 2)
-    along = ((point - a) * (b - a)).sum(-1) / (b - a).square().sum(-1).clamp_min(1e-8)
-    nearest = a + along.clamp(0, 1)[..., None] * (b - a)
-    distance = (point - nearest).square().sum(-1).amin(dim=1)  # (n, H, W)
-    radius = _uniform((n, 1, 1), 0.05, 0.12, generator)
-    return (distance < radius.square())[:, None]
-
-
-def half(n: int, size: int, generator: torch.Generator) -> Tensor:
-    """The left, right, upper or lower half."""
-    upper = (_pixels(size, generator.device) < 0.5)[:, None].expand(size, size)
-    sides = torch.stack([upper, ~upper, upper.T, ~upper.T])
-    return sides[torch.randint(4, (n,), generator=generator, device=generator.device)][:, None]
-
-
-def border(n: int, size: int, generator: torch.Generator) -> Tensor:
-    """Everything around a kept square in the middle: outpainting."""
-    margin = _uniform((n,), 0.15, 0.35, generator)
-    return ~_box(margin, 1 - margin, margin, 1 - margin, size)[:, None]
-
-
-def pixels(n: int, size: int, generator: torch.Generator) -> Tensor:
-    """Each pixel on its own, half to nineteen twentieths of them missing."""
-    share = _uniform((n, 1, 1, 1), 0.5, 0.95, generator)
-    return _uniform((n, 1, size, size), 0.0, 1.0, generator) < share
-
-
-MASKS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
-    "center": center,
-    "boxes": boxes,
-    "strokes": strokes,
-    "half": half,
-    "border": border,
-    "pixels": pixels,
-}
-
-
-def draw_masks(n: int, size: int, generator: torch.Generator, kind: str | None = None) -> Tensor:
-    """(n, 1, size, size) float in {0, 1}, 1 = to be painted; never empty, never everything.
-
-    Args:
-        kind: a key of `MASKS`, or None for a random kind a sample.
-    """
-    if kind is not None and kind not in MASKS:
-        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(MASKS)}")
-    kinds = list(MASKS) if kind is None else [kind]
-    drawn = torch.stack([MASKS[name](n, size, generator) for name in kinds])
-    which = torch.randint(len(kinds), (n,), generator=generator, device=generator.device)
-    mask = drawn[which, torch.arange(n, device=generator.device)].float()
-    # A mask without a hole has no loss, and one without a known pixel is generation.
-    share = mask.mean(dim=(1, 2, 3), keepdim=True)
-    return torch.where((share > 0) & (share < 1), mask, center(n, size, generator).float())
-
-
-# --------------------------------------------------------------------------------------------------
-# edit.py
-#
-# Class-guided editing: the source is shown degraded, with the class that it is turned into.
-#
-# There are no edited pairs to learn from. Training shows a degraded image with its own class;
-# sampling gives another class. The strength is the amount of the degradation, and of the noise on
-# the source that sampling starts from (SDEdit, Meng et al. 2022, arXiv:2108.01073).
-# --------------------------------------------------------------------------------------------------
-
-
-# Noise level where sampling starts, over that of the degradation. With less noise fewer edits reach
-# their class, with more noise less of the source is kept.
-START = 3.0
-REGION_SHARE = 0.25  # share of the samples that edit only a region; the others edit everything
-
-
-class Edit(Task):
-    name = "edit"
-    required = frozenset({"image", "class_label"})
-    optional = frozenset({"mask_image", "strength", "image_guidance_scale"})
-    default_strength = 0.75
-    default_guidance_scale = 5.0
-
-    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
-        device = generator.device
-        region = bernoulli(n, REGION_SHARE, generator)[:, None, None, None]
-        mask = draw_masks(n, size, generator)
-        # Guidance needs F(I, 0) and F(0, 0). Class and image are each dropped with the probability
-        # class_dropout: half of the time alone, half of the time together.
-        u = torch.rand(n, generator=generator, device=device)
-        return Choice(
-            mask=torch.where(region, mask, torch.ones_like(mask)),
-            strength=torch.rand(n, generator=generator, device=device),
-            drop_class=u < class_dropout,
-            drop_image=(u >= 0.5 * class_dropout) & (u < 1.5 * class_dropout),
-        )
-
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        # Strength 0 degrades nothing: nothing is painted, and the source comes out unchanged.
-        mask = mask * (strength > 0)[:, None, None, None]
-        shown = torch.where(mask > 0, degrade(image, strength, noise), image)
-        return Hint(image=shown, mask=mask, strength=strength)
-
-    def start(self, strength: float) -> float:
-        return START * noise_level(strength)
-
-
-# --------------------------------------------------------------------------------------------------
 # generate.py
 #
 # Generation without a source, with a class or without.
@@ -842,30 +604,6 @@ class Generate(Task):
         self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
     ) -> Hint:
         return Hint(image=torch.zeros_like(image), mask=torch.ones_like(mask))
-
-
-# --------------------------------------------------------------------------------------------------
-# inpaint.py
-#
-# Inpainting: the known pixels are shown, the others are painted.
-# --------------------------------------------------------------------------------------------------
-
-
-class Inpaint(Task):
-    name = "inpaint"
-    required = frozenset({"image", "mask_image"})
-    optional = frozenset({"class_label"})
-
-    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
-        return Choice(
-            mask=draw_masks(n, size, generator),
-            drop_class=bernoulli(n, class_dropout, generator),
-        )
-
-    def condition(
-        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
-    ) -> Hint:
-        return Hint(image=image * (1 - mask), mask=mask)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1151,6 +889,429 @@ def _label(item, classes: Sequence[str], name: str) -> int:
 
 
 # --------------------------------------------------------------------------------------------------
+# noise.py
+#
+# The noise of a call: the initial latents, and what is drawn besides them.
+# --------------------------------------------------------------------------------------------------
+
+
+def initial_latents(
+    latents: Tensor | None, generator, shape: tuple[int, int, int, int], device: torch.device
+) -> Tensor:
+    """Standard normal noise, drawn or as it was given, in float32 on the device.
+
+    Images are drawn one after the other, so that the first of four is the only one of one.
+
+    Args:
+        latents: of this shape, or None: they are drawn.
+        generator: one, one for each image, or None for torch's own.
+        shape: (B, 3, H, W).
+    """
+    each = generator if isinstance(generator, list) else [generator] * shape[0]
+    if len(each) != shape[0]:
+        raise ValueError(
+            f"generator has {len(each)} entries for {shape[0]} images; give one, or one each"
+        )
+    if generator is not None and not all(isinstance(item, torch.Generator) for item in each):
+        raise ValueError(
+            f"generator is {shown(generator)}; it must be a torch.Generator or a list of them, "
+            "such as torch.Generator().manual_seed(0)"
+        )
+    if latents is None:
+        return randn_tensor(shape, None if generator is None else each, device, torch.float32)
+    found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+    if (
+        found != shape
+        or not latents.is_floating_point()
+        or not (read := dense(latents, "latents").float()).isfinite().all()
+    ):
+        raise ValueError(
+            f"latents are {found}; they must be a tensor of shape {shape}, of finite floats"
+        )
+    return read.to(device)
+
+
+def own_generators(latents: Tensor) -> list[torch.Generator]:
+    """A generator on the CPU for each image, seeded with a digest of its latents.
+
+    So an image depends on its latents alone, and not on its place or the others in the batch.
+    """
+    digests = [hashlib.sha256(row.numpy().tobytes()).digest() for row in latents.cpu()]
+    seeds = [int.from_bytes(digest[:8], "little") for digest in digests]
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+# --------------------------------------------------------------------------------------------------
+# class_mask.py
+#
+# Where a class makes a difference to an image: a mask for an edit that keeps all the rest.
+# --------------------------------------------------------------------------------------------------
+
+
+MASK_SIGMA = 1.0  # noise level at which answers are compared: objects are seen, details are not
+MASK_DRAWS = 2  # of noise, each with one evaluation of two branches
+MASK_BLUR = 0.05  # standard deviation of the smoothing, as a share of the image's width
+
+
+class GeneratesMasks:
+    """The method `generate_mask`, which is named after that of diffusers' DiffEdit pipeline."""
+
+    @torch.no_grad()
+    def generate_mask(
+        self,
+        image,
+        class_label: str | int | list,
+        share: float = 0.6,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Tensor:
+        """Where a class makes the most difference to an image: a `mask_image` for its edit.
+
+        There the denoiser of generate answers differently with the class and without it. An edit
+        inside it leaves the rest of the image alone, byte for byte. Two evaluations of two
+        branches.
+
+        Args:
+            image: one or several, as in a call.
+            class_label: a class for each image, as in a call.
+            share: of the pixels that are white, above 0 and up to 1.
+            generator: one, or one for each image.
+
+        Returns:
+            (B, 1, size, size), 1 where it is white and 0 elsewhere.
+
+        Raises:
+            ValueError: an argument is out of its range, or the model has not learned generate.
+
+        Source: DiffEdit, Couairon et al. 2022, arXiv:2210.11427.
+        """
+        self._check_vocabulary()
+        self._check_task("generate")
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+            raise ValueError(f"share is {share!r}; it must be a number above 0 and up to 1")
+        task, device = Generate(), self._execution_device
+        source = self._read_source(task, class_label, image, None, None, 1)
+        if (source.label < 0).any():
+            raise ValueError("class_label has None in it; a mask needs a class")
+        known, blank = 2 * source.image - 1, torch.zeros_like(source.image)
+        hint = task.condition(blank, source.mask, None, blank)
+        conditioning = build_conditioning(hint, task, source.label, self.vocabulary)
+        # A model of few steps knows the noise levels of its chains.
+        levels = [level for chain in self.chains or [] for level in chain] or [MASK_SIGMA]
+        sigma = min(levels, key=lambda level: abs(math.log(level / MASK_SIGMA)))
+        squares = []
+        for _ in range(MASK_DRAWS):
+            noise = initial_latents(None, generator, tuple(known.shape), device)
+            noisy = known + sigma * noise
+            squares.append(self._difference(noisy, sigma, conditioning))
+        blur = torch.full((len(known),), MASK_BLUR * self.size, device=device)
+        difference = low_pass(torch.stack(squares).mean(0), blur)
+        limit = difference.flatten(1).quantile(1 - share, dim=1)
+        self.maybe_free_model_hooks()
+        return (difference >= limit[:, None, None, None]).float()
+
+    def _difference(self, noisy: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        """(B, 1, H, W) squared difference that the class makes to the network's answer."""
+        both = Conditioning.cat([conditioning, conditioning.without(CLASS, self.vocabulary.null)])
+        sigmas = torch.full((len(both), 1, 1, 1), sigma, device=noisy.device)
+        output = predict(self.unet, self.scheduler, noisy.repeat(2, 1, 1, 1), sigmas, both)
+        given, without = output.chunk(2)
+        return (given - without).square().sum(1, keepdim=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# colorize.py
+#
+# Colorization: the source's luminance is shown, degraded by the strength.
+# --------------------------------------------------------------------------------------------------
+
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights of PIL's convert("L")
+
+
+class Colorize(Task):
+    name = "colorize"
+    required = frozenset({"image"})
+    optional = frozenset({"class_label", "strength"})
+    default_strength = 0.0
+
+    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+        device = generator.device
+        # Half the samples show the grey image as it is, which is what most users ask for.
+        strength = torch.rand(n, generator=generator, device=device)
+        return Choice(
+            mask=torch.ones(n, 1, size, size, device=device),
+            strength=torch.where(bernoulli(n, 0.5, generator), strength, 0.0),
+            drop_class=bernoulli(n, class_dropout, generator),
+        )
+
+    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+        # Plain numbers: training would wait until a tensor of them is on the device.
+        grey = sum(weight * part for weight, part in zip(LUMA, image.split(1, dim=1), strict=True))
+        return Hint(
+            image=degrade(grey.expand_as(image), strength, noise),
+            mask=torch.ones_like(mask),
+            strength=strength,
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# components.py
+#
+# Checks of the components of a pipeline.
+# --------------------------------------------------------------------------------------------------
+
+
+SCHEDULERS = (EDMDPMSolverMultistepScheduler, EDMEulerScheduler)
+
+
+def plain_module(unet) -> nn.Module:
+    """The module that `torch.compile` wrapped, or the module itself."""
+    return getattr(unet, "_orig_mod", unet)
+
+
+def check_component(name: str, value) -> None:
+    """Checks the type and the settings of a component; other names are ignored.
+
+    Raises:
+        ValueError: the pipeline can't work with it.
+    """
+    checks = {"unet": _check_unet, "tokenizer": _check_tokenizer, "scheduler": _check_scheduler}
+    if name in checks:
+        checks[name](value)
+
+
+def _check_unet(unet) -> None:
+    module = plain_module(unet)
+    if not isinstance(module, UNet2DConditionModel):
+        hint = ""
+        if isinstance(getattr(module, "module", None), UNet2DConditionModel):
+            hint = "; give its .module"
+        elif hasattr(module, "get_base_model"):
+            hint = "; give its .get_base_model(), which keeps the adapters"
+        raise ValueError(
+            f"unet is {_kind(unet)}; it must be a UNet2DConditionModel, compiled or not{hint}"
+        )
+    config = module.config
+    if (config.in_channels, config.out_channels) != (CHANNELS, 3):
+        raise ValueError(
+            f"unet takes {config.in_channels} channels and gives {config.out_channels}; a unet of "
+            f"this pipeline takes {CHANNELS} and gives 3"
+        )
+
+
+def _check_tokenizer(tokenizer) -> None:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"tokenizer is {_kind(tokenizer)}; it must be the tokenizer that was saved with the "
+            "unet, such as PreTrainedTokenizerFast.from_pretrained(folder, subfolder='tokenizer')"
+        )
+
+
+def _check_scheduler(scheduler) -> None:
+    if not isinstance(scheduler, SCHEDULERS):
+        names = " or ".join(kind.__name__ for kind in SCHEDULERS)
+        raise ValueError(
+            f"scheduler is {_kind(scheduler)}; it must be {names}, such as "
+            "EDMEulerScheduler.from_config(pipe.scheduler.config)"
+        )
+    config = scheduler.config
+    numbers = [config[name] for name in ("sigma_min", "sigma_max", "sigma_data")]
+    low, high, data = (
+        n if isinstance(n, int | float) and math.isfinite(n) and n > 0 else None for n in numbers
+    )
+    if None in (low, high, data) or low >= high:
+        raise ValueError(
+            f"scheduler has sigma_min {numbers[0]}, sigma_max {numbers[1]} and sigma_data "
+            f"{numbers[2]}; they must be finite and above 0, sigma_min below sigma_max: compare "
+            "scheduler/scheduler_config.json with that of the published model"
+        )
+
+
+def _kind(value) -> str:
+    return "None" if value is None else f"of the type {type(value).__name__}"
+
+
+# --------------------------------------------------------------------------------------------------
+# masks.py
+#
+# The kinds of masks that inpainting learns: (B, 1, H, W) in {0, 1}, 1 = to be painted.
+#
+# Every kind is drawn for the whole batch at once, on the generator's device, without a loop over
+# samples and without waiting for the device.
+# --------------------------------------------------------------------------------------------------
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
+
+
+def _pixels(size: int, device: torch.device) -> Tensor:
+    """(size,) centres of the pixels as shares of the width, in (0, 1)."""
+    return (torch.arange(size, device=device) + 0.5) / size
+
+
+def _box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, size: int) -> Tensor:
+    """(..., size, size) bool from borders (...) in shares of the width."""
+    p = _pixels(size, top.device)
+    rows = (p >= top[..., None]) & (p < bottom[..., None])
+    columns = (p >= left[..., None]) & (p < right[..., None])
+    return rows[..., :, None] & columns[..., None, :]
+
+
+def center(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """A square in the middle, half as wide as the image: the benchmark of the literature."""
+    low = torch.full((n,), 0.25, device=generator.device)
+    high = torch.full((n,), 0.75, device=generator.device)
+    return _box(low, high, low, high, size)[:, None]
+
+
+def boxes(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """One to three boxes, each side between a fifth and three fifths of the image's."""
+    sides = _uniform((n, 3, 2), 0.2, 0.6, generator)
+    corner = _uniform((n, 3, 2), 0.0, 1.0, generator) * (1 - sides)
+    end = corner + sides
+    drawn = _box(corner[..., 0], end[..., 0], corner[..., 1], end[..., 1], size)  # (n, 3, H, W)
+    count = torch.randint(1, 4, (n, 1), generator=generator, device=generator.device)
+    used = torch.arange(3, device=generator.device) < count
+    return (drawn & used[..., None, None]).any(dim=1, keepdim=True)
+
+
+def strokes(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """Free-form: a thick brush dragged along a random walk of six segments."""
+    start = _uniform((n, 1, 2), 0.1, 0.9, generator)
+    step = _uniform((n, 6, 2), -0.45, 0.45, generator)
+    # Reflect the walk at the borders, so that the brush stays on the image.
+    path = torch.cat([start, start + step.cumsum(dim=1)], dim=1)  # (n, 7, 2)
+    path = 1 - (path.remainder(2) - 1).abs()
+    a, b = path[:, :-1, None, None], path[:, 1:, None, None]  # (n, 6, 1, 1, 2)
+    p = _pixels(size, generator.device)
+    point = torch.stack(torch.meshgrid(p, p, indexing="ij"), dim=-1)  # (H, W, 2)
+    along = ((point - a) * (b - a)).sum(-1) / (b - a).square().sum(-1).clamp_min(1e-8)
+    nearest = a + along.clamp(0, 1)[..., None] * (b - a)
+    distance = (point - nearest).square().sum(-1).amin(dim=1)  # (n, H, W)
+    radius = _uniform((n, 1, 1), 0.05, 0.12, generator)
+    return (distance < radius.square())[:, None]
+
+
+def half(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """The left, right, upper or lower half."""
+    upper = (_pixels(size, generator.device) < 0.5)[:, None].expand(size, size)
+    sides = torch.stack([upper, ~upper, upper.T, ~upper.T])
+    return sides[torch.randint(4, (n,), generator=generator, device=generator.device)][:, None]
+
+
+def border(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """Everything around a kept square in the middle: outpainting."""
+    margin = _uniform((n,), 0.15, 0.35, generator)
+    return ~_box(margin, 1 - margin, margin, 1 - margin, size)[:, None]
+
+
+def pixels(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """Each pixel on its own, half to nineteen twentieths of them missing."""
+    share = _uniform((n, 1, 1, 1), 0.5, 0.95, generator)
+    return _uniform((n, 1, size, size), 0.0, 1.0, generator) < share
+
+
+MASKS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
+    "center": center,
+    "boxes": boxes,
+    "strokes": strokes,
+    "half": half,
+    "border": border,
+    "pixels": pixels,
+}
+
+
+def draw_masks(n: int, size: int, generator: torch.Generator, kind: str | None = None) -> Tensor:
+    """(n, 1, size, size) float in {0, 1}, 1 = to be painted; never empty, never everything.
+
+    Args:
+        kind: a key of `MASKS`, or None for a random kind a sample.
+    """
+    if kind is not None and kind not in MASKS:
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(MASKS)}")
+    kinds = list(MASKS) if kind is None else [kind]
+    drawn = torch.stack([MASKS[name](n, size, generator) for name in kinds])
+    which = torch.randint(len(kinds), (n,), generator=generator, device=generator.device)
+    mask = drawn[which, torch.arange(n, device=generator.device)].float()
+    # A mask without a hole has no loss, and one without a known pixel is generation.
+    share = mask.mean(dim=(1, 2, 3), keepdim=True)
+    return torch.where((share > 0) & (share < 1), mask, center(n, size, generator).float())
+
+
+# --------------------------------------------------------------------------------------------------
+# edit.py
+#
+# Class-guided editing: the source is shown degraded, with the class that it is turned into.
+#
+# There are no edited pairs to learn from. Training shows a degraded image with its own class;
+# sampling gives another class. The strength is the amount of the degradation, and of the noise on
+# the source that sampling starts from (SDEdit, Meng et al. 2022, arXiv:2108.01073).
+# --------------------------------------------------------------------------------------------------
+
+
+# Noise level where sampling starts, over that of the degradation. With less noise fewer edits reach
+# their class, with more noise less of the source is kept.
+START = 3.0
+REGION_SHARE = 0.25  # share of the samples that edit only a region; the others edit everything
+
+
+class Edit(Task):
+    name = "edit"
+    required = frozenset({"image", "class_label"})
+    optional = frozenset({"mask_image", "strength", "image_guidance_scale"})
+    default_strength = 0.75
+    default_guidance_scale = 5.0
+
+    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+        device = generator.device
+        region = bernoulli(n, REGION_SHARE, generator)[:, None, None, None]
+        mask = draw_masks(n, size, generator)
+        # Guidance needs F(I, 0) and F(0, 0). Class and image are each dropped with the probability
+        # class_dropout: half of the time alone, half of the time together.
+        u = torch.rand(n, generator=generator, device=device)
+        return Choice(
+            mask=torch.where(region, mask, torch.ones_like(mask)),
+            strength=torch.rand(n, generator=generator, device=device),
+            drop_class=u < class_dropout,
+            drop_image=(u >= 0.5 * class_dropout) & (u < 1.5 * class_dropout),
+        )
+
+    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+        # Strength 0 degrades nothing: nothing is painted, and the source comes out unchanged.
+        mask = mask * (strength > 0)[:, None, None, None]
+        shown = torch.where(mask > 0, degrade(image, strength, noise), image)
+        return Hint(image=shown, mask=mask, strength=strength)
+
+    def start(self, strength: float) -> float:
+        return START * noise_level(strength)
+
+
+# --------------------------------------------------------------------------------------------------
+# inpaint.py
+#
+# Inpainting: the known pixels are shown, the others are painted.
+# --------------------------------------------------------------------------------------------------
+
+
+class Inpaint(Task):
+    name = "inpaint"
+    required = frozenset({"image", "mask_image"})
+    optional = frozenset({"class_label"})
+
+    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+        return Choice(
+            mask=draw_masks(n, size, generator),
+            drop_class=bernoulli(n, class_dropout, generator),
+        )
+
+    def condition(
+        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
+    ) -> Hint:
+        return Hint(image=image * (1 - mask), mask=mask)
+
+
+# --------------------------------------------------------------------------------------------------
 # source.py
 #
 # The text of this file, for saving the model again.
@@ -1422,59 +1583,6 @@ def _compare(where: str, found: Mapping, expected: Mapping, advice: str) -> None
 
 
 # --------------------------------------------------------------------------------------------------
-# noise.py
-#
-# The noise of a call: the initial latents, and what is drawn besides them.
-# --------------------------------------------------------------------------------------------------
-
-
-def initial_latents(
-    latents: Tensor | None, generator, shape: tuple[int, int, int, int], device: torch.device
-) -> Tensor:
-    """Standard normal noise, drawn or as it was given, in float32 on the device.
-
-    Images are drawn one after the other, so that the first of four is the only one of one.
-
-    Args:
-        latents: of this shape, or None: they are drawn.
-        generator: one, one for each image, or None for torch's own.
-        shape: (B, 3, H, W).
-    """
-    each = generator if isinstance(generator, list) else [generator] * shape[0]
-    if len(each) != shape[0]:
-        raise ValueError(
-            f"generator has {len(each)} entries for {shape[0]} images; give one, or one each"
-        )
-    if generator is not None and not all(isinstance(item, torch.Generator) for item in each):
-        raise ValueError(
-            f"generator is {shown(generator)}; it must be a torch.Generator or a list of them, "
-            "such as torch.Generator().manual_seed(0)"
-        )
-    if latents is None:
-        return randn_tensor(shape, None if generator is None else each, device, torch.float32)
-    found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-    if (
-        found != shape
-        or not latents.is_floating_point()
-        or not (read := dense(latents, "latents").float()).isfinite().all()
-    ):
-        raise ValueError(
-            f"latents are {found}; they must be a tensor of shape {shape}, of finite floats"
-        )
-    return read.to(device)
-
-
-def own_generators(latents: Tensor) -> list[torch.Generator]:
-    """A generator on the CPU for each image, seeded with a digest of its latents.
-
-    So an image depends on its latents alone, and not on its place or the others in the batch.
-    """
-    digests = [hashlib.sha256(row.numpy().tobytes()).digest() for row in latents.cpu()]
-    seeds = [int.from_bytes(digest[:8], "little") for digest in digests]
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-# --------------------------------------------------------------------------------------------------
 # solver.py
 #
 # Solves the probability-flow ODE with the pipeline's scheduler, known pixels held in place.
@@ -1529,16 +1637,23 @@ def solve(
             call.scheduler = scheduler  # a callback may look at it
             rows = [i for i, own in enumerate(start) if own == level]
             image, conditions = source[rows], conditioning[rows]
+            first = scheduler.sigmas[0].item()
+            latents = image + first * noise[rows]
             if level >= highest:
-                image = torch.where(conditions.mask > 0, 0.0, image)
+                latents = torch.where(conditions.mask > 0, first * noise[rows], latents)
+                if not isinstance(steps, int):
+                    # Where part of an image is shown, random low frequencies would contradict it.
+                    shown = conditions.image.flatten(1).any(1)[:, None, None, None]
+                    latents = torch.where(shown, latents, first_latents(noise[rows], first))
             own = [generators[i] for i in rows]
-            x[rows] = _solve(call, image, noise[rows], conditions, own, done, end_step)
+            x[rows] = _solve(call, latents, image, noise[rows], conditions, own, done, end_step)
             done += len(scheduler.timesteps)
     return x
 
 
 def _solve(
     call,
+    x: Tensor,
     source: Tensor,
     noise: Tensor,
     conditioning: Conditioning,
@@ -1546,9 +1661,10 @@ def _solve(
     done: int,
     end_step: Callable[[int, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Goes down the noise levels of the call's scheduler, from the source with the first.
+    """Goes down the noise levels of the call's scheduler.
 
     Args:
+        x: (B, 3, H, W) latents of the first level.
         done: steps of the call before these.
         end_step: (step of the call, timestep, latents) -> latents.
     """
@@ -1558,7 +1674,6 @@ def _solve(
     slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
     guided = [low / slack <= sigma <= high * slack for sigma in sigmas]
     hole = conditioning.mask > 0
-    x = source + sigmas[0] * noise
     # The first step with values that aren't finite, on the device: to read it in the loop would
     # wait for each step.
     first_bad = torch.full((), len(guided), device=x.device)
@@ -1669,7 +1784,7 @@ class Inputs:
     strength: Tensor | None
 
 
-class MultiTaskPipeline(SelfContained, DiffusionPipeline):
+class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
     """One small UNet that generates, inpaints and edits.
 
     Calls may overlap, from several threads or from a callback: each has its own state.

@@ -1640,9 +1640,11 @@ def solve(
             first = scheduler.sigmas[0].item()
             latents = image + first * noise[rows]
             if level >= highest:
-                chain = not isinstance(steps, int)
-                alone = first_latents(noise[rows], first) if chain else first * noise[rows]
-                latents = torch.where(conditions.mask > 0, alone, latents)
+                latents = torch.where(conditions.mask > 0, first * noise[rows], latents)
+                if not isinstance(steps, int):
+                    # Where part of an image is shown, random low frequencies would contradict it.
+                    shown = conditions.image.flatten(1).any(1)[:, None, None, None]
+                    latents = torch.where(shown, latents, first_latents(noise[rows], first))
             own = [generators[i] for i in rows]
             x[rows] = _solve(call, latents, image, noise[rows], conditions, own, done, end_step)
             done += len(scheduler.timesteps)
