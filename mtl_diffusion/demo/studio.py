@@ -94,7 +94,7 @@ class Studio:
         strengths = sorted({min(max(round(strength + d, 2), 0.0), 1.0) for d in STRENGTH_STEPS})
         mask = None
         if in_mask:
-            random = torch.Generator().manual_seed(settings.seed)
+            random = torch.Generator().manual_seed(0)  # the mask is that of the picture and class
             with self._lock:
                 mask = self.pipe.generate_mask(source, settings.class_label, generator=random)
         results = self._draw(

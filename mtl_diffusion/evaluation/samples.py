@@ -99,7 +99,7 @@ def read_request(pipe: MultiTaskPipeline, arguments: Mapping[str, Any]) -> Reque
 
 def _sources(paths: Sequence[str] | None, size: int) -> list[Image.Image]:
     """Decoded as training images are, but of the model's size already."""
-    images, peaks = [], []
+    images = []
     for path in paths or []:
         _open(path, size, "image")
         try:
@@ -109,7 +109,6 @@ def _sources(paths: Sequence[str] | None, size: int) -> list[Image.Image]:
             raise ValueError(f"image: {path} can't be used: {error.__cause__ or error}") from error
         read_images(image, size)
         images.append(image)
-        peaks.append(peak)
     return images
 
 

@@ -15,7 +15,7 @@ from .degradation import dct_matrix
 
 Chains = Sequence[Sequence[float]]
 
-# As shares of the highest noise level of sampling. All first levels are noise alone.
+# As shares of the highest noise level of sampling.
 _SHARES = ((1.0,), (1 / 2, 0.01), (1 / 4, 0.05, 0.0125, 0.003))
 
 # Natural images in [-1, 1] (measured on CIFAR-10): the standard deviation of a coefficient of the

@@ -8,6 +8,7 @@ from torch import Tensor
 from .degradation import low_pass
 from .denoiser import CLASS, Conditioning, build_conditioning, predict
 from .generate import Generate
+from .inputs import read_number
 from .noise import initial_latents
 
 MASK_SIGMA = 1.0  # noise level at which answers are compared: objects are seen, details are not
@@ -48,8 +49,8 @@ class GeneratesMasks:
         """
         self._check_vocabulary()
         self._check_task("generate")
-        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
-            raise ValueError(f"share is {share!r}; it must be a number above 0 and up to 1")
+        if not (share := read_number(share, 0, 1, "share")):
+            raise ValueError("share is 0; it must be above 0")
         task, device = Generate(), self._execution_device
         source = self._read_source(task, class_label, image, None, None, 1)
         if (source.label < 0).any():

@@ -82,6 +82,8 @@ def test_an_edit_in_the_class_mask_keeps_the_rest(studio):
     _, *results = studio.edit(image, SETTINGS, 0.9, True, ignore)
     kept = [(np.asarray(result) == np.asarray(image)).all(2) for result, _ in results]
     assert all(0.39 < equal.mean() < 1 for equal in kept)
+    with pytest.raises(ValueError, match="seed is 1180591620717411303424"):
+        studio.edit(image, Settings("dog", 2**70, 2), 0.5, True, ignore)
     everywhere = studio.edit(image, SETTINGS, 0.9, False, ignore)[-1][0]
     assert (np.asarray(everywhere) == np.asarray(image)).all(2).mean() < 0.1
 

@@ -55,7 +55,7 @@ WRONG = {
         ("--task", "inpaint", "--image", "good.png", "--mask_share", "0.5"),
         "mask_share needs class_label and image, and takes no mask_image",
     ),
-    "no share": ((*EDIT, "good.png", "--mask_share", "0"), "share is 0.0; it must be a number abo"),
+    "no share": ((*EDIT, "good.png", "--mask_share", "0"), "share is 0; it must be above 0"),
     "no mask": (("--task", "inpaint", "--image", "good.png"), "needs mask_image"),
     "task": (("--task", "dance"), "task is 'dance'"),
     "pipeline": (("--pipeline", "nowhere"), "nowhere"),

@@ -78,8 +78,8 @@ def test_a_model_of_few_steps_compares_at_a_level_that_it_knows(pipe, sources, m
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"share": 0}, "share is 0; it must be a number above 0 and up to 1"),
-        ({"share": "half"}, "share is 'half'; it must be a number above"),
+        ({"share": 0}, "share is 0; it must be above 0"),
+        ({"share": "half"}, "share is 'half'; it must be a number from 0 to 1"),
         ({"class_label": [None]}, "class_label has None in it; a mask needs a class"),
         ({"class_label": "horse"}, "horse"),
         ({"image": torch.rand(3, 4, 4)}, "image"),
