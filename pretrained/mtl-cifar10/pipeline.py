@@ -1,3 +1,3 @@
-"""The code is in pipeline_9487b34e.py."""
+"""The code is in pipeline_74e04bb7.py."""
 
-from .pipeline_9487b34e import MultiTaskPipeline  # noqa
+from .pipeline_74e04bb7 import MultiTaskPipeline  # noqa

@@ -122,7 +122,7 @@ def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
 
 Chains = Sequence[Sequence[float]]
 
-# As shares of the highest noise level of sampling. All first levels are noise alone.
+# As shares of the highest noise level of sampling.
 _SHARES = ((1.0,), (1 / 2, 0.01), (1 / 4, 0.05, 0.0125, 0.003))
 
 # Natural images in [-1, 1] (measured on CIFAR-10): the standard deviation of a coefficient of the
@@ -986,8 +986,8 @@ class GeneratesMasks:
         """
         self._check_vocabulary()
         self._check_task("generate")
-        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
-            raise ValueError(f"share is {share!r}; it must be a number above 0 and up to 1")
+        if not (share := read_number(share, 0, 1, "share")):
+            raise ValueError("share is 0; it must be above 0")
         task, device = Generate(), self._execution_device
         source = self._read_source(task, class_label, image, None, None, 1)
         if (source.label < 0).any():
