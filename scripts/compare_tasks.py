@@ -3,13 +3,16 @@
     python scripts/compare_tasks.py --config configs/quickstart.yaml --max_train_steps 150 \\
         --seeds 0 1 --report_to none --output_dir runs/compare
 
---arms is alone (every task alone, and all jointly), subsets (every subset of the tasks), or a YAML
+--arms is alone (all tasks jointly, and each alone), subsets (every subset of the tasks), or a YAML
 file with a line for each arm, name: {field: value}; configs/comparisons has some. All other flags
 are those of scripts/train.py and hold for every arm. Each task is compared with the first arm that
 has it. Finished runs, in output_dir/runs, are reused, and interrupted ones continued. Writes
 comparison.json, comparison.md and changes.png. ± is the standard deviation over the seeds.
+
+--evaluate "--preset smoke --classifier runs/judge" adds the figures of the scorecard.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -25,13 +28,17 @@ def main() -> None:
     add(
         "--equal_images",
         choices=["per_task", "total"],
-        default="per_task",
-        help="samples that steps of alone and subsets share with a joint one",
+        nargs="+",
+        default=["per_task"],
+        help="samples that steps of alone and subsets share with a joint one; one, or both",
     )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="runs of each arm")
     add("--num_images", type=int, default=1000, help="held-out images")
+    add("--evaluate", type=shlex.split, help="also run scripts/evaluate.py on each, with these flags")
     args, rest = parser.parse_known_args()
-    command = [sys.executable, str(Path(__file__).with_name("train.py"))]
+    train, evaluate = (
+        [sys.executable, str(Path(__file__).with_name(name))] for name in ("train.py", "evaluate.py")
+    )
     with flags.refusals():
         base = parse(rest)
 
@@ -41,7 +48,10 @@ def main() -> None:
 
         arms = named_arms(args.arms, base, args.equal_images)
         try:
-            tables = compare(arms, base, args.seeds, args.output_dir, args.num_images, command)
+            tables = compare(
+                *(arms, base, args.seeds, args.output_dir, args.num_images, train),
+                None if args.evaluate is None else [*evaluate, *args.evaluate],
+            )
         except RuntimeError as error:
             sys.exit(f"compare_tasks: {error}")
     print(f"\n{tables}\n{len(args.seeds)} seeds. Written to {args.output_dir}")

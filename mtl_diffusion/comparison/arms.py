@@ -39,26 +39,30 @@ class Arm:
         return f"{self.name}.seed{seed}"
 
 
-def named_arms(name: str, base: TrainConfig, budget: str) -> list[Arm]:
-    """Every task alone, and all jointly ("alone"); all subsets ("subsets"); or those of a file."""
+def named_arms(name: str, base: TrainConfig, budgets: Sequence[str]) -> list[Arm]:
+    """All tasks jointly, and each alone ("alone"); all subsets ("subsets"); or those of a file.
+
+    Args:
+        budgets: see `subsets_of_tasks`; the arms of one follow those of another.
+    """
     count = len(base.shares)
-    if name == "alone":
-        return subsets_of_tasks(base, sorted({1, count}), budget)
-    if name == "subsets":
-        return subsets_of_tasks(base, range(1, count + 1), budget)
-    return read_arms(Path(name))
+    sizes = {"alone": (count, 1), "subsets": range(count, 0, -1)}
+    if name not in sizes:
+        return read_arms(Path(name))
+    arms = [arm for budget in budgets for arm in subsets_of_tasks(base, sizes[name], budget)]
+    return list({arm.name: arm for arm in arms}.values())
 
 
 def subsets_of_tasks(base: TrainConfig, sizes: Sequence[int], budget: str) -> list[Arm]:
     """An arm for every subset of the base's tasks that has one of these sizes.
 
     Args:
-        sizes: numbers of tasks, ascending.
+        sizes: numbers of tasks, in the order of the arms.
         budget: the quantity that equals that of a step of all tasks. "per_task": the number of
             samples of each task. "total": the number of all samples.
     """
     arms = []
-    for size in sizes:
+    for size in dict.fromkeys(sizes):
         for tasks in combinations(base.shares, size):
             batch = base.total_batch_size
             if budget == "per_task":

@@ -18,9 +18,7 @@ from ..tools.files import write_text
 from .arms import Arm, configure
 from .measure import losses, scorecard
 from .report import Changes, changes, loss_table, plain, scorecard_table
-from .runs import ensure_trained
-
-SCORES = Path("scores", "metrics.json")  # of evaluate, in the folder of a run
+from .runs import SCORES, ensure_scored, ensure_trained
 
 
 def compare(
@@ -30,19 +28,22 @@ def compare(
     folder: Path,
     num_images: int,
     command: Sequence[str],
+    evaluate: Sequence[str] | None = None,
 ) -> str:
     """Trains each arm with each seed, in `folder`/runs, and compares them on held-out images.
 
     Args:
         num_images: held-out images of the base's validation_split.
         command: starts scripts/train.py; the flags are appended.
+        evaluate: starts scripts/evaluate.py, see `ensure_scored`. None: the scores that are there
+            are compared.
 
     Returns:
         The tables as Markdown. They and comparison.json and changes.png are written to `folder`.
 
     Raises:
         ValueError: a configuration is not allowed, or a folder has a run of another one.
-        Stopped, RuntimeError: see `ensure_trained`.
+        Stopped, RuntimeError: see `ensure_trained` and `ensure_scored`.
     """
     if base.max_train_steps is None:
         raise ValueError("max_train_steps: found null; runs that are compared need a number")
@@ -61,6 +62,8 @@ def compare(
     for (name, seed), run in tqdm(folders.items(), desc="Runs", unit="run"):
         pipeline = ensure_trained(configs[name, seed], command)
         measured[name][seed] = losses(pipeline, data, num_images, device)
+        if evaluate is not None:
+            ensure_scored(configs[name, seed], evaluate)
         figures[name][seed] = scorecard(run / SCORES)
 
     changed = changes(measured)

@@ -1,6 +1,5 @@
 """Measurements of a trained model: held-out losses, and the summary of its scorecard."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -8,8 +7,8 @@ from ..data.images import ImageDataset
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..tools.files import write_text
 from ..training.validation import held_out_loss
+from .runs import weights_hash
 
-WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")
 Losses = dict[str, dict[str, float]]  # task -> noise level -> loss
 
 
@@ -20,7 +19,7 @@ def losses(pipeline: Path, data: ImageDataset, num_images: int, device: str) -> 
     and computed again if the weights, the data or the number of images change.
     """
     key = {
-        "weights": hashlib.sha256((pipeline / WEIGHTS).read_bytes()).hexdigest(),
+        "weights": weights_hash(pipeline),
         "data": data.fingerprint,
         "num_images": min(num_images, len(data)),
     }

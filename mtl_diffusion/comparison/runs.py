@@ -1,5 +1,7 @@
-"""The runs of a comparison: started, continued, or reused if they are finished."""
+"""The runs of a comparison: started, continued, or reused if they are finished; and their scores."""
 
+import hashlib
+import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +12,12 @@ from ..config import TrainConfig, differences, resolved, to_dict
 from ..launch.stop import STOPPED
 from ..publishing.export import PIPELINE
 from ..tools.files import write_text
+
+WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")
+SCORES = Path("scores", "metrics.json")  # in the folder of a run
+_DATA = ("dataset_name", "dataset_config_name", "train_split", "validation_split")
+_DATA += ("image_column", "label_column")
+_PARTS = ("generate", "inpaint", "edit")  # of the scorecard; they have the names of their tasks
 
 
 class Stopped(RuntimeError):
@@ -59,3 +67,33 @@ def ensure_trained(config: TrainConfig, command: Sequence[str]) -> Path:
         if code:
             raise RuntimeError(f"{folder}: training exited with {code}")
     return folder / PIPELINE
+
+
+def ensure_scored(config: TrainConfig, command: Sequence[str]) -> None:
+    """Evaluates an exported pipeline in a subprocess, unless its weights were so evaluated before.
+
+    Args:
+        command: starts scripts/evaluate.py, with the flags of how much is measured. The pipeline,
+            the data, the folder, and the parts of the tasks that were trained are appended.
+
+    Raises:
+        RuntimeError: it failed; the reason is in its output.
+    """
+    folder = Path(config.output_dir)
+    given = {name: value for name in _DATA if (value := getattr(config, name)) is not None}
+    given |= {"pipeline": folder / PIPELINE, "output_dir": folder / SCORES.parent}
+    flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    parts = [part for part in _PARTS if part in config.shares]
+    line = [*command, *flags, "--parts", *parts]
+    note = folder / SCORES.with_name("evaluated.json")
+    key = json.dumps({"weights": weights_hash(folder / PIPELINE), "command": line}, indent=2)
+    if not parts or (note.exists() and note.read_text() == key):
+        return
+    if code := subprocess.run(line).returncode:
+        raise RuntimeError(f"{folder}: the evaluation exited with {code}")
+    write_text(note, key)
+
+
+def weights_hash(pipeline: Path) -> str:
+    """The SHA-256 of the weights of an exported pipeline."""
+    return hashlib.sha256((pipeline / WEIGHTS).read_bytes()).hexdigest()

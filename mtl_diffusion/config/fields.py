@@ -100,6 +100,8 @@ class ModelConfig:
     """Dropout probability inside the residual layers; 0 or more, below 1."""
     token_dim: Width = 64
     """Width of the embedding of the task, class and strength tokens."""
+    token_paths: Literal["both", "attention", "embedding"] = "both"
+    """How the tokens reach the network: by cross-attention, with the time embedding, or both."""
     strength_levels: Levels = 9
     """Tokens that the strength of an edit, 0 to 1, is interpolated between; 2 or more."""
     reserved_tokens: Tokens = 16
@@ -127,9 +129,9 @@ class TaskConfig:
     pretrained_model_name_or_path does in many, with the guidance of each task built in."""
     teacher_steps: PositiveInt = 5
     """With distillation: steps of the pretrained model's solver for each step that is learned."""
-    task_weighting: Literal["uncertainty", "fixed", "sum"] = "uncertainty"
-    """How the losses of the tasks are balanced: by a learned uncertainty, by task_weights, or
-    not at all."""
+    task_weighting: Literal["uncertainty", "uncertainty_per_task", "fixed", "sum"] = "uncertainty"
+    """How the losses of the tasks are balanced: by a learned uncertainty of each task and noise
+    level, or of each task alone, by task_weights, or not at all."""
     task_weights: dict[str, Proportion] | None = None
     """Weight of each task's loss; needed with task_weighting fixed, and only then. None: no
     weights of your own."""

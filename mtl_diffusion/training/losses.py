@@ -46,6 +46,10 @@ class Uncertainty(nn.Module):
 
     It gives the gradients of all tasks the same scale at every noise level. The parameters belong
     to the optimiser and the checkpoint, not to the model.
+
+    Args:
+        features: of ln sigma; with 2, u depends on the task alone (Kendall et al. 2018,
+            arXiv:1705.07115).
     """
 
     def __init__(self, num_tasks: int, features: int = 64):
@@ -85,6 +89,8 @@ def build_weighting(kind: str, tasks: list[str], weights: dict[str, float] | Non
     """The weighting that `task_weighting` names: (loss, sigma, task) (B,) -> weighted loss (B,)."""
     if kind == "uncertainty":
         return Uncertainty(len(tasks))
+    if kind == "uncertainty_per_task":
+        return Uncertainty(len(tasks), features=2)  # the cosine of frequency 0 alone
     return Fixed([weights[name] if kind == "fixed" else 1.0 for name in tasks])
 
 

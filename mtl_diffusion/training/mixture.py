@@ -76,6 +76,7 @@ class Mixture:
         class_dropout, task_dropout: probabilities in [0, 1) that the token is dropped.
         class_change: probability that a task that needs a class gets a random one, as in
             sampling, in place of the image's own. For targets that don't come from the image.
+            Above 0, such a task always has its class: its guidance is built in.
     """
 
     tasks: tuple[Task, ...]
@@ -91,9 +92,11 @@ class Mixture:
         random = generator(seed, step, "task", device=device)
         task = assign_tasks(self.proportions, step * batch_size, batch_size)
         counts = torch.bincount(task, minlength=len(self.tasks))
+        needs_class = ["class_label" in t.required for t in self.tasks]
+        dropouts = [0.0 if own and self.class_change else self.class_dropout for own in needs_class]
         choices = [
-            _filled(t.draw(n, self.size, self.class_dropout, random))
-            for t, n in zip(self.tasks, counts.tolist(), strict=True)
+            _filled(t.draw(n, self.size, dropout, random))
+            for t, n, dropout in zip(self.tasks, counts.tolist(), dropouts, strict=True)
         ]
         # The choices are ordered by task: reorder them as the samples are.
         order = to_device(task.argsort(stable=True).argsort(), device)
@@ -105,8 +108,8 @@ class Mixture:
         noise = torch.randn(shape, generator=random, device=device)
         change, which = torch.rand(2, batch_size, generator=random, device=device)
         other_class = (which * len(self.vocabulary.classes)).long()
-        needs_class = torch.tensor(["class_label" in t.required for t in self.tasks])[task]
-        changes = (change < self.class_change) & to_device(needs_class, device)
+        changes = change < self.class_change
+        changes &= to_device(torch.tensor(needs_class)[task], device)
         return Draw(
             task=task,
             choice=choice,

@@ -23,8 +23,10 @@ def build_unet(config: TrainConfig, vocabulary_size: int) -> UNet2DConditionMode
     """A UNet2DConditionModel fed with one-hot tokens, through cross-attention and time embedding.
 
     `encoder_hid_proj` (V to token_dim) is the token table of the cross-attention;
-    `class_embedding` takes the same one-hot tokens, flattened, to the time embedding.
+    `class_embedding` takes the same one-hot tokens, flattened, to the time embedding. A path that
+    `token_paths` leaves out has no such layer, or a table of zeros that `freeze` holds.
     """
+    embeds = config.token_paths != "attention"
     sizes = [config.resolution // 2**i for i in range(len(config.block_out_channels))]
     attends = [size in config.attention_resolutions for size in sizes]
     unet = UNet2DConditionModel(
@@ -41,16 +43,17 @@ def build_unet(config: TrainConfig, vocabulary_size: int) -> UNet2DConditionMode
         cross_attention_dim=config.token_dim,
         encoder_hid_dim=vocabulary_size,
         encoder_hid_dim_type="text_proj",
-        class_embed_type="projection",
-        projection_class_embeddings_input_dim=3 * vocabulary_size,
+        class_embed_type="projection" if embeds else None,
+        projection_class_embeddings_input_dim=3 * vocabulary_size if embeds else None,
         resnet_time_scale_shift="scale_shift",
         time_embedding_type="fourier",
         time_embedding_dim=4 * config.block_out_channels[0],
     )
     # A one-hot selects a column, but torch's default is scaled for a sum over all V: tokens would
     # start at a third of the time embedding's scale, and short runs hardly learn to use them.
-    nn.init.normal_(unet.encoder_hid_proj.weight)
-    nn.init.normal_(unet.class_embedding.linear_1.weight, std=3**-0.5)
+    nn.init.normal_(unet.encoder_hid_proj.weight, std=float(config.token_paths != "embedding"))
+    if embeds:
+        nn.init.normal_(unet.class_embedding.linear_1.weight, std=3**-0.5)
     # F starts at zero, where the preconditioned loss of every noise level is about one.
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
@@ -77,8 +80,12 @@ def train_mode(unet: UNet2DConditionModel) -> None:
             module.training = False
 
 
-def freeze(unet: UNet2DConditionModel, train_only: str) -> None:
-    """Freezes all parameters that `train_only` (tokens, tokens+condition or all) doesn't name."""
+def freeze(unet: UNet2DConditionModel, train_only: str, token_paths: str = "both") -> None:
+    """Freezes all parameters that `train_only` (tokens, tokens+condition or all) doesn't name.
+
+    Args:
+        token_paths: with "embedding", the token table of the cross-attention stays at zero.
+    """
     learns = {
         "tokens": TOKEN_TABLES,
         "tokens+condition": TOKEN_TABLES + CONDITION_INPUT,
@@ -87,3 +94,5 @@ def freeze(unet: UNet2DConditionModel, train_only: str) -> None:
     for name, parameter in unet.named_parameters():
         # diffusers keeps the fixed frequencies of the time embedding as a parameter.
         parameter.requires_grad_(name.startswith(learns) and not name.startswith("time_proj."))
+    if token_paths == "embedding":
+        unet.encoder_hid_proj.weight.requires_grad_(False)

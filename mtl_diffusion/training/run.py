@@ -108,7 +108,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     run_images = config.max_train_steps * config.total_batch_size
     ema = EMA(unet, config.ema_half_life * run_images, config.ema_ramp) if config.use_ema else None
     teacher = copy.deepcopy(unet) if config.objective == "distillation" else None
-    freeze(unet, config.train_only)
+    freeze(unet, config.train_only, config.token_paths)
     train_mode(unet)
     if config.compile:
         for module in filter(None, (unet, teacher)):

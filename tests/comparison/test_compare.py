@@ -34,7 +34,7 @@ def images_of_a_task(arm):
 
 @pytest.mark.parametrize("budget", ["per_task", "total"])
 def test_subsets_see_equal_images_of_a_task_or_in_total(budget):
-    *parts, joint = named_arms("subsets", BASE, budget)
+    joint, *parts = named_arms("subsets", BASE, [budget])
     assert len({tuple(arm.changes["tasks"]) for arm in [*parts, joint]}) == 7
     joint = images_of_a_task(joint)
     assert sum(joint.values()) == BASE.max_train_steps * 32
@@ -44,6 +44,17 @@ def test_subsets_see_equal_images_of_a_task_or_in_total(budget):
             assert images == {task: joint[task] for task in arm.changes["tasks"]}
         else:
             assert sum(images.values()) == sum(joint.values())
+
+
+def test_both_budgets_share_the_joint_arm():
+    arms = named_arms("alone", BASE, ["per_task", "total"])
+    assert [arm.name for arm in arms] == [
+        "generate+inpaint+edit",
+        *("generate.per_task", "inpaint.per_task", "edit.per_task"),
+        *("generate.total", "inpaint.total", "edit.total"),
+    ]
+    (one,) = named_arms("alone", TrainConfig(tasks={"edit": 1}), ["total"])
+    assert one.name == "edit"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/comparisons/*.yaml")), ids=str)

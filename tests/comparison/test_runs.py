@@ -10,7 +10,7 @@ import torch
 
 from mtl_diffusion.checkpoints.store import Checkpoint
 from mtl_diffusion.checkpoints.store import save as save_checkpoint
-from mtl_diffusion.comparison.runs import Stopped, ensure_trained
+from mtl_diffusion.comparison.runs import SCORES, WEIGHTS, Stopped, ensure_scored, ensure_trained
 from mtl_diffusion.config import TrainConfig, to_dict
 
 BASE = TrainConfig(tasks={"generate": 2, "inpaint": 1, "edit": 1}, total_batch_size=32)
@@ -61,3 +61,27 @@ def test_a_run_that_stops_or_fails_ends_the_comparison(tmp_path, started):
         ensure_trained(config, command(75))
     with pytest.raises(RuntimeError, match="training exited with 2"):
         ensure_trained(config, command(2))
+
+
+def test_a_pipeline_is_scored_once_with_the_flags_of_its_tasks_and_data(tmp_path, started):
+    log, command = started
+    script = "import sys; open(sys.argv[1], 'a').write(' '.join(sys.argv[2:]) + '\\n')"
+    line = [sys.executable, "-c", script, str(log)]
+    config = replace(BASE, tasks={"edit": 1, "colorize": 1}, output_dir=str(tmp_path / "run"))
+    weights = tmp_path / "run/pipeline" / WEIGHTS
+    weights.parent.mkdir(parents=True)
+    (tmp_path / "run" / SCORES).parent.mkdir()
+    weights.write_bytes(b"1")
+    ensure_scored(config, [*line, "--preset", "smoke"])
+    ensure_scored(config, [*line, "--preset", "smoke"])
+    (once,) = log.read_text().splitlines()
+    assert once.startswith("--preset smoke --dataset_name shapes")
+    assert f"--pipeline {tmp_path}/run/pipeline --output_dir {tmp_path}/run/scores" in once
+    assert once.endswith("--parts edit") and "column" not in once
+    weights.write_bytes(b"2")  # other weights, then other flags
+    ensure_scored(config, [*line, "--preset", "smoke"])
+    ensure_scored(config, [*line, "--preset", "full"])
+    assert len(log.read_text().splitlines()) == 3
+    with pytest.raises(RuntimeError, match="the evaluation exited with 2"):
+        ensure_scored(config, command(2))
+    ensure_scored(replace(config, tasks={"colorize": 1}), command(2))  # the scorecard has no part

@@ -106,6 +106,25 @@ def test_u_learns_the_log_of_each_tasks_mean_loss_at_each_noise_level():
     assert (mean_loss(sigma, task).log().max() - mean_loss(sigma, task).log().min()) > 1
 
 
+def test_an_uncertainty_per_task_does_not_depend_on_the_noise_level():
+    random = torch.Generator().manual_seed(0)
+    weighting = build_weighting("uncertainty_per_task", ["generate", "edit"], None)
+    optimizer = torch.optim.Adam(weighting.parameters(), lr=0.02)
+    for _ in range(400):
+        task = torch.randint(2, (512,), generator=random)
+        sigma = torch.randn(512, 1, 1, 1, generator=random).exp()
+        optimizer.zero_grad()
+        loss = torch.tensor([0.2, 3.0])[task] * sigma.flatten().clamp(0.5, 1.5)
+        weighting(loss, sigma, task).mean().backward()
+        optimizer.step()
+    sigma = torch.tensor([0.01, 1.0, 50.0]).view(-1, 1, 1, 1)
+    levels = torch.randn(100_000, generator=random).exp().clamp(0.5, 1.5).mean()
+    for index, scale in enumerate((0.2, 3.0)):
+        u = weighting.u(sigma, torch.full((3,), index)).detach()
+        assert torch.equal(u, u[:1].expand(3))
+        assert u[0].item() == pytest.approx((scale * levels).log().item(), abs=0.05)
+
+
 def test_build_weighting_by_name():
     names = ["generate", "edit"]
     loss, sigma, task = torch.tensor([1.0, 1.0]), torch.ones(2, 1, 1, 1), torch.tensor([0, 1])

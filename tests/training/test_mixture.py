@@ -44,7 +44,7 @@ def mixture(vocabulary, class_dropout=0.1, task_dropout=0.1, size=SIZE, **shares
 
 
 def test_a_task_that_needs_a_class_may_be_asked_for_another_than_the_images_own(vocabulary):
-    plain = mixture(vocabulary, class_dropout=0.0)
+    plain = mixture(vocabulary, class_dropout=0.3)
     changing = replace(plain, class_change=0.5)
     images = torch.zeros(400, 3, SIZE, SIZE)
     labels = torch.zeros(400, dtype=torch.int64)
@@ -58,7 +58,11 @@ def test_a_task_that_needs_a_class_may_be_asked_for_another_than_the_images_own(
     assert draw.other_class[edits][changed].unique().tolist() == [0, 1, 2]
     tokens = changing.condition(images, labels, draw).tokens[:, CLASS].argmax(1)
     expected = vocabulary.class_ids(torch.where(draw.other_class >= 0, draw.other_class, labels))
-    assert torch.equal(tokens[edits], expected[edits])
+    assert torch.equal(tokens[edits], expected[edits])  # never without a class
+    hidden = draw.choice.drop_class
+    assert not draw.choice.drop_image.any() and 0.2 < hidden[~edits].float().mean() < 0.4
+    assert torch.equal(hidden[~edits], same.choice.drop_class[~edits])
+    assert same.choice.drop_class[edits].any() and same.choice.drop_image[edits].any()
 
 
 # --- which task ---------------------------------------------------------------------------------

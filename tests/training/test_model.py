@@ -116,6 +116,30 @@ def test_what_learns(unet):
     assert learning(unet) == every
 
 
+@pytest.mark.parametrize("paths", ["both", "attention", "embedding"])
+def test_tokens_reach_the_network_by_the_paths_that_are_asked_for(paths):
+    """A step of training, and then each path is cut in turn: does the output change?"""
+    torch.manual_seed(0)
+    unet = build_unet(replace(TINY, token_paths=paths), WORDS)
+    torch.nn.init.normal_(unet.conv_out.weight)
+    freeze(unet, "all", paths)
+    noisy, sigma = torch.randn(4, 3, 8, 8), torch.rand(4, 1, 1, 1) + 0.1
+    given = conditioning(4, torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD([p for p in unet.parameters() if p.requires_grad], lr=1e-3)
+    predict(unet, build_scheduler(TINY), noisy, sigma, given).square().mean().backward()
+    optimizer.step()
+    tokens, nothing = given.tokens, torch.zeros_like(given.tokens)
+    with torch.no_grad():
+
+        def output(attended, embedded):
+            inputs = (torch.cat([noisy, noisy, noisy[:, :1]], 1), sigma.flatten())
+            return unet(*inputs, attended, class_labels=embedded.flatten(1)).sample
+
+        whole = output(tokens, tokens)
+        for name, cut in {"attention": (nothing, tokens), "embedding": (tokens, nothing)}.items():
+            assert torch.equal(output(*cut), whole) == (paths not in ("both", name))
+
+
 def test_a_word_weighs_as_much_whatever_the_number_of_words():
     """Else a token drowns in the time embedding: the default is scaled for a sum over all words."""
     for words in (10, 1000):
