@@ -34,11 +34,10 @@ def main() -> None:
     )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="runs of each arm")
     add("--num_images", type=int, default=1000, help="held-out images")
-    add("--evaluate", type=shlex.split, help="also run scripts/evaluate.py on each, with these flags")
+    add("--evaluate", type=shlex.split, help="run scripts/evaluate.py on each, with these flags")
     args, rest = parser.parse_known_args()
-    train, evaluate = (
-        [sys.executable, str(Path(__file__).with_name(name))] for name in ("train.py", "evaluate.py")
-    )
+    train = [sys.executable, str(Path(__file__).with_name("train.py"))]
+    evaluate = [sys.executable, str(Path(__file__).with_name("evaluate.py"))]
     with flags.refusals():
         base = parse(rest)
 

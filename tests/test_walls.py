@@ -19,8 +19,8 @@ SHIPPED = sorted(path for path in PIPELINE.glob("*.py") if path.name != "__init_
 MAY_SHIP = {"torch", "diffusers", "transformers", "safetensors", "PIL", "numpy"}
 # No network, no process, no pickle.
 STANDARD_LIBRARY_TO_SHIP = {"abc", "collections", "copy", "dataclasses", "functools", "hashlib"}
-STANDARD_LIBRARY_TO_SHIP |= {"json", "math", "numbers", "pathlib", "re", "time", "typing"}
-STANDARD_LIBRARY_TO_SHIP |= {"warnings"}
+STANDARD_LIBRARY_TO_SHIP |= {"itertools", "json", "math", "numbers", "pathlib", "re", "time"}
+STANDARD_LIBRARY_TO_SHIP |= {"typing", "warnings"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "open", "input", "breakpoint"}
 
 

@@ -25,6 +25,8 @@ def parse() -> Namespace:
     add("--strength", type=float, help="how much of a source is hidden, 0 to 1")
     add("--guidance_scale", type=float, help="how much more the class counts; 1 is off")
     add("--image_guidance_scale", type=float, help="how much more the source counts; 1 is off")
+    inversion = "evaluations that invert the source of an edit; 0: it starts from random noise"
+    add("--num_inversion_steps", type=int, help=inversion)
     levels = "the noise levels where guidance is applied; default: all"
     add("--guidance_interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help=levels)
     add("--num_images", type=int, help="default: one for each source, or for each class")

@@ -1,4 +1,4 @@
-"""The runs of a comparison: started, continued, or reused if they are finished; and their scores."""
+"""The runs of a comparison: started, continued, or reused if finished; and their scores."""
 
 import hashlib
 import json

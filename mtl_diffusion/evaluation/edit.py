@@ -135,6 +135,7 @@ class Edit(Part):
             part = slice(rows.start, rows.stop)
             return method.edit(self.sources[part], self.own[part], self.asked[part], strength, rows)
 
+        is_edit = method.name.startswith("edit") and context.pipe.chains is None
         return context.job(
             _name(method, strength),
             len(self.own),
@@ -142,6 +143,7 @@ class Edit(Part):
             steps=context.settings.num_inference_steps,
             guidance=method.guidance,
             data=context.test.fingerprint,
+            **({"inversion": TASKS["edit"].default_inversion_steps} if is_edit else {}),
         )
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:

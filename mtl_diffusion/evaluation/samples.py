@@ -28,7 +28,7 @@ FREE = ("num_images", "output_dir", "device", "pipeline", "revision")
 # Arguments of the pipeline that are the same for all images.
 SAME = (
     *("task", "strength", "guidance_scale", "image_guidance_scale", "guidance_interval"),
-    "num_inference_steps",
+    *("num_inference_steps", "num_inversion_steps"),
 )
 
 

@@ -1,8 +1,9 @@
 """Class-guided editing: the source is shown degraded, with the class that it is turned into.
 
 There are no edited pairs to learn from. Training shows a degraded image with its own class;
-sampling gives another class. The strength is the amount of the degradation, and of the noise on
-the source that sampling starts from (SDEdit, Meng et al. 2022, arXiv:2108.01073).
+sampling gives another class. The strength is the amount of the degradation, and the noise level
+where sampling starts: from the source, carried there by the model itself without a class. So what
+the class does not change comes back as it was.
 """
 
 import torch
@@ -21,9 +22,10 @@ REGION_SHARE = 0.25  # share of the samples that edit only a region; the others 
 class Edit(Task):
     name = "edit"
     required = frozenset({"image", "class_label"})
-    optional = frozenset({"mask_image", "strength", "image_guidance_scale"})
+    optional = frozenset({"mask_image", "strength", "image_guidance_scale", "num_inversion_steps"})
     default_strength = 0.75
     default_guidance_scale = 5.0
+    default_inversion_steps = 8
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
         device = generator.device

@@ -75,12 +75,12 @@ def read_interval(value, name: str) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def read_count(value, name: str) -> int:
-    """A whole number from 1 to `MAX_COUNT`. True and False are not numbers."""
+def read_count(value, name: str, least: int = 1) -> int:
+    """A whole number from `least` to `MAX_COUNT`. True and False are not numbers."""
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or not 1 <= value <= MAX_COUNT:
+    if not is_whole or not least <= value <= MAX_COUNT:
         raise ValueError(
-            f"{name} is {shown(value)}; it must be a whole number from 1 to {MAX_COUNT:,}"
+            f"{name} is {shown(value)}; it must be a whole number from {least} to {MAX_COUNT:,}"
         )
     return int(value)
 

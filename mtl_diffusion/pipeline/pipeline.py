@@ -42,6 +42,7 @@ from .inputs import (
     repeat_to_batch,
     shown,
 )
+from .inversion import invert, read_inversion_steps
 from .loading import SelfContained
 from .noise import initial_latents, own_generators
 from .solver import solve
@@ -189,6 +190,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         image_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         num_inference_steps: int | None = None,
+        num_inversion_steps: int | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -215,6 +217,10 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches. None:
                 `pipe.default_steps`. A model of few steps takes the lengths of `pipe.chains`, and
                 leaves out the first steps of an edit that is not strong.
+            num_inversion_steps: evaluations that carry the source of an edit up to the noise
+                level where it starts, so that what the class does not change comes back as it was.
+                0: the source with random noise, for edits that differ from seed to seed. None:
+                the task's default; of a model of few steps, which can't do it, 0.
             num_images_per_prompt: images for each sample.
             generator: one, or one for each image. Image i depends on its seed and on i alone.
             latents: (images, 3, size, size) standard normal, instead of drawing them. All other
@@ -237,6 +243,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             class_label=class_label,
             strength=strength,
             image_guidance_scale=image_guidance_scale,
+            num_inversion_steps=num_inversion_steps,
         )
         if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
             raise ValueError(
@@ -246,8 +253,10 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         call = self._copy_for_call()
         call._set_guidance(task, guidance_scale, image_guidance_scale, guidance_interval)
         steps = self._read_steps(num_inference_steps)
-
         spec, device = TASKS[task], self._execution_device
+        inversion_steps = read_inversion_steps(
+            num_inversion_steps, spec.default_inversion_steps, self.chains
+        )
         count = read_count(num_images_per_prompt, "num_images_per_prompt")
         source = self._read_source(spec, class_label, image, mask_image, strength, count)
         noise = initial_latents(latents, generator, tuple(source.image.shape), device)
@@ -259,6 +268,8 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         strengths = [None] * len(noise) if source.strength is None else source.strength.tolist()
         start = [spec.start(strength) for strength in strengths]
+        if inversion_steps:
+            noise = invert(call, known, noise, conditioning, start, inversion_steps)
         latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
 
         self.maybe_free_model_hooks()

@@ -55,6 +55,8 @@ class Task(ABC):
         optional: further arguments of the pipeline that it takes. Any other one is refused.
         default_strength: the strength when sampling without one; None if the task takes none.
         default_guidance_scale: the guidance scale when sampling without one; 1 is off.
+        default_inversion_steps: steps of the inversion of the source when sampling without a
+            number of them; 0 is off.
     """
 
     name: ClassVar[str]
@@ -62,9 +64,11 @@ class Task(ABC):
     optional: ClassVar[frozenset[str]] = frozenset()
     default_strength: ClassVar[float | None] = None
     default_guidance_scale: ClassVar[float] = 1.0
+    default_inversion_steps: ClassVar[int] = 0
 
     ARGUMENTS: ClassVar[frozenset[str]] = frozenset(
         {"image", "mask_image", "class_label", "strength", "image_guidance_scale"}
+        | {"num_inversion_steps"}
     )
 
     def __init_subclass__(cls, **kwargs):

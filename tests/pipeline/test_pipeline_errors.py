@@ -88,6 +88,8 @@ BAD = [
     (INPAINT, {"image": [pil] * 2, "mask_image": torch.ones(3, 1, 8, 8)}, "image 2, mask_image 3"),
     # numbers
     (GENERATE, {"num_inference_steps": 0}, "num_inference_steps is 0"),
+    (EDIT, {"num_inversion_steps": -1}, "num_inversion_steps is -1; .* from 0 to"),
+    (GENERATE, {"num_inversion_steps": 0}, "task 'generate' takes no num_inversion_steps"),
     (GENERATE, {"num_inference_steps": True}, "num_inference_steps is True"),
     (GENERATE, {"guidance_scale": -1}, "guidance_scale is -1; it must be a number from 0 upwards"),
     (GENERATE, {"guidance_scale": NAN}, "guidance_scale is nan"),

@@ -1,0 +1,70 @@
+"""The inversion of a source: the noise from which the model itself would draw it."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .chains import Chains
+from .denoiser import CLASS, Conditioning, predict
+from .inputs import read_count
+
+# The noise level that an image is taken to have, and the curvature of the levels above it.
+LOWEST, RHO = 0.01, 4
+
+
+def read_inversion_steps(given: int | None, default: int, chains: Chains | None) -> int:
+    """num_inversion_steps of a call. A model of few steps, which has chains, takes 0 alone."""
+    if given is None:
+        return 0 if chains else default
+    steps = read_count(given, "num_inversion_steps", least=0)
+    if steps and chains:
+        raise ValueError(
+            f"num_inversion_steps is {steps}; a model of few steps knows the noise levels of its "
+            "chains alone, and can't invert an image: leave it out, or give 0"
+        )
+    return steps
+
+
+def invert(
+    call,
+    image: Tensor,
+    noise: Tensor,
+    conditioning: Conditioning,
+    start: list[float],
+    steps: int,
+) -> Tensor:
+    """The noise with which the image, without a class, would have come out of the sampler.
+
+    Carries the image up the probability-flow ODE to the start, from a noise level too low to see.
+    Below sigma_max image + start noise is then where the image comes from.
+
+    Args:
+        image: (B, 3, H, W) in [-1, 1].
+        noise: (B, 3, H, W) standard normal, for the images that start from noise alone.
+        start: (B,) noise levels.
+        steps: evaluations of the denoiser.
+
+    Source: Song et al. 2021, arXiv:2010.02502, section 4.3; DPM-Solver++ (2M), Lu et al. 2022,
+    arXiv:2211.01095, algorithm 2.
+    """
+    level = torch.tensor(start, device=image.device, dtype=torch.float32)
+    rows = ((level > LOWEST) & (level < call.scheduler.config.sigma_max)).nonzero()[:, 0]
+    if not len(rows):
+        return noise
+    conditions = conditioning[rows].without(CLASS, call.vocabulary.null)
+    end = level[rows].view(-1, 1, 1, 1)
+    x, before = image[rows], None
+    roots = torch.full_like(end, LOWEST ** (1 / RHO)), end ** (1 / RHO)
+    levels = [torch.lerp(*roots, k / steps) ** RHO for k in range(steps + 1)]
+    for now, then in pairwise(levels):
+        F = predict(call.unet, call.scheduler, x, now, conditions)
+        D = call.scheduler.precondition_outputs(x, F, now)
+        length = (then / now).log()
+        ahead = 0.0 if before is None else length / (2 * before[1])
+        direction = D if before is None else D + ahead * (D - before[0])
+        x = torch.lerp(direction, x, then / now)
+        before = D, length
+    inverted = noise.clone()
+    inverted[rows] = (x - image[rows]) / end
+    return inverted
