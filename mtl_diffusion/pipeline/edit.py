@@ -23,7 +23,7 @@ class Edit(Task):
     name = "edit"
     required = frozenset({"image", "class_label"})
     optional = frozenset({"mask_image", "strength", "image_guidance_scale", "num_inversion_steps"})
-    default_strength = 0.75
+    default_strength = 0.8
     default_guidance_scale = 5.0
     default_inversion_steps = 8
 

@@ -1,3 +1,3 @@
-"""The code is in pipeline_74e04bb7.py."""
+"""The code is in pipeline_a2ba3e83.py."""
 
-from .pipeline_74e04bb7 import MultiTaskPipeline  # noqa
+from .pipeline_a2ba3e83 import MultiTaskPipeline  # noqa

@@ -139,8 +139,8 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     config = TrainConfig(dataset_name="shapes", resolution=8)
     folder = write(Trained(build_pipe(), config, 5), tmp_path / "out", metrics=one, pictures=False)
     card = (folder / "README.md").read_text()
-    edit = one["summary"]["edit"]["strength_0.75"]
-    assert f"| strength 0.75 | {edit['class_accuracy']:.4g} ± " in card
+    edit = one["summary"]["edit"]["strength_0.8"]
+    assert f"| strength 0.8 | {edit['class_accuracy']:.4g} ± " in card
     assert f"Held-out images: {one['likelihood']['bits_per_dim']:.4g} ± " in card
     assert all(
         name in card

@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Optional
 
@@ -249,6 +250,8 @@ class Task(ABC):
         optional: further arguments of the pipeline that it takes. Any other one is refused.
         default_strength: the strength when sampling without one; None if the task takes none.
         default_guidance_scale: the guidance scale when sampling without one; 1 is off.
+        default_inversion_steps: steps of the inversion of the source when sampling without a
+            number of them; 0 is off.
     """
 
     name: ClassVar[str]
@@ -256,9 +259,11 @@ class Task(ABC):
     optional: ClassVar[frozenset[str]] = frozenset()
     default_strength: ClassVar[float | None] = None
     default_guidance_scale: ClassVar[float] = 1.0
+    default_inversion_steps: ClassVar[int] = 0
 
     ARGUMENTS: ClassVar[frozenset[str]] = frozenset(
         {"image", "mask_image", "class_label", "strength", "image_guidance_scale"}
+        | {"num_inversion_steps"}
     )
 
     def __init_subclass__(cls, **kwargs):
@@ -678,12 +683,12 @@ def read_interval(value, name: str) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def read_count(value, name: str) -> int:
-    """A whole number from 1 to `MAX_COUNT`. True and False are not numbers."""
+def read_count(value, name: str, least: int = 1) -> int:
+    """A whole number from `least` to `MAX_COUNT`. True and False are not numbers."""
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or not 1 <= value <= MAX_COUNT:
+    if not is_whole or not least <= value <= MAX_COUNT:
         raise ValueError(
-            f"{name} is {shown(value)}; it must be a whole number from 1 to {MAX_COUNT:,}"
+            f"{name} is {shown(value)}; it must be a whole number from {least} to {MAX_COUNT:,}"
         )
     return int(value)
 
@@ -1245,8 +1250,9 @@ def draw_masks(n: int, size: int, generator: torch.Generator, kind: str | None =
 # Class-guided editing: the source is shown degraded, with the class that it is turned into.
 #
 # There are no edited pairs to learn from. Training shows a degraded image with its own class;
-# sampling gives another class. The strength is the amount of the degradation, and of the noise on
-# the source that sampling starts from (SDEdit, Meng et al. 2022, arXiv:2108.01073).
+# sampling gives another class. The strength is the amount of the degradation, and the noise level
+# where sampling starts: from the source, carried there by the model itself without a class. So what
+# the class does not change comes back as it was.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -1259,9 +1265,10 @@ REGION_SHARE = 0.25  # share of the samples that edit only a region; the others 
 class Edit(Task):
     name = "edit"
     required = frozenset({"image", "class_label"})
-    optional = frozenset({"mask_image", "strength", "image_guidance_scale"})
-    default_strength = 0.75
+    optional = frozenset({"mask_image", "strength", "image_guidance_scale", "num_inversion_steps"})
+    default_strength = 0.8
     default_guidance_scale = 5.0
+    default_inversion_steps = 8
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
         device = generator.device
@@ -1309,6 +1316,74 @@ class Inpaint(Task):
         self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
     ) -> Hint:
         return Hint(image=image * (1 - mask), mask=mask)
+
+
+# --------------------------------------------------------------------------------------------------
+# inversion.py
+#
+# The inversion of a source: the noise from which the model itself would draw it.
+# --------------------------------------------------------------------------------------------------
+
+
+# The noise level that an image is taken to have, and the curvature of the levels above it.
+LOWEST, RHO = 0.01, 4
+
+
+def read_inversion_steps(given: int | None, default: int, chains: Chains | None) -> int:
+    """num_inversion_steps of a call. A model of few steps, which has chains, takes 0 alone."""
+    if given is None:
+        return 0 if chains else default
+    steps = read_count(given, "num_inversion_steps", least=0)
+    if steps and chains:
+        raise ValueError(
+            f"num_inversion_steps is {steps}; a model of few steps knows the noise levels of its "
+            "chains alone, and can't invert an image: leave it out, or give 0"
+        )
+    return steps
+
+
+def invert(
+    call,
+    image: Tensor,
+    noise: Tensor,
+    conditioning: Conditioning,
+    start: list[float],
+    steps: int,
+) -> Tensor:
+    """The noise with which the image, without a class, would have come out of the sampler.
+
+    Carries the image up the probability-flow ODE to the start, from a noise level too low to see.
+    Below sigma_max image + start noise is then where the image comes from.
+
+    Args:
+        image: (B, 3, H, W) in [-1, 1].
+        noise: (B, 3, H, W) standard normal, for the images that start from noise alone.
+        start: (B,) noise levels.
+        steps: evaluations of the denoiser.
+
+    Source: Song et al. 2021, arXiv:2010.02502, section 4.3; DPM-Solver++ (2M), Lu et al. 2022,
+    arXiv:2211.01095, algorithm 2.
+    """
+    level = torch.tensor(start, device=image.device, dtype=torch.float32)
+    rows = ((level > LOWEST) & (level < call.scheduler.config.sigma_max)).nonzero()[:, 0]
+    if not len(rows):
+        return noise
+    conditions = conditioning[rows].without(CLASS, call.vocabulary.null)
+    end = level[rows].view(-1, 1, 1, 1)
+    x, before = image[rows], None
+    roots = torch.full_like(end, LOWEST ** (1 / RHO)), end ** (1 / RHO)
+    levels = [torch.lerp(*roots, k / steps) ** RHO for k in range(steps + 1)]
+    for now, then in pairwise(levels):
+        F = predict(call.unet, call.scheduler, x, now, conditions)
+        D = call.scheduler.precondition_outputs(x, F, now)
+        length = (then / now).log()
+        ahead = 0.0 if before is None else length / (2 * before[1])
+        direction = D if before is None else D + ahead * (D - before[0])
+        x = torch.lerp(direction, x, then / now)
+        before = D, length
+    inverted = noise.clone()
+    inverted[rows] = (x - image[rows]) / end
+    return inverted
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1896,6 +1971,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         image_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         num_inference_steps: int | None = None,
+        num_inversion_steps: int | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -1922,6 +1998,10 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches. None:
                 `pipe.default_steps`. A model of few steps takes the lengths of `pipe.chains`, and
                 leaves out the first steps of an edit that is not strong.
+            num_inversion_steps: evaluations that carry the source of an edit up to the noise
+                level where it starts, so that what the class does not change comes back as it was.
+                0: the source with random noise, for edits that differ from seed to seed. None:
+                the task's default; of a model of few steps, which can't do it, 0.
             num_images_per_prompt: images for each sample.
             generator: one, or one for each image. Image i depends on its seed and on i alone.
             latents: (images, 3, size, size) standard normal, instead of drawing them. All other
@@ -1944,6 +2024,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             class_label=class_label,
             strength=strength,
             image_guidance_scale=image_guidance_scale,
+            num_inversion_steps=num_inversion_steps,
         )
         if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
             raise ValueError(
@@ -1953,8 +2034,10 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         call = self._copy_for_call()
         call._set_guidance(task, guidance_scale, image_guidance_scale, guidance_interval)
         steps = self._read_steps(num_inference_steps)
-
         spec, device = TASKS[task], self._execution_device
+        inversion_steps = read_inversion_steps(
+            num_inversion_steps, spec.default_inversion_steps, self.chains
+        )
         count = read_count(num_images_per_prompt, "num_images_per_prompt")
         source = self._read_source(spec, class_label, image, mask_image, strength, count)
         noise = initial_latents(latents, generator, tuple(source.image.shape), device)
@@ -1966,6 +2049,8 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         strengths = [None] * len(noise) if source.strength is None else source.strength.tolist()
         start = [spec.start(strength) for strength in strengths]
+        if inversion_steps:
+            noise = invert(call, known, noise, conditioning, start, inversion_steps)
         latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
 
         self.maybe_free_model_hooks()
