@@ -20,7 +20,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..tools.ode import ode_end
+from ..pipeline.ode import ode_end
 from .denoise import Denoise, solve
 
 

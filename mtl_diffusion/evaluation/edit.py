@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..pictures.grids import grid, to_pictures
 from ..pictures.plots import curves
+from ..pipeline.inversion import read_inversion_steps
 from ..pipeline.pipeline import TASKS
 from ..tools.tensors import to_uint8, to_unit_range
 from .baselines import ddim_inversion, flowedit, sdedit
@@ -31,7 +32,7 @@ EDIT_IN_MASK = "edit_in_class_mask"
 
 
 def _sdedit(source, target, image, sigmas, strength, generators) -> Tensor:
-    """From the noise that edit starts from, in as many steps."""
+    """From the noise level that edit starts from, in as many steps."""
     level = min(TASKS["edit"].start(strength), sigmas[0])
     return sdedit(target, image, level, len(sigmas) - 1, generators)
 
@@ -50,6 +51,7 @@ class Method:
 
     Attributes:
         guidance: guidance scale of the class.
+        inversion_steps: evaluations that invert the source before an edit.
         edit: (sources (b, 3, H, W) uint8, own labels (b,), requested labels (b,), strength, rows)
             -> images (b, 3, H, W) uint8.
     """
@@ -57,6 +59,7 @@ class Method:
     name: str
     guidance: float
     edit: Callable[[Tensor, Tensor, Tensor, float, range], Tensor]
+    inversion_steps: int = 0
 
 
 class Edit(Part):
@@ -94,6 +97,10 @@ class Edit(Part):
         else:
             name = _guided(name, guidance)
 
+        inversion_steps = read_inversion_steps(
+            None, TASKS["edit"].default_inversion_steps, context.pipe.chains
+        )
+
         def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
             pair = {"image": sources.float() / 255, "class_label": asked.tolist()}
             if in_mask:
@@ -106,9 +113,10 @@ class Edit(Part):
                 strength=strength,
                 guidance_scale=guidance,
                 num_inference_steps=context.settings.num_inference_steps,
+                num_inversion_steps=inversion_steps,
             )
 
-        return Method(name, guidance, edit)
+        return Method(name, guidance, edit, inversion_steps)
 
     def _baseline(self, name: str, guidance: float) -> Method:
         def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
@@ -135,7 +143,6 @@ class Edit(Part):
             part = slice(rows.start, rows.stop)
             return method.edit(self.sources[part], self.own[part], self.asked[part], strength, rows)
 
-        is_edit = method.name.startswith("edit") and context.pipe.chains is None
         return context.job(
             _name(method, strength),
             len(self.own),
@@ -143,7 +150,7 @@ class Edit(Part):
             steps=context.settings.num_inference_steps,
             guidance=method.guidance,
             data=context.test.fingerprint,
-            **({"inversion": TASKS["edit"].default_inversion_steps} if is_edit else {}),
+            inversion=method.inversion_steps,
         )
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:

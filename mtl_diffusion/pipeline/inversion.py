@@ -1,16 +1,14 @@
 """The inversion of a source: the noise from which the model itself would draw it."""
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
 from .chains import Chains
 from .denoiser import CLASS, Conditioning, predict
 from .inputs import read_count
+from .ode import ode_end
 
-# The noise level that an image is taken to have, and the curvature of the levels above it.
-LOWEST, RHO = 0.01, 4
+LOWEST = 0.01  # noise level that an image is taken to have: it can't be seen
 
 
 def read_inversion_steps(given: int | None, default: int, chains: Chains | None) -> int:
@@ -45,26 +43,20 @@ def invert(
         start: (B,) noise levels.
         steps: evaluations of the denoiser.
 
-    Source: Song et al. 2021, arXiv:2010.02502, section 4.3; DPM-Solver++ (2M), Lu et al. 2022,
-    arXiv:2211.01095, algorithm 2.
+    Source: Song et al. 2021, arXiv:2010.02502, section 4.3.
     """
     level = torch.tensor(start, device=image.device, dtype=torch.float32)
     rows = ((level > LOWEST) & (level < call.scheduler.config.sigma_max)).nonzero()[:, 0]
     if not len(rows):
         return noise
     conditions = conditioning[rows].without(CLASS, call.vocabulary.null)
+
+    def denoised(x: Tensor, sigma: Tensor) -> Tensor:
+        F = predict(call.unet, call.scheduler, x, sigma, conditions)
+        return call.scheduler.precondition_outputs(x, F, sigma)
+
     end = level[rows].view(-1, 1, 1, 1)
-    x, before = image[rows], None
-    roots = torch.full_like(end, LOWEST ** (1 / RHO)), end ** (1 / RHO)
-    levels = [torch.lerp(*roots, k / steps) ** RHO for k in range(steps + 1)]
-    for now, then in pairwise(levels):
-        F = predict(call.unet, call.scheduler, x, now, conditions)
-        D = call.scheduler.precondition_outputs(x, F, now)
-        length = (then / now).log()
-        ahead = 0.0 if before is None else length / (2 * before[1])
-        direction = D if before is None else D + ahead * (D - before[0])
-        x = torch.lerp(direction, x, then / now)
-        before = D, length
+    x = ode_end(denoised, image[rows], torch.full_like(end, LOWEST), end, steps)
     inverted = noise.clone()
     inverted[rows] = (x - image[rows]) / end
     return inverted

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..pipeline.chains import Chains, jumps
 from ..pipeline.denoiser import Conditioning, predict_guided
+from ..pipeline.ode import ode_end
 from ..pipeline.task import Task
-from ..tools.ode import ode_end
 from .alignment import fingerprint
 from .losses import Objective
 

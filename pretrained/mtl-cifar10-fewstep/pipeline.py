@@ -1,3 +1,3 @@
-"""The code is in pipeline_a2ba3e83.py."""
+"""The code is in pipeline_8409980d.py."""
 
-from .pipeline_a2ba3e83 import MultiTaskPipeline  # noqa
+from .pipeline_8409980d import MultiTaskPipeline  # noqa

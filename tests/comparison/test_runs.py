@@ -12,6 +12,7 @@ from mtl_diffusion.checkpoints.store import Checkpoint
 from mtl_diffusion.checkpoints.store import save as save_checkpoint
 from mtl_diffusion.comparison.runs import SCORES, WEIGHTS, Stopped, ensure_scored, ensure_trained
 from mtl_diffusion.config import TrainConfig, to_dict
+from mtl_diffusion.evaluation.settings import PRESETS, read_flags
 
 BASE = TrainConfig(tasks={"generate": 2, "inpaint": 1, "edit": 1}, total_batch_size=32)
 CHILD = "import sys; open(sys.argv[1], 'a').write('x'); sys.exit(int(sys.argv[2]))"
@@ -63,7 +64,9 @@ def test_a_run_that_stops_or_fails_ends_the_comparison(tmp_path, started):
         ensure_trained(config, command(2))
 
 
-def test_a_pipeline_is_scored_once_with_the_flags_of_its_tasks_and_data(tmp_path, started):
+def test_a_pipeline_is_scored_once_with_the_flags_of_its_tasks_and_data(
+    tmp_path, started, monkeypatch
+):
     log, command = started
     script = "import sys; open(sys.argv[1], 'a').write(' '.join(sys.argv[2:]) + '\\n')"
     line = [sys.executable, "-c", script, str(log)]
@@ -78,6 +81,9 @@ def test_a_pipeline_is_scored_once_with_the_flags_of_its_tasks_and_data(tmp_path
     assert once.startswith("--preset smoke --dataset_name shapes")
     assert f"--pipeline {tmp_path}/run/pipeline --output_dir {tmp_path}/run/scores" in once
     assert once.endswith("--parts edit") and "column" not in once
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *once.split(), "--classifier", "x"])
+    args, settings = read_flags("The flags are those that the script reads.")
+    assert args.parts == ["edit"] and settings == PRESETS["smoke"]
     weights.write_bytes(b"2")  # other weights, then other flags
     ensure_scored(config, [*line, "--preset", "smoke"])
     ensure_scored(config, [*line, "--preset", "full"])

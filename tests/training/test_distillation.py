@@ -17,9 +17,9 @@ from mtl_diffusion.config import ConfigError
 from mtl_diffusion.data.shapes import shapes
 from mtl_diffusion.pipeline.chains import default_chains
 from mtl_diffusion.pipeline.denoiser import Conditioning
+from mtl_diffusion.pipeline.ode import ode_end
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 from mtl_diffusion.publishing.export import of_checkpoint
-from mtl_diffusion.tools.ode import ode_end
 from mtl_diffusion.tools.rng import generator
 from mtl_diffusion.training import distillation
 from mtl_diffusion.training.distillation import Distillation, draw_level

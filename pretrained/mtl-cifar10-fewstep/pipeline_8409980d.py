@@ -1319,14 +1319,53 @@ class Inpaint(Task):
 
 
 # --------------------------------------------------------------------------------------------------
+# ode.py
+#
+# The probability-flow ODE of a denoiser, with noise levels of each sample's own.
+# --------------------------------------------------------------------------------------------------
+
+
+# Curvature of the levels between the ends. Karras's 7 is for levels that don't end at 0.
+RHO = 4
+
+
+def ode_end(
+    denoised: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, end: Tensor, steps: int
+) -> Tensor:
+    """Solves dx/dsigma = (x - D(x; sigma)) / sigma from sigma to end, by DPM-Solver++ (2M).
+
+    Args:
+        denoised: D, (B, 3, H, W) from x and sigma.
+        x: (B, 3, H, W). sigma, end: (B, 1, 1, 1) noise levels, all down (sigma > end >= 0), or all
+            up (0 < sigma < end).
+        steps: evaluations of D.
+
+    Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2, for noise that is added unscaled.
+    """
+    roots = sigma ** (1 / RHO), end ** (1 / RHO)
+    grid = [torch.lerp(*roots, k / steps) ** RHO for k in range(steps)] + [end]
+    before, length_before = None, None
+    for now, then in pairwise(grid):
+        length = now.log() - then.log()
+        D = denoised(x, now)
+        direction = D
+        if before is not None:
+            # The step to 0 has infinite length in ln sigma, so it is of first order.
+            ahead = torch.where(then > 0, length / (2 * length_before), 0.0)
+            direction = D + ahead * (D - before)
+        x = torch.lerp(direction, x, then / now)
+        before, length_before = D, length
+    return x
+
+
+# --------------------------------------------------------------------------------------------------
 # inversion.py
 #
 # The inversion of a source: the noise from which the model itself would draw it.
 # --------------------------------------------------------------------------------------------------
 
 
-# The noise level that an image is taken to have, and the curvature of the levels above it.
-LOWEST, RHO = 0.01, 4
+LOWEST = 0.01  # noise level that an image is taken to have: it can't be seen
 
 
 def read_inversion_steps(given: int | None, default: int, chains: Chains | None) -> int:
@@ -1361,26 +1400,20 @@ def invert(
         start: (B,) noise levels.
         steps: evaluations of the denoiser.
 
-    Source: Song et al. 2021, arXiv:2010.02502, section 4.3; DPM-Solver++ (2M), Lu et al. 2022,
-    arXiv:2211.01095, algorithm 2.
+    Source: Song et al. 2021, arXiv:2010.02502, section 4.3.
     """
     level = torch.tensor(start, device=image.device, dtype=torch.float32)
     rows = ((level > LOWEST) & (level < call.scheduler.config.sigma_max)).nonzero()[:, 0]
     if not len(rows):
         return noise
     conditions = conditioning[rows].without(CLASS, call.vocabulary.null)
+
+    def denoised(x: Tensor, sigma: Tensor) -> Tensor:
+        F = predict(call.unet, call.scheduler, x, sigma, conditions)
+        return call.scheduler.precondition_outputs(x, F, sigma)
+
     end = level[rows].view(-1, 1, 1, 1)
-    x, before = image[rows], None
-    roots = torch.full_like(end, LOWEST ** (1 / RHO)), end ** (1 / RHO)
-    levels = [torch.lerp(*roots, k / steps) ** RHO for k in range(steps + 1)]
-    for now, then in pairwise(levels):
-        F = predict(call.unet, call.scheduler, x, now, conditions)
-        D = call.scheduler.precondition_outputs(x, F, now)
-        length = (then / now).log()
-        ahead = 0.0 if before is None else length / (2 * before[1])
-        direction = D if before is None else D + ahead * (D - before[0])
-        x = torch.lerp(direction, x, then / now)
-        before = D, length
+    x = ode_end(denoised, image[rows], torch.full_like(end, LOWEST), end, steps)
     inverted = noise.clone()
     inverted[rows] = (x - image[rows]) / end
     return inverted

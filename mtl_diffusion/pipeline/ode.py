@@ -17,7 +17,8 @@ def ode_end(
 
     Args:
         denoised: D, (B, 3, H, W) from x and sigma.
-        x: (B, 3, H, W). sigma, end: (B, 1, 1, 1) noise levels, sigma > end >= 0.
+        x: (B, 3, H, W). sigma, end: (B, 1, 1, 1) noise levels, all down (sigma > end >= 0), or all
+            up (0 < sigma < end).
         steps: evaluations of D.
 
     Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2, for noise that is added unscaled.
