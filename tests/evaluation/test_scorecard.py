@@ -58,7 +58,10 @@ def given(tmp_path):
 
     return Context(
         pipe=SimpleNamespace(
-            class_names=NAMES, device=torch.device("cpu"), default_guidance=lambda task: 3.0
+            class_names=NAMES,
+            chains=None,
+            device=torch.device("cpu"),
+            default_guidance=lambda task: 3.0,
         ),
         classifier=FakeClassifier(),
         space=FeatureSpace("moments", "abc", {}, embed),
