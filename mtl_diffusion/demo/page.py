@@ -71,7 +71,7 @@ def _generate_tab(studio: Studio, present: list[str]) -> tuple[gr.Gallery, dict[
         with gr.Column(scale=1):
             label = _class_menu(studio, studio.class_names[0] if studio.class_names else ANY)
             count = _count(8)
-            settings = _settings(studio)
+            settings = _settings(studio, "generate")
             draw = gr.Button("Generate", variant="primary", elem_id="generate-draw")
         with gr.Column(scale=2):
             gallery, took = _results("generate")
@@ -116,7 +116,7 @@ def _inpaint_tab(studio: Studio, tab: gr.Tab) -> Source:
             with gr.Row():
                 label = _class_menu(studio, ANY)
                 count = _count(5)
-            settings = _settings(studio)
+            settings = _settings(studio, "inpaint")
             draw = gr.Button("Inpaint", variant="primary", elem_id="inpaint-draw")
             gallery, took = _results("inpaint", columns=3)
 
@@ -160,7 +160,7 @@ def _edit_tab(studio: Studio, tab: gr.Tab) -> Source:
             in_mask = gr.Checkbox(
                 False, label="Keep the background", info=IN_MASK, elem_id="edit-in-mask"
             )
-            settings = _settings(studio)
+            settings = _settings(studio, "edit")
             draw = gr.Button("Edit", variant="primary", elem_id="edit-draw")
             gallery, took = _results("edit", columns=3)
 
@@ -207,19 +207,20 @@ def _results(task: str, columns: int = 4) -> tuple[gr.Gallery, gr.Markdown]:
     return gallery, gr.Markdown(elem_id=f"{task}-took")
 
 
-def _settings(studio: Studio) -> list[gr.components.Component]:
+def _settings(studio: Studio, task: str) -> list[gr.components.Component]:
     """The seed, the steps and the guidance."""
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, scale=3)
         another = gr.Button("Another", size="sm", scale=1, min_width=60)
     another.click(lambda: random.randint(0, MAX_SEED), None, seed, **AT_ONCE)
     pipe = studio.pipe
+    default = pipe.default_steps(task)
     with gr.Accordion("Sampling", open=False):
         if pipe.chains is None:
-            steps = gr.Slider(1, 50, pipe.default_steps, step=1, label="Steps")
+            steps = gr.Slider(1, 50, default, step=1, label="Steps")
         else:
             counts = [len(levels) for levels in pipe.chains]
-            steps = gr.Radio(counts, value=pipe.default_steps, label="Steps")
+            steps = gr.Radio(counts, value=default, label="Steps")
         guidance = gr.Number(
             None, label="Guidance scale", info="1 is off; left empty, it is the task's own"
         )

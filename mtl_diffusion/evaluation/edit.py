@@ -112,7 +112,7 @@ class Edit(Part):
                 **pair,
                 strength=strength,
                 guidance_scale=guidance,
-                num_inference_steps=context.settings.num_inference_steps,
+                num_inference_steps=self.steps,
                 num_inversion_steps=inversion_steps,
             )
 
@@ -125,7 +125,7 @@ class Edit(Part):
                 generate_denoiser(pipe, own.to(pipe.device)),
                 generate_denoiser(pipe, asked.to(pipe.device), guidance),
                 to_unit_range(sources.to(pipe.device)),
-                noise_levels(pipe.scheduler, self.context.settings.num_inference_steps),
+                noise_levels(pipe.scheduler, self.steps),
                 strength,
                 self.context.generators("edit", rows=rows),
             )
@@ -147,7 +147,7 @@ class Edit(Part):
             _name(method, strength),
             len(self.own),
             draw,
-            steps=context.settings.num_inference_steps,
+            steps=self.steps,
             guidance=method.guidance,
             data=context.test.fingerprint,
             inversion=method.inversion_steps,
@@ -169,7 +169,7 @@ class Edit(Part):
             entry = drawn[_name(method, strength)]
             compared = self.compared(entry.values)
             results[f"strength_{strength:g}"] = {
-                "num_inference_steps": self.context.settings.num_inference_steps,
+                "num_inference_steps": self.steps,
                 "evaluations": entry.evaluations,
                 "guidance_scale": method.guidance,
                 **edit_scores(compared, others),

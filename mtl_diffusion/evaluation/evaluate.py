@@ -70,13 +70,11 @@ def context(
 
 
 def of_model(settings: Settings, pipe: MultiTaskPipeline) -> Settings:
-    """The settings with the model's own steps. A model of few steps has no other settings."""
-    steps = settings.num_inference_steps or pipe.default_steps
+    """The settings that fit the model: one of few steps has its own numbers of them."""
     if pipe.chains is None:
-        return replace(settings, num_inference_steps=steps)
+        return settings
     return replace(
         settings,
-        num_inference_steps=steps,
         step_counts=[len(levels) for levels in pipe.chains],
         guidance_interval=None,
         baselines=False,
@@ -211,7 +209,7 @@ def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
 
     Under "baselines", those of other methods with the same weights: method -> task -> figures.
     """
-    steps = context.settings.num_inference_steps
+    steps = Generate(context).steps
     guided = Sampling(True, context.pipe.default_guidance("generate"), steps).name
     generate, inpaint, edit = (results.get(part, {}) for part in ("generate", "inpaint", "edit"))
     power = ("radial_power_largest_difference", "radial_power_largest_difference_by_class")

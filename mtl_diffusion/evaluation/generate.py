@@ -50,7 +50,7 @@ class Generate(Part):
     @property
     def samplings(self) -> list[Sampling]:
         settings = self.context.settings
-        steps = settings.num_inference_steps
+        steps = self.steps
         guided = self.context.pipe.default_guidance("generate")
         counts = sorted({*settings.step_counts, steps})
         found = [Sampling(False, 1.0, steps), *(Sampling(True, 1.0, count) for count in counts)]

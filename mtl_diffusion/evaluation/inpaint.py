@@ -51,8 +51,7 @@ class Inpaint(Part):
         return found + [self._repaint(kind) for kind in MASKS if self.context.has_baselines]
 
     def _completion(self, kind: str, seed: int) -> Job:
-        context = self.context
-        steps = context.settings.num_inference_steps
+        context, steps = self.context, self.steps
 
         def draw(rows: range) -> Tensor:
             return context.sample(
@@ -67,8 +66,7 @@ class Inpaint(Part):
         return context.job(name, self.count, draw, steps=steps, data=context.test.fingerprint)
 
     def _repaint(self, kind: str) -> Job:
-        context = self.context
-        steps = context.settings.num_inference_steps
+        context, steps = self.context, self.steps
 
         def draw(rows: range) -> Tensor:
             device = context.pipe.device
@@ -104,7 +102,7 @@ class Inpaint(Part):
     def _entry(self, entry: Drawn, mask: Tensor) -> dict[str, Any]:
         return {
             "n": self.count,
-            "num_inference_steps": self.context.settings.num_inference_steps,
+            "num_inference_steps": self.steps,
             "evaluations": entry.evaluations,
             **completion_scores(self.context, self.images, self.originals, entry.values, mask),
         }

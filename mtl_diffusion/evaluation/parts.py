@@ -120,6 +120,12 @@ class Part(ABC):
     def __init__(self, context: Context):
         self.context = context
 
+    @property
+    def steps(self) -> int:
+        """Steps of the sampler."""
+        given = self.context.settings.num_inference_steps
+        return given or self.context.pipe.default_steps(self.task)
+
     @abstractmethod
     def jobs(self) -> list[Job]:
         """The jobs that have to be sampled."""

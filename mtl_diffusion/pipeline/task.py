@@ -57,6 +57,8 @@ class Task(ABC):
         default_guidance_scale: the guidance scale when sampling without one; 1 is off.
         default_inversion_steps: steps of the inversion of the source when sampling without a
             number of them; 0 is off.
+        few_steps: steps of a model that draws in few steps, when sampling without a number of
+            them; None: those of its last chain.
     """
 
     name: ClassVar[str]
@@ -65,6 +67,7 @@ class Task(ABC):
     default_strength: ClassVar[float | None] = None
     default_guidance_scale: ClassVar[float] = 1.0
     default_inversion_steps: ClassVar[int] = 0
+    few_steps: ClassVar[int | None] = None
 
     ARGUMENTS: ClassVar[frozenset[str]] = frozenset(
         {"image", "mask_image", "class_label", "strength", "image_guidance_scale"}

@@ -20,7 +20,7 @@ from mtl_diffusion.evaluation.evaluate import (
 )
 from mtl_diffusion.evaluation.features import FeatureSpace
 from mtl_diffusion.evaluation.generate import Generate, distances, floor, memorisation
-from mtl_diffusion.evaluation.inpaint import completion_scores
+from mtl_diffusion.evaluation.inpaint import Inpaint, completion_scores
 from mtl_diffusion.evaluation.parts import Context, Seen, mean
 from mtl_diffusion.evaluation.settings import Settings
 from mtl_diffusion.pipeline.chains import default_chains
@@ -270,8 +270,9 @@ def few(given, build_pipe):
 
 def test_a_model_of_few_steps_has_its_own_steps_and_no_other_solver(few):
     assert parts_for(few.pipe) == ["generate", "inpaint", "edit"]
-    assert few.settings.num_inference_steps == 4
-    assert of_model(Settings(num_inference_steps=2), few.pipe).num_inference_steps == 2
+    assert [part(few).steps for part in (Generate, Inpaint, Edit)] == [4, 2, 4]
+    fixed = replace(few, settings=of_model(Settings(num_inference_steps=1), few.pipe))
+    assert [part(fixed).steps for part in (Generate, Inpaint, Edit)] == [1, 1, 1]
     part, cost = Generate(few), {}
     for job in part.jobs():
         with evaluations_of(few.pipe.unet) as seen:

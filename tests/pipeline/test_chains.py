@@ -90,7 +90,7 @@ def test_a_sample_is_the_jumps_one_after_the_other(few, levels):
 
 
 def test_the_defaults_are_the_models(few, pipe):
-    assert few.default_steps == 4 and pipe.default_steps == 18
+    assert pipe.default_steps("generate") == pipe.default_steps("inpaint") == 18
     assert few.default_guidance("edit") == 1 and pipe.default_guidance("edit") == 5
     default = few(class_label="cat", generator=keyed(1), output_type="pt").images
     asked = few(
@@ -101,6 +101,17 @@ def test_the_defaults_are_the_models(few, pipe):
         guidance_scale=1.0,
     ).images
     assert torch.equal(default, asked) and few.guidance_scale == 1
+
+
+def test_a_hole_is_completed_in_two_steps_where_the_model_has_them(few):
+    steps = {task: few.default_steps(task) for task in few.tasks}
+    assert steps == {"generate": 4, "inpaint": 2, "edit": 4, "colorize": 4}
+    image, mask = torch.rand(1, 3, 8, 8, generator=keyed(1)[0]), torch.ones(1, 1, 8, 8)
+    with evaluations_of(few.unet) as seen:
+        few("inpaint", image=image, mask_image=mask, generator=keyed(1))
+    assert seen == [2]
+    longer = MultiTaskPipeline(few.unet, few.tokenizer, few.scheduler, [[8.0], [4.0, 2.0, 1.0]])
+    assert longer.default_steps("inpaint") == 3
 
 
 @pytest.mark.parametrize(
