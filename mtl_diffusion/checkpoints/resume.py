@@ -241,12 +241,15 @@ def _before_the_decay(run: Run, newest: int) -> Checkpoint:
     return found
 
 
+def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The fields of the run that wrote it. One that was added since has the value of then."""
+    return to_dict(TrainConfig()) | {"optimizer": "adamw"} | checkpoint.facts["config"]
+
+
 def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
     """A line for each reason why this run cannot continue the checkpoint."""
     facts = checkpoint.facts
-    # A field that was added after the checkpoint was written had this value then.
-    before = to_dict(TrainConfig()) | {"optimizer": "adamw"} | facts["config"]
-    faults = differences(before, to_dict(run.config), MAY_CHANGE)
+    faults = differences(config_of(checkpoint), to_dict(run.config), MAY_CHANGE)
     classifier = run.alignment.fingerprint if run.alignment else None
     teacher, data = _objective(run).teacher, facts["data"]
     for field, what, old, new in (

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checkpoints.resume import MAY_CHANGE
+from ..checkpoints.resume import MAY_CHANGE, config_of
 from ..checkpoints.store import load_latest
 from ..config import TrainConfig, differences, resolved, to_dict
 from ..launch.stop import STOPPED
@@ -36,7 +36,7 @@ def finished(config: TrainConfig) -> bool:
         return False
     # Resuming may change the length of a run, but its learning rates then differ.
     allowed = MAY_CHANGE - {"max_train_steps"}
-    if lines := differences(newest.facts["config"], to_dict(config), allowed):
+    if lines := differences(config_of(newest), to_dict(config), allowed):
         raise ValueError(
             f"{folder} has a run of another configuration; move it away, or choose another "
             "output_dir:" + "".join(f"\n  {line}" for line in lines)

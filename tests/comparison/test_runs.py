@@ -30,10 +30,11 @@ def started(tmp_path):
     return log, command
 
 
-def pretend(config, step):
-    """What a run leaves after so many steps."""
+def pretend(config, step, without=None):
+    """What a run leaves after so many steps. without: a field that was not known then."""
     folder = Path(config.output_dir)
-    checkpoint = Checkpoint(step, {"unet": {"w": torch.zeros(1)}}, {"config": to_dict(config)})
+    facts = {"config": {k: v for k, v in to_dict(config).items() if k != without}}
+    checkpoint = Checkpoint(step, {"unet": {"w": torch.zeros(1)}}, facts)
     save_checkpoint(folder / "checkpoints", checkpoint)
     (folder / "pipeline").mkdir(exist_ok=True)
     (folder / "pipeline/model_index.json").write_text("{}")
@@ -53,6 +54,16 @@ def test_a_finished_run_is_reused_and_an_unfinished_one_goes_on(tmp_path, starte
     shutil.rmtree(tmp_path / "run/pipeline")  # it was killed before the export
     ensure_trained(config, command())
     assert log.read_text() == "xxx"
+
+
+def test_a_run_of_before_a_field_was_added_is_reused(tmp_path, started):
+    log, command = started
+    config = replace(BASE, max_train_steps=4, output_dir=str(tmp_path / "run"))
+    pretend(config, 4, without="token_paths")
+    ensure_trained(config, command())
+    with pytest.raises(ValueError, match='token_paths: the checkpoint has "both"'):
+        ensure_trained(replace(config, token_paths="embedding"), command())
+    assert log.read_text() == ""
 
 
 def test_a_run_that_stops_or_fails_ends_the_comparison(tmp_path, started):
