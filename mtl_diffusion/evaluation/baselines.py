@@ -5,9 +5,9 @@ Everywhere:
         image, or on none, `target` on the class that is requested.
     image: (B, 3, H, W) float32 in [-1, 1].
     sigmas: falling noise levels, the last one 0, from `denoise.noise_levels`.
-    strength: in [0, 1], how far up the noise levels an edit starts: 0 gives the image back, 1 is
-        sigma_max. It is a share of the steps, as in diffusers' image-to-image pipelines: of n steps
-        int(strength n) are done. SDEdit starts where edit does, with as many steps.
+    sigma: the noise level where SDEdit and DDIM inversion start down, 0 or more; 0 gives the image
+        back. For FlowEdit, which needs higher ones, the strength in [0, 1] is a share of the steps,
+        as in diffusers' image-to-image pipelines: the last int(strength n) of n are done.
     generators: one for each image, so that results don't depend on the batch.
 They return images like `image`, not clipped.
 """
@@ -20,8 +20,9 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..pipeline.inversion import LOWEST
 from ..pipeline.ode import ode_end
-from .denoise import Denoise, solve
+from .denoise import Denoise
 
 
 @torch.no_grad()
@@ -66,7 +67,7 @@ def repaint(
 def sdedit(
     target: Denoise, image: Tensor, sigma: float, steps: int, generators: list[torch.Generator]
 ) -> Tensor:
-    """Noises the image to the level sigma >= 0, and solves from there. Meng et al. 2022.
+    """Noises the image to the level sigma, and solves from there. Meng et al. 2022.
 
     Evaluations: one a step; none from 0, which gives the image back.
     """
@@ -77,18 +78,30 @@ def sdedit(
     return ode_end(target, x, level, 0 * level, steps)
 
 
+@torch.no_grad()
 def ddim_inversion(
-    source: Denoise, target: Denoise, image: Tensor, sigmas: Sequence[float], strength: float
+    source: Denoise,
+    target: Denoise,
+    image: Tensor,
+    sigma: float,
+    steps: int,
+    inversion_steps: int,
 ) -> Tensor:
     """Carries the image up the source's flow, and down the target's. Song et al. 2021, DDIM, 4.3.
 
-    The flow is not defined at 0. So the image counts as a sample at sigma_min, and comes back to
-    there: with one flow for both ways it returns, but for the solver's error.
+    The flow is not defined at 0. So the image counts as a sample at the level LOWEST.
 
-    Evaluations: 2 a step but the last each, of the source and of the target.
+    Args:
+        inversion_steps: of the way up.
+
+    Evaluations: one a step, of the source on the way up and of the target on the way down; none
+    from LOWEST or below, which gives the image back.
     """
-    sigmas = start(sigmas, strength)[:-1]
-    return solve(target, solve(source, image, sigmas[::-1]), sigmas)
+    if sigma <= LOWEST:
+        return image
+    level = torch.full((len(image), 1, 1, 1), sigma, device=image.device)
+    x = ode_end(source, image, torch.full_like(level, LOWEST), level, inversion_steps)
+    return ode_end(target, x, level, 0 * level, steps)
 
 
 @torch.no_grad()

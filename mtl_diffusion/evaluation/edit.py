@@ -6,7 +6,7 @@ methods are compared where they reach the class equally often, each baseline wit
 serves it best there.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,16 +31,25 @@ LIKENESS = ("ssim_to_source", "low_frequency_error", "feature_distance")
 EDIT_IN_MASK = "edit_in_class_mask"
 
 
+# From the noise level that edit starts from, in as many steps.
 def _sdedit(source, target, image, sigmas, strength, generators) -> Tensor:
-    """From the noise level that edit starts from, in as many steps."""
-    level = min(TASKS["edit"].start(strength), sigmas[0])
-    return sdedit(target, image, level, len(sigmas) - 1, generators)
+    return sdedit(target, image, _start(strength, sigmas), len(sigmas) - 1, generators)
+
+
+def _ddim_inversion(source, target, image, sigmas, strength, generators) -> Tensor:
+    inversion_steps = TASKS["edit"].default_inversion_steps
+    level, steps = _start(strength, sigmas), len(sigmas) - 1
+    return ddim_inversion(source, target, image, level, steps, inversion_steps)
+
+
+def _start(strength: float, sigmas: Sequence[float]) -> float:
+    return min(TASKS["edit"].start(strength), sigmas[0])
 
 
 # Name -> (D of the source, D of the target, image, sigmas, strength, generators) -> images.
 BASELINES: dict[str, Callable[..., Tensor]] = {
     "sdedit": _sdedit,
-    "ddim_inversion": lambda *given: ddim_inversion(*given[:-1]),
+    "ddim_inversion": _ddim_inversion,
     "flowedit": flowedit,
 }
 
@@ -131,7 +140,8 @@ class Edit(Part):
             )
             return to_uint8(images)
 
-        return Method(_guided(name, guidance), guidance, edit)
+        inverts = TASKS["edit"].default_inversion_steps if name == "ddim_inversion" else 0
+        return Method(_guided(name, guidance), guidance, edit, inverts)
 
     def jobs(self) -> list[Job]:
         return [self._job(way, strength) for way in self.methods for strength in self.strengths]
