@@ -11,8 +11,8 @@ class Inpaint(Task):
     name = "inpaint"
     required = frozenset({"image", "mask_image"})
     optional = frozenset({"class_label"})
-    # What is shown leaves little to decide, and each further jump adds its error: in each kind of
-    # hole two steps have a smaller Frechet distance than four (docs/results.md).
+    # What is shown leaves little to decide: two steps complete the holes of photographs better than
+    # four, and those of the shapes nearly as well (docs/results.md).
     few_steps = 2
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
