@@ -53,10 +53,12 @@ def invert(
 
     def denoised(x: Tensor, sigma: Tensor) -> Tensor:
         F = predict(call.unet, call.scheduler, x, sigma, conditions)
+        progress.update()
         return call.scheduler.precondition_outputs(x, F, sigma)
 
     end = level[rows].view(-1, 1, 1, 1)
-    x = ode_end(denoised, image[rows], torch.full_like(end, LOWEST), end, steps)
+    with call.progress_bar(total=steps) as progress:
+        x = ode_end(denoised, image[rows], torch.full_like(end, LOWEST), end, steps)
     inverted = noise.clone()
     inverted[rows] = (x - image[rows]) / end
     return inverted

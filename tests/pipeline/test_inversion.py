@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import EDMEulerScheduler
 from drawing import SIZE, as_tensor, generator, hole, picture, sample
+from tqdm import tqdm
 
 from mtl_diffusion.pipeline.chains import default_chains
 from mtl_diffusion.pipeline.denoiser import build_conditioning, predict
@@ -44,6 +45,18 @@ def test_it_is_the_flow_of_the_model_without_a_class(pipe):
         for steps in (8, 16, 64)
     ]
     assert errors[2] < 0.01 * expected.abs().mean() and errors[2] < errors[1] < errors[0]
+
+
+def test_its_progress_is_shown(pipe, monkeypatch):
+    bars = []
+
+    def bar(self, iterable=None, total=None):
+        bars.append(tqdm(total=total, disable=False, leave=False))
+        return bars[-1]
+
+    monkeypatch.setattr(MultiTaskPipeline, "progress_bar", bar)
+    pipe("edit", image=picture(0), class_label=1, num_inference_steps=3, num_inversion_steps=5)
+    assert [(shown.total, shown.n) for shown in bars] == [(5, 5), (3, 3)]
 
 
 @torch.no_grad()
