@@ -1,3 +1,3 @@
-"""The code is in pipeline_8409980d.py."""
+"""The code is in pipeline_78fd0015.py."""
 
-from .pipeline_8409980d import MultiTaskPipeline  # noqa
+from .pipeline_78fd0015 import MultiTaskPipeline  # noqa

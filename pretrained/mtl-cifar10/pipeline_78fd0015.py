@@ -252,6 +252,8 @@ class Task(ABC):
         default_guidance_scale: the guidance scale when sampling without one; 1 is off.
         default_inversion_steps: steps of the inversion of the source when sampling without a
             number of them; 0 is off.
+        few_steps: steps of a model that draws in few steps, when sampling without a number of
+            them; None: those of its last chain.
     """
 
     name: ClassVar[str]
@@ -260,6 +262,7 @@ class Task(ABC):
     default_strength: ClassVar[float | None] = None
     default_guidance_scale: ClassVar[float] = 1.0
     default_inversion_steps: ClassVar[int] = 0
+    few_steps: ClassVar[int | None] = None
 
     ARGUMENTS: ClassVar[frozenset[str]] = frozenset(
         {"image", "mask_image", "class_label", "strength", "image_guidance_scale"}
@@ -1305,6 +1308,9 @@ class Inpaint(Task):
     name = "inpaint"
     required = frozenset({"image", "mask_image"})
     optional = frozenset({"class_label"})
+    # What is shown leaves little to decide: two steps complete the holes of photographs better than
+    # four, and those of the shapes nearly as well (docs/results.md).
+    few_steps = 2
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
         return Choice(
@@ -1410,10 +1416,12 @@ def invert(
 
     def denoised(x: Tensor, sigma: Tensor) -> Tensor:
         F = predict(call.unet, call.scheduler, x, sigma, conditions)
+        progress.update()
         return call.scheduler.precondition_outputs(x, F, sigma)
 
     end = level[rows].view(-1, 1, 1, 1)
-    x = ode_end(denoised, image[rows], torch.full_like(end, LOWEST), end, steps)
+    with call.progress_bar(total=steps) as progress:
+        x = ode_end(denoised, image[rows], torch.full_like(end, LOWEST), end, steps)
     inverted = noise.clone()
     inverted[rows] = (x - image[rows]) / end
     return inverted
@@ -1955,13 +1963,16 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
 
     @property
     def chains(self) -> Chains | None:
-        """The noise levels of each number of steps, the default one last; None: any number."""
+        """The noise levels of each number of steps; None: any number."""
         return self.config.get("chains")
 
-    @property
-    def default_steps(self) -> int:
-        """num_inference_steps, if it is not given."""
-        return len(self.chains[-1]) if self.chains else 18
+    def default_steps(self, task: str) -> int:
+        """num_inference_steps of a task, if it is not given."""
+        if self.chains is None:
+            return 18
+        lengths = [len(levels) for levels in self.chains]
+        few = TASKS[task].few_steps
+        return few if few in lengths else lengths[-1]
 
     def default_guidance(self, task: str) -> float:
         """guidance_scale of a task, if it is not given: a model of few steps has it built in."""
@@ -2029,8 +2040,8 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
                 None: everywhere. Source: Kynkäänniemi et al. 2024, arXiv:2404.07724.
             num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches. None:
-                `pipe.default_steps`. A model of few steps takes the lengths of `pipe.chains`, and
-                leaves out the first steps of an edit that is not strong.
+                `pipe.default_steps(task)`. A model of few steps takes the lengths of
+                `pipe.chains`, and leaves out the first steps of an edit that is not strong.
             num_inversion_steps: evaluations that carry the source of an edit up to the noise
                 level where it starts, so that what the class does not change comes back as it was.
                 0: the source with random noise, for edits that differ from seed to seed. None:
@@ -2066,7 +2077,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         call = self._copy_for_call()
         call._set_guidance(task, guidance_scale, image_guidance_scale, guidance_interval)
-        steps = self._read_steps(num_inference_steps)
+        steps = self._read_steps(task, num_inference_steps)
         spec, device = TASKS[task], self._execution_device
         inversion_steps = read_inversion_steps(
             num_inversion_steps, spec.default_inversion_steps, self.chains
@@ -2102,9 +2113,10 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         self._image_guidance_scale = read_number(image_scale, 0, math.inf, "image_guidance_scale")
         self._guidance_interval = read_interval(interval, "guidance_interval")
 
-    def _read_steps(self, given: int | None) -> int | list[float]:
+    def _read_steps(self, task: str, given: int | None) -> int | list[float]:
         """The number of steps; of a model of few steps, the noise levels that they start at."""
-        steps = self.default_steps if given is None else read_count(given, "num_inference_steps")
+        given = self.default_steps(task) if given is None else given
+        steps = read_count(given, "num_inference_steps")
         if self.chains is None:
             return steps
         if not isinstance(self.scheduler, EDMEulerScheduler):
