@@ -122,7 +122,7 @@ def test_the_home_directory_is_found(write, monkeypatch):
     assert config.pretrained_model_name_or_path == "/home/me/model"
     assert parse(["--resume_from_checkpoint=~/a/step-3"]).resume_from_checkpoint.startswith("/home")
     assert parse(["--output_dir=a/~"]).output_dir == "a/~"
-    (found,) = faults("--output_dir=~nobody-here/runs")
+    (found,) = faults("--output_dir=~missing-user/runs")
     assert "no user has that home directory; write the path in full" in found
 
 

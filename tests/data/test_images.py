@@ -137,7 +137,7 @@ def test_an_empty_split(tmp_path, split):
     assert len(load(tmp_path / "d")) == 4
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "nobody/nothing", "nothing"])
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "missing/dataset", "missing"])
 def test_a_dataset_that_cannot_be_found(name):
     with pytest.raises(ValueError, match=f"dataset_name: .*{name}"):
         load(name)

@@ -163,7 +163,7 @@ def test_columns_that_are_not_declared(tmp_path):
         open_stream(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "nobody/nothing"])
+@pytest.mark.parametrize("name", ["./nowhere", "missing/dataset"])
 def test_a_dataset_that_cannot_be_found(name):
     with pytest.raises(ValueError, match=f"dataset_name: .*{name}"):
         open_stream(name)

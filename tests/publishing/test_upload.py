@@ -60,7 +60,7 @@ CASES = {
     "commit-500-always": {},
     "commit-reset-always": {},
     "commit-400": {},
-    "nobody": {"token": ""},
+    "logged-out": {"token": ""},
     "bad-token": {"token": "hf_wrongwrongwrongwrong"},
     "read-only": {"token": READ_TOKEN},
     "commit-403": {},
@@ -151,7 +151,7 @@ def test_what_does_not_pass_is_given_up(hub, client, name):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("nobody", "HTTP 401.*you are not logged in.*the right to write me/nobody"),
+        ("logged-out", "HTTP 401.*you are not logged in.*the right to write me/logged-out"),
         ("bad-token", "HTTP 401.*the right to write me/bad-token"),
         ("read-only", "HTTP 403.*the token lacks the right to write me/read-only"),
         ("commit-403", "HTTP 403.*the token lacks the right to write me/commit-403"),
