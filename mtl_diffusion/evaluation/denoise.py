@@ -1,4 +1,4 @@
-"""The generate task of a pipeline as a denoiser D(x, sigma), its noise levels, and Heun's step.
+"""The generate task of a pipeline as a denoiser D(x, sigma), its noise levels, and a solver.
 
 Karras et al. 2022, arXiv:2206.00364: D(x; sigma) = E[image | x] for x = image + sigma noise, and
 the probability flow that carries noise to images is dx / dsigma = (x - D) / sigma.
@@ -6,7 +6,8 @@ the probability flow that carries noise to images is dx / dsigma = (x - D) / sig
 Solvers, baselines and the likelihood take any callable D(x, sigma): tests give them exact ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -83,3 +84,14 @@ def heun_step(D: Denoise, x: Tensor, sigma: float, target: float, denoised: Tens
     if target == 0:
         return moved
     return x + (target - sigma) * (slope + (moved - D(moved, target)) / target) / 2
+
+
+@torch.no_grad()
+def solve(D: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Carries x along the flow from sigmas[0] to sigmas[-1], which rise or fall.
+
+    Evaluations: two a step, one for a step to 0.
+    """
+    for sigma, target in pairwise(sigmas):
+        x = heun_step(D, x, sigma, target, D(x, sigma))
+    return x

@@ -1,13 +1,11 @@
 """The generate task as a denoiser: the same answers, and the same images, as the pipeline gives."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from gaussian import SHAPE, Gaussian, correlated, karras
 
-from mtl_diffusion.evaluation.denoise import generate_denoiser, heun_step, noise_levels
+from mtl_diffusion.evaluation.denoise import generate_denoiser, noise_levels, solve
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
 SIZE = 8
@@ -16,13 +14,6 @@ SIZE = 8
 def images(n, seed=0):
     random = torch.Generator().manual_seed(seed)
     return torch.rand(n, 3, SIZE, SIZE, generator=random) * 2 - 1
-
-
-@torch.no_grad()
-def solve(D, x, sigmas):
-    for sigma, target in pairwise(sigmas):
-        x = heun_step(D, x, sigma, target, D(x, sigma))
-    return x
 
 
 @pytest.fixture(scope="module")
