@@ -52,6 +52,8 @@ def invert(
     conditions = conditioning[rows].without(CLASS, call.vocabulary.null)
 
     def denoised(x: Tensor, sigma: Tensor) -> Tensor:
+        if call.interrupt:
+            return x  # no further evaluation; the sampler then takes no step
         F = predict(call.unet, call.scheduler, x, sigma, conditions)
         progress.update()
         return call.scheduler.precondition_outputs(x, F, sigma)

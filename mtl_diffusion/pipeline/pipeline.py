@@ -174,7 +174,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Whether a call ends after its current step, with the image that it has by then.
+        """Whether a call ends after its current evaluation, with the image that it has by then.
 
         `pipe._interrupt = True` asks for it: on the pipeline that a callback gets it ends that
         call, and on the pipeline itself, as from another thread, all calls that run.

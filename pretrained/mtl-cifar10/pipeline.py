@@ -1,3 +1,3 @@
-"""The code is in pipeline_78fd0015.py."""
+"""The code is in pipeline_95008ab4.py."""
 
-from .pipeline_78fd0015 import MultiTaskPipeline  # noqa
+from .pipeline_95008ab4 import MultiTaskPipeline  # noqa

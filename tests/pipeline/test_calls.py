@@ -63,6 +63,22 @@ def test_a_callback_can_stop_its_call(pipe, which):
     assert len(seen) == STEPS and not pipe.interrupt
 
 
+def test_a_call_is_stopped_while_it_inverts_its_source(pipe):
+    evaluations = []
+
+    def stop(*_):
+        evaluations.append(0)
+        if len(evaluations) == 2:
+            pipe._interrupt = True  # as from another thread
+
+    hook = pipe.unet.register_forward_hook(stop)
+    try:
+        pipe("edit", image=picture(), class_label=1, num_inversion_steps=5)
+    finally:
+        hook.remove()
+    assert len(evaluations) == 2
+
+
 def test_one_call_is_stopped_and_not_another(pipe):
     expected = draw(pipe)
 

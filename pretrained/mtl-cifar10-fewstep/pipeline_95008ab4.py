@@ -1415,6 +1415,8 @@ def invert(
     conditions = conditioning[rows].without(CLASS, call.vocabulary.null)
 
     def denoised(x: Tensor, sigma: Tensor) -> Tensor:
+        if call.interrupt:
+            return x  # no further evaluation; the sampler then takes no step
         F = predict(call.unet, call.scheduler, x, sigma, conditions)
         progress.update()
         return call.scheduler.precondition_outputs(x, F, sigma)
@@ -1996,7 +1998,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Whether a call ends after its current step, with the image that it has by then.
+        """Whether a call ends after its current evaluation, with the image that it has by then.
 
         `pipe._interrupt = True` asks for it: on the pipeline that a callback gets it ends that
         call, and on the pipeline itself, as from another thread, all calls that run.
