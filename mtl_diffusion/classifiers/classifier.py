@@ -54,7 +54,7 @@ class Classifier:
                 f"classifier: {str(folder)!r} is of model_type {kind!r}; allowed are"
                 f" {', '.join(MODELS)}; train one with mtl-diffusion train_classifier."
             )
-        model = MODELS[kind].from_pretrained(folder).eval().to(device)
+        model = MODELS[kind].from_pretrained(folder).float().eval().to(device)
         names = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
         facts = json.loads(metrics.read_text())
         return cls(model, names, facts.pop("resolution"), facts)

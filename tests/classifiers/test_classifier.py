@@ -1,4 +1,6 @@
+import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +44,15 @@ def test_saved_and_loaded_it_answers_the_same(trained, data, tmp_path):
     assert loaded.class_names == data.class_names
     metrics = json.loads((tmp_path / "classifier" / "metrics.json").read_text())
     assert metrics == {"accuracy": 0.5, "resolution": 16}
+
+
+def test_half_precision_weights_compute_in_float32(trained, data, tmp_path):
+    model = copy.deepcopy(trained.model).half()
+    replace(trained, model=model).save(tmp_path, {})
+    loaded = Classifier.load(tmp_path)
+    images = to_unit_range(data.images[:5])
+    assert loaded.features(images).dtype == loaded(images).dtype == torch.float32
+    torch.testing.assert_close(loaded(images), trained(images), atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("architecture", ["regnet", "resnet9"])
