@@ -121,9 +121,10 @@ class TaskConfig:
     """Tasks"""
 
     tasks: dict[str, Proportion] = field(
-        default_factory=lambda: {"generate": 0.5, "inpaint": 0.25, "edit": 0.25}
+        default_factory=lambda: {"generate": 1.0, "inpaint": 1.0, "edit": 1.0}
     )
-    """Proportion of each task among the samples of a batch; normalised. 0 leaves a task out."""
+    """Proportion of each task among the samples of a batch; normalised. 0 leaves a task out. The
+    mean losses of the tasks are added, so a proportion does not change a task's weight."""
     objective: Literal["denoising", "distillation"] = "denoising"
     """denoising: learn to denoise. distillation: learn to draw in 1, 2 or 4 steps as
     pretrained_model_name_or_path does in many, with the guidance of each task built in."""
