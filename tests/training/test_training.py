@@ -142,10 +142,12 @@ def test_the_mean_through_the_jacobian_trains_as_the_plain_sum(
 
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_every_aggregator_trains_in_pieces_as_in_one(weights, name):
-    whole = weights(**CALM, gradient_aggregation=name)
-    pieces = weights(**CALM, gradient_aggregation=name, per_device_batch_size=3)
+    # With unequal shares the tasks' gradients conflict more, and the aggregate is not the sum.
+    run = CALM | {"tasks": {"generate": 0.5, "inpaint": 0.25, "edit": 0.25}}
+    whole = weights(**run, gradient_aggregation=name)
+    pieces = weights(**run, gradient_aggregation=name, per_device_batch_size=3)
     assert largest_difference(whole, pieces) < 2e-5
-    assert largest_difference(whole, weights(**CALM)) > 1e-4
+    assert largest_difference(whole, weights(**run)) > 1e-4
 
 
 # --- precision and compilation ------------------------------------------------------------------
