@@ -230,6 +230,11 @@ def _alignment(
             f"alignment_classifier: {config.alignment_classifier} is for images of "
             f"{classifier.resolution} pixels, resolution is {config.resolution}; train one for it"
         )
+    if (kind := classifier.model.config.model_type) != "regnet":
+        raise ValueError(
+            f"alignment_classifier: {config.alignment_classifier} is of model_type {kind!r}; it "
+            "must be 'regnet', the default --architecture of mtl-diffusion train_classifier"
+        )
     # A stream keeps no images; the held-out split has nearly the same mean.
     images = (held_out if config.streaming else train_data).images
     images = to_unit_range(images[:: max(1, len(images) // 512)][:512].to(device))

@@ -1,6 +1,7 @@
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.resnet9 import ResNet9, ResNet9Config
 from mtl_diffusion.classifiers.training import train_classifier
 from mtl_diffusion.data.images import load_images
+from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.tools.tensors import to_unit_range
 
 
@@ -123,3 +125,18 @@ def test_unknown_choices_are_refused(data, wrong):
 def test_no_epochs(data):
     with pytest.raises(ValueError, match="epochs: 0"):
         train_classifier(data, epochs=0)
+
+
+@pytest.mark.slow
+def test_the_published_classifier_knows_the_published_models_samples():
+    published = Path(__file__).parents[2] / "pretrained"
+    classifier = Classifier.load(published / "cifar10-classifier")
+    assert classifier.metrics["accuracy"] > 0.9 and classifier.metrics["n"] == 10_000
+    pipe = MultiTaskPipeline.from_pretrained(published / "mtl-cifar10-fewstep")
+    pipe.set_progress_bar_config(disable=True)
+    asked = [name for name in classifier.class_names for _ in range(3)]
+    random = torch.Generator().manual_seed(0)
+    images = pipe(task="generate", class_label=asked, generator=random, output_type="pt").images
+    found = [classifier.class_names[k] for k in classifier(2 * images - 1).argmax(1)]
+    # It finds the class in 0.95 of them (n = 5,000): fewer than 24 of 30 has a chance of 1e-3.
+    assert sum(one == other for one, other in zip(asked, found, strict=True)) >= 24

@@ -140,7 +140,7 @@ def test_processes_share_a_run_with_a_classifier(folders, tmp_path):
             torch.testing.assert_close(second[name], weight, atol=2e-4, rtol=1e-3)
 
 
-def test_a_classifier_of_another_resolution_or_none_is_refused(folders, tmp_path):
+def test_a_classifier_that_does_not_fit_or_none_is_refused(folders, data, tmp_path):
     code, run = train(
         tmp_path / "a", *SHORT, alignment_classifier=folders[0], resolution=16,
         attention_resolutions=[8],
@@ -148,3 +148,8 @@ def test_a_classifier_of_another_resolution_or_none_is_refused(folders, tmp_path
     assert code == 2 and "is for images of 8 pixels, resolution is 16" in run.text
     code, run = train(tmp_path / "b", *SHORT, alignment_classifier=tmp_path)
     assert code == 2 and "has no config.json and metrics.json" in run.text
+    dataset = load_images(data, split="train", resolution=8)
+    options = {"architecture": "resnet9", "epochs": 1, "batch_size": 20, "width": 4}
+    train_classifier(dataset, **options).save(tmp_path / "resnet9", {"accuracy": 0.0})
+    code, run = train(tmp_path / "c", *SHORT, alignment_classifier=tmp_path / "resnet9")
+    assert code == 2 and "is of model_type 'resnet9'; it must be 'regnet'" in run.text
