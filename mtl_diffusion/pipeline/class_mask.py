@@ -1,4 +1,4 @@
-"""Where a class makes a difference to an image: a mask for an edit that keeps all the rest."""
+"""Where a class makes a difference to an image: a mask for an edit, and its guidance by pixel."""
 
 import math
 
@@ -10,10 +10,26 @@ from .denoiser import CLASS, Conditioning, build_conditioning, predict
 from .generate import Generate
 from .inputs import read_number
 from .noise import initial_latents
+from .task import Task
 
 MASK_SIGMA = 1.0  # noise level at which answers are compared: objects are seen, details are not
 MASK_DRAWS = 2  # of noise, each with one evaluation of two branches
 MASK_BLUR = 0.05  # standard deviation of the smoothing, as a share of the image's width
+
+
+def relevance(difference: Tensor, mask: Tensor) -> Tensor:
+    """(B, 1, H, W) in [0, 2): 2 d / (d + mean of d), the mean over the painted pixels.
+
+    It is 1 where the class makes as much difference as on average, and 0 where it makes none.
+
+    Args:
+        difference: (B, 1, H, W) d, of `_class_difference`.
+        mask: (B, 1, H, W) in {0, 1}, 1 = painted.
+    """
+    difference = difference.clamp_min(0)  # smoothing rounds
+    painted = mask.sum((1, 2, 3), keepdim=True).clamp_min(1)
+    mean = (difference * mask).sum((1, 2, 3), keepdim=True) / painted
+    return 2 * difference / (difference + mean).clamp_min(torch.finfo(mean.dtype).tiny)
 
 
 class GeneratesMasks:
@@ -51,26 +67,49 @@ class GeneratesMasks:
         self._check_task("generate")
         if not (share := read_number(share, 0, 1, "share")):
             raise ValueError("share is 0; it must be above 0")
-        task, device = Generate(), self._execution_device
-        source = self._read_source(task, class_label, image, None, None, 1)
+        source = self._read_source(Generate(), class_label, image, None, None, 1)
         if (source.label < 0).any():
             raise ValueError("class_label has None in it; a mask needs a class")
-        known, blank = 2 * source.image - 1, torch.zeros_like(source.image)
-        hint = task.condition(blank, source.mask, None, blank)
-        conditioning = build_conditioning(hint, task, source.label, self.vocabulary)
+        difference = self._class_difference(2 * source.image - 1, source.label, generator)
+        limit = difference.flatten(1).quantile(1 - share, dim=1)
+        self.maybe_free_model_hooks()
+        return (difference >= limit[:, None, None, None]).float()
+
+    def _guidance_weights(self, task: Task, source, start: list[float], own: list) -> Tensor | None:
+        """(B, 1, H, W) by which a task's guidance scale is multiplied; None: by nothing.
+
+        What starts from noise alone has nothing of the source, and the same scale everywhere.
+
+        Args:
+            source: the `Inputs` of the call. start: (B,) noise levels. own: a generator for each.
+        """
+        shown = torch.tensor(start, device=source.image.device) < self.scheduler.config.sigma_max
+        guided = self.guidance_scale not in (0, 1) and not self.interrupt and shown.any()
+        if not (guided and task.local_guidance and "generate" in self.tasks):
+            return None
+        difference = self._class_difference(2 * source.image - 1, source.label, own)
+        return torch.where(shown.view(-1, 1, 1, 1), relevance(difference, source.mask), 1.0)
+
+    def _class_difference(self, known: Tensor, label: Tensor, generator) -> Tensor:
+        """(B, 1, H, W) how much the class changes the answer of generate: squared, smoothed.
+
+        Args:
+            known: (B, 3, H, W) in [-1, 1].
+            label: (B,) classes.
+            generator: one, or one for each image, or None.
+        """
+        task, device, blank = Generate(), known.device, torch.zeros_like(known)
+        hint = task.condition(blank, torch.ones_like(known[:, :1]), None, blank)
+        conditioning = build_conditioning(hint, task, label, self.vocabulary)
         # A model of few steps knows the noise levels of its chains.
         levels = [level for chain in self.chains or [] for level in chain] or [MASK_SIGMA]
         sigma = min(levels, key=lambda level: abs(math.log(level / MASK_SIGMA)))
         squares = []
         for _ in range(MASK_DRAWS):
             noise = initial_latents(None, generator, tuple(known.shape), device)
-            noisy = known + sigma * noise
-            squares.append(self._difference(noisy, sigma, conditioning))
+            squares.append(self._difference(known + sigma * noise, sigma, conditioning))
         blur = torch.full((len(known),), MASK_BLUR * self.size, device=device)
-        difference = low_pass(torch.stack(squares).mean(0), blur)
-        limit = difference.flatten(1).quantile(1 - share, dim=1)
-        self.maybe_free_model_hooks()
-        return (difference >= limit[:, None, None, None]).float()
+        return low_pass(torch.stack(squares).mean(0), blur)
 
     def _difference(self, noisy: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """(B, 1, H, W) squared difference that the class makes to the network's answer."""

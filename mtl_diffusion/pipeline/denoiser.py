@@ -119,6 +119,7 @@ def predict_guided(
     null: int,
     guidance_scale: float = 1.0,
     image_guidance_scale: float = 1.0,
+    relevance: Tensor | None = None,
 ) -> Tensor:
     """F(0,0) + s_I [F(I,0) - F(0,0)] + s_C [F(I,c) - F(I,0)], all evaluations in one batch.
 
@@ -129,16 +130,20 @@ def predict_guided(
         null: id of the null token.
         guidance_scale: s_C, the class's.
         image_guidance_scale: s_I, the condition image's.
+        relevance: (B, 1, H, W), multiplies s_C at each pixel, unless it is 0 or 1; None: nothing.
 
     Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
     """
     imageless = conditioning.without_image(null)
+    scale = guidance_scale
+    if relevance is not None and scale not in (0, 1):
+        scale = scale * relevance
     branches = [
-        (guidance_scale, conditioning),
-        (image_guidance_scale - guidance_scale, conditioning.without(CLASS, null)),
+        (scale, conditioning),
+        (image_guidance_scale - scale, conditioning.without(CLASS, null)),
         (1 - image_guidance_scale, imageless.without(CLASS, null)),
     ]
-    branches = [(weight, branch) for weight, branch in branches if weight != 0]
+    branches = [(w, branch) for w, branch in branches if isinstance(w, Tensor) or w != 0]
     n = len(branches)
     F = predict(
         unet,

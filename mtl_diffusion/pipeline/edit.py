@@ -3,7 +3,8 @@
 There are no edited pairs to learn from. Training shows a degraded image with its own class;
 sampling gives another class. The strength is the amount of the degradation, and the noise level
 where sampling starts: from the source, carried there by the model itself without a class. So what
-the class does not change comes back as it was.
+the class does not change comes back as it was; and guidance is weak where the class makes little
+difference.
 """
 
 import torch
@@ -24,7 +25,8 @@ class Edit(Task):
     required = frozenset({"image", "class_label"})
     optional = frozenset({"mask_image", "strength", "image_guidance_scale", "num_inversion_steps"})
     default_strength = 0.8
-    default_guidance_scale = 5.0
+    default_guidance_scale = 4.0
+    local_guidance = True
     default_inversion_steps = 8
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:

@@ -213,6 +213,8 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             strength: degradation of the source, from 0 (none: the source comes back) to 1 (nothing
                 is left of it). None: the task's default. Of several, each is a batch of its own.
             guidance_scale: guidance by the class; 1 is off. None: `pipe.default_guidance(task)`.
+                Of an edit it is the scale where the class makes as much difference to the source
+                as on average: up to twice as much where it makes more, 0 where it makes none.
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
@@ -273,7 +275,8 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         start = [spec.start(strength) for strength in strengths]
         if inversion_steps:
             noise = invert(call, known, noise, conditioning, start, inversion_steps)
-        latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
+        weights = call._guidance_weights(spec, source, start, own)
+        latents = solve(call, known, noise, conditioning, start, steps, own, *callback, weights)
 
         self.maybe_free_model_hooks()
         if self._caller is None:  # after a call, diffusers' pipelines have its values

@@ -20,6 +20,7 @@ def solve(
     generators: list[torch.Generator],
     callback: Callable | None,
     callback_inputs: list[str],
+    relevance: Tensor | None = None,
 ) -> Tensor:
     """Goes from the start to 0; known pixels are exact at every step.
 
@@ -32,6 +33,7 @@ def solve(
         start: (B,) noise levels, of the source. From sigma_max on it is noise alone.
         steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
+        relevance: (B, 1, H, W), multiplies the guidance scale of each pixel; None: nothing does.
 
     Returns:
         (B, 3, H, W) float32.
@@ -67,7 +69,10 @@ def solve(
                     shown = conditions.image.flatten(1).any(1)[:, None, None, None]
                     latents = torch.where(shown, latents, first_latents(noise[rows], first))
             own = [generators[i] for i in rows]
-            x[rows] = _solve(call, latents, image, noise[rows], conditions, own, done, end_step)
+            weight = None if relevance is None else relevance[rows]
+            x[rows] = _solve(
+                call, latents, image, noise[rows], conditions, own, done, end_step, weight
+            )
             done += len(scheduler.timesteps)
     return x
 
@@ -81,6 +86,7 @@ def _solve(
     generators: list[torch.Generator],
     done: int,
     end_step: Callable[[int, Tensor, Tensor], Tensor],
+    relevance: Tensor | None,
 ) -> Tensor:
     """Goes down the noise levels of the call's scheduler.
 
@@ -110,6 +116,7 @@ def _solve(
             call.vocabulary.null,
             call.guidance_scale if guided[i] else 1.0,
             call.image_guidance_scale if guided[i] else 1.0,
+            relevance,
         )
         x = scheduler.step(F, timestep, x, generator=generators).prev_sample
         x = torch.where(hole, x, source + sigmas[i + 1] * noise)

@@ -55,6 +55,8 @@ class Task(ABC):
         optional: further arguments of the pipeline that it takes. Any other one is refused.
         default_strength: the strength when sampling without one; None if the task takes none.
         default_guidance_scale: the guidance scale when sampling without one; 1 is off.
+        local_guidance: whether guidance is weaker where the class makes little difference to the
+            source. It needs a source, and a model that has learned generate.
         default_inversion_steps: steps of the inversion of the source when sampling without a
             number of them; 0 is off.
         few_steps: steps of a model that draws in few steps, when sampling without a number of
@@ -66,6 +68,7 @@ class Task(ABC):
     optional: ClassVar[frozenset[str]] = frozenset()
     default_strength: ClassVar[float | None] = None
     default_guidance_scale: ClassVar[float] = 1.0
+    local_guidance: ClassVar[bool] = False
     default_inversion_steps: ClassVar[int] = 0
     few_steps: ClassVar[int | None] = None
 

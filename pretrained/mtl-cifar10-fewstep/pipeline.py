@@ -1,3 +1,3 @@
-"""The code is in pipeline_95008ab4.py."""
+"""The code is in pipeline_e34343c9.py."""
 
-from .pipeline_95008ab4 import MultiTaskPipeline  # noqa
+from .pipeline_e34343c9 import MultiTaskPipeline  # noqa

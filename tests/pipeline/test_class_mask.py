@@ -1,4 +1,4 @@
-"""The mask of a class: where the denoiser answers differently with it, and an edit inside it."""
+"""Where the denoiser answers differently with a class: the mask, and the guidance of an edit."""
 
 import pytest
 import torch
@@ -7,7 +7,9 @@ from scipy.ndimage import gaussian_filter
 
 from mtl_diffusion.evaluation.bulk import evaluations_of
 from mtl_diffusion.evaluation.denoise import generate_denoiser
+from mtl_diffusion.pipeline import solver
 from mtl_diffusion.pipeline.chains import default_chains
+from mtl_diffusion.pipeline.class_mask import relevance
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
 
@@ -93,3 +95,71 @@ def test_faults_name_the_argument(pipe, sources, arguments, message):
 def test_a_model_that_does_not_generate_is_refused(build_pipe, sources):
     with pytest.raises(ValueError, match="task is 'generate'; this model knows edit"):
         build_pipe(tasks=("edit",)).generate_mask(sources, "cat")
+
+
+def test_relevance_is_1_where_the_difference_is_its_mean_over_the_painted_pixels():
+    difference = torch.tensor([[2.0, 6.0, 4.0, 100.0], [0.0, 0.0, 0.0, 5.0]]).view(2, 1, 2, 2)
+    painted = torch.tensor([1.0, 1.0, 1.0, 0.0]).view(1, 1, 2, 2).expand(2, 1, 2, 2)
+    found = relevance(difference, painted)
+    assert found[0].flatten().tolist() == pytest.approx([4 / 6, 12 / 10, 1, 200 / 104])
+    # Where the class makes no difference at all, nothing is divided by zero.
+    assert found[1].flatten().tolist() == [0, 0, 0, 2]
+
+
+@pytest.fixture
+def passed(monkeypatch):
+    """The relevance with which each evaluation of the solver is guided."""
+    seen, own = [], solver.predict_guided
+
+    def guided(*arguments):
+        seen.append(arguments[-1])
+        return own(*arguments)
+
+    monkeypatch.setattr(solver, "predict_guided", guided)
+    return seen
+
+
+def edit(pipe, sources, strength=0.5, seeds=(5, 6), **arguments):
+    return pipe(
+        task="edit",
+        image=sources,
+        class_label="ship",
+        strength=strength,
+        num_inference_steps=2,
+        generator=[keyed(1, seed)[0] for seed in seeds],
+        output_type="latent",
+        **arguments,
+    ).images
+
+
+def test_an_edit_is_guided_where_the_class_makes_a_difference(pipe, sources, passed):
+    edit(pipe, sources)
+    assert len(passed) == 2 and torch.equal(passed[0], passed[1])
+    assert passed[0].shape == (2, 1, 8, 8)
+    assert (passed[0] >= 0).all() and (passed[0] < 2).all() and passed[0].std() > 0.01
+
+
+def test_it_depends_on_an_image_and_its_noise_alone(pipe, sources, passed):
+    both = edit(pipe, sources)
+    alone = edit(pipe, sources[1:], seeds=(6,))
+    torch.testing.assert_close(both[1:], alone)
+    torch.testing.assert_close(passed[0][1:], passed[-1])
+
+
+def test_noise_alone_is_guided_everywhere(pipe, sources, passed):
+    edit(pipe, sources, strength=[0.5, 1.0])
+    by_strength = {bool((weight == 1).all()) for weight in passed}
+    assert by_strength == {False, True}
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"guidance_scale": 1}, {"guidance_scale": 0}, {"strength": 1}]
+)
+def test_without_guidance_nothing_is_compared(pipe, sources, passed, arguments):
+    edit(pipe, sources, **arguments)
+    assert passed == [None, None]
+
+
+def test_a_model_that_does_not_generate_is_guided_everywhere(build_pipe, sources, passed):
+    edit(build_pipe(tasks=("edit",)), sources)
+    assert passed == [None, None]

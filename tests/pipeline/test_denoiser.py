@@ -150,6 +150,25 @@ def test_guidance_is_its_formula_in_one_call(pipe, s_C, s_I, evaluations):
     assert (nothing - image).abs().max() > 1e-2 and (F() - image).abs().max() > 1e-2
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("s_C, s_I", [(3.0, 1.0), (0.5, 1.0), (3.0, 1.5)])
+def test_relevance_multiplies_the_scale_of_each_pixel(pipe, s_C, s_I):
+    given, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
+    null, relevance = pipe.vocabulary.null, torch.rand(3, 1, 8, 8)
+
+    def guided(scale, relevance=None):
+        return predict_guided(
+            pipe.unet, pipe.scheduler, x, sigma, given, null, scale, s_I, relevance
+        )
+
+    off, full = guided(0.0), guided(s_C)
+    torch.testing.assert_close(
+        guided(s_C, relevance), off + relevance * (full - off), atol=1e-5, rtol=1e-4
+    )
+    for scale in (0.0, 1.0):  # 1 is off, everywhere
+        assert torch.equal(guided(scale, relevance), guided(scale))
+
+
 def test_a_dropped_image_is_hidden_in_the_mask_and_its_strength_with_it(pipe):
     given, null = conditioning(pipe), pipe.vocabulary.null
     image = given.image.clone()

@@ -250,6 +250,8 @@ class Task(ABC):
         optional: further arguments of the pipeline that it takes. Any other one is refused.
         default_strength: the strength when sampling without one; None if the task takes none.
         default_guidance_scale: the guidance scale when sampling without one; 1 is off.
+        local_guidance: whether guidance is weaker where the class makes little difference to the
+            source. It needs a source, and a model that has learned generate.
         default_inversion_steps: steps of the inversion of the source when sampling without a
             number of them; 0 is off.
         few_steps: steps of a model that draws in few steps, when sampling without a number of
@@ -261,6 +263,7 @@ class Task(ABC):
     optional: ClassVar[frozenset[str]] = frozenset()
     default_strength: ClassVar[float | None] = None
     default_guidance_scale: ClassVar[float] = 1.0
+    local_guidance: ClassVar[bool] = False
     default_inversion_steps: ClassVar[int] = 0
     few_steps: ClassVar[int | None] = None
 
@@ -559,6 +562,7 @@ def predict_guided(
     null: int,
     guidance_scale: float = 1.0,
     image_guidance_scale: float = 1.0,
+    relevance: Tensor | None = None,
 ) -> Tensor:
     """F(0,0) + s_I [F(I,0) - F(0,0)] + s_C [F(I,c) - F(I,0)], all evaluations in one batch.
 
@@ -569,16 +573,20 @@ def predict_guided(
         null: id of the null token.
         guidance_scale: s_C, the class's.
         image_guidance_scale: s_I, the condition image's.
+        relevance: (B, 1, H, W), multiplies s_C at each pixel, unless it is 0 or 1; None: nothing.
 
     Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
     """
     imageless = conditioning.without_image(null)
+    scale = guidance_scale
+    if relevance is not None and scale not in (0, 1):
+        scale = scale * relevance
     branches = [
-        (guidance_scale, conditioning),
-        (image_guidance_scale - guidance_scale, conditioning.without(CLASS, null)),
+        (scale, conditioning),
+        (image_guidance_scale - scale, conditioning.without(CLASS, null)),
         (1 - image_guidance_scale, imageless.without(CLASS, null)),
     ]
-    branches = [(weight, branch) for weight, branch in branches if weight != 0]
+    branches = [(w, branch) for w, branch in branches if isinstance(w, Tensor) or w != 0]
     n = len(branches)
     F = predict(
         unet,
@@ -952,13 +960,28 @@ def own_generators(latents: Tensor) -> list[torch.Generator]:
 # --------------------------------------------------------------------------------------------------
 # class_mask.py
 #
-# Where a class makes a difference to an image: a mask for an edit that keeps all the rest.
+# Where a class makes a difference to an image: a mask for an edit, and its guidance by pixel.
 # --------------------------------------------------------------------------------------------------
 
 
 MASK_SIGMA = 1.0  # noise level at which answers are compared: objects are seen, details are not
 MASK_DRAWS = 2  # of noise, each with one evaluation of two branches
 MASK_BLUR = 0.05  # standard deviation of the smoothing, as a share of the image's width
+
+
+def relevance(difference: Tensor, mask: Tensor) -> Tensor:
+    """(B, 1, H, W) in [0, 2): 2 d / (d + mean of d), the mean over the painted pixels.
+
+    It is 1 where the class makes as much difference as on average, and 0 where it makes none.
+
+    Args:
+        difference: (B, 1, H, W) d, of `_class_difference`.
+        mask: (B, 1, H, W) in {0, 1}, 1 = painted.
+    """
+    difference = difference.clamp_min(0)  # smoothing rounds
+    painted = mask.sum((1, 2, 3), keepdim=True).clamp_min(1)
+    mean = (difference * mask).sum((1, 2, 3), keepdim=True) / painted
+    return 2 * difference / (difference + mean).clamp_min(torch.finfo(mean.dtype).tiny)
 
 
 class GeneratesMasks:
@@ -996,26 +1019,49 @@ class GeneratesMasks:
         self._check_task("generate")
         if not (share := read_number(share, 0, 1, "share")):
             raise ValueError("share is 0; it must be above 0")
-        task, device = Generate(), self._execution_device
-        source = self._read_source(task, class_label, image, None, None, 1)
+        source = self._read_source(Generate(), class_label, image, None, None, 1)
         if (source.label < 0).any():
             raise ValueError("class_label has None in it; a mask needs a class")
-        known, blank = 2 * source.image - 1, torch.zeros_like(source.image)
-        hint = task.condition(blank, source.mask, None, blank)
-        conditioning = build_conditioning(hint, task, source.label, self.vocabulary)
+        difference = self._class_difference(2 * source.image - 1, source.label, generator)
+        limit = difference.flatten(1).quantile(1 - share, dim=1)
+        self.maybe_free_model_hooks()
+        return (difference >= limit[:, None, None, None]).float()
+
+    def _guidance_weights(self, task: Task, source, start: list[float], own: list) -> Tensor | None:
+        """(B, 1, H, W) by which a task's guidance scale is multiplied; None: by nothing.
+
+        What starts from noise alone has nothing of the source, and the same scale everywhere.
+
+        Args:
+            source: the `Inputs` of the call. start: (B,) noise levels. own: a generator for each.
+        """
+        shown = torch.tensor(start, device=source.image.device) < self.scheduler.config.sigma_max
+        guided = self.guidance_scale not in (0, 1) and not self.interrupt and shown.any()
+        if not (guided and task.local_guidance and "generate" in self.tasks):
+            return None
+        difference = self._class_difference(2 * source.image - 1, source.label, own)
+        return torch.where(shown.view(-1, 1, 1, 1), relevance(difference, source.mask), 1.0)
+
+    def _class_difference(self, known: Tensor, label: Tensor, generator) -> Tensor:
+        """(B, 1, H, W) how much the class changes the answer of generate: squared, smoothed.
+
+        Args:
+            known: (B, 3, H, W) in [-1, 1].
+            label: (B,) classes.
+            generator: one, or one for each image, or None.
+        """
+        task, device, blank = Generate(), known.device, torch.zeros_like(known)
+        hint = task.condition(blank, torch.ones_like(known[:, :1]), None, blank)
+        conditioning = build_conditioning(hint, task, label, self.vocabulary)
         # A model of few steps knows the noise levels of its chains.
         levels = [level for chain in self.chains or [] for level in chain] or [MASK_SIGMA]
         sigma = min(levels, key=lambda level: abs(math.log(level / MASK_SIGMA)))
         squares = []
         for _ in range(MASK_DRAWS):
             noise = initial_latents(None, generator, tuple(known.shape), device)
-            noisy = known + sigma * noise
-            squares.append(self._difference(noisy, sigma, conditioning))
+            squares.append(self._difference(known + sigma * noise, sigma, conditioning))
         blur = torch.full((len(known),), MASK_BLUR * self.size, device=device)
-        difference = low_pass(torch.stack(squares).mean(0), blur)
-        limit = difference.flatten(1).quantile(1 - share, dim=1)
-        self.maybe_free_model_hooks()
-        return (difference >= limit[:, None, None, None]).float()
+        return low_pass(torch.stack(squares).mean(0), blur)
 
     def _difference(self, noisy: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """(B, 1, H, W) squared difference that the class makes to the network's answer."""
@@ -1255,7 +1301,8 @@ def draw_masks(n: int, size: int, generator: torch.Generator, kind: str | None =
 # There are no edited pairs to learn from. Training shows a degraded image with its own class;
 # sampling gives another class. The strength is the amount of the degradation, and the noise level
 # where sampling starts: from the source, carried there by the model itself without a class. So what
-# the class does not change comes back as it was.
+# the class does not change comes back as it was; and guidance is weak where the class makes little
+# difference.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -1270,7 +1317,8 @@ class Edit(Task):
     required = frozenset({"image", "class_label"})
     optional = frozenset({"mask_image", "strength", "image_guidance_scale", "num_inversion_steps"})
     default_strength = 0.8
-    default_guidance_scale = 5.0
+    default_guidance_scale = 4.0
+    local_guidance = True
     default_inversion_steps = 8
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
@@ -1717,6 +1765,7 @@ def solve(
     generators: list[torch.Generator],
     callback: Callable | None,
     callback_inputs: list[str],
+    relevance: Tensor | None = None,
 ) -> Tensor:
     """Goes from the start to 0; known pixels are exact at every step.
 
@@ -1729,6 +1778,7 @@ def solve(
         start: (B,) noise levels, of the source. From sigma_max on it is noise alone.
         steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
+        relevance: (B, 1, H, W), multiplies the guidance scale of each pixel; None: nothing does.
 
     Returns:
         (B, 3, H, W) float32.
@@ -1764,7 +1814,10 @@ def solve(
                     shown = conditions.image.flatten(1).any(1)[:, None, None, None]
                     latents = torch.where(shown, latents, first_latents(noise[rows], first))
             own = [generators[i] for i in rows]
-            x[rows] = _solve(call, latents, image, noise[rows], conditions, own, done, end_step)
+            weight = None if relevance is None else relevance[rows]
+            x[rows] = _solve(
+                call, latents, image, noise[rows], conditions, own, done, end_step, weight
+            )
             done += len(scheduler.timesteps)
     return x
 
@@ -1778,6 +1831,7 @@ def _solve(
     generators: list[torch.Generator],
     done: int,
     end_step: Callable[[int, Tensor, Tensor], Tensor],
+    relevance: Tensor | None,
 ) -> Tensor:
     """Goes down the noise levels of the call's scheduler.
 
@@ -1807,6 +1861,7 @@ def _solve(
             call.vocabulary.null,
             call.guidance_scale if guided[i] else 1.0,
             call.image_guidance_scale if guided[i] else 1.0,
+            relevance,
         )
         x = scheduler.step(F, timestep, x, generator=generators).prev_sample
         x = torch.where(hole, x, source + sigmas[i + 1] * noise)
@@ -2037,6 +2092,8 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             strength: degradation of the source, from 0 (none: the source comes back) to 1 (nothing
                 is left of it). None: the task's default. Of several, each is a batch of its own.
             guidance_scale: guidance by the class; 1 is off. None: `pipe.default_guidance(task)`.
+                Of an edit it is the scale where the class makes as much difference to the source
+                as on average: up to twice as much where it makes more, 0 where it makes none.
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
@@ -2097,7 +2154,8 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         start = [spec.start(strength) for strength in strengths]
         if inversion_steps:
             noise = invert(call, known, noise, conditioning, start, inversion_steps)
-        latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
+        weights = call._guidance_weights(spec, source, start, own)
+        latents = solve(call, known, noise, conditioning, start, steps, own, *callback, weights)
 
         self.maybe_free_model_hooks()
         if self._caller is None:  # after a call, diffusers' pipelines have its values
