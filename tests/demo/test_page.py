@@ -15,6 +15,7 @@ from PIL import Image
 gradio = pytest.importorskip("gradio", reason="gradio is not installed: mtl_diffusion[demo]")
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
+from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
@@ -71,7 +72,9 @@ def page(browser, url):
 
 
 def wait(browser, condition):
-    return WebDriverWait(browser, SECONDS).until(lambda _: condition())
+    # An element may go between being found and being read.
+    patient = WebDriverWait(browser, SECONDS, ignored_exceptions=[StaleElementReferenceException])
+    return patient.until(lambda _: condition())
 
 
 def find(browser, selector):
