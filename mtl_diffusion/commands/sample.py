@@ -27,7 +27,7 @@ def parse() -> Namespace:
     add("--image_guidance_scale", type=float, help="how much more the source counts; 1 is off")
     inversion = "evaluations that invert the source of an edit; 0: it starts from random noise"
     add("--num_inversion_steps", type=int, help=inversion)
-    levels = "the noise levels where guidance is applied; default: all"
+    levels = "lowest and highest noise level of guidance; 0 inf is all; default: the task's"
     add("--guidance_interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help=levels)
     add("--num_images", type=int, help="default: one for each source, or for each class")
     add("--batch_size", type=int, default=64, help="images at a time")

@@ -21,7 +21,7 @@ from .bulk import Bulk, Drawn
 from .edit import BASELINES, EDIT_IN_MASK, Edit
 from .equal_class import FOUND
 from .features import FeatureSpace
-from .generate import Generate, Sampling, plot_quality
+from .generate import Generate, plot_quality
 from .inpaint import Inpaint
 from .likelihood import Likelihood
 from .parts import Context, Part
@@ -209,8 +209,8 @@ def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
 
     Under "baselines", those of other methods with the same weights: method -> task -> figures.
     """
-    steps = Generate(context).steps
-    guided = Sampling(True, context.pipe.default_guidance("generate"), steps).name
+    sampled = Generate(context)
+    steps, guided = sampled.steps, sampled.guided.name
     generate, inpaint, edit = (results.get(part, {}) for part in ("generate", "inpaint", "edit"))
     power = ("radial_power_largest_difference", "radial_power_largest_difference_by_class")
     distances = ("frechet_distance_to_train", "precision", "recall")

@@ -1,7 +1,8 @@
 """How good samples are: distances to the data, precision and recall, classes, memorisation."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,24 @@ class Sampling:
         by_class: condition on every class in turn; else on none.
         guidance_scale: 1 is off.
         steps: of the solver.
-        guidance_interval: the noise levels that are guided; None: all.
+        guidance_interval: the noise levels that are guided.
     """
 
     by_class: bool
     guidance_scale: float
     steps: int
-    guidance_interval: tuple[float, float] | None = None
+    guidance_interval: tuple[float, float] = (0.0, math.inf)
+
+    @property
+    def limited(self) -> bool:
+        """Whether some noise levels only are guided."""
+        return self.guidance_scale != 1 and self.guidance_interval != (0, math.inf)
 
     @property
     def name(self) -> str:
         asked = "by_class" if self.by_class else "unconditional"
         guided = f"_guidance_{self.guidance_scale:g}" if self.guidance_scale != 1 else ""
-        if self.guidance_interval:
+        if self.limited:
             guided += "_interval_{:g}_{:g}".format(*self.guidance_interval)
         return f"{asked}{guided}_steps_{self.steps}"
 
@@ -48,17 +54,22 @@ class Generate(Part):
     task = "generate"
 
     @property
+    def guided(self) -> Sampling:
+        """By class, as the model samples by default; one of few steps has no guidance."""
+        pipe, task = self.context.pipe, self.task
+        scale, interval = pipe.default_guidance(task), pipe.default_guidance_interval(task)
+        return Sampling(True, scale, self.steps, interval)
+
+    @property
     def samplings(self) -> list[Sampling]:
-        settings = self.context.settings
-        steps = self.steps
-        guided = self.context.pipe.default_guidance("generate")
+        settings, steps, guided = self.context.settings, self.steps, self.guided
         counts = sorted({*settings.step_counts, steps})
         found = [Sampling(False, 1.0, steps), *(Sampling(True, 1.0, count) for count in counts)]
-        if guided != 1:
-            found.append(Sampling(True, guided, steps))
+        if guided.guidance_scale != 1:
+            found.append(guided)
         if settings.guidance_interval is not None:
-            found.append(Sampling(True, guided, steps, settings.guidance_interval))
-        return found
+            found.append(replace(guided, guidance_interval=tuple(settings.guidance_interval)))
+        return list(dict.fromkeys(found))
 
     def jobs(self) -> list[Job]:
         return [self._job(sampling) for sampling in self.samplings]
@@ -98,7 +109,7 @@ class Generate(Part):
             results[sampling.name] = {
                 "n": len(entry.values),
                 "guidance_scale": sampling.guidance_scale,
-                "guidance_interval": sampling.guidance_interval,
+                "guidance_interval": sampling.guidance_interval if sampling.limited else None,
                 "num_inference_steps": sampling.steps,
                 "evaluations": entry.evaluations,
                 **distances(features, train, test),
@@ -111,8 +122,8 @@ class Generate(Part):
             results[sampling.name] |= radial_power(entry.values, asked, real, names)
             if asked is not None:
                 results[sampling.name] |= self._classes(entry.values, asked)
-        shown = next(s for s in self.samplings[::-1] if s.guidance_interval is None)
-        plot(results[shown.name]["radial_power"], shown.name, folder / "radial_power.png")
+        shown = self.guided.name
+        plot(results[shown]["radial_power"], shown, folder / "radial_power.png")
         return results
 
     def _classes(self, images: Tensor, asked: Tensor) -> dict[str, Any]:
@@ -139,8 +150,10 @@ def plot_quality(models: Mapping[str, Mapping[str, Any]], n: int, space: str, fo
     lines: dict[str, list[tuple[float, float]]] = {}
     for model, results in models.items():
         for name, entry in results.items():
-            if name.startswith("by_class") and not entry["guidance_interval"]:
+            if name.startswith("by_class"):
                 line = f"{model}, guidance {entry['guidance_scale']:g}"
+                if entry["guidance_interval"]:
+                    line += " at sigma {:g} to {:g}".format(*entry["guidance_interval"])
                 lines.setdefault(line, []).append((entry["evaluations"], entry[figure]))
     curves(
         {line: sorted(points) for line, points in lines.items()},

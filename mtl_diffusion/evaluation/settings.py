@@ -27,9 +27,9 @@ class Settings:
     """Steps of every task, except in step_counts. None: the model's own."""
     step_counts: list[int] = field(default_factory=lambda: [5, 7, 9, 12, 18, 35])
     """Step counts of the curve of quality against evaluations. A model of few steps has its own."""
-    guidance_interval: tuple[float, float] | None = (0.28, 2.9)
-    """Lowest and highest noise level of guidance, for the one sampling that limits it. None: no
-    such sampling."""
+    guidance_interval: tuple[float, float] | None = None
+    """Lowest and highest noise level of guidance for one more sampling, beside that at the model's
+    own. None: no such sampling."""
     inpaint_images: int = 1_000
     """Held-out images that are completed, for each kind of mask; 2 or more."""
     inpaint_seeds: int = 9

@@ -33,7 +33,10 @@ def relevance(difference: Tensor, mask: Tensor) -> Tensor:
 
 
 class GeneratesMasks:
-    """The method `generate_mask`, which is named after that of diffusers' DiffEdit pipeline."""
+    """What a pipeline does with the difference that a class makes: a mask, and local guidance.
+
+    `generate_mask` is named after the method of diffusers' DiffEdit pipeline.
+    """
 
     @torch.no_grad()
     def generate_mask(
@@ -75,20 +78,32 @@ class GeneratesMasks:
         self.maybe_free_model_hooks()
         return (difference >= limit[:, None, None, None]).float()
 
-    def _guidance_weights(self, task: Task, source, start: list[float], own: list) -> Tensor | None:
+    def _guidance_weights(
+        self,
+        task: Task,
+        known: Tensor,
+        mask: Tensor,
+        label: Tensor,
+        start: list[float],
+        generators: list[torch.Generator],
+    ) -> Tensor | None:
         """(B, 1, H, W) by which a task's guidance scale is multiplied; None: by nothing.
 
         What starts from noise alone has nothing of the source, and the same scale everywhere.
 
         Args:
-            source: the `Inputs` of the call. start: (B,) noise levels. own: a generator for each.
+            known: (B, 3, H, W) in [-1, 1], the source.
+            mask: (B, 1, H, W) in {0, 1}, 1 = painted.
+            label: (B,) classes.
+            start: (B,) noise levels where sampling starts.
         """
-        shown = torch.tensor(start, device=source.image.device) < self.scheduler.config.sigma_max
-        guided = self.guidance_scale not in (0, 1) and not self.interrupt and shown.any()
+        shown = [level < self.scheduler.config.sigma_max for level in start]
+        guided = self.guidance_scale not in (0, 1) and any(shown) and not self.interrupt
         if not (guided and task.local_guidance and "generate" in self.tasks):
             return None
-        difference = self._class_difference(2 * source.image - 1, source.label, own)
-        return torch.where(shown.view(-1, 1, 1, 1), relevance(difference, source.mask), 1.0)
+        weights = relevance(self._class_difference(known, label, generators), mask)
+        rows = torch.tensor(shown, device=known.device).view(-1, 1, 1, 1)
+        return torch.where(rows, weights, 1.0)
 
     def _class_difference(self, known: Tensor, label: Tensor, generator) -> Tensor:
         """(B, 1, H, W) how much the class changes the answer of generate: squared, smoothed.

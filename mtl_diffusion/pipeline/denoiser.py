@@ -117,30 +117,26 @@ def predict_guided(
     sigma: Tensor,
     conditioning: Conditioning,
     null: int,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | Tensor = 1.0,
     image_guidance_scale: float = 1.0,
-    relevance: Tensor | None = None,
 ) -> Tensor:
     """F(0,0) + s_I [F(I,0) - F(0,0)] + s_C [F(I,c) - F(I,0)], all evaluations in one batch.
 
     A scale of 1 is off. The weights sum to 1, so combining F equals combining D. A branch of weight
     zero is not evaluated: one evaluation without guidance, two where s_I is 1, else up to three.
+    A tensor of scales counts as other than 0 and 1.
 
     Args:
         null: id of the null token.
-        guidance_scale: s_C, the class's.
+        guidance_scale: s_C, the class's; or (B, 1, H, W) or (B, 1, 1, 1), one at each pixel.
         image_guidance_scale: s_I, the condition image's.
-        relevance: (B, 1, H, W), multiplies s_C at each pixel, unless it is 0 or 1; None: nothing.
 
     Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
     """
     imageless = conditioning.without_image(null)
-    scale = guidance_scale
-    if relevance is not None and scale not in (0, 1):
-        scale = scale * relevance
     branches = [
-        (scale, conditioning),
-        (image_guidance_scale - scale, conditioning.without(CLASS, null)),
+        (guidance_scale, conditioning),
+        (image_guidance_scale - guidance_scale, conditioning.without(CLASS, null)),
         (1 - image_guidance_scale, imageless.without(CLASS, null)),
     ]
     branches = [(w, branch) for w, branch in branches if isinstance(w, Tensor) or w != 0]

@@ -62,9 +62,7 @@ def read_number(value, low: float, high: float, name: str) -> float:
 
 
 def read_interval(value, name: str) -> tuple[float, float]:
-    """Two numbers, 0 <= low <= high; high may be infinite. None: from 0 to infinity."""
-    if value is None:
-        return 0.0, math.inf
+    """Two numbers, 0 <= low <= high; high may be infinite."""
     is_pair = isinstance(value, list | tuple) and len(value) == 2
     ends = [_number(end) for end in value] if is_pair else [None]
     if None in ends or not 0 <= ends[0] <= ends[1]:

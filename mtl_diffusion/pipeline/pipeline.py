@@ -19,7 +19,6 @@ from diffusers import (
     ImagePipelineOutput,
     UNet2DConditionModel,
 )
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -45,6 +44,7 @@ from .inputs import (
 from .inversion import invert, read_inversion_steps
 from .loading import SelfContained
 from .noise import initial_latents, own_generators
+from .outputs import check_output_type, to_output
 from .solver import solve
 from .task import Task
 from .tokens import Vocabulary
@@ -59,8 +59,6 @@ TASKS: dict[str, Task] = {
         Colorize(),
     )
 }
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass(frozen=True)
@@ -156,6 +154,10 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         """guidance_scale of a task, if it is not given: a model of few steps has it built in."""
         return 1.0 if self.chains else TASKS[task].default_guidance_scale
 
+    def default_guidance_interval(self, task: str) -> tuple[float, float]:
+        """guidance_interval of a task, if it is not given."""
+        return TASKS[task].default_guidance_interval
+
     @property
     def guidance_scale(self) -> float:
         return self._guidance_scale
@@ -218,7 +220,8 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
-                None: everywhere. Source: Kynkäänniemi et al. 2024, arXiv:2404.07724.
+                None: `pipe.default_guidance_interval(task)`; (0, math.inf) is everywhere. Source:
+                Kynkäänniemi et al. 2024, arXiv:2404.07724.
             num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches. None:
                 `pipe.default_steps(task)`. A model of few steps takes the lengths of
                 `pipe.chains`, and leaves out the first steps of an edit that is not strong.
@@ -250,10 +253,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             image_guidance_scale=image_guidance_scale,
             num_inversion_steps=num_inversion_steps,
         )
-        if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
-            raise ValueError(
-                f"output_type is {shown(output_type)}; it must be one of {', '.join(OUTPUT_TYPES)}"
-            )
+        check_output_type(output_type)
         self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         call = self._copy_for_call()
         call._set_guidance(task, guidance_scale, image_guidance_scale, guidance_interval)
@@ -275,7 +275,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         start = [spec.start(strength) for strength in strengths]
         if inversion_steps:
             noise = invert(call, known, noise, conditioning, start, inversion_steps)
-        weights = call._guidance_weights(spec, source, start, own)
+        weights = call._guidance_weights(spec, known, source.mask, source.label, start, own)
         latents = solve(call, known, noise, conditioning, start, steps, own, *callback, weights)
 
         self.maybe_free_model_hooks()
@@ -283,13 +283,14 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             for name in ("_guidance_scale", "_image_guidance_scale", "_guidance_interval"):
                 setattr(self, name, getattr(call, name))
             self._num_timesteps = call._num_timesteps
-        images = _finish(latents, conditioning.mask, source.image, output_type)
+        images = to_output(latents, conditioning.mask, source.image, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _set_guidance(self, task: str, scale, image_scale, interval) -> None:
         """Reads the arguments of guidance; None: the default of the task and the model."""
         scale = self.default_guidance(task) if scale is None else scale
         image_scale = 1.0 if image_scale is None else image_scale
+        interval = self.default_guidance_interval(task) if interval is None else interval
         self._guidance_scale = read_number(scale, 0, math.inf, "guidance_scale")
         self._image_guidance_scale = read_number(image_scale, 0, math.inf, "image_guidance_scale")
         self._guidance_interval = read_interval(interval, "guidance_interval")
@@ -388,13 +389,3 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         return Inputs(
             parts["image"], parts["mask_image"], parts["class_label"], parts.get("strength")
         )
-
-
-def _finish(latents: Tensor, mask: Tensor, source: Tensor, output_type: str):
-    """Images of the output type. Where the mask is 0 they have the pixels of the source."""
-    if output_type == "latent":
-        return latents
-    images = torch.where(mask > 0, (latents / 2 + 0.5).clamp(0, 1), source)
-    if output_type != "pt":
-        images = VaeImageProcessor.pt_to_numpy(images)
-    return VaeImageProcessor.numpy_to_pil(images) if output_type == "pil" else images

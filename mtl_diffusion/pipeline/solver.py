@@ -20,7 +20,7 @@ def solve(
     generators: list[torch.Generator],
     callback: Callable | None,
     callback_inputs: list[str],
-    relevance: Tensor | None = None,
+    relevance: Tensor | None,
 ) -> Tensor:
     """Goes from the start to 0; known pixels are exact at every step.
 
@@ -33,7 +33,8 @@ def solve(
         start: (B,) noise levels, of the source. From sigma_max on it is noise alone.
         steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
-        relevance: (B, 1, H, W), multiplies the guidance scale of each pixel; None: nothing does.
+        relevance: (B, 1, H, W), multiplies the guidance scale of each pixel, unless it is 0 or 1;
+            None: nothing does.
 
     Returns:
         (B, 3, H, W) float32.
@@ -107,6 +108,9 @@ def _solve(
     for i, timestep in enumerate(scheduler.timesteps):
         if call.interrupt:
             break
+        scale = call.guidance_scale if guided[i] else 1.0
+        if relevance is not None and scale not in (0, 1):
+            scale = scale * relevance
         F = predict_guided(
             call.unet,
             scheduler,
@@ -114,9 +118,8 @@ def _solve(
             torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device, dtype=torch.float32),
             conditioning,
             call.vocabulary.null,
-            call.guidance_scale if guided[i] else 1.0,
+            scale,
             call.image_guidance_scale if guided[i] else 1.0,
-            relevance,
         )
         x = scheduler.step(F, timestep, x, generator=generators).prev_sample
         x = torch.where(hole, x, source + sigmas[i + 1] * noise)

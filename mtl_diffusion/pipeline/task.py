@@ -55,6 +55,8 @@ class Task(ABC):
         optional: further arguments of the pipeline that it takes. Any other one is refused.
         default_strength: the strength when sampling without one; None if the task takes none.
         default_guidance_scale: the guidance scale when sampling without one; 1 is off.
+        default_guidance_interval: the lowest and highest noise level (sigma) of guidance when
+            sampling without them.
         local_guidance: whether guidance is weaker where the class makes little difference to the
             source. It needs a source, and a model that has learned generate.
         default_inversion_steps: steps of the inversion of the source when sampling without a
@@ -68,6 +70,7 @@ class Task(ABC):
     optional: ClassVar[frozenset[str]] = frozenset()
     default_strength: ClassVar[float | None] = None
     default_guidance_scale: ClassVar[float] = 1.0
+    default_guidance_interval: ClassVar[tuple[float, float]] = (0.0, math.inf)
     local_guidance: ClassVar[bool] = False
     default_inversion_steps: ClassVar[int] = 0
     few_steps: ClassVar[int | None] = None

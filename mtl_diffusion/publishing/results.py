@@ -1,5 +1,6 @@
 """The figures of metrics.json as the model card shows them: tables, and metadata for the Hub."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,7 @@ def _inpaint(summary: Mapping[str, Any]) -> Iterator[str]:
     repaint = summary.get("baselines", {}).get("repaint", {}).get("inpaint", {})
     rows = {}
     for kind, entry in kinds.items():
-        rows[f"{kind}, this model"] = entry
+        rows["real images" if kind == "floor" else f"{kind}, this model"] = entry
         if kind in repaint:
             rows[f"{kind}, {METHODS['repaint']}"] = repaint[kind]
     beside = ", beside RePaint with the same weights" if repaint else ""
@@ -178,8 +179,9 @@ def _value(entry: Mapping[str, Any], figure: str) -> str:
 
 
 def _words(setting: str) -> str:
-    """by_class_guidance_2_steps_18 -> by class, guidance 2, 18 steps."""
-    words = setting.replace("_guidance_", ", guidance ").replace("class_found_", "class found ")
+    """by_class_guidance_2_interval_0_3_steps_18: by class, guidance 2 at sigma 0 to 3, 18 steps."""
+    words = re.sub("_interval_([^_]+)_", r" at sigma \1 to ", setting)
+    words = words.replace("_guidance_", ", guidance ").replace("class_found_", "class found ")
     before, steps, count = words.partition("_steps_")
     words = f"{before}, {count} steps" if steps else before
     return words.replace("_", " ").replace("unconditional", "without a class")

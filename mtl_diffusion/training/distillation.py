@@ -88,15 +88,14 @@ class Distillation(Objective):
     def _guided(self, task: Task, conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
         """The teacher's D with the guidance that the task has by default."""
 
+        low, high = task.default_guidance_interval
+
         def denoised(x: Tensor, sigma: Tensor) -> Tensor:
+            scale = task.default_guidance_scale
+            if scale != 1:
+                scale = torch.where((low <= sigma) & (sigma <= high), scale, 1.0)
             F = predict_guided(
-                self._teacher[0],
-                self.scheduler,
-                x,
-                sigma,
-                conditioning,
-                self.null,
-                guidance_scale=task.default_guidance_scale,
+                self._teacher[0], self.scheduler, x, sigma, conditioning, self.null, scale
             )
             return self.scheduler.precondition_outputs(x, F, sigma)
 

@@ -1,3 +1,3 @@
-"""The code is in pipeline_e34343c9.py."""
+"""The code is in pipeline_0ab9c6f1.py."""
 
-from .pipeline_e34343c9 import MultiTaskPipeline  # noqa
+from .pipeline_0ab9c6f1 import MultiTaskPipeline  # noqa

@@ -113,7 +113,7 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     assert one["generate"]["by_class_steps_3"]["evaluations"] == 3
     limited = one["generate"]["by_class_guidance_2_interval_0_1_steps_2"]
     assert limited["evaluations"] == 3 and limited["guidance_interval"] == [0, 1]
-    power = one["generate"]["by_class_guidance_2_steps_2"]["radial_power"]
+    power = one["generate"]["by_class_guidance_2_interval_0.28_2.9_steps_2"]["radial_power"]
     assert power["n"] == 10 and len(power["decades"]) == 4 and len(power["by_class"]) == 5
     assert one["edit"]["edit"]["strength_0.5"]["evaluations"] == 8 + 2 * 2 + 2 * 2
     assert one["edit"]["edit_guidance_1"]["strength_0.5"]["evaluations"] == 8 + 2

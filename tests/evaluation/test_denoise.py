@@ -1,5 +1,7 @@
 """The generate task as a denoiser: the same answers, and the same images, as the pipeline gives."""
 
+import math
+
 import pytest
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
@@ -43,6 +45,7 @@ def test_many_steps_give_what_the_pipeline_gives(
         task="generate",
         class_label=label.tolist(),
         guidance_scale=guidance_scale,
+        guidance_interval=(0, math.inf),
         num_inference_steps=steps,
         latents=noise,
         output_type="latent",

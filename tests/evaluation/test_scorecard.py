@@ -62,6 +62,7 @@ def given(tmp_path):
             chains=None,
             device=torch.device("cpu"),
             default_guidance=lambda task: 3.0,
+            default_guidance_interval=lambda task: (0.28, 2.9),
         ),
         classifier=FakeClassifier(),
         space=FeatureSpace("moments", "abc", {}, embed),
@@ -202,7 +203,7 @@ def test_copies_of_the_training_images_are_found_out(given, tmp_path):
 
 def test_the_samplings_of_generate_and_what_they_cost(given, pipe):
     settings = replace(
-        given.settings, num_inference_steps=6, step_counts=[3], guidance_interval=(0.28, 2.9)
+        given.settings, num_inference_steps=6, step_counts=[3], guidance_interval=(0.05, 6)
     )
     part = Generate(replace(given, pipe=pipe, settings=settings))
     cost = {}
@@ -210,17 +211,18 @@ def test_the_samplings_of_generate_and_what_they_cost(given, pipe):
         with evaluations_of(pipe.unet) as seen:
             job.draw(range(3))
         cost[job.name.removeprefix("generate-")] = seen[0] / 3
-    # Karras's six noise levels are 80, 24, 5.8, 0.97, 0.083 and 0.002: one is guided.
+    # Karras's six noise levels are 80, 24, 5.8, 0.97, 0.083 and 0.002: by default one is guided.
     assert cost == {
         "unconditional_steps_6": 6,
         "by_class_steps_3": 3,
         "by_class_steps_6": 6,
-        "by_class_guidance_2_steps_6": 12,
         "by_class_guidance_2_interval_0.28_2.9_steps_6": 7,
+        "by_class_guidance_2_interval_0.05_6_steps_6": 9,
     }
-    settings = replace(settings, guidance_interval=None)
-    without = Generate(replace(given, pipe=pipe, settings=settings))
-    assert [job.name for job in without.jobs()] == [job.name for job in part.jobs()][:-1]
+    for once in (None, (0.28, 2.9)):
+        settings = replace(settings, guidance_interval=once)
+        without = Generate(replace(given, pipe=pipe, settings=settings))
+        assert [job.name for job in without.jobs()] == [job.name for job in part.jobs()][:-1]
 
 
 def test_mean_has_its_standard_error():

@@ -48,8 +48,8 @@ def branches(pipe, *arguments, **named):
 @pytest.mark.parametrize(
     "interval, counts",
     [
-        (None, [2, 2, 2, 2, 2, 2]),
-        ((0.28, 2.9), [1, 1, 1, 2, 1, 1]),
+        (None, [1, 1, 1, 2, 1, 1]),  # of generate 0.28 to 2.9
+        ((0, math.inf), [2, 2, 2, 2, 2, 2]),
         ((0.05, 6), [1, 1, 2, 2, 2, 1]),
         ((0, 10), [1, 1, 2, 2, 2, 2]),
         ((10, math.inf), [2, 2, 1, 1, 1, 1]),
@@ -61,6 +61,13 @@ def branches(pipe, *arguments, **named):
 )
 def test_a_step_outside_takes_one_evaluation(either, interval, counts):
     assert branches(either, guidance_interval=interval) == counts
+
+
+@pytest.mark.parametrize("task, interval", [("generate", (0.28, 2.9)), ("edit", (0, math.inf))])
+def test_the_default_is_the_tasks_own(either, task, interval):
+    assert either.default_guidance_interval(task) == interval
+    given = sample(either, task, guidance_interval=interval)
+    assert torch.equal(given, sample(either, task))
 
 
 def test_image_guidance_keeps_to_the_interval_too(either):
@@ -101,5 +108,7 @@ def test_the_solver_with_an_interval_is_its_formulas(pipe, either):
         before = denoised
     found = sample(either, latents=noise, guidance_interval=(low, high), guidance_scale=scale)
     torch.testing.assert_close(found, x.float(), atol=2e-4, rtol=1e-3)
-    everywhere = sample(either, latents=noise, guidance_scale=scale)
+    everywhere = sample(
+        either, latents=noise, guidance_interval=(0, math.inf), guidance_scale=scale
+    )
     assert (everywhere - x.float()).abs().max() > 0.01

@@ -41,7 +41,8 @@ def test_guidance_is_read_in_every_step(pipe, batches):
         pipe._guidance_scale = 1.0
         return tensors
 
-    sample(pipe, "generate", guidance_scale=4.0, callback_on_step_end=callback)
+    everywhere = {"guidance_scale": 4.0, "guidance_interval": (0, math.inf)}
+    sample(pipe, "generate", **everywhere, callback_on_step_end=callback)
     assert batches == [2, 1, 1] and pipe.guidance_scale == 1.0
 
 
@@ -57,7 +58,7 @@ def test_guidance_is_read_in_every_step(pipe, batches):
     ],
 )
 def test_defaults_of_guidance(pipe, batches, task, arguments, branches):
-    sample(pipe, task, **arguments)
+    sample(pipe, task, guidance_interval=(0, math.inf), **arguments)
     once = [1] * TASKS[task].default_inversion_steps
     if TASKS[task].local_guidance:
         once += [2, 2]  # how much the class changes each pixel, with two draws of noise

@@ -48,7 +48,10 @@ def test_a_card_without_figures(pipe):
 def test_the_figures_are_those_of_metrics_json_beside_the_baselines(pipe):
     text, data = written(pipe, metrics=METRICS)
     assert {r.metric_name: (r.metric_type, r.metric_value) for r in data.eval_results} == {
-        "generate, by class, guidance 2, 18 steps: class found": ("accuracy", 0.875),
+        "generate, by class, guidance 2 at sigma 0.28 to 2.9, 18 steps: class found": (
+            "accuracy",
+            0.875,
+        ),
         "inpaint, center: PSNR in the hole": ("psnr_in_hole", 18.25),
         "edit, strength 0.65: class found": ("accuracy", 0.625),
         "edit, class found 0.5: SSIM to the source": ("ssim_to_source", 0.75),
@@ -58,10 +61,11 @@ def test_the_figures_are_those_of_metrics_json_beside_the_baselines(pipe):
         "image-to-image",
     }
     for line in (
-        "| by class, guidance 2, 18 steps | 0.875 ± 0.012 |  | 36 | 1,000 |",
+        "| by class, guidance 2 at sigma 0.28 to 2.9, 18 steps | 0.875 ± 0.012 |  | 22 | 1,000 |",
         "| real images |  | 0.25 |  | 1,000 |",
-        "| center, this model | 18.25 ± 0.012 | 1,000 |",
-        "| center, RePaint | 17.5 ± 0.012 | 1,000 |",
+        "| real images | 2.5 |  | 1,000 |",
+        "| center, this model |  | 18.25 ± 0.012 | 1,000 |",
+        "| center, RePaint |  | 17.5 ± 0.012 | 1,000 |",
         "| strength 0.65 | 0.625 ± 0.012 | 1,000 |",
         "| this model's edit task | 0.75 ± 0.012, 18 evaluations | not reached: 0.84 | 1,000 |",
         "| FlowEdit | 0.8125 ± 0.012, 27 evaluations |  | 1,000 |",

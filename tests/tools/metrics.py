@@ -7,11 +7,16 @@ def figure(name, value, error=0.012, n=1000, **more):
 
 SUMMARY = {
     "generate": {
-        "by_class_guidance_2_steps_18": figure("class_accuracy", 0.875, evaluations=36.0),
+        "by_class_guidance_2_interval_0.28_2.9_steps_18": figure(
+            "class_accuracy", 0.875, evaluations=22.0
+        ),
         "floor": {"frechet_distance_to_train": 0.25, "n": 1000},
     },
     "likelihood": {"held_out": figure("bits_per_dim", 4.5)},
-    "inpaint": {"center": figure("psnr_in_hole", 18.25)},
+    "inpaint": {
+        "floor": {"frechet_distance": 2.5, "n": 1000},
+        "center": figure("psnr_in_hole", 18.25),
+    },
     "edit": {
         "strength_0.65": figure("class_accuracy", 0.625),
         "class_found_0.5": figure("ssim_to_source", 0.75, evaluations=18.0),

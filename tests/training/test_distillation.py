@@ -91,7 +91,7 @@ def test_an_euler_step_to_the_target_arrives_where_the_flow_does(objective, monk
 
     def guided(unet, scheduler, x, sigma, conditioning, null, guidance_scale):
         assert unet is not objective.unet and len(conditioning) == len(x)
-        scales.append((guidance_scale, len(x)))
+        scales.append((guidance_scale, sigma))
         D = each(gaussian, x, sigma)
         zero = scheduler.precondition_outputs(x, 0 * x, sigma)
         return (D - zero) / scheduler.precondition_outputs(0 * sigma, 1 + 0 * sigma, sigma)
@@ -109,12 +109,12 @@ def test_an_euler_step_to_the_target_arrives_where_the_flow_does(objective, monk
             arrived[i].flatten()[None].double(), exact, rtol=0, atol=0.02 + 0.002 * float(ends[i])
         )
     # Each task with the guidance that sampling gives it: 3, 2 and 2 samples, 60 steps each.
-    tasks = [TASKS[name] for name in ("generate", "inpaint", "edit")]
-    assert scales == [
-        (task.default_guidance_scale, n)
-        for task, n in zip(tasks, (3, 2, 2), strict=True)
-        for _ in range(60)
-    ]
+    generate, inpaint, edit = scales[:60], scales[60:120], scales[120:]
+    assert len(edit) == 60 and [scale for scale, _ in inpaint] == [1.0] * 60
+    assert all((scale == 4).all() and len(scale) == 2 for scale, _ in edit)
+    limited = [(scale, (sigma >= 0.28) & (sigma <= 2.9)) for scale, sigma in generate]
+    assert all(torch.equal(scale, torch.where(i, 2.0, 1.0)) for scale, i in limited)
+    assert {bool(inside.any()) for _, inside in limited} == {True, False}
 
 
 def test_the_loss_is_the_error_in_the_hole_and_only_the_student_learns(objective):
@@ -178,7 +178,9 @@ def test_a_run_ends_in_a_pipeline_of_few_steps(second):
     assert table.keys() == {"generate", "inpaint", "edit"}
     levels = list(table["edit"])
     assert levels[:3] == ["80 to 0", "40 to 0.8", "0.8 to 0"] and len(levels) == 7
-    assert all(entry["loss"] > 0 for entry in table["generate"].values())
+    assert all(entry["loss"] > 0 for entry in table["edit"].values())
+    # A step of generate at 80 is not guided, and there the student is still its teacher.
+    assert table["generate"]["80 to 0"]["loss"] == pytest.approx(0, abs=1e-9)
     checkpoint = of_checkpoint(folder).pipeline
     assert checkpoint.chains == CHAINS
     assert type(checkpoint.scheduler).__name__ == "EDMEulerScheduler"

@@ -250,6 +250,8 @@ class Task(ABC):
         optional: further arguments of the pipeline that it takes. Any other one is refused.
         default_strength: the strength when sampling without one; None if the task takes none.
         default_guidance_scale: the guidance scale when sampling without one; 1 is off.
+        default_guidance_interval: the lowest and highest noise level (sigma) of guidance when
+            sampling without them.
         local_guidance: whether guidance is weaker where the class makes little difference to the
             source. It needs a source, and a model that has learned generate.
         default_inversion_steps: steps of the inversion of the source when sampling without a
@@ -263,6 +265,7 @@ class Task(ABC):
     optional: ClassVar[frozenset[str]] = frozenset()
     default_strength: ClassVar[float | None] = None
     default_guidance_scale: ClassVar[float] = 1.0
+    default_guidance_interval: ClassVar[tuple[float, float]] = (0.0, math.inf)
     local_guidance: ClassVar[bool] = False
     default_inversion_steps: ClassVar[int] = 0
     few_steps: ClassVar[int | None] = None
@@ -560,30 +563,26 @@ def predict_guided(
     sigma: Tensor,
     conditioning: Conditioning,
     null: int,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | Tensor = 1.0,
     image_guidance_scale: float = 1.0,
-    relevance: Tensor | None = None,
 ) -> Tensor:
     """F(0,0) + s_I [F(I,0) - F(0,0)] + s_C [F(I,c) - F(I,0)], all evaluations in one batch.
 
     A scale of 1 is off. The weights sum to 1, so combining F equals combining D. A branch of weight
     zero is not evaluated: one evaluation without guidance, two where s_I is 1, else up to three.
+    A tensor of scales counts as other than 0 and 1.
 
     Args:
         null: id of the null token.
-        guidance_scale: s_C, the class's.
+        guidance_scale: s_C, the class's; or (B, 1, H, W) or (B, 1, 1, 1), one at each pixel.
         image_guidance_scale: s_I, the condition image's.
-        relevance: (B, 1, H, W), multiplies s_C at each pixel, unless it is 0 or 1; None: nothing.
 
     Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
     """
     imageless = conditioning.without_image(null)
-    scale = guidance_scale
-    if relevance is not None and scale not in (0, 1):
-        scale = scale * relevance
     branches = [
-        (scale, conditioning),
-        (image_guidance_scale - scale, conditioning.without(CLASS, null)),
+        (guidance_scale, conditioning),
+        (image_guidance_scale - guidance_scale, conditioning.without(CLASS, null)),
         (1 - image_guidance_scale, imageless.without(CLASS, null)),
     ]
     branches = [(w, branch) for w, branch in branches if isinstance(w, Tensor) or w != 0]
@@ -609,6 +608,8 @@ class Generate(Task):
     name = "generate"
     optional = frozenset({"class_label"})
     default_guidance_scale = 2.0
+    # At higher noise levels guidance costs diversity. Kynkäänniemi et al. 2024, arXiv:2404.07724.
+    default_guidance_interval = (0.28, 2.9)
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
         return Choice(
@@ -681,9 +682,7 @@ def read_number(value, low: float, high: float, name: str) -> float:
 
 
 def read_interval(value, name: str) -> tuple[float, float]:
-    """Two numbers, 0 <= low <= high; high may be infinite. None: from 0 to infinity."""
-    if value is None:
-        return 0.0, math.inf
+    """Two numbers, 0 <= low <= high; high may be infinite."""
     is_pair = isinstance(value, list | tuple) and len(value) == 2
     ends = [_number(end) for end in value] if is_pair else [None]
     if None in ends or not 0 <= ends[0] <= ends[1]:
@@ -985,7 +984,10 @@ def relevance(difference: Tensor, mask: Tensor) -> Tensor:
 
 
 class GeneratesMasks:
-    """The method `generate_mask`, which is named after that of diffusers' DiffEdit pipeline."""
+    """What a pipeline does with the difference that a class makes: a mask, and local guidance.
+
+    `generate_mask` is named after the method of diffusers' DiffEdit pipeline.
+    """
 
     @torch.no_grad()
     def generate_mask(
@@ -1027,20 +1029,32 @@ class GeneratesMasks:
         self.maybe_free_model_hooks()
         return (difference >= limit[:, None, None, None]).float()
 
-    def _guidance_weights(self, task: Task, source, start: list[float], own: list) -> Tensor | None:
+    def _guidance_weights(
+        self,
+        task: Task,
+        known: Tensor,
+        mask: Tensor,
+        label: Tensor,
+        start: list[float],
+        generators: list[torch.Generator],
+    ) -> Tensor | None:
         """(B, 1, H, W) by which a task's guidance scale is multiplied; None: by nothing.
 
         What starts from noise alone has nothing of the source, and the same scale everywhere.
 
         Args:
-            source: the `Inputs` of the call. start: (B,) noise levels. own: a generator for each.
+            known: (B, 3, H, W) in [-1, 1], the source.
+            mask: (B, 1, H, W) in {0, 1}, 1 = painted.
+            label: (B,) classes.
+            start: (B,) noise levels where sampling starts.
         """
-        shown = torch.tensor(start, device=source.image.device) < self.scheduler.config.sigma_max
-        guided = self.guidance_scale not in (0, 1) and not self.interrupt and shown.any()
+        shown = [level < self.scheduler.config.sigma_max for level in start]
+        guided = self.guidance_scale not in (0, 1) and any(shown) and not self.interrupt
         if not (guided and task.local_guidance and "generate" in self.tasks):
             return None
-        difference = self._class_difference(2 * source.image - 1, source.label, own)
-        return torch.where(shown.view(-1, 1, 1, 1), relevance(difference, source.mask), 1.0)
+        weights = relevance(self._class_difference(known, label, generators), mask)
+        rows = torch.tensor(shown, device=known.device).view(-1, 1, 1, 1)
+        return torch.where(rows, weights, 1.0)
 
     def _class_difference(self, known: Tensor, label: Tensor, generator) -> Tensor:
         """(B, 1, H, W) how much the class changes the answer of generate: squared, smoothed.
@@ -1749,6 +1763,39 @@ def _compare(where: str, found: Mapping, expected: Mapping, advice: str) -> None
 
 
 # --------------------------------------------------------------------------------------------------
+# outputs.py
+#
+# Reads `output_type`, and makes images of that type.
+# --------------------------------------------------------------------------------------------------
+
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def check_output_type(value) -> None:
+    """Refuses what is none of `OUTPUT_TYPES`."""
+    if not isinstance(value, str) or value not in OUTPUT_TYPES:
+        raise ValueError(
+            f"output_type is {shown(value)}; it must be one of {', '.join(OUTPUT_TYPES)}"
+        )
+
+
+def to_output(latents: Tensor, mask: Tensor, source: Tensor, output_type: str):
+    """Images of the output type. Where the mask is 0 they have the pixels of the source.
+
+    Args:
+        latents: (B, 3, H, W) in about [-1, 1].
+        mask: (B, 1, H, W) in {0, 1}. source: (B, 3, H, W) in [0, 1].
+    """
+    if output_type == "latent":
+        return latents
+    images = torch.where(mask > 0, (latents / 2 + 0.5).clamp(0, 1), source)
+    if output_type != "pt":
+        images = VaeImageProcessor.pt_to_numpy(images)
+    return VaeImageProcessor.numpy_to_pil(images) if output_type == "pil" else images
+
+
+# --------------------------------------------------------------------------------------------------
 # solver.py
 #
 # Solves the probability-flow ODE with the pipeline's scheduler, known pixels held in place.
@@ -1765,7 +1812,7 @@ def solve(
     generators: list[torch.Generator],
     callback: Callable | None,
     callback_inputs: list[str],
-    relevance: Tensor | None = None,
+    relevance: Tensor | None,
 ) -> Tensor:
     """Goes from the start to 0; known pixels are exact at every step.
 
@@ -1778,7 +1825,8 @@ def solve(
         start: (B,) noise levels, of the source. From sigma_max on it is noise alone.
         steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
-        relevance: (B, 1, H, W), multiplies the guidance scale of each pixel; None: nothing does.
+        relevance: (B, 1, H, W), multiplies the guidance scale of each pixel, unless it is 0 or 1;
+            None: nothing does.
 
     Returns:
         (B, 3, H, W) float32.
@@ -1852,6 +1900,9 @@ def _solve(
     for i, timestep in enumerate(scheduler.timesteps):
         if call.interrupt:
             break
+        scale = call.guidance_scale if guided[i] else 1.0
+        if relevance is not None and scale not in (0, 1):
+            scale = scale * relevance
         F = predict_guided(
             call.unet,
             scheduler,
@@ -1859,9 +1910,8 @@ def _solve(
             torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device, dtype=torch.float32),
             conditioning,
             call.vocabulary.null,
-            call.guidance_scale if guided[i] else 1.0,
+            scale,
             call.image_guidance_scale if guided[i] else 1.0,
-            relevance,
         )
         x = scheduler.step(F, timestep, x, generator=generators).prev_sample
         x = torch.where(hole, x, source + sigmas[i + 1] * noise)
@@ -1938,8 +1988,6 @@ TASKS: dict[str, Task] = {
         Colorize(),
     )
 }
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass(frozen=True)
@@ -2035,6 +2083,10 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         """guidance_scale of a task, if it is not given: a model of few steps has it built in."""
         return 1.0 if self.chains else TASKS[task].default_guidance_scale
 
+    def default_guidance_interval(self, task: str) -> tuple[float, float]:
+        """guidance_interval of a task, if it is not given."""
+        return TASKS[task].default_guidance_interval
+
     @property
     def guidance_scale(self) -> float:
         return self._guidance_scale
@@ -2097,7 +2149,8 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
-                None: everywhere. Source: Kynkäänniemi et al. 2024, arXiv:2404.07724.
+                None: `pipe.default_guidance_interval(task)`; (0, math.inf) is everywhere. Source:
+                Kynkäänniemi et al. 2024, arXiv:2404.07724.
             num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches. None:
                 `pipe.default_steps(task)`. A model of few steps takes the lengths of
                 `pipe.chains`, and leaves out the first steps of an edit that is not strong.
@@ -2129,10 +2182,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             image_guidance_scale=image_guidance_scale,
             num_inversion_steps=num_inversion_steps,
         )
-        if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
-            raise ValueError(
-                f"output_type is {shown(output_type)}; it must be one of {', '.join(OUTPUT_TYPES)}"
-            )
+        check_output_type(output_type)
         self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         call = self._copy_for_call()
         call._set_guidance(task, guidance_scale, image_guidance_scale, guidance_interval)
@@ -2154,7 +2204,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         start = [spec.start(strength) for strength in strengths]
         if inversion_steps:
             noise = invert(call, known, noise, conditioning, start, inversion_steps)
-        weights = call._guidance_weights(spec, source, start, own)
+        weights = call._guidance_weights(spec, known, source.mask, source.label, start, own)
         latents = solve(call, known, noise, conditioning, start, steps, own, *callback, weights)
 
         self.maybe_free_model_hooks()
@@ -2162,13 +2212,14 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             for name in ("_guidance_scale", "_image_guidance_scale", "_guidance_interval"):
                 setattr(self, name, getattr(call, name))
             self._num_timesteps = call._num_timesteps
-        images = _finish(latents, conditioning.mask, source.image, output_type)
+        images = to_output(latents, conditioning.mask, source.image, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _set_guidance(self, task: str, scale, image_scale, interval) -> None:
         """Reads the arguments of guidance; None: the default of the task and the model."""
         scale = self.default_guidance(task) if scale is None else scale
         image_scale = 1.0 if image_scale is None else image_scale
+        interval = self.default_guidance_interval(task) if interval is None else interval
         self._guidance_scale = read_number(scale, 0, math.inf, "guidance_scale")
         self._image_guidance_scale = read_number(image_scale, 0, math.inf, "image_guidance_scale")
         self._guidance_interval = read_interval(interval, "guidance_interval")
@@ -2267,16 +2318,6 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         return Inputs(
             parts["image"], parts["mask_image"], parts["class_label"], parts.get("strength")
         )
-
-
-def _finish(latents: Tensor, mask: Tensor, source: Tensor, output_type: str):
-    """Images of the output type. Where the mask is 0 they have the pixels of the source."""
-    if output_type == "latent":
-        return latents
-    images = torch.where(mask > 0, (latents / 2 + 0.5).clamp(0, 1), source)
-    if output_type != "pt":
-        images = VaeImageProcessor.pt_to_numpy(images)
-    return VaeImageProcessor.numpy_to_pil(images) if output_type == "pil" else images
 
 
 # diffusers runs this file again, in the same module, for each pipeline that it loads. What the
