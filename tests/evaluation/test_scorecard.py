@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from mtl_diffusion.evaluation.bulk import Drawn, evaluations_of
 from mtl_diffusion.evaluation.edit import Edit, compare, edit_scores, pairs
 from mtl_diffusion.evaluation.equal_class import FOUND
 from mtl_diffusion.evaluation.evaluate import (
+    _others,
     context,
     of_model,
     parts_for,
@@ -301,3 +303,13 @@ def test_figures_of_another_n_or_space_are_not_drawn_beside(given, tmp_path):
             write_scorecard(
                 replace(given, pipe=pipe), [], tmp_path, data, "", [tmp_path / "metrics.json"]
             )
+
+
+@pytest.mark.parametrize("name", ["mtl-cifar10", "mtl-cifar10-fewstep"])
+def test_published_figures_can_be_drawn_beside_those_of_another_model(given, name):
+    path = Path(__file__).parents[2] / "pretrained" / name / "metrics.json"
+    metrics = json.loads(path.read_text())
+    space = replace(given.space, digest=metrics["feature_space"]["weights"])
+    settings = replace(given.settings, num_images=metrics["generate"]["floor"]["n"])
+    found = _others([path], replace(given, space=space, settings=settings))
+    assert found == {f"pretrained/{name}": metrics["generate"]}

@@ -161,6 +161,15 @@ def test_without_guidance_nothing_is_compared(pipe, sources, passed, arguments, 
     assert passed == [scale, scale]
 
 
+def test_a_callback_can_turn_guidance_off(pipe, sources, passed):
+    def callback(pipe, i, timestep, tensors):
+        pipe._guidance_scale = 1.0
+        return tensors
+
+    edit(pipe, sources, callback_on_step_end=callback)
+    assert isinstance(passed[0], torch.Tensor) and passed[1] == 1
+
+
 def test_a_model_that_does_not_generate_is_guided_everywhere(build_pipe, sources, passed):
     edit(build_pipe(tasks=("edit",)), sources)
     assert passed == [4, 4]

@@ -179,6 +179,7 @@ def test_a_run_ends_in_a_pipeline_of_few_steps(second):
     levels = list(table["edit"])
     assert levels[:3] == ["80 to 0", "40 to 0.8", "0.8 to 0"] and len(levels) == 7
     assert all(entry["loss"] > 0 for entry in table["edit"].values())
+    assert table["generate"]["0.8 to 0"]["loss"] > 0
     # A step of generate at 80 is not guided, and there the student is still its teacher.
     assert table["generate"]["80 to 0"]["loss"] == pytest.approx(0, abs=1e-9)
     checkpoint = of_checkpoint(folder).pipeline
