@@ -87,16 +87,23 @@ class Distillation(Objective):
 
     def _guided(self, task: Task, conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
         """The teacher's D with the guidance that the task has by default."""
-
         low, high = task.default_guidance_interval
 
         def denoised(x: Tensor, sigma: Tensor) -> Tensor:
-            scale = task.default_guidance_scale
-            if scale != 1:
-                scale = torch.where((low <= sigma) & (sigma <= high), scale, 1.0)
-            F = predict_guided(
-                self._teacher[0], self.scheduler, x, sigma, conditioning, self.null, scale
-            )
+            guided = ((low <= sigma) & (sigma <= high)).flatten()
+            F = torch.empty_like(x)
+            # Apart, because a sample without guidance needs one branch only.
+            for rows, scale in ((guided, task.default_guidance_scale), (~guided, 1.0)):
+                if rows.any():
+                    F[rows] = predict_guided(
+                        self._teacher[0],
+                        self.scheduler,
+                        x[rows],
+                        sigma[rows],
+                        conditioning[rows],
+                        self.null,
+                        scale,
+                    )
             return self.scheduler.precondition_outputs(x, F, sigma)
 
         return denoised
