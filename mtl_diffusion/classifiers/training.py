@@ -79,6 +79,7 @@ def train_classifier(
     learning_rate: float | None = None,
     width: int = 32,
     depth: int = 1,
+    noise: float = 0.0,
     seed: int = 0,
     device: str | torch.device = "cpu",
     mixed_precision: str = "no",
@@ -87,7 +88,7 @@ def train_classifier(
 
     Images are flipped at random, and shifted by up to an eighth of their side. "resnet9" is trained
     by SGD with Nesterov's momentum, and a square of a quarter of the side is cut out of each image;
-    "regnet" by AdamW.
+    "regnet" by AdamW. With noise the classifier is less easily fooled by changes too weak to see.
 
     Args:
         dataset: on the CPU.
@@ -97,6 +98,8 @@ def train_classifier(
         learning_rate: the largest of the schedule; None for the architecture's own.
         width: channels of the first layer; each stage has twice the channels of the one before.
         depth: residual blocks in each of a regnet's three stages.
+        noise: the largest standard deviation of Gaussian noise that is added to images in [-1, 1];
+            each image has its own, uniform below it.
         seed: keys the initial weights, the order of the data and its augmentation.
         device: where to train.
         mixed_precision: "no" or "bf16".
@@ -106,6 +109,8 @@ def train_classifier(
     """
     if epochs < 1:
         raise ValueError(f"epochs: {epochs} leaves nothing to train; give 1 or more.")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise: {noise} is no standard deviation; give 0 for none, or more.")
     for name, value, allowed in (
         ("architecture", architecture, MODELS),
         ("mixed_precision", mixed_precision, ("no", "bf16")),
@@ -131,6 +136,8 @@ def train_classifier(
         images = _shift(batch.images, dataset.resolution // 8, random)
         if architecture == "resnet9":
             images = _cut_out(images, dataset.resolution // 4, random)
+        if noise:
+            images = _add_noise(images, noise, random)
         with bf16:
             logits = model(images.contiguous(memory_format=torch.channels_last)).logits
         loss = F.cross_entropy(logits.float(), batch.labels)
@@ -179,3 +186,10 @@ def _cut_out(images: torch.Tensor, side: int, random: torch.Generator) -> torch.
     offsets = torch.arange(size, device=images.device) - corners.to(images.device)  # (2, B, size)
     rows, columns = (offsets >= 0) & (offsets < side)
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def _add_noise(images: torch.Tensor, largest: float, random: torch.Generator) -> torch.Tensor:
+    """Adds Gaussian noise to (B, C, H, W), of a standard deviation below `largest` for each."""
+    deviations = largest * torch.rand(len(images), 1, 1, 1, generator=random)
+    noise = deviations * torch.randn(images.shape, generator=random)
+    return images + noise.to(images.device)

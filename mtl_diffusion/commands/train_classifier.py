@@ -32,6 +32,8 @@ def parse() -> Namespace:
     add("--learning_rate", type=float, help="at its peak; default: the architecture's own")
     add("--width", type=int, default=32, help="channels of the first layer")
     add("--depth", type=int, default=1, help="residual blocks in each stage of regnet")
+    noise = "largest standard deviation of noise added to images in [-1, 1]: 0.25 for judging edits"
+    add("--noise", type=float, default=0.0, help=noise)
     precision = "bf16 is faster on GPUs, and on CPUs with AMX or AVX512_BF16"
     add("--mixed_precision", default="no", choices=["no", "bf16"], help=precision)
     flags.add(parser, "seed", "device")
@@ -45,8 +47,8 @@ def main() -> None:
 
     from mtl_diffusion.classifiers.training import train_to_folder
 
-    names = ("architecture", "epochs", "batch_size", "learning_rate", "width", "depth", "seed")
-    options = {name: getattr(args, name) for name in (*names, "mixed_precision")}
+    names = ("architecture", "epochs", "batch_size", "learning_rate", "width", "depth", "noise")
+    options = {name: getattr(args, name) for name in (*names, "seed", "mixed_precision")}
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with flags.refusals():
         metrics = train_to_folder(

@@ -122,6 +122,23 @@ def test_unknown_choices_are_refused(data, wrong):
         train_classifier(data, **wrong)
 
 
+def test_trained_with_noise_it_knows_more_noisy_images(data):
+    images = to_unit_range(data.images)
+    noisy = images + torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+
+    def right(noise):
+        trained = train_classifier(data, "resnet9", 4, 64, 0.2, width=8, noise=noise)
+        return (trained(noisy).argmax(1) == data.labels).float().mean().item()
+
+    assert right(0.5) > right(0.0) + 0.03
+
+
+@pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf")])
+def test_noise_that_is_no_standard_deviation_is_refused(data, wrong):
+    with pytest.raises(ValueError, match=r"noise: .* is no standard deviation"):
+        train_classifier(data, noise=wrong)
+
+
 def test_no_epochs(data):
     with pytest.raises(ValueError, match="epochs: 0"):
         train_classifier(data, epochs=0)
