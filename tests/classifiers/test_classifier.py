@@ -127,10 +127,12 @@ def test_trained_with_noise_it_knows_more_noisy_images(data):
     noisy = images + torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
 
     def right(noise):
-        trained = train_classifier(data, "resnet9", 4, 64, 0.2, width=8, noise=noise)
-        return (trained(noisy).argmax(1) == data.labels).float().mean().item()
+        """The mean share of two classifiers: without noise it varies most by seed."""
+        options = {"epochs": 4, "batch_size": 64, "learning_rate": 0.2, "width": 8, "noise": noise}
+        trained = [train_classifier(data, "resnet9", seed=seed, **options) for seed in (0, 1)]
+        return sum((t(noisy).argmax(1) == data.labels).float().mean().item() for t in trained) / 2
 
-    assert right(0.5) > right(0.0) + 0.03
+    assert right(0.5) > right(0.0) + 0.1
 
 
 @pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf")])
