@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..pipeline.chains import Chains, jumps
-from ..pipeline.denoiser import Conditioning, predict_guided
+from ..pipeline.denoiser import CLASS, Conditioning, predict
 from ..pipeline.ode import ode_end
 from ..pipeline.task import Task
 from .alignment import fingerprint
@@ -54,13 +54,14 @@ class Distillation(Objective):
         # In a tuple, so that it is no submodule: neither trained nor saved.
         self._teacher = (teacher.eval().requires_grad_(False),)
         self.teacher = fingerprint(teacher)
-        self.tasks = tuple(tasks)
         self.null = null
         self.teacher_steps = teacher_steps
         self.levels = {f"{start:g} to {end:g}": (start, start) for start, end in jumps(chains)}
         starts, ends = torch.tensor(jumps(chains)).T
         self.register_buffer("starts", starts.contiguous(), persistent=False)
         self.register_buffer("ends", ends.contiguous(), persistent=False)
+        guidance = [(t.default_guidance_scale, *t.default_guidance_interval) for t in tasks]
+        self.register_buffer("guidance", torch.tensor(guidance), persistent=False)
 
     @torch.no_grad()
     def target(
@@ -73,37 +74,30 @@ class Distillation(Objective):
         x = image + sigma * noise
         nearest = (sigma.flatten()[:, None].log() - self.starts.log()).abs().argmin(1)
         end = self.ends[nearest].view(-1, 1, 1, 1)
-        arrived = torch.empty_like(x)
-        for i, own in enumerate(self.tasks):
-            rows = (task == i).nonzero()[:, 0]
-            if len(rows):
-                denoised = self._guided(own, conditioning[rows])
-                arrived[rows] = ode_end(
-                    denoised, x[rows], sigma[rows], end[rows], self.teacher_steps
-                )
+        arrived = ode_end(self._guided(conditioning, task), x, sigma, end, self.teacher_steps)
         ratio = end / sigma
         D = (arrived - ratio * x) / (1 - ratio)
         return D, (x - D) / sigma
 
-    def _guided(self, task: Task, conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
-        """The teacher's D with the guidance that the task has by default."""
-        low, high = task.default_guidance_interval
+    def _guided(
+        self, conditioning: Conditioning, task: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The teacher's D with the guidance that each sample's task has by default."""
+        scale, low, high = self.guidance[task].T.reshape(3, -1, 1, 1, 1)
+        without_class = conditioning.without(CLASS, self.null)
 
         def denoised(x: Tensor, sigma: Tensor) -> Tensor:
-            guided = ((low <= sigma) & (sigma <= high)).flatten()
-            F = torch.empty_like(x)
-            # Apart, because a sample without guidance needs one branch only.
-            for rows, scale in ((guided, task.default_guidance_scale), (~guided, 1.0)):
-                if rows.any():
-                    F[rows] = predict_guided(
-                        self._teacher[0],
-                        self.scheduler,
-                        x[rows],
-                        sigma[rows],
-                        conditioning[rows],
-                        self.null,
-                        scale,
-                    )
+            guided = (scale != 1) & (low <= sigma) & (sigma <= high)
+            rows = guided.flatten().nonzero()[:, 0]
+            # All samples, and once more those that are guided, without their class.
+            F, unconditional = predict(
+                self._teacher[0],
+                self.scheduler,
+                torch.cat([x, x[rows]]),
+                torch.cat([sigma, sigma[rows]]),
+                Conditioning.cat([conditioning, without_class[rows]]),
+            ).tensor_split([len(x)])
+            F = F.index_copy(0, rows, torch.lerp(unconditional, F[rows], scale[rows]))
             return self.scheduler.precondition_outputs(x, F, sigma)
 
         return denoised

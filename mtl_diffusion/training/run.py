@@ -111,8 +111,9 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     freeze(unet, config.train_only, config.token_paths)
     train_mode(unet)
     if config.compile:
-        for module in filter(None, (unet, teacher)):
-            module.compile(mode=config.compile_mode)
+        unet.compile(mode=config.compile_mode)
+        if teacher is not None:
+            teacher.compile()  # in the default mode: its batches are of any size
 
     weighting = build_weighting(config.task_weighting, list(config.shares), config.task_weights)
     alignment = _alignment(config, unet, train_data, held_out, device)

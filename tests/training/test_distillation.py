@@ -16,7 +16,7 @@ from mtl_diffusion import loop
 from mtl_diffusion.config import ConfigError
 from mtl_diffusion.data.shapes import shapes
 from mtl_diffusion.pipeline.chains import default_chains
-from mtl_diffusion.pipeline.denoiser import Conditioning
+from mtl_diffusion.pipeline.denoiser import CLASS, Conditioning, predict_guided
 from mtl_diffusion.pipeline.ode import ode_end
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 from mtl_diffusion.publishing.export import of_checkpoint
@@ -87,16 +87,19 @@ def inputs(objective, n=7):
 
 def test_an_euler_step_to_the_target_arrives_where_the_flow_does(objective, monkeypatch):
     """With the exact denoiser of a Gaussian in place of the teacher."""
-    gaussian, scales = Gaussian(0.1, correlated(0.5, 192), (3, 8, 8)), []
+    gaussian, null = Gaussian(0.1, correlated(0.5, 192), (3, 8, 8)), objective.null
+    seen = {True: [], False: []}  # with a class, and without one: noise levels of each call
 
-    def guided(unet, scheduler, x, sigma, conditioning, null, guidance_scale):
+    def exact_denoiser(unet, scheduler, x, sigma, conditioning):
         assert unet is not objective.unet and len(conditioning) == len(x)
-        scales.append((guidance_scale, sigma))
+        without = conditioning.tokens[:, CLASS, null] == 1
+        for has_class, rows in ((True, ~without), (False, without)):
+            seen[has_class].append(sigma[rows])
         D = each(gaussian, x, sigma)
         zero = scheduler.precondition_outputs(x, 0 * x, sigma)
         return (D - zero) / scheduler.precondition_outputs(0 * sigma, 1 + 0 * sigma, sigma)
 
-    monkeypatch.setattr(distillation, "predict_guided", guided)
+    monkeypatch.setattr(distillation, "predict", exact_denoiser)
     image, noise, sigma, conditioning, task = inputs(objective)
     D, rest = objective.target(image, noise, sigma, conditioning, task)
     x = image + sigma * noise
@@ -108,15 +111,35 @@ def test_an_euler_step_to_the_target_arrives_where_the_flow_does(objective, monk
         torch.testing.assert_close(
             arrived[i].flatten()[None].double(), exact, rtol=0, atol=0.02 + 0.002 * float(ends[i])
         )
-    # Each task with the guidance that sampling gives it: 3, 2 and 2 samples, 60 steps each.
-    # Samples of generate that have none at their noise level are evaluated apart.
-    assert [(scale, len(sigma)) for scale, sigma in scales[-60:]] == [(4, 2)] * 60
-    assert [(scale, len(sigma)) for scale, sigma in scales[-120:-60]] == [(1, 2)] * 60
-    generate = scales[:-120]
-    assert sum(len(sigma) for _, sigma in generate) == 3 * 60
-    for scale, sigma in generate:
-        assert (((sigma >= 0.28) & (sigma <= 2.9)) == (scale == 2)).all()
-    assert {scale for scale, _ in generate} == {1, 2}
+    # 60 steps of one call each. The second branch is of the two edits, and of generate where it is
+    # guided, at sigma 0.28 to 2.9 alone.
+    assert [len(sigma) for sigma in seen[True]] == [7] * 60
+    for given, without in zip(seen[True], seen[False], strict=True):
+        generate = given[task == 0].flatten()
+        assert ((generate >= 0.28) & (generate <= 2.9)).sum() + 2 == len(without)
+    assert 2 * 60 < sum(map(len, seen[False])) < 5 * 60
+
+
+def test_each_sample_is_taught_with_the_guidance_of_its_task(objective):
+    objective.teacher_steps = 2
+    image, noise, sigma, conditioning, task = inputs(objective)
+    D, _ = objective.target(image, noise, sigma, conditioning, task)
+    ends = objective.ends.view_as(sigma)
+    for i in range(7):
+        own = TASKS[("generate", "inpaint", "edit")[task[i]]]
+        low, high = own.default_guidance_interval
+
+        def denoised(x, level, i=i, own=own, low=low, high=high):
+            scale = own.default_guidance_scale if low <= level.item() <= high else 1.0
+            parts = (objective.scheduler, x, level, conditioning[[i]], objective.null, scale)
+            F = predict_guided(objective._teacher[0], *parts)
+            return objective.scheduler.precondition_outputs(x, F, level)
+
+        x, level, end = image[[i]] + sigma[[i]] * noise[[i]], sigma[[i]], ends[[i]]
+        with torch.no_grad():
+            arrived = ode_end(denoised, x, level, end, 2)
+        expected = (arrived - end / level * x) / (1 - end / level)
+        torch.testing.assert_close(D[[i]], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_loss_is_the_error_in_the_hole_and_only_the_student_learns(objective):
