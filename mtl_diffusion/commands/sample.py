@@ -18,6 +18,8 @@ def parse() -> Namespace:
     flags.add(parser, "pipeline", "revision")
     add("--task", default="generate", help="one of the model's tasks")
     add("--class_label", nargs="+", help="names or numbers of classes, taken in turn; none: any")
+    known = "names or numbers of the classes of the sources of edit, if they are known, in turn"
+    add("--source_class", nargs="+", help=known)
     add("--image", nargs="+", help="picture files: the sources of inpaint, edit and colorize")
     add("--mask_image", nargs="+", help="picture files: white is repainted; one serves for all")
     share = "edit the share of the pixels, 0 to 1, where the class makes the most difference"

@@ -28,7 +28,8 @@ from .likeness import feature_distance, low_frequency_error, ssim
 from .parts import Context, Part, Seen, mean
 
 LIKENESS = ("ssim_to_source", "low_frequency_error", "feature_distance")
-EDIT_IN_MASK = "edit_in_class_mask"
+# Ways to use the edit task.
+EDIT, EDIT_SOURCE_CLASS, EDIT_IN_MASK = "edit", "edit_source_class", "edit_in_class_mask"
 
 
 # From the noise level that edit starts from, in as many steps.
@@ -86,10 +87,14 @@ class Edit(Part):
         self.strengths = sorted({*self.ladder, *further})
         self.baselines = list(BASELINES) if context.has_baselines else []
         self.guidances = context.settings.baseline_guidance_scales
-        masks = (False, True) if "generate" in context.pipe.tasks else (False,)
-        self.methods = [self._edit(in_mask, None) for in_mask in masks]
+        ways = [EDIT]
+        if not context.pipe.chains:
+            ways.append(EDIT_SOURCE_CLASS)
+        if "generate" in context.pipe.tasks:
+            ways.append(EDIT_IN_MASK)
+        self.methods = [self._edit(way, None) for way in ways]
         for scale in context.settings.edit_guidance_scales:
-            self.methods += [self._edit(in_mask, scale) for in_mask in masks]
+            self.methods += [self._edit(way, scale) for way in ways]
         for name in self.baselines:
             self.methods += [self._baseline(name, scale) for scale in self.guidances]
 
@@ -98,9 +103,13 @@ class Edit(Part):
         """Features and classes of the sources."""
         return Seen.of(self.context, self.sources)
 
-    def _edit(self, in_mask: bool, guidance: float | None) -> Method:
-        """The edit task, everywhere or inside the class's mask. guidance: None for the model's."""
-        name, context = EDIT_IN_MASK if in_mask else "edit", self.context
+    def _edit(self, way: str, guidance: float | None) -> Method:
+        """The edit task: without the source's class, with it, or inside the mask of the new class.
+
+        Args:
+            guidance: None for the model's.
+        """
+        name, context = way, self.context
         if guidance is None:
             guidance = context.pipe.default_guidance("edit")
         else:
@@ -112,7 +121,9 @@ class Edit(Part):
 
         def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
             pair = {"image": sources.float() / 255, "class_label": asked.tolist()}
-            if in_mask:
+            if way == EDIT_SOURCE_CLASS:
+                pair["source_class"] = own.tolist()
+            if way == EDIT_IN_MASK:
                 random = context.generators("mask", rows=rows)
                 pair["mask_image"] = context.pipe.generate_mask(**pair, generator=random)
             return context.sample(

@@ -18,7 +18,7 @@ from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..tools.files import write_text
 from ..tools.names import public
 from .bulk import Bulk, Drawn
-from .edit import BASELINES, EDIT_IN_MASK, Edit
+from .edit import BASELINES, EDIT_IN_MASK, EDIT_SOURCE_CLASS, Edit
 from .equal_class import FOUND
 from .features import FeatureSpace
 from .generate import Generate, plot_quality
@@ -230,7 +230,10 @@ def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
                 kind: _pick(entry.get("repaint", {}), *hole) for kind, entry in inpaint.items()
             }
         },
-        **{name: {"edit": _edits(edit.get(name, {}))} for name in (EDIT_IN_MASK, *BASELINES)},
+        **{
+            name: {"edit": _edits(edit.get(name, {}))}
+            for name in (EDIT_SOURCE_CLASS, EDIT_IN_MASK, *BASELINES)
+        },
     }
     return _without_empty({**found, "baselines": baselines})
 

@@ -65,20 +65,17 @@ def read_request(pipe: MultiTaskPipeline, arguments: Mapping[str, Any]) -> Reque
     Raises:
         ValueError: one of them is refused; the message names it.
     """
-    labels = arguments["class_label"]
-    if labels is not None:
-        labels = [
-            int(label) if label.isdecimal() and label not in pipe.class_names else label
-            for label in labels
-        ]
-        read_labels(labels, pipe.class_names)
     in_turn = {
-        "class_label": labels,
+        **{
+            name: _labels(arguments[name], pipe.class_names, name)
+            for name in ("class_label", "source_class")
+        },
         "image": _sources(arguments["image"], pipe.size),
         "mask_image": _masks(arguments["mask_image"], pipe.size),
     }
     in_turn = {name: values for name, values in in_turn.items() if values}
-    if arguments["mask_share"] is not None and in_turn.keys() != {"class_label", "image"}:
+    masked = {"class_label", "image"}
+    if arguments["mask_share"] is not None and in_turn.keys() - {"source_class"} != masked:
         raise ValueError("mask_share needs class_label and image, and takes no mask_image")
     count = arguments["num_images"]
     if count is None:
@@ -95,6 +92,16 @@ def read_request(pipe: MultiTaskPipeline, arguments: Mapping[str, Any]) -> Reque
             **{name: value for name, value in arguments.items() if name not in FREE},
         },
     )
+
+
+def _labels(given: Sequence[str] | None, classes: Sequence[str], name: str) -> list[str | int]:
+    """Names of classes, or numbers where no class has such a name."""
+    labels = [
+        int(label) if label.isdecimal() and label not in classes else label for label in given or []
+    ]
+    if labels:
+        read_labels(labels, classes, name)
+    return labels
 
 
 def _sources(paths: Sequence[str] | None, size: int) -> list[Image.Image]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .degradation import low_pass
-from .denoiser import CLASS, Conditioning, build_conditioning, predict
+from .denoiser import CLASS, Conditioning, LocalGuidance, build_conditioning, predict
 from .generate import Generate
 from .inputs import read_number
 from .noise import initial_latents
@@ -78,32 +78,42 @@ class GeneratesMasks:
         self.maybe_free_model_hooks()
         return (difference >= limit[:, None, None, None]).float()
 
-    def _guidance_weights(
+    def _local_guidance(
         self,
         task: Task,
         known: Tensor,
-        mask: Tensor,
+        base: Conditioning,
         label: Tensor,
         start: list[float],
         generators: list[torch.Generator],
-    ) -> Tensor | None:
-        """(B, 1, H, W) by which a task's guidance scale is multiplied; None: by nothing.
+    ) -> LocalGuidance | None:
+        """Generate's guidance by the class, for a task that takes it; None: the task's own.
 
-        What starts from noise alone has nothing of the source, and the same scale everywhere.
+        Generate has nothing but the class to go by, so it knows better what the class changes. What
+        starts from noise alone has nothing of the source, and the same scale everywhere.
 
         Args:
             known: (B, 3, H, W) in [-1, 1], the source.
-            mask: (B, 1, H, W) in {0, 1}, 1 = painted.
+            base: what is guided.
             label: (B,) classes.
             start: (B,) noise levels where sampling starts.
         """
-        shown = [level < self.scheduler.config.sigma_max for level in start]
-        guided = self.guidance_scale not in (0, 1) and any(shown) and not self.interrupt
+        guided = self.guidance_scale not in (0, 1) and not self.interrupt
         if not (guided and task.local_guidance and "generate" in self.tasks):
             return None
-        weights = relevance(self._class_difference(known, label, generators), mask)
-        rows = torch.tensor(shown, device=known.device).view(-1, 1, 1, 1)
-        return torch.where(rows, weights, 1.0)
+        shown = [level < self.scheduler.config.sigma_max for level in start]
+        weight = torch.ones_like(known[:, :1])
+        if any(shown):
+            difference = self._class_difference(known, label, generators)
+            rows = torch.tensor(shown, device=known.device).view(-1, 1, 1, 1)
+            weight = torch.where(rows, relevance(difference, base.mask), weight)
+        return LocalGuidance(base, self._generate_conditioning(known, label), weight)
+
+    def _generate_conditioning(self, known: Tensor, label: Tensor) -> Conditioning:
+        """Generate's, for images of these shapes and classes."""
+        task, blank = Generate(), torch.zeros_like(known)
+        hint = task.condition(blank, torch.ones_like(known[:, :1]), None, blank)
+        return build_conditioning(hint, task, label, self.vocabulary)
 
     def _class_difference(self, known: Tensor, label: Tensor, generator) -> Tensor:
         """(B, 1, H, W) how much the class changes the answer of generate: squared, smoothed.
@@ -113,9 +123,7 @@ class GeneratesMasks:
             label: (B,) classes.
             generator: one, or one for each image, or None.
         """
-        task, device, blank = Generate(), known.device, torch.zeros_like(known)
-        hint = task.condition(blank, torch.ones_like(known[:, :1]), None, blank)
-        conditioning = build_conditioning(hint, task, label, self.vocabulary)
+        conditioning, device = self._generate_conditioning(known, label), known.device
         # A model of few steps knows the noise levels of its chains.
         levels = [level for chain in self.chains or [] for level in chain] or [MASK_SIGMA]
         sigma = min(levels, key=lambda level: abs(math.log(level / MASK_SIGMA)))

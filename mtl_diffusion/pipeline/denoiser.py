@@ -61,6 +61,24 @@ class Conditioning:
         return replace(self.without(STRENGTH, null, rows), image=known)
 
 
+@dataclass(frozen=True)
+class LocalGuidance:
+    """Guidance by the difference that a class makes to another task, pixel by pixel.
+
+    Attributes:
+        base: the conditioning that is guided: of the class of the source, or of none.
+        guide: the conditioning of the other task, with the class.
+        weight: (B, 1, H, W), multiplies the guidance scale.
+    """
+
+    base: Conditioning
+    guide: Conditioning
+    weight: Tensor
+
+    def __getitem__(self, rows) -> "LocalGuidance":
+        return LocalGuidance(self.base[rows], self.guide[rows], self.weight[rows])
+
+
 def build_conditioning(
     hint: Hint, task: Task, label: Tensor, vocabulary: Vocabulary
 ) -> Conditioning:
@@ -117,28 +135,38 @@ def predict_guided(
     sigma: Tensor,
     conditioning: Conditioning,
     null: int,
-    guidance_scale: float | Tensor = 1.0,
+    guidance_scale: float = 1.0,
     image_guidance_scale: float = 1.0,
+    local: LocalGuidance | None = None,
 ) -> Tensor:
     """F(0,0) + s_I [F(I,0) - F(0,0)] + s_C [F(I,c) - F(I,0)], all evaluations in one batch.
 
     A scale of 1 is off. The weights sum to 1, so combining F equals combining D. A branch of weight
     zero is not evaluated: one evaluation without guidance, two where s_I is 1, else up to three.
-    A tensor of scales counts as other than 0 and 1.
+    With local guidance, where s_C is neither 0 nor 1, the last difference is that of another task,
+    and F(I,0) that of another class: three evaluations, or four.
 
     Args:
         null: id of the null token.
-        guidance_scale: s_C, the class's; or (B, 1, H, W) or (B, 1, 1, 1), one at each pixel.
+        guidance_scale: s_C, the class's.
         image_guidance_scale: s_I, the condition image's.
 
     Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
     """
-    imageless = conditioning.without_image(null)
-    branches = [
-        (guidance_scale, conditioning),
-        (image_guidance_scale - guidance_scale, conditioning.without(CLASS, null)),
-        (1 - image_guidance_scale, imageless.without(CLASS, null)),
-    ]
+    if local is None or guidance_scale in (0, 1):
+        branches = [
+            (guidance_scale, conditioning),
+            (image_guidance_scale - guidance_scale, conditioning.without(CLASS, null)),
+            (1 - image_guidance_scale, conditioning.without_image(null).without(CLASS, null)),
+        ]
+    else:
+        weight = guidance_scale * local.weight
+        branches = [
+            (weight, local.guide),
+            (-weight, local.guide.without(CLASS, null)),
+            (image_guidance_scale, local.base),
+            (1 - image_guidance_scale, local.base.without_image(null).without(CLASS, null)),
+        ]
     branches = [(w, branch) for w, branch in branches if isinstance(w, Tensor) or w != 0]
     n = len(branches)
     F = predict(

@@ -23,8 +23,11 @@ REGION_SHARE = 0.25  # share of the samples that edit only a region; the others 
 class Edit(Task):
     name = "edit"
     required = frozenset({"image", "class_label"})
-    optional = frozenset({"mask_image", "strength", "image_guidance_scale", "num_inversion_steps"})
+    optional = frozenset(
+        {"mask_image", "strength", "image_guidance_scale", "num_inversion_steps", "source_class"}
+    )
     default_strength = 0.8
+    default_steps = 12
     default_guidance_scale = 4.0
     local_guidance = True
     default_inversion_steps = 8

@@ -4,6 +4,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,23 @@ from torch import Tensor
 
 MAX_COUNT = 10_000  # of steps, and of images for each sample
 WHITE_MODES = ("1", "L", "RGB")  # of PIL images that serve as masks: white is 255 in each
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of a call as tensors, one entry a sample.
+
+    Attributes:
+        image: (B, 3, H, W) in [0, 1]. mask: (B, 1, H, W) in {0, 1}. label: (B,), -1 for none.
+        strength: (B,) in [0, 1], or None if the task takes none.
+        source_class: (B,) that of the image, -1 for none.
+    """
+
+    image: Tensor
+    mask: Tensor
+    label: Tensor
+    strength: Tensor | None
+    source_class: Tensor
 
 
 def read_images(value, size: int, name: str = "image") -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .chains import Chains
-from .denoiser import CLASS, Conditioning, predict
+from .denoiser import Conditioning, predict
 from .inputs import read_count
 from .ode import ode_end
 
@@ -32,7 +32,7 @@ def invert(
     start: list[float],
     steps: int,
 ) -> Tensor:
-    """The noise with which the image, without a class, would have come out of the sampler.
+    """The noise with which the image would have come out of the sampler.
 
     Carries the image up the probability-flow ODE to the start, from a noise level too low to see.
     Below sigma_max image + start noise is then where the image comes from.
@@ -40,6 +40,7 @@ def invert(
     Args:
         image: (B, 3, H, W) in [-1, 1].
         noise: (B, 3, H, W) standard normal, for the images that start from noise alone.
+        conditioning: with the class of the image, or with none.
         start: (B,) noise levels.
         steps: evaluations of the denoiser.
 
@@ -49,7 +50,7 @@ def invert(
     rows = ((level > LOWEST) & (level < call.scheduler.config.sigma_max)).nonzero()[:, 0]
     if not len(rows):
         return noise
-    conditions = conditioning[rows].without(CLASS, call.vocabulary.null)
+    conditions = conditioning[rows]
 
     def denoised(x: Tensor, sigma: Tensor) -> Tensor:
         if call.interrupt:

@@ -9,7 +9,6 @@ pipe(task="edit", image=image, class_label="dog", strength=0.7).images[0]
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -31,6 +30,7 @@ from .edit import Edit
 from .generate import Generate
 from .inpaint import Inpaint
 from .inputs import (
+    Inputs,
     read_count,
     read_images,
     read_interval,
@@ -59,21 +59,6 @@ TASKS: dict[str, Task] = {
         Colorize(),
     )
 }
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The arguments of a call as tensors, one entry a sample.
-
-    Attributes:
-        image: (B, 3, H, W) in [0, 1]. mask: (B, 1, H, W) in {0, 1}. label: (B,), -1 for none.
-        strength: (B,) in [0, 1], or None if the task takes none.
-    """
-
-    image: Tensor
-    mask: Tensor
-    label: Tensor
-    strength: Tensor | None
 
 
 class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
@@ -145,7 +130,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
     def default_steps(self, task: str) -> int:
         """num_inference_steps of a task, if it is not given."""
         if self.chains is None:
-            return 18
+            return TASKS[task].default_steps
         lengths = [len(levels) for levels in self.chains]
         few = TASKS[task].few_steps
         return few if few in lengths else lengths[-1]
@@ -196,6 +181,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         guidance_interval: tuple[float, float] | None = None,
         num_inference_steps: int | None = None,
         num_inversion_steps: int | None = None,
+        source_class: str | int | list | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -229,6 +215,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
                 level where it starts, so that what the class does not change comes back as it was.
                 0: the source with random noise, for edits that differ from seed to seed. None:
                 the task's default; of a model of few steps, which can't do it, 0.
+            source_class: the class of an edit's source, if it is known: more of the source is kept.
             num_images_per_prompt: images for each sample.
             generator: one, or one for each image. Image i depends on its seed and on i alone.
             latents: (images, 3, size, size) standard normal, instead of drawing them. All other
@@ -252,6 +239,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             strength=strength,
             image_guidance_scale=image_guidance_scale,
             num_inversion_steps=num_inversion_steps,
+            source_class=source_class,
         )
         check_output_type(output_type)
         self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -262,8 +250,15 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         inversion_steps = read_inversion_steps(
             num_inversion_steps, spec.default_inversion_steps, self.chains
         )
+        if source_class is not None and self.chains:
+            raise ValueError(
+                "source_class is given; a model of few steps has its guidance built in, and can't "
+                "use it: leave it out"
+            )
         count = read_count(num_images_per_prompt, "num_images_per_prompt")
-        source = self._read_source(spec, class_label, image, mask_image, strength, count)
+        source = self._read_source(
+            spec, class_label, image, mask_image, strength, count, source_class
+        )
         noise = initial_latents(latents, generator, tuple(source.image.shape), device)
         own = own_generators(noise)
         known = 2 * source.image - 1
@@ -273,10 +268,11 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         strengths = [None] * len(noise) if source.strength is None else source.strength.tolist()
         start = [spec.start(strength) for strength in strengths]
+        base = build_conditioning(hint, spec, source.source_class, self.vocabulary)
         if inversion_steps:
-            noise = invert(call, known, noise, conditioning, start, inversion_steps)
-        weights = call._guidance_weights(spec, known, source.mask, source.label, start, own)
-        latents = solve(call, known, noise, conditioning, start, steps, own, *callback, weights)
+            noise = invert(call, known, noise, base, start, inversion_steps)
+        local = call._local_guidance(spec, known, base, source.label, start, own)
+        latents = solve(call, known, noise, conditioning, start, steps, own, *callback, local)
 
         self.maybe_free_model_hooks()
         if self._caller is None:  # after a call, diffusers' pipelines have its values
@@ -363,7 +359,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             )
 
     def _read_source(
-        self, spec: Task, class_label, image, mask_image, strength, repeat: int
+        self, spec: Task, class_label, image, mask_image, strength, repeat: int, source_class=None
     ) -> Inputs:
         """The arguments as tensors of one length on the device, each entry repeated.
 
@@ -379,13 +375,20 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             parts["image"] = read_images(image, self.size)
         if mask_image is not None:
             parts["mask_image"] = read_masks(mask_image, self.size)
+        if source_class is not None:
+            parts["source_class"] = read_labels(source_class, self.class_names, "source_class")
         shape = (1, 3, self.size, self.size)
         parts.setdefault("image", torch.zeros(shape, dtype=torch.float32))
         parts.setdefault("mask_image", torch.ones(shape, dtype=torch.float32)[:, :1])
+        parts.setdefault("source_class", torch.tensor([-1]))
         parts = {
             name: part.repeat_interleave(repeat, 0).to(self._execution_device)
             for name, part in repeat_to_batch(parts).items()
         }
         return Inputs(
-            parts["image"], parts["mask_image"], parts["class_label"], parts.get("strength")
+            parts["image"],
+            parts["mask_image"],
+            parts["class_label"],
+            parts.get("strength"),
+            parts["source_class"],
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .chains import first_latents, karras_ramp
 from .components import plain_module
-from .denoiser import Conditioning, predict_guided
+from .denoiser import Conditioning, LocalGuidance, predict_guided
 
 
 def solve(
@@ -20,7 +20,7 @@ def solve(
     generators: list[torch.Generator],
     callback: Callable | None,
     callback_inputs: list[str],
-    relevance: Tensor | None,
+    local: LocalGuidance | None,
 ) -> Tensor:
     """Goes from the start to 0; known pixels are exact at every step.
 
@@ -33,8 +33,7 @@ def solve(
         start: (B,) noise levels, of the source. From sigma_max on it is noise alone.
         steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
-        relevance: (B, 1, H, W), multiplies the guidance scale of each pixel, unless it is 0 or 1;
-            None: nothing does.
+        local: takes the place of the task's own guidance; None: nothing does.
 
     Returns:
         (B, 3, H, W) float32.
@@ -70,9 +69,9 @@ def solve(
                     shown = conditions.image.flatten(1).any(1)[:, None, None, None]
                     latents = torch.where(shown, latents, first_latents(noise[rows], first))
             own = [generators[i] for i in rows]
-            weight = None if relevance is None else relevance[rows]
+            guidance = None if local is None else local[rows]
             x[rows] = _solve(
-                call, latents, image, noise[rows], conditions, own, done, end_step, weight
+                call, latents, image, noise[rows], conditions, own, done, end_step, guidance
             )
             done += len(scheduler.timesteps)
     return x
@@ -87,7 +86,7 @@ def _solve(
     generators: list[torch.Generator],
     done: int,
     end_step: Callable[[int, Tensor, Tensor], Tensor],
-    relevance: Tensor | None,
+    local: LocalGuidance | None,
 ) -> Tensor:
     """Goes down the noise levels of the call's scheduler.
 
@@ -108,9 +107,6 @@ def _solve(
     for i, timestep in enumerate(scheduler.timesteps):
         if call.interrupt:
             break
-        scale = call.guidance_scale if guided[i] else 1.0
-        if relevance is not None and scale not in (0, 1):
-            scale = scale * relevance
         F = predict_guided(
             call.unet,
             scheduler,
@@ -118,8 +114,9 @@ def _solve(
             torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device, dtype=torch.float32),
             conditioning,
             call.vocabulary.null,
-            scale,
+            call.guidance_scale if guided[i] else 1.0,
             call.image_guidance_scale if guided[i] else 1.0,
+            local,
         )
         x = scheduler.step(F, timestep, x, generator=generators).prev_sample
         x = torch.where(hole, x, source + sigmas[i + 1] * noise)

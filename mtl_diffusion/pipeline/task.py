@@ -54,11 +54,12 @@ class Task(ABC):
         required: arguments of the pipeline that the task needs.
         optional: further arguments of the pipeline that it takes. Any other one is refused.
         default_strength: the strength when sampling without one; None if the task takes none.
+        default_steps: steps when sampling without a number of them.
         default_guidance_scale: the guidance scale when sampling without one; 1 is off.
         default_guidance_interval: the lowest and highest noise level (sigma) of guidance when
             sampling without them.
-        local_guidance: whether guidance is weaker where the class makes little difference to the
-            source. It needs a source, and a model that has learned generate.
+        local_guidance: whether generate, if the model has learned it, gives the direction of the
+            class, and guidance is weaker where the class makes little difference to the source.
         default_inversion_steps: steps of the inversion of the source when sampling without a
             number of them; 0 is off.
         few_steps: steps of a model that draws in few steps, when sampling without a number of
@@ -69,6 +70,7 @@ class Task(ABC):
     required: ClassVar[frozenset[str]] = frozenset()
     optional: ClassVar[frozenset[str]] = frozenset()
     default_strength: ClassVar[float | None] = None
+    default_steps: ClassVar[int] = 18
     default_guidance_scale: ClassVar[float] = 1.0
     default_guidance_interval: ClassVar[tuple[float, float]] = (0.0, math.inf)
     local_guidance: ClassVar[bool] = False
@@ -77,7 +79,7 @@ class Task(ABC):
 
     ARGUMENTS: ClassVar[frozenset[str]] = frozenset(
         {"image", "mask_image", "class_label", "strength", "image_guidance_scale"}
-        | {"num_inversion_steps"}
+        | {"num_inversion_steps", "source_class"}
     )
 
     def __init_subclass__(cls, **kwargs):

@@ -25,6 +25,7 @@ NAMES = {
     "evaluations": "evaluations",
 }
 METHODS = {
+    "edit_source_class": "edit with source_class",
     "edit_in_class_mask": "edit inside generate_mask",
     "repaint": "RePaint",
     "sdedit": "SDEdit",

@@ -115,7 +115,7 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     assert limited["evaluations"] == 3 and limited["guidance_interval"] == [0, 1]
     power = one["generate"]["by_class_guidance_2_interval_0.28_2.9_steps_2"]["radial_power"]
     assert power["n"] == 10 and len(power["decades"]) == 4 and len(power["by_class"]) == 5
-    assert one["edit"]["edit"]["strength_0.5"]["evaluations"] == 8 + 2 * 2 + 2 * 2
+    assert one["edit"]["edit"]["strength_0.5"]["evaluations"] == 8 + 2 * 2 + 3 * 2
     assert one["edit"]["edit_guidance_1"]["strength_0.5"]["evaluations"] == 8 + 2
     in_mask = one["edit"]["edit_in_class_mask_guidance_1"]["strength_0.5"]
     assert in_mask["evaluations"] == 8 + 2 + 4

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import EDMEulerScheduler
 from gaussian import keyed
 from scipy.ndimage import gaussian_filter
 
@@ -10,7 +11,8 @@ from mtl_diffusion.evaluation.denoise import generate_denoiser
 from mtl_diffusion.pipeline import solver
 from mtl_diffusion.pipeline.chains import default_chains
 from mtl_diffusion.pipeline.class_mask import relevance
-from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+from mtl_diffusion.pipeline.denoiser import CLASS, TASK
+from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +110,12 @@ def test_relevance_is_1_where_the_difference_is_its_mean_over_the_painted_pixels
 
 @pytest.fixture
 def passed(monkeypatch):
-    """The guidance scale of each evaluation of the solver."""
+    """The guidance scale and the local guidance of each evaluation of the solver."""
     seen, own = [], solver.predict_guided
 
-    def guided(unet, scheduler, x, sigma, conditioning, null, scale, image_scale):
-        seen.append(scale)
-        return own(unet, scheduler, x, sigma, conditioning, null, scale, image_scale)
+    def guided(unet, scheduler, x, sigma, conditioning, null, scale, image_scale, local):
+        seen.append((scale, local))
+        return own(unet, scheduler, x, sigma, conditioning, null, scale, image_scale, local)
 
     monkeypatch.setattr(solver, "predict_guided", guided)
     return seen
@@ -134,31 +136,62 @@ def edit(pipe, sources, strength=0.5, seeds=(5, 6), **arguments):
 
 def test_an_edit_is_guided_where_the_class_makes_a_difference(pipe, sources, passed):
     edit(pipe, sources)
-    assert len(passed) == 2 and torch.equal(passed[0], passed[1])
-    assert passed[0].shape == (2, 1, 8, 8)
-    assert (passed[0] >= 0).all() and (passed[0] < 8).all() and passed[0].std() > 0.04
+    assert [scale for scale, _ in passed] == [TASKS["edit"].default_guidance_scale] * 2
+    weight = passed[0][1].weight
+    assert weight.shape == (2, 1, 8, 8) and torch.equal(weight, passed[1][1].weight)
+    assert (weight >= 0).all() and (weight < 2).all() and weight.std() > 0.01
+
+
+def test_generate_guides_it_towards_the_class_and_away_from_that_of_the_source(
+    pipe, sources, passed
+):
+    vocabulary = pipe.vocabulary
+    for source_class, base in (("cat", vocabulary.classes["cat"]), (None, vocabulary.null)):
+        passed.clear()
+        edit(pipe, sources, source_class=source_class)
+        for _, local in passed:
+            for part, task, label in (
+                (local.guide, "generate", vocabulary.classes["ship"]),
+                (local.base, "edit", base),
+            ):
+                assert part.tokens[:, TASK].argmax(-1).tolist() == [vocabulary.tasks[task]] * 2
+                assert part.tokens[:, CLASS].argmax(-1).tolist() == [label] * 2
+            # Generate knows nothing of the source, and paints everything.
+            assert (local.guide.image == 0).all() and (local.guide.mask == 1).all()
+            assert local.base.image.std() > 0.1
+
+
+def test_the_class_of_the_source_is_one_for_each_image_or_none(pipe, sources):
+    both = edit(pipe, sources, source_class=["cat", "ship"])
+    for i, name in enumerate(("cat", "ship")):
+        alone = edit(pipe, sources[i : i + 1], seeds=(5 + i,), source_class=name)
+        torch.testing.assert_close(both[i : i + 1], alone)
+    assert torch.equal(edit(pipe, sources), edit(pipe, sources, source_class=[None, None]))
+    assert (both - edit(pipe, sources)).abs().mean() > 1e-3
 
 
 def test_it_depends_on_an_image_and_its_noise_alone(pipe, sources, passed):
     both = edit(pipe, sources)
     alone = edit(pipe, sources[1:], seeds=(6,))
     torch.testing.assert_close(both[1:], alone)
-    torch.testing.assert_close(passed[0][1:], passed[-1])
+    torch.testing.assert_close(passed[0][1].weight[1:], passed[-1][1].weight)
 
 
 def test_noise_alone_is_guided_everywhere(pipe, sources, passed):
     edit(pipe, sources, strength=[0.5, 1.0])
-    by_strength = {bool((scale == 4).all()) for scale in passed}
+    by_strength = {bool((local.weight == 1).all()) for _, local in passed}
     assert by_strength == {False, True}
 
 
-@pytest.mark.parametrize(
-    "arguments, scale",
-    [({"guidance_scale": 1}, 1), ({"guidance_scale": 0}, 0), ({"strength": 1}, 4)],
-)
-def test_without_guidance_nothing_is_compared(pipe, sources, passed, arguments, scale):
-    edit(pipe, sources, **arguments)
-    assert passed == [scale, scale]
+@pytest.mark.parametrize("scale", [0, 1])
+def test_without_guidance_nothing_is_compared(pipe, sources, passed, scale):
+    edit(pipe, sources, guidance_scale=scale)
+    assert passed == [(scale, None)] * 2
+
+
+def test_noise_alone_is_not_compared(pipe, sources, monkeypatch):
+    monkeypatch.setattr(MultiTaskPipeline, "_class_difference", None)
+    edit(pipe, sources, strength=1)
 
 
 def test_a_callback_can_turn_guidance_off(pipe, sources, passed):
@@ -167,9 +200,16 @@ def test_a_callback_can_turn_guidance_off(pipe, sources, passed):
         return tensors
 
     edit(pipe, sources, callback_on_step_end=callback)
-    assert isinstance(passed[0], torch.Tensor) and passed[1] == 1
+    assert passed[0][0] > 1 and passed[1][0] == 1
 
 
-def test_a_model_that_does_not_generate_is_guided_everywhere(build_pipe, sources, passed):
+def test_a_model_that_does_not_generate_guides_itself_everywhere(build_pipe, sources, passed):
     edit(build_pipe(tasks=("edit",)), sources)
-    assert passed == [4, 4]
+    assert passed == [(TASKS["edit"].default_guidance_scale, None)] * 2
+
+
+def test_a_model_of_few_steps_takes_no_class_of_the_source(pipe, sources):
+    few = MultiTaskPipeline(pipe.unet, pipe.tokenizer, pipe.scheduler, default_chains(80.0))
+    few.scheduler = EDMEulerScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="source_class is given; a model of few steps"):
+        edit(few, sources, source_class="cat")

@@ -8,6 +8,7 @@ from mtl_diffusion.pipeline.denoiser import (
     STRENGTH,
     TASK,
     Conditioning,
+    LocalGuidance,
     build_conditioning,
     predict,
     predict_guided,
@@ -152,17 +153,24 @@ def test_guidance_is_its_formula_in_one_call(pipe, s_C, s_I, evaluations):
 
 @torch.no_grad()
 @pytest.mark.parametrize("s_I", [1.0, 1.5])
-@pytest.mark.parametrize("shape", [(3, 1, 8, 8), (3, 1, 1, 1)])
-def test_each_pixel_may_have_a_scale_of_its_own(pipe, s_I, shape):
+def test_another_task_guides_each_pixel(pipe, s_I):
     given, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
+    null, unet = pipe.vocabulary.null, Counting(pipe.unet)
+    guide, base = given[[1, 2, 0]], given[[2, 0, 1]]
+    local = LocalGuidance(base, guide, 2 * torch.rand(3, 1, 8, 8))
 
-    def guided(scale):
-        return predict_guided(
-            pipe.unet, pipe.scheduler, x, sigma, given, pipe.vocabulary.null, scale, s_I
-        )
+    def F(conditioning, **dropped):
+        return predict(pipe.unet, pipe.scheduler, x, sigma, without(conditioning, null, **dropped))
 
-    scale, none, one = 3 * torch.rand(shape), guided(0.0), guided(1.0)
-    torch.testing.assert_close(guided(scale), none + scale * (one - none), atol=1e-5, rtol=1e-4)
+    def guided(scale, local):
+        return predict_guided(unet, pipe.scheduler, x, sigma, given, null, scale, s_I, local)
+
+    nothing, direction = F(base, image=True, word=True), F(guide) - F(guide, word=True)
+    expected = nothing + s_I * (F(base) - nothing) + 3 * local.weight * direction
+    torch.testing.assert_close(guided(3.0, local), expected, atol=1e-5, rtol=1e-4)
+    assert unet.batches == [3 * (3 if s_I == 1 else 4)] and direction.abs().max() > 1e-2
+    for off in (0.0, 1.0):
+        torch.testing.assert_close(guided(off, local), guided(off, None))
 
 
 def test_a_dropped_image_is_hidden_in_the_mask_and_its_strength_with_it(pipe):

@@ -24,13 +24,14 @@ def conditioning(pipe, label=0):
 
 
 @torch.no_grad()
-def test_it_is_the_flow_of_the_model_without_a_class(pipe):
+@pytest.mark.parametrize("label", [-1, 0])
+def test_it_is_the_flow_of_the_model(pipe, label):
     """Beside Heun's method in 400 even steps of ln sigma, in double precision."""
-    without, end = conditioning(pipe, label=-1), 0.9
+    given, end = conditioning(pipe, label), 0.9
 
     def slope(x, sigma):
         level = torch.full((3, 1, 1, 1), sigma)
-        F = predict(pipe.unet, pipe.scheduler, x.float(), level, without)
+        F = predict(pipe.unet, pipe.scheduler, x.float(), level, given)
         return (x - pipe.scheduler.precondition_outputs(x.float(), F, level)) / sigma
 
     x, ratio = KNOWN.double(), (end / LOWEST) ** (1 / 400)
@@ -41,7 +42,7 @@ def test_it_is_the_flow_of_the_model_without_a_class(pipe):
         x = x + (high - low) * (first + slope(ahead, high)) / 2
     expected = ((x - KNOWN) / end).float()
     errors = [
-        (invert(pipe, KNOWN, NOISE, conditioning(pipe), [end] * 3, steps) - expected).abs().mean()
+        (invert(pipe, KNOWN, NOISE, given, [end] * 3, steps) - expected).abs().mean()
         for steps in (8, 16, 64)
     ]
     assert errors[2] < 0.01 * expected.abs().mean() and errors[2] < errors[1] < errors[0]

@@ -52,8 +52,8 @@ def test_guidance_is_read_in_every_step(pipe, batches):
         ("generate", {}, 2),
         ("generate", {"guidance_scale": 1}, 1),
         ("inpaint", {}, 1),
-        ("edit", {}, 2),
-        ("edit", {"image_guidance_scale": 1.5}, 3),
+        ("edit", {}, 3),
+        ("edit", {"image_guidance_scale": 1.5}, 4),
         ("colorize", {}, 1),
     ],
 )
