@@ -1,3 +1,3 @@
-"""The code is in pipeline_0ab9c6f1.py."""
+"""The code is in pipeline_c04bb20b.py."""
 
-from .pipeline_0ab9c6f1 import MultiTaskPipeline  # noqa
+from .pipeline_c04bb20b import MultiTaskPipeline  # noqa

@@ -249,11 +249,12 @@ class Task(ABC):
         required: arguments of the pipeline that the task needs.
         optional: further arguments of the pipeline that it takes. Any other one is refused.
         default_strength: the strength when sampling without one; None if the task takes none.
+        default_steps: steps when sampling without a number of them.
         default_guidance_scale: the guidance scale when sampling without one; 1 is off.
         default_guidance_interval: the lowest and highest noise level (sigma) of guidance when
             sampling without them.
-        local_guidance: whether guidance is weaker where the class makes little difference to the
-            source. It needs a source, and a model that has learned generate.
+        local_guidance: whether generate, if the model has learned it, gives the direction of the
+            class, and guidance is weaker where the class makes little difference to the source.
         default_inversion_steps: steps of the inversion of the source when sampling without a
             number of them; 0 is off.
         few_steps: steps of a model that draws in few steps, when sampling without a number of
@@ -264,6 +265,7 @@ class Task(ABC):
     required: ClassVar[frozenset[str]] = frozenset()
     optional: ClassVar[frozenset[str]] = frozenset()
     default_strength: ClassVar[float | None] = None
+    default_steps: ClassVar[int] = 18
     default_guidance_scale: ClassVar[float] = 1.0
     default_guidance_interval: ClassVar[tuple[float, float]] = (0.0, math.inf)
     local_guidance: ClassVar[bool] = False
@@ -272,7 +274,7 @@ class Task(ABC):
 
     ARGUMENTS: ClassVar[frozenset[str]] = frozenset(
         {"image", "mask_image", "class_label", "strength", "image_guidance_scale"}
-        | {"num_inversion_steps"}
+        | {"num_inversion_steps", "source_class"}
     )
 
     def __init_subclass__(cls, **kwargs):
@@ -507,6 +509,24 @@ class Conditioning:
         return replace(self.without(STRENGTH, null, rows), image=known)
 
 
+@dataclass(frozen=True)
+class LocalGuidance:
+    """Guidance by the difference that a class makes to another task, pixel by pixel.
+
+    Attributes:
+        base: the conditioning that is guided: of the class of the source, or of none.
+        guide: the conditioning of the other task, with the class.
+        weight: (B, 1, H, W), multiplies the guidance scale.
+    """
+
+    base: Conditioning
+    guide: Conditioning
+    weight: Tensor
+
+    def __getitem__(self, rows) -> "LocalGuidance":
+        return LocalGuidance(self.base[rows], self.guide[rows], self.weight[rows])
+
+
 def build_conditioning(
     hint: Hint, task: Task, label: Tensor, vocabulary: Vocabulary
 ) -> Conditioning:
@@ -563,28 +583,38 @@ def predict_guided(
     sigma: Tensor,
     conditioning: Conditioning,
     null: int,
-    guidance_scale: float | Tensor = 1.0,
+    guidance_scale: float = 1.0,
     image_guidance_scale: float = 1.0,
+    local: LocalGuidance | None = None,
 ) -> Tensor:
     """F(0,0) + s_I [F(I,0) - F(0,0)] + s_C [F(I,c) - F(I,0)], all evaluations in one batch.
 
     A scale of 1 is off. The weights sum to 1, so combining F equals combining D. A branch of weight
     zero is not evaluated: one evaluation without guidance, two where s_I is 1, else up to three.
-    A tensor of scales counts as other than 0 and 1.
+    With local guidance, where s_C is neither 0 nor 1, the last difference is that of another task,
+    and F(I,0) that of another class: three evaluations, or four.
 
     Args:
         null: id of the null token.
-        guidance_scale: s_C, the class's; or (B, 1, H, W) or (B, 1, 1, 1), one at each pixel.
+        guidance_scale: s_C, the class's.
         image_guidance_scale: s_I, the condition image's.
 
     Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
     """
-    imageless = conditioning.without_image(null)
-    branches = [
-        (guidance_scale, conditioning),
-        (image_guidance_scale - guidance_scale, conditioning.without(CLASS, null)),
-        (1 - image_guidance_scale, imageless.without(CLASS, null)),
-    ]
+    if local is None or guidance_scale in (0, 1):
+        branches = [
+            (guidance_scale, conditioning),
+            (image_guidance_scale - guidance_scale, conditioning.without(CLASS, null)),
+            (1 - image_guidance_scale, conditioning.without_image(null).without(CLASS, null)),
+        ]
+    else:
+        weight = guidance_scale * local.weight
+        branches = [
+            (weight, local.guide),
+            (-weight, local.guide.without(CLASS, null)),
+            (image_guidance_scale, local.base),
+            (1 - image_guidance_scale, local.base.without_image(null).without(CLASS, null)),
+        ]
     branches = [(w, branch) for w, branch in branches if isinstance(w, Tensor) or w != 0]
     n = len(branches)
     F = predict(
@@ -632,6 +662,23 @@ class Generate(Task):
 
 MAX_COUNT = 10_000  # of steps, and of images for each sample
 WHITE_MODES = ("1", "L", "RGB")  # of PIL images that serve as masks: white is 255 in each
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of a call as tensors, one entry a sample.
+
+    Attributes:
+        image: (B, 3, H, W) in [0, 1]. mask: (B, 1, H, W) in {0, 1}. label: (B,), -1 for none.
+        strength: (B,) in [0, 1], or None if the task takes none.
+        source_class: (B,) that of the image, -1 for none.
+    """
+
+    image: Tensor
+    mask: Tensor
+    label: Tensor
+    strength: Tensor | None
+    source_class: Tensor
 
 
 def read_images(value, size: int, name: str = "image") -> Tensor:
@@ -1029,32 +1076,42 @@ class GeneratesMasks:
         self.maybe_free_model_hooks()
         return (difference >= limit[:, None, None, None]).float()
 
-    def _guidance_weights(
+    def _local_guidance(
         self,
         task: Task,
         known: Tensor,
-        mask: Tensor,
+        base: Conditioning,
         label: Tensor,
         start: list[float],
         generators: list[torch.Generator],
-    ) -> Tensor | None:
-        """(B, 1, H, W) by which a task's guidance scale is multiplied; None: by nothing.
+    ) -> LocalGuidance | None:
+        """Generate's guidance by the class, for a task that takes it; None: the task's own.
 
-        What starts from noise alone has nothing of the source, and the same scale everywhere.
+        Generate has nothing but the class to go by, so it knows better what the class changes. What
+        starts from noise alone has nothing of the source, and the same scale everywhere.
 
         Args:
             known: (B, 3, H, W) in [-1, 1], the source.
-            mask: (B, 1, H, W) in {0, 1}, 1 = painted.
+            base: what is guided.
             label: (B,) classes.
             start: (B,) noise levels where sampling starts.
         """
-        shown = [level < self.scheduler.config.sigma_max for level in start]
-        guided = self.guidance_scale not in (0, 1) and any(shown) and not self.interrupt
+        guided = self.guidance_scale not in (0, 1) and not self.interrupt
         if not (guided and task.local_guidance and "generate" in self.tasks):
             return None
-        weights = relevance(self._class_difference(known, label, generators), mask)
-        rows = torch.tensor(shown, device=known.device).view(-1, 1, 1, 1)
-        return torch.where(rows, weights, 1.0)
+        shown = [level < self.scheduler.config.sigma_max for level in start]
+        weight = torch.ones_like(known[:, :1])
+        if any(shown):
+            difference = self._class_difference(known, label, generators)
+            rows = torch.tensor(shown, device=known.device).view(-1, 1, 1, 1)
+            weight = torch.where(rows, relevance(difference, base.mask), weight)
+        return LocalGuidance(base, self._generate_conditioning(known, label), weight)
+
+    def _generate_conditioning(self, known: Tensor, label: Tensor) -> Conditioning:
+        """Generate's, for images of these shapes and classes."""
+        task, blank = Generate(), torch.zeros_like(known)
+        hint = task.condition(blank, torch.ones_like(known[:, :1]), None, blank)
+        return build_conditioning(hint, task, label, self.vocabulary)
 
     def _class_difference(self, known: Tensor, label: Tensor, generator) -> Tensor:
         """(B, 1, H, W) how much the class changes the answer of generate: squared, smoothed.
@@ -1064,9 +1121,7 @@ class GeneratesMasks:
             label: (B,) classes.
             generator: one, or one for each image, or None.
         """
-        task, device, blank = Generate(), known.device, torch.zeros_like(known)
-        hint = task.condition(blank, torch.ones_like(known[:, :1]), None, blank)
-        conditioning = build_conditioning(hint, task, label, self.vocabulary)
+        conditioning, device = self._generate_conditioning(known, label), known.device
         # A model of few steps knows the noise levels of its chains.
         levels = [level for chain in self.chains or [] for level in chain] or [MASK_SIGMA]
         sigma = min(levels, key=lambda level: abs(math.log(level / MASK_SIGMA)))
@@ -1329,8 +1384,11 @@ REGION_SHARE = 0.25  # share of the samples that edit only a region; the others 
 class Edit(Task):
     name = "edit"
     required = frozenset({"image", "class_label"})
-    optional = frozenset({"mask_image", "strength", "image_guidance_scale", "num_inversion_steps"})
+    optional = frozenset(
+        {"mask_image", "strength", "image_guidance_scale", "num_inversion_steps", "source_class"}
+    )
     default_strength = 0.8
+    default_steps = 12
     default_guidance_scale = 4.0
     local_guidance = True
     default_inversion_steps = 8
@@ -1457,7 +1515,7 @@ def invert(
     start: list[float],
     steps: int,
 ) -> Tensor:
-    """The noise with which the image, without a class, would have come out of the sampler.
+    """The noise with which the image would have come out of the sampler.
 
     Carries the image up the probability-flow ODE to the start, from a noise level too low to see.
     Below sigma_max image + start noise is then where the image comes from.
@@ -1465,6 +1523,7 @@ def invert(
     Args:
         image: (B, 3, H, W) in [-1, 1].
         noise: (B, 3, H, W) standard normal, for the images that start from noise alone.
+        conditioning: with the class of the image, or with none.
         start: (B,) noise levels.
         steps: evaluations of the denoiser.
 
@@ -1474,7 +1533,7 @@ def invert(
     rows = ((level > LOWEST) & (level < call.scheduler.config.sigma_max)).nonzero()[:, 0]
     if not len(rows):
         return noise
-    conditions = conditioning[rows].without(CLASS, call.vocabulary.null)
+    conditions = conditioning[rows]
 
     def denoised(x: Tensor, sigma: Tensor) -> Tensor:
         if call.interrupt:
@@ -1812,7 +1871,7 @@ def solve(
     generators: list[torch.Generator],
     callback: Callable | None,
     callback_inputs: list[str],
-    relevance: Tensor | None,
+    local: LocalGuidance | None,
 ) -> Tensor:
     """Goes from the start to 0; known pixels are exact at every step.
 
@@ -1825,8 +1884,7 @@ def solve(
         start: (B,) noise levels, of the source. From sigma_max on it is noise alone.
         steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
-        relevance: (B, 1, H, W), multiplies the guidance scale of each pixel, unless it is 0 or 1;
-            None: nothing does.
+        local: takes the place of the task's own guidance; None: nothing does.
 
     Returns:
         (B, 3, H, W) float32.
@@ -1862,9 +1920,9 @@ def solve(
                     shown = conditions.image.flatten(1).any(1)[:, None, None, None]
                     latents = torch.where(shown, latents, first_latents(noise[rows], first))
             own = [generators[i] for i in rows]
-            weight = None if relevance is None else relevance[rows]
+            guidance = None if local is None else local[rows]
             x[rows] = _solve(
-                call, latents, image, noise[rows], conditions, own, done, end_step, weight
+                call, latents, image, noise[rows], conditions, own, done, end_step, guidance
             )
             done += len(scheduler.timesteps)
     return x
@@ -1879,7 +1937,7 @@ def _solve(
     generators: list[torch.Generator],
     done: int,
     end_step: Callable[[int, Tensor, Tensor], Tensor],
-    relevance: Tensor | None,
+    local: LocalGuidance | None,
 ) -> Tensor:
     """Goes down the noise levels of the call's scheduler.
 
@@ -1900,9 +1958,6 @@ def _solve(
     for i, timestep in enumerate(scheduler.timesteps):
         if call.interrupt:
             break
-        scale = call.guidance_scale if guided[i] else 1.0
-        if relevance is not None and scale not in (0, 1):
-            scale = scale * relevance
         F = predict_guided(
             call.unet,
             scheduler,
@@ -1910,8 +1965,9 @@ def _solve(
             torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device, dtype=torch.float32),
             conditioning,
             call.vocabulary.null,
-            scale,
+            call.guidance_scale if guided[i] else 1.0,
             call.image_guidance_scale if guided[i] else 1.0,
+            local,
         )
         x = scheduler.step(F, timestep, x, generator=generators).prev_sample
         x = torch.where(hole, x, source + sigmas[i + 1] * noise)
@@ -1990,21 +2046,6 @@ TASKS: dict[str, Task] = {
 }
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The arguments of a call as tensors, one entry a sample.
-
-    Attributes:
-        image: (B, 3, H, W) in [0, 1]. mask: (B, 1, H, W) in {0, 1}. label: (B,), -1 for none.
-        strength: (B,) in [0, 1], or None if the task takes none.
-    """
-
-    image: Tensor
-    mask: Tensor
-    label: Tensor
-    strength: Tensor | None
-
-
 class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
     """One small UNet that generates, inpaints and edits.
 
@@ -2074,7 +2115,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
     def default_steps(self, task: str) -> int:
         """num_inference_steps of a task, if it is not given."""
         if self.chains is None:
-            return 18
+            return TASKS[task].default_steps
         lengths = [len(levels) for levels in self.chains]
         few = TASKS[task].few_steps
         return few if few in lengths else lengths[-1]
@@ -2125,6 +2166,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         guidance_interval: tuple[float, float] | None = None,
         num_inference_steps: int | None = None,
         num_inversion_steps: int | None = None,
+        source_class: str | int | list | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -2158,6 +2200,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
                 level where it starts, so that what the class does not change comes back as it was.
                 0: the source with random noise, for edits that differ from seed to seed. None:
                 the task's default; of a model of few steps, which can't do it, 0.
+            source_class: the class of an edit's source, if it is known: more of the source is kept.
             num_images_per_prompt: images for each sample.
             generator: one, or one for each image. Image i depends on its seed and on i alone.
             latents: (images, 3, size, size) standard normal, instead of drawing them. All other
@@ -2181,6 +2224,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             strength=strength,
             image_guidance_scale=image_guidance_scale,
             num_inversion_steps=num_inversion_steps,
+            source_class=source_class,
         )
         check_output_type(output_type)
         self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -2191,8 +2235,15 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         inversion_steps = read_inversion_steps(
             num_inversion_steps, spec.default_inversion_steps, self.chains
         )
+        if source_class is not None and self.chains:
+            raise ValueError(
+                "source_class is given; a model of few steps has its guidance built in, and can't "
+                "use it: leave it out"
+            )
         count = read_count(num_images_per_prompt, "num_images_per_prompt")
-        source = self._read_source(spec, class_label, image, mask_image, strength, count)
+        source = self._read_source(
+            spec, class_label, image, mask_image, strength, count, source_class
+        )
         noise = initial_latents(latents, generator, tuple(source.image.shape), device)
         own = own_generators(noise)
         known = 2 * source.image - 1
@@ -2202,10 +2253,11 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         strengths = [None] * len(noise) if source.strength is None else source.strength.tolist()
         start = [spec.start(strength) for strength in strengths]
+        base = build_conditioning(hint, spec, source.source_class, self.vocabulary)
         if inversion_steps:
-            noise = invert(call, known, noise, conditioning, start, inversion_steps)
-        weights = call._guidance_weights(spec, known, source.mask, source.label, start, own)
-        latents = solve(call, known, noise, conditioning, start, steps, own, *callback, weights)
+            noise = invert(call, known, noise, base, start, inversion_steps)
+        local = call._local_guidance(spec, known, base, source.label, start, own)
+        latents = solve(call, known, noise, conditioning, start, steps, own, *callback, local)
 
         self.maybe_free_model_hooks()
         if self._caller is None:  # after a call, diffusers' pipelines have its values
@@ -2292,7 +2344,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             )
 
     def _read_source(
-        self, spec: Task, class_label, image, mask_image, strength, repeat: int
+        self, spec: Task, class_label, image, mask_image, strength, repeat: int, source_class=None
     ) -> Inputs:
         """The arguments as tensors of one length on the device, each entry repeated.
 
@@ -2308,15 +2360,22 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             parts["image"] = read_images(image, self.size)
         if mask_image is not None:
             parts["mask_image"] = read_masks(mask_image, self.size)
+        if source_class is not None:
+            parts["source_class"] = read_labels(source_class, self.class_names, "source_class")
         shape = (1, 3, self.size, self.size)
         parts.setdefault("image", torch.zeros(shape, dtype=torch.float32))
         parts.setdefault("mask_image", torch.ones(shape, dtype=torch.float32)[:, :1])
+        parts.setdefault("source_class", torch.tensor([-1]))
         parts = {
             name: part.repeat_interleave(repeat, 0).to(self._execution_device)
             for name, part in repeat_to_batch(parts).items()
         }
         return Inputs(
-            parts["image"], parts["mask_image"], parts["class_label"], parts.get("strength")
+            parts["image"],
+            parts["mask_image"],
+            parts["class_label"],
+            parts.get("strength"),
+            parts["source_class"],
         )
 
 
