@@ -42,6 +42,8 @@ EDIT = ("--task", "edit", "--class_label", "cat", "--image")
 WRONG = {
     "class": (("--class_label", "dog"), "class_label is 'dog'; this model knows cat"),
     "digit that is none": (("--class_label", "²"), "class_label is '²'"),
+    "class of the source": ((*EDIT, "good.png", "--source_class", "dog"), "source_class is 'dog'"),
+    "source_class without a source": (("--source_class", "cat"), "takes no source_class"),
     "missing image": ((*EDIT, "good.png", "gone.png"), "image: there is no file gone.png"),
     "foreign image": ((*EDIT, "text.png"), "image: text.png can't be read as an image"),
     "broken image": ((*EDIT, "broken.png"), "image: broken.png can't be read as an image"),
@@ -87,6 +89,21 @@ def test_edits_in_the_mask_of_their_class_keep_the_rest(sample, work, tmp_path):
             for path in (work / f"{name}.png", tmp_path / f"out/{i:05d}.png")
         )
         assert 0 < (source != edited).any(2).sum() <= 16
+
+
+def test_each_edit_is_told_the_class_of_its_own_source(sample, tmp_path):
+    def edits(name, *sources):
+        folder = tmp_path / name
+        code, said = sample(*EDIT, "good.png", "other.png", *sources, folder=folder)
+        assert code == 0, said
+        return [(folder / f"{i:05d}.png").read_bytes() for i in range(2)]
+
+    both, first = (
+        edits("both", "--source_class", "7", "men's shoes"),
+        edits("one", "--source_class", "7"),
+    )
+    assert both[0] == first[0] != edits("none")[0]
+    assert both[1] != first[1]
 
 
 def test_the_corrected_command_works(sample, tmp_path):

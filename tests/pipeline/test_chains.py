@@ -91,6 +91,7 @@ def test_a_sample_is_the_jumps_one_after_the_other(few, levels):
 
 def test_the_defaults_are_the_models(few, pipe):
     assert pipe.default_steps("generate") == pipe.default_steps("inpaint") == 18
+    assert pipe.default_steps("edit") == 12
     assert few.default_guidance("edit") == 1 and pipe.default_guidance("edit") == 4
     default = few(class_label="cat", generator=keyed(1), output_type="pt").images
     asked = few(
