@@ -118,7 +118,7 @@ def drawn_by(part, knees):
 
 def test_further_strengths_change_no_ranking(given, tmp_path):
     """Nor any figure that the methods are compared by."""
-    knees = {"edit": 1.0, "edit_in_class_mask": 1.3}
+    knees = {"edit": 1.0, "edit_source_class": 1.2, "edit_in_class_mask": 1.3}
     knees |= {"sdedit_guidance_3": 2.0, "sdedit_guidance_7": 1.7}
     knees |= {"ddim_inversion_guidance_3": 0.7, "ddim_inversion_guidance_7": 0.9}
     knees |= {"flowedit_guidance_3": 1.4, "flowedit_guidance_7": 1.2}
@@ -146,7 +146,7 @@ def test_a_baseline_is_compared_at_the_guidance_that_serves_it_best(given, tmp_p
     part = Edit(replace(given, settings=settings))
     names = {m: [f"{m}_guidance_1.5", f"{m}_guidance_4"] for m in ("sdedit", "flowedit")}
     names["ddim_inversion"] = ["ddim_inversion_guidance_1.5", "ddim_inversion_guidance_4"]
-    knees = {"edit": 1.0, "edit_in_class_mask": 1.3} | {
+    knees = {"edit": 1.0, "edit_source_class": 1.2, "edit_in_class_mask": 1.3} | {
         n: 0.5 + len(n) % 7 for pair in names.values() for n in pair
     }
     results = part.score(drawn_by(part, knees), tmp_path)
