@@ -33,7 +33,7 @@ def solve(
         start: (B,) noise levels, of the source. From sigma_max on it is noise alone.
         steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
-        local: takes the place of the task's own guidance; None: nothing does.
+        local: takes the place of the task's own guidance by the class; None: nothing does.
 
     Returns:
         (B, 3, H, W) float32.

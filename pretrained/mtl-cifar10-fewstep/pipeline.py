@@ -1,3 +1,3 @@
-"""The code is in pipeline_c04bb20b.py."""
+"""The code is in pipeline_d1feaca1.py."""
 
-from .pipeline_c04bb20b import MultiTaskPipeline  # noqa
+from .pipeline_d1feaca1 import MultiTaskPipeline  # noqa

@@ -189,9 +189,11 @@ def test_without_guidance_nothing_is_compared(pipe, sources, passed, scale):
     assert passed == [(scale, None)] * 2
 
 
-def test_noise_alone_is_not_compared(pipe, sources, monkeypatch):
-    monkeypatch.setattr(MultiTaskPipeline, "_class_difference", None)
-    edit(pipe, sources, strength=1)
+def test_noise_alone_is_not_compared(pipe, sources, passed):
+    with evaluations_of(pipe.unet) as seen:
+        edit(pipe, sources, strength=1)
+    assert seen[0] == 2 * 2 * 3  # images, steps, branches
+    assert all((local.weight == 1).all() for _, local in passed) and len(passed) == 2
 
 
 def test_a_callback_can_turn_guidance_off(pipe, sources, passed):

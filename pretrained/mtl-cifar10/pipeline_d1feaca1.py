@@ -1071,7 +1071,9 @@ class GeneratesMasks:
         source = self._read_source(Generate(), class_label, image, None, None, 1)
         if (source.label < 0).any():
             raise ValueError("class_label has None in it; a mask needs a class")
-        difference = self._class_difference(2 * source.image - 1, source.label, generator)
+        known = 2 * source.image - 1
+        guide = self._generate_conditioning(known, source.label)
+        difference = self._class_difference(known, guide, generator)
         limit = difference.flatten(1).quantile(1 - share, dim=1)
         self.maybe_free_model_hooks()
         return (difference >= limit[:, None, None, None]).float()
@@ -1099,13 +1101,14 @@ class GeneratesMasks:
         guided = self.guidance_scale not in (0, 1) and not self.interrupt
         if not (guided and task.local_guidance and "generate" in self.tasks):
             return None
+        guide = self._generate_conditioning(known, label)
         shown = [level < self.scheduler.config.sigma_max for level in start]
         weight = torch.ones_like(known[:, :1])
         if any(shown):
-            difference = self._class_difference(known, label, generators)
+            difference = self._class_difference(known, guide, generators)
             rows = torch.tensor(shown, device=known.device).view(-1, 1, 1, 1)
             weight = torch.where(rows, relevance(difference, base.mask), weight)
-        return LocalGuidance(base, self._generate_conditioning(known, label), weight)
+        return LocalGuidance(base, guide, weight)
 
     def _generate_conditioning(self, known: Tensor, label: Tensor) -> Conditioning:
         """Generate's, for images of these shapes and classes."""
@@ -1113,23 +1116,22 @@ class GeneratesMasks:
         hint = task.condition(blank, torch.ones_like(known[:, :1]), None, blank)
         return build_conditioning(hint, task, label, self.vocabulary)
 
-    def _class_difference(self, known: Tensor, label: Tensor, generator) -> Tensor:
+    def _class_difference(self, known: Tensor, guide: Conditioning, generator) -> Tensor:
         """(B, 1, H, W) how much the class changes the answer of generate: squared, smoothed.
 
         Args:
             known: (B, 3, H, W) in [-1, 1].
-            label: (B,) classes.
+            guide: generate's, with the class.
             generator: one, or one for each image, or None.
         """
-        conditioning, device = self._generate_conditioning(known, label), known.device
         # A model of few steps knows the noise levels of its chains.
         levels = [level for chain in self.chains or [] for level in chain] or [MASK_SIGMA]
         sigma = min(levels, key=lambda level: abs(math.log(level / MASK_SIGMA)))
         squares = []
         for _ in range(MASK_DRAWS):
-            noise = initial_latents(None, generator, tuple(known.shape), device)
-            squares.append(self._difference(known + sigma * noise, sigma, conditioning))
-        blur = torch.full((len(known),), MASK_BLUR * self.size, device=device)
+            noise = initial_latents(None, generator, tuple(known.shape), known.device)
+            squares.append(self._difference(known + sigma * noise, sigma, guide))
+        blur = torch.full((len(known),), MASK_BLUR * self.size, device=known.device)
         return low_pass(torch.stack(squares).mean(0), blur)
 
     def _difference(self, noisy: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
@@ -1884,7 +1886,7 @@ def solve(
         start: (B,) noise levels, of the source. From sigma_max on it is noise alone.
         steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
-        local: takes the place of the task's own guidance; None: nothing does.
+        local: takes the place of the task's own guidance by the class; None: nothing does.
 
     Returns:
         (B, 3, H, W) float32.
