@@ -27,6 +27,7 @@ from .training.optimizers import trained_parameters
 from .training.reports import validate, validation_due
 from .training.run import Run, build
 from .training.schedule import learning_rate, lengthening_steps, perceptual_weight
+from .training.teaching import with_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def train(config: TrainConfig) -> None:
             if accelerator.is_main_process:
                 print(describe(run))
             return
+        run = with_pairs(run)
         first = restore(run)
         start_trackers(run, first)
         with stop, BackgroundPublisher(config) as publisher, Saver(run, publisher.submit) as saver:
@@ -85,6 +87,7 @@ def train(config: TrainConfig) -> None:
 def seconds_per_step(config: TrainConfig, accelerator: Accelerator) -> float:
     """How long a step takes here, on a run that is thrown away."""
     run = build(replace(config, max_train_steps=sum(REHEARSAL)), accelerator)
+    run = with_pairs(run, rehearsal=True)
     meter = Meter(run)
     warm_up, timed = REHEARSAL
     for step in range(warm_up):
@@ -151,7 +154,7 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     # Drawn for the whole global batch and sliced, so that it may be cut over any processes.
     draw = run.mixture.draw(config.seed, step, batch_size, device)
     random = generator(config.seed, step, "noise", device=device)
-    sigma = run.draw_sigma(batch_size, generator=random)
+    sigma = run.draw_sigma(draw.task, generator=random)
     noise = torch.randn(batch_size, 3, size, size, generator=random, device=device)
     perceptual = perceptual_weight(config, step)
 
@@ -159,10 +162,10 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     for i, rows in enumerate(pieces):
         batch = run.loader.batch(step, rows)
         task = to_device(draw.task[rows], device)
-        conditioning = run.mixture.condition(batch.images, batch.labels, draw[rows])
+        images, conditioning = run.mixture.condition(batch.images, batch.labels, draw[rows])
         # The UNet draws its dropout from the global generators.
         torch.manual_seed(generator(config.seed, step, i, rank, "dropout").initial_seed())
-        inputs = (batch.images, noise[rows], sigma[rows], conditioning, task)
+        inputs = (images, noise[rows], sigma[rows], conditioning, task)
         is_last = i == len(pieces) - 1
         plain = run.gradients.add(
             inputs, draw.counts, is_last=is_last, perceptual_weight=perceptual

@@ -70,7 +70,6 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
         # Configurations of the components, so that a checkpoint can be published.
         "unet": _plain(run.unet),
         "scheduler": _plain(run.scheduler),
-        "chains": run.chains,
         "data": {"train": run.train_data.fingerprint, "held_out": run.held_out.fingerprint},
         "stream": positions,
         "num_processes": run.accelerator.num_processes,

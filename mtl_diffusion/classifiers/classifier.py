@@ -54,7 +54,7 @@ class Classifier:
                 f"classifier: {str(folder)!r} is of model_type {kind!r}; allowed are"
                 f" {', '.join(MODELS)}; train one with mtl-diffusion train_classifier."
             )
-        model = MODELS[kind].from_pretrained(folder).float().eval().to(device)
+        model = MODELS[kind].from_pretrained(folder).float().eval().requires_grad_(False).to(device)
         names = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
         facts = json.loads(metrics.read_text())
         return cls(model, names, facts.pop("resolution"), facts)
@@ -80,9 +80,11 @@ class Classifier:
             )
         return self.model(images.to(self.model.device, torch.float32)).logits
 
-    @torch.no_grad()
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """The inputs of the last layer: images as above -> (B, D) on the model's device."""
+        """The inputs of the last layer: images as above -> (B, D) on the model's device.
+
+        They have a gradient where the images do.
+        """
         images = images.to(self.model.device, torch.float32)
         if isinstance(self.model, ResNet9):
             return self.model.features(images)

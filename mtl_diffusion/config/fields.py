@@ -129,7 +129,18 @@ class TaskConfig:
     """denoising: learn to denoise. distillation: learn to draw in 1, 2 or 4 steps as
     pretrained_model_name_or_path does in many, with the guidance of each task built in."""
     teacher_steps: PositiveInt = 5
-    """With distillation: steps of the pretrained model's solver for each step that is learned."""
+    """With distillation: steps of the teacher's solver for each step that is learned."""
+    teacher_model_name_or_path: str | None = None
+    """With distillation: exported pipeline that is learned from, a folder or a name on the Hub.
+    Then pretrained_model_name_or_path may be a model of few steps, which goes on learning. None:
+    pretrained_model_name_or_path."""
+    edit_pairs: PositiveInt = 4096
+    """With distillation: training images that the teacher edits before the first step, in many
+    evaluations each; from these pairs edit is learned, as one evaluation."""
+    edit_classifier: str | None = None
+    """With distillation: folder of an image classifier, from scripts/train_classifier.py
+    --noise 0.25. Edits learn to agree with the teacher's in its last features, too. None: in pixels
+    alone."""
     task_weighting: Literal["uncertainty", "uncertainty_per_task", "fixed", "sum"] = "uncertainty"
     """How the losses of the tasks are balanced: by a learned uncertainty of each task and noise
     level, or of each task alone, by task_weights, or not at all."""
@@ -313,7 +324,7 @@ TYPES = get_type_hints(TrainConfig)
 # Fields that are, or may be, the path of a file or a folder; `~` in them is the home directory.
 PATHS = (
     *("output_dir", "resume_from_checkpoint", "dataset_name", "pretrained_model_name_or_path"),
-    "alignment_classifier",
+    *("alignment_classifier", "teacher_model_name_or_path", "edit_classifier"),
 )
 GROUPS = (DataConfig, ModelConfig, TaskConfig, NoiseConfig, OptimisationConfig, RunConfig)
 

@@ -120,6 +120,9 @@ def _task_faults(config: TrainConfig, known_tasks: Collection[str], right: Right
         yield "perceptual_weight", "must be 0, or set alignment_classifier, whose features it needs"
     if right("alignment_classifier", "objective") and aligns and distils:
         yield "alignment_classifier", "must be null, or set objective to denoising"
+    for name in ("teacher_model_name_or_path", "edit_classifier"):
+        if right(name, "objective") and getattr(config, name) is not None and not distils:
+            yield name, "must be null, or set objective to distillation"
     if not right("tasks"):
         return
     unknown = [str(name) for name in config.tasks if name not in known_tasks]

@@ -2,10 +2,12 @@
 
 Notation of Karras et al. 2022, arXiv:2206.00364:
     D(x; sigma) = c_skip x + c_out F(c_in x, c_noise).
-Everything here returns F. The scheduler holds c_skip, c_out, c_in and c_noise, for training too.
+The scheduler holds c_skip, c_out, c_in and c_noise, for training too.
 """
 
+import math
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,24 +63,6 @@ class Conditioning:
         return replace(self.without(STRENGTH, null, rows), image=known)
 
 
-@dataclass(frozen=True)
-class LocalGuidance:
-    """Guidance by the difference that a class makes to another task, pixel by pixel.
-
-    Attributes:
-        base: the conditioning that is guided: of the class of the source, or of none.
-        guide: the conditioning of the other task, with the class.
-        weight: (B, 1, H, W), multiplies the guidance scale.
-    """
-
-    base: Conditioning
-    guide: Conditioning
-    weight: Tensor
-
-    def __getitem__(self, rows) -> "LocalGuidance":
-        return LocalGuidance(self.base[rows], self.guide[rows], self.weight[rows])
-
-
 def build_conditioning(
     hint: Hint, task: Task, label: Tensor, vocabulary: Vocabulary
 ) -> Conditioning:
@@ -128,52 +112,172 @@ def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditi
     return output.float()
 
 
-def predict_guided(
-    unet,
-    scheduler,
-    noisy: Tensor,
-    sigma: Tensor,
-    conditioning: Conditioning,
-    null: int,
-    guidance_scale: float = 1.0,
-    image_guidance_scale: float = 1.0,
-    local: LocalGuidance | None = None,
-) -> Tensor:
-    """F(0,0) + s_I [F(I,0) - F(0,0)] + s_C [F(I,c) - F(I,0)], all evaluations in one batch.
+class Weight(NamedTuple):
+    """The weight of an answer, inside an interval of noise levels; elsewhere it is 0.
 
-    A scale of 1 is off. The weights sum to 1, so combining F equals combining D. A branch of weight
-    zero is not evaluated: one evaluation without guidance, two where s_I is 1, else up to three.
-    With local guidance, where s_C is neither 0 nor 1, the last difference is that of another task,
-    and F(I,0) that of another class: three evaluations, or four.
-
-    Args:
-        null: id of the null token.
-        guidance_scale: s_C, the class's.
-        image_guidance_scale: s_I, the condition image's.
-
-    Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
+    Attributes:
+        value: a number, or (B, 1, 1, 1) or (B, 1, H, W).
+        low, high: both included; numbers, or (B, 1, 1, 1).
     """
-    if local is None or guidance_scale in (0, 1):
-        branches = [
-            (guidance_scale, conditioning),
-            (image_guidance_scale - guidance_scale, conditioning.without(CLASS, null)),
-            (1 - image_guidance_scale, conditioning.without_image(null).without(CLASS, null)),
-        ]
-    else:
-        weight = guidance_scale * local.weight
-        branches = [
-            (weight, local.guide),
-            (-weight, local.guide.without(CLASS, null)),
-            (image_guidance_scale, local.base),
-            (1 - image_guidance_scale, local.base.without_image(null).without(CLASS, null)),
-        ]
-    branches = [(w, branch) for w, branch in branches if isinstance(w, Tensor) or w != 0]
-    n = len(branches)
-    F = predict(
-        unet,
-        scheduler,
-        noisy.repeat(n, 1, 1, 1),
-        sigma.repeat(n, 1, 1, 1),
-        Conditioning.cat([branch for _, branch in branches]),
-    )
-    return sum(weight * part for (weight, _), part in zip(branches, F.chunk(n), strict=True))
+
+    value: float | Tensor
+    low: float | Tensor = 0.0
+    high: float | Tensor = math.inf
+
+    def at(self, sigma: float | Tensor) -> float | Tensor:
+        """The weight at a noise level, or at one of each sample (B, 1, 1, 1)."""
+        slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
+        return self.value * ((self.low / slack <= sigma) & (sigma <= self.high * slack))
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Answers of one network to several conditionings, each with weights that are added up."""
+
+    unet: object
+    scheduler: object
+    answers: tuple[tuple[Conditioning, tuple[Weight, ...]], ...]
+
+    def _plus(self, other: "_Sum") -> tuple[tuple[Conditioning, tuple[Weight, ...]], ...]:
+        """The answers of both; one conditioning is evaluated once."""
+        merged = {id(one): (one, weights) for one, weights in self.answers}
+        for one, weights in other.answers:
+            _, before = merged.get(id(one), (None, ()))
+            merged[id(one)] = (one, before + weights)
+        return tuple(merged.values())
+
+    def __getitem__(self, rows) -> "_Sum":
+        """Those samples of all answers and weights."""
+
+        def of(value):
+            return value[rows] if isinstance(value, Tensor) else value
+
+        answers = [(c[rows], tuple(Weight(*map(of, w)) for w in ws)) for c, ws in self.answers]
+        return replace(self, answers=tuple(answers))
+
+    def _times(self, factor: float | Tensor) -> "_Sum":
+        return self._with(lambda weight: weight._replace(value=factor * weight.value))
+
+    def _with(self, change) -> "_Sum":
+        answers = ((c, tuple(change(weight) for weight in weights)) for c, weights in self.answers)
+        return replace(self, answers=tuple(answers))
+
+
+class Direction(_Sum):
+    """A difference of two denoisers, by which a third one is guided; it may be scaled."""
+
+    def __rmul__(self, scale: float | Tensor) -> "Direction":
+        """Scaled by a number, or by (B, 1, 1, 1) or (B, 1, H, W)."""
+        return self._times(scale)
+
+    def within(self, low: float | Tensor, high: float | Tensor) -> "Direction":
+        """Zero outside of the noise levels low to high. Kynkaanniemi et al. 2024, 2404.07724."""
+        return self._with(lambda weight: weight._replace(low=low, high=high))
+
+
+class Denoiser(_Sum):
+    """D(x; sigma) of the network and a conditioning, or of a guided composition of several.
+
+    `a + scale * (b - c)` guides a denoiser by the difference of two. All conditionings of a
+    composition are evaluated in one batch; one whose weight is 0 is not evaluated.
+    """
+
+    @classmethod
+    def of(cls, unet, scheduler, conditioning: Conditioning) -> "Denoiser":
+        """The denoiser of one conditioning; for unet and scheduler see `predict`."""
+        return cls(unet, scheduler, ((conditioning, (Weight(1.0),)),))
+
+    def __sub__(self, other: "Denoiser") -> Direction:
+        return Direction(self.unet, self.scheduler, self._plus(other._times(-1.0)))
+
+    def __add__(self, direction: Direction) -> "Denoiser":
+        return replace(self, answers=self._plus(direction))
+
+    def __call__(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """D, (B, 3, H, W) float32.
+
+        Args:
+            x: (B, 3, H, W) float32, image + sigma noise.
+            sigma: one noise level for all samples, or (B, 1, 1, 1).
+        """
+        levels = _levels(sigma, x)
+        return self.scheduler.precondition_outputs(x, self.output(x, sigma), levels)
+
+    def output(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """F of that D, as diffusers' schedulers take it: the weights sum to 1, so F combines alike.
+
+        With noise levels of each sample, each conditioning is evaluated for those samples alone
+        where its weight is not 0; the host then waits for the weights.
+        """
+        levels, parts = _levels(sigma, x), []
+        for conditioning, weights in self.answers:
+            weight = sum(each.at(sigma) for each in weights)
+            if not isinstance(weight, Tensor):
+                if weight:
+                    parts.append((slice(None), weight, conditioning))
+            elif not isinstance(sigma, Tensor):
+                parts.append((slice(None), weight, conditioning))
+            elif len(rows := weight.expand(len(x), -1, -1, -1).flatten(1).any(1).nonzero()[:, 0]):
+                parts.append((rows, weight[rows], conditioning[rows]))
+        F = predict(
+            self.unet,
+            self.scheduler,
+            torch.cat([x[rows] for rows, _, _ in parts]),
+            torch.cat([levels[rows] for rows, _, _ in parts]),
+            Conditioning.cat([conditioning for _, _, conditioning in parts]),
+        ).split([len(conditioning) for _, _, conditioning in parts])
+        if len(parts) == 1 and isinstance(weight := parts[0][1], float) and weight == 1:
+            return F[0]
+        total = torch.zeros_like(x)
+        for (rows, weight, _), part in zip(parts, F, strict=True):
+            if isinstance(rows, slice):
+                total = total + weight * part
+            else:
+                total = total.index_add(0, rows, weight * part)
+        return total
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What guidance composes: the denoisers of image and class, of the image alone, of neither."""
+
+    both: Denoiser
+    image: Denoiser
+    neither: Denoiser
+
+    @classmethod
+    def of(cls, unet, scheduler, conditioning: Conditioning, null: int) -> "Guidance":
+        """That of a conditioning; `null` is the id of the null token."""
+        image = conditioning.without(CLASS, null)
+        each = conditioning, image, image.without_image(null)
+        return cls(*(Denoiser.of(unet, scheduler, one) for one in each))
+
+    def __getitem__(self, rows) -> "Guidance":
+        return Guidance(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def denoiser(
+        self,
+        scale: float | Tensor,
+        image_scale: float | Tensor = 1.0,
+        interval: tuple[float | Tensor, float | Tensor] = (0.0, math.inf),
+    ) -> Denoiser:
+        """D(0,0) + s_I [D(I,0) - D(0,0)] + s_C [D(I,c) - D(I,0)] in an interval, else D(I,c).
+
+        A scale of 1 is off: one evaluation of both, two where s_I is 1, else three.
+
+        Args:
+            scale: s_C, the class's. image_scale: s_I, the condition image's.
+            interval: the lowest and the highest noise level.
+
+        Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
+        """
+        by_class = (scale - 1) * (self.both - self.image)
+        by_image = (image_scale - 1) * (self.image - self.neither)
+        return self.both + by_class.within(*interval) + by_image.within(*interval)
+
+
+def _levels(sigma: float | Tensor, x: Tensor) -> Tensor:
+    """(B, 1, 1, 1)."""
+    if isinstance(sigma, Tensor):
+        return sigma
+    return torch.full((len(x), 1, 1, 1), sigma, device=x.device, dtype=torch.float32)

@@ -1,11 +1,11 @@
-"""Class-guided editing: the source is shown degraded, with the class that it is turned into.
+"""Class-guided editing: a source and a class go in, the source turned into that class comes out.
 
-There are no edited pairs to learn from. Training shows a degraded image with its own class;
-sampling gives another class. The strength is the amount of the degradation, and the noise level
-where sampling starts: from the source, carried there by the model itself without a class. So what
-the class does not change comes back as it was; and guidance is weak where the class makes little
-difference.
+There are no edited pairs to learn from. The first stage of training shows a degraded image with its
+own class (`Edit`); sampling gives another class, and starts from the source with noise. The second
+stage learns from whole edits that the first one made (`EditAtOnce`): one evaluation is an edit.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -17,20 +17,17 @@ from .task import Choice, Hint, Task, bernoulli
 # Noise level where sampling starts, over that of the degradation. With less noise fewer edits reach
 # their class, with more noise less of the source is kept.
 START = 3.0
+STRONGEST = 0.95  # of the edits that are learned whole
 REGION_SHARE = 0.25  # share of the samples that edit only a region; the others edit everything
 
 
 class Edit(Task):
     name = "edit"
     required = frozenset({"image", "class_label"})
-    optional = frozenset(
-        {"mask_image", "strength", "image_guidance_scale", "num_inversion_steps", "source_class"}
-    )
+    optional = frozenset({"mask_image", "strength", "image_guidance_scale"})
     default_strength = 0.8
     default_steps = 12
     default_guidance_scale = 4.0
-    local_guidance = True
-    default_inversion_steps = 8
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
         device = generator.device
@@ -54,3 +51,23 @@ class Edit(Task):
 
     def start(self, strength: float) -> float:
         return START * noise_level(strength)
+
+
+class EditAtOnce(Edit):
+    """The edit of a model that was taught whole edits: the source is shown as it is.
+
+    It is answered in one evaluation from noise alone. At strength 1, where nothing of the source
+    is left in the teacher's edits, they are random, and their mean is a blur: so the strength acts
+    as `STRONGEST` from there on.
+    """
+
+    name = "edit"
+    few_steps = 1
+    at_once = True
+
+    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+        mask = mask * (strength > 0)[:, None, None, None]
+        return Hint(image=image, mask=mask, strength=strength.clamp(max=STRONGEST))
+
+    def start(self, strength: float) -> float:
+        return math.inf

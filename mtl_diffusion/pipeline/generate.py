@@ -9,6 +9,7 @@ from .task import Choice, Hint, Task, bernoulli
 class Generate(Task):
     name = "generate"
     optional = frozenset({"class_label"})
+    draws_class = True  # p(x) is the sum over the classes of p(c) p(x | c)
     default_guidance_scale = 2.0
     # At higher noise levels guidance costs diversity. Kynkäänniemi et al. 2024, arXiv:2404.07724.
     default_guidance_interval = (0.28, 2.9)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 MAX_COUNT = 10_000  # of steps, and of images for each sample
+UNSET = -2  # the label of a sample without one; any negative number is no class for the network
 WHITE_MODES = ("1", "L", "RGB")  # of PIL images that serve as masks: white is 255 in each
 
 
@@ -20,16 +21,15 @@ class Inputs:
     """The arguments of a call as tensors, one entry a sample.
 
     Attributes:
-        image: (B, 3, H, W) in [0, 1]. mask: (B, 1, H, W) in {0, 1}. label: (B,), -1 for none.
+        image: (B, 3, H, W) in [0, 1]. mask: (B, 1, H, W) in {0, 1}. label: (B,), see
+            `read_labels`.
         strength: (B,) in [0, 1], or None if the task takes none.
-        source_class: (B,) that of the image, -1 for none.
     """
 
     image: Tensor
     mask: Tensor
     label: Tensor
     strength: Tensor | None
-    source_class: Tensor
 
 
 def read_images(value, size: int, name: str = "image") -> Tensor:
@@ -58,7 +58,10 @@ def read_masks(value, size: int, name: str = "mask_image") -> Tensor:
 
 
 def read_labels(value, classes: Sequence[str], name: str = "class_label") -> Tensor:
-    """Class labels as (B,) int64 in 0..K-1, -1 for none, from names, numbers, None or a list."""
+    """Class labels as (B,) int64 in 0..K-1, from names, numbers, None or a list of them.
+
+    -1 is the null class, and None becomes `UNSET`.
+    """
     items = _entries(value, name, "a class name, a number or None")
     return torch.tensor([_label(item, classes, name) for item in items])
 
@@ -280,7 +283,10 @@ def _check_size(height: int, width: int, size: int, name: str) -> None:
 
 
 def _label(item, classes: Sequence[str], name: str) -> int:
+    is_index = isinstance(item, numbers.Integral) and not isinstance(item, bool)
     if item is None:
+        return UNSET
+    if is_index and item == -1:
         return -1
     if not classes:
         raise ValueError(
@@ -292,10 +298,9 @@ def _label(item, classes: Sequence[str], name: str) -> int:
             more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
             raise ValueError(f"{name} is {shown(item)}; this model knows {known}{more}")
         return list(classes).index(item)
-    is_index = isinstance(item, numbers.Integral) and not isinstance(item, bool)
     if not is_index or not 0 <= item < len(classes):
         raise ValueError(
             f"{name} is {shown(item)}; it must be a class name, a number from 0 to "
-            f"{len(classes) - 1}, or None"
+            f"{len(classes) - 1}, -1 for the null class, or None"
         )
     return int(item)

@@ -72,7 +72,7 @@ class SelfContained:
                 "pickle can run code where it is loaded"
             )
         if (unet := plain_unet(self.unet)) is not self.unet:
-            plain = type(self)(unet, self.tokenizer, self.scheduler, self.chains)
+            plain = type(self)(unet, self.tokenizer, self.scheduler)
             return plain.save_pretrained(save_directory, safe_serialization, *args, **kwargs)
         # A string: diffusers splits it for the name of a repository.
         return super().save_pretrained(str(save_directory), True, *args, **kwargs)

@@ -1,6 +1,7 @@
 """The noise of a call: the initial latents, and what is drawn besides them."""
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -45,11 +46,27 @@ def initial_latents(
     return read.to(device)
 
 
-def own_generators(latents: Tensor) -> list[torch.Generator]:
-    """A generator on the CPU for each image, seeded with a digest of its latents.
+def own_generators(latents: Tensor, purpose: str = "") -> list[torch.Generator]:
+    """A generator on the CPU for each image, seeded with a digest of its latents and the purpose.
 
     So an image depends on its latents alone, and not on its place or the others in the batch.
     """
-    digests = [hashlib.sha256(row.numpy().tobytes()).digest() for row in latents.cpu()]
+    digests = [
+        hashlib.sha256(row.numpy().tobytes() + purpose.encode()).digest() for row in latents.cpu()
+    ]
     seeds = [int.from_bytes(digest[:8], "little") for digest in digests]
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def draw_classes(latents: Tensor, weights: Sequence[float]) -> Tensor:
+    """A class for each image, drawn from its latents: (B,) in 0..K-1, or -1 for the null class.
+
+    Args:
+        latents: (B, 3, H, W).
+        weights: K + 1 relative frequencies, that of the null class last.
+    """
+    edges = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+    own = own_generators(latents, "class")
+    draws = torch.stack([torch.rand((), generator=one, dtype=torch.float64) for one in own])
+    places = torch.searchsorted(edges, draws * edges[-1], right=True)
+    return torch.where(places < len(weights) - 1, places, -1)

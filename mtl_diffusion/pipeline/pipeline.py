@@ -9,6 +9,7 @@ pipe(task="edit", image=image, class_label="dog", strength=0.7).images[0]
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -22,14 +23,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .chains import Chains, check_chains
-from .class_mask import GeneratesMasks
 from .colorize import Colorize
-from .components import check_component
-from .denoiser import build_conditioning
-from .edit import Edit
+from .components import check_component, plain_module
+from .denoiser import Guidance, build_conditioning
+from .edit import Edit, EditAtOnce
 from .generate import Generate
 from .inpaint import Inpaint
 from .inputs import (
+    UNSET,
     Inputs,
     read_count,
     read_images,
@@ -41,13 +42,12 @@ from .inputs import (
     repeat_to_batch,
     shown,
 )
-from .inversion import invert, read_inversion_steps
 from .loading import SelfContained
-from .noise import initial_latents, own_generators
+from .noise import draw_classes, initial_latents, own_generators
 from .outputs import check_output_type, to_output
 from .solver import solve
 from .task import Task
-from .tokens import Vocabulary
+from .tokens import NULL, Vocabulary
 
 # All tasks, by name. A new task is a file of its own and a line here.
 TASKS: dict[str, Task] = {
@@ -61,7 +61,31 @@ TASKS: dict[str, Task] = {
 }
 
 
-class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
+# What is true of the weights, besides their words, is kept in the configuration of the UNet. Names
+# with an underscore pass through diffusers' loading and saving.
+CHAINS = "_chains"  # of a model of few steps: the noise levels that each number of steps visits
+EDITS_AT_ONCE = "_edits_at_once"  # true where an edit is one evaluation
+FREQUENCIES = "_class_frequencies"  # class name -> share of the training data; NULL: without one
+# Arguments of earlier versions, and what takes their place.
+REMOVED = {
+    name: "mtl_diffusion.editing.whole.whole_edit, of the package, inverts the source of an edit"
+    for name in ("num_inversion_steps", "source_class")
+}
+
+
+@dataclass
+class MultiTaskOutput(ImagePipelineOutput):
+    """What a call returns.
+
+    Attributes:
+        images: as `output_type` says.
+        class_labels: the class of each image, one that was drawn too; None for no class.
+    """
+
+    class_labels: Optional[list] = None  # noqa: UP045, the form that diffusers 0.36 can read
+
+
+class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     """One small UNet that generates, inpaints and edits.
 
     Calls may overlap, from several threads or from a callback: each has its own state.
@@ -69,9 +93,9 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
     Args:
         unet: takes `denoiser.CHANNELS` channels and one-hot tokens.
         tokenizer: its vocabulary has the tasks and classes that the model has learned.
-        scheduler: `EDMDPMSolverMultistepScheduler` or `EDMEulerScheduler`.
-        chains: of a model that draws in few steps, the noise levels that each number of steps
-            visits; with `EDMEulerScheduler`.
+        scheduler: `EDMDPMSolverMultistepScheduler`; `EDMEulerScheduler` for a model of few steps.
+        chains: of a model of few steps that was exported by a version before 0.5; later ones are
+            in the configuration of their unet.
     """
 
     model_cpu_offload_seq = "unet"
@@ -97,8 +121,9 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             check_component(name, component)
         self.register_modules(**components)
         if chains is not None:
-            check_chains(chains)
-            self.register_to_config(chains=chains)
+            plain_module(unet).register_to_config(**{CHAINS: chains})
+        if self.chains is not None:
+            check_chains(self.chains)
         self._check_vocabulary()
 
     def __setattr__(self, name: str, value):
@@ -125,19 +150,31 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
     @property
     def chains(self) -> Chains | None:
         """The noise levels of each number of steps; None: any number."""
-        return self.config.get("chains")
+        return self.unet.config.get(CHAINS)
+
+    @property
+    def class_frequencies(self) -> dict[str, float]:
+        """How often a sample without a class is of each class, and of none; they sum to 1."""
+        known = self.unet.config.get(FREQUENCIES) or dict.fromkeys(self.class_names, 1.0)
+        total = sum(known.values())
+        return {name: share / total for name, share in known.items()}
+
+    def spec(self, task: str) -> Task:
+        """The task as this model has learned it."""
+        at_once = task == Edit.name and self.unet.config.get(EDITS_AT_ONCE, False)
+        return EditAtOnce() if at_once else TASKS[task]
 
     def default_steps(self, task: str) -> int:
         """num_inference_steps of a task, if it is not given."""
         if self.chains is None:
-            return TASKS[task].default_steps
+            return self.spec(task).default_steps
         lengths = [len(levels) for levels in self.chains]
-        few = TASKS[task].few_steps
+        few = self.spec(task).few_steps
         return few if few in lengths else lengths[-1]
 
     def default_guidance(self, task: str) -> float:
         """guidance_scale of a task, if it is not given: a model of few steps has it built in."""
-        return 1.0 if self.chains else TASKS[task].default_guidance_scale
+        return 1.0 if self.chains else self.spec(task).default_guidance_scale
 
     def default_guidance_interval(self, task: str) -> tuple[float, float]:
         """guidance_interval of a task, if it is not given."""
@@ -180,8 +217,6 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         image_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         num_inference_steps: int | None = None,
-        num_inversion_steps: int | None = None,
-        source_class: str | int | list | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -189,20 +224,21 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006, diffusers' own
+        **removed,
     ) -> ImagePipelineOutput | tuple:
         """Draws images. A class, image, mask or strength may be a list, one entry a sample.
 
         Args:
             task: one of `pipe.tasks`.
-            class_label: a class's name or number, None for no class.
+            class_label: a class's name or number, or -1 for the null class, which is none. None:
+                generate draws one for each image, as often as the training data has it; for the
+                other tasks the null class.
             image: the source, `pipe.size` pixels square: PIL, or floats in [0, 1] as an array
                 (H, W, 3) or a tensor (3, H, W), or a batch or a list of these.
             mask_image: white (1) is repainted, black (0) is kept, byte for byte.
             strength: degradation of the source, from 0 (none: the source comes back) to 1 (nothing
                 is left of it). None: the task's default. Of several, each is a batch of its own.
             guidance_scale: guidance by the class; 1 is off. None: `pipe.default_guidance(task)`.
-                Of an edit it is the scale where the class makes as much difference to the source
-                as on average: up to twice as much where it makes more, 0 where it makes none.
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
@@ -211,11 +247,6 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches. None:
                 `pipe.default_steps(task)`. A model of few steps takes the lengths of
                 `pipe.chains`, and leaves out the first steps of an edit that is not strong.
-            num_inversion_steps: evaluations that carry the source of an edit up to the noise
-                level where it starts, so that what the class does not change comes back as it was.
-                0: the source with random noise, for edits that differ from seed to seed. None:
-                the task's default; of a model of few steps, which can't do it, 0.
-            source_class: the class of an edit's source, if it is known: more of the source is kept.
             num_images_per_prompt: images for each sample.
             generator: one, or one for each image. Image i depends on its seed and on i alone.
             latents: (images, 3, size, size) standard normal, instead of drawing them. All other
@@ -230,6 +261,8 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             ValueError: an argument is out of its range, or one that the task doesn't take; or the
                 latents don't stay finite.
         """
+        for name in removed:
+            raise TypeError(f"there is no argument {name}; {REMOVED.get(name, 'leave it out')}")
         self._check_vocabulary()
         self._check_task(
             task,
@@ -238,49 +271,44 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             class_label=class_label,
             strength=strength,
             image_guidance_scale=image_guidance_scale,
-            num_inversion_steps=num_inversion_steps,
-            source_class=source_class,
         )
         check_output_type(output_type)
         self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         call = self._copy_for_call()
         call._set_guidance(task, guidance_scale, image_guidance_scale, guidance_interval)
         steps = self._read_steps(task, num_inference_steps)
-        spec, device = TASKS[task], self._execution_device
-        inversion_steps = read_inversion_steps(
-            num_inversion_steps, spec.default_inversion_steps, self.chains
-        )
-        if source_class is not None and self.chains:
-            raise ValueError(
-                "source_class is given; a model of few steps has its guidance built in, and can't "
-                "use it: leave it out"
-            )
+        spec, device = self.spec(task), self._execution_device
         count = read_count(num_images_per_prompt, "num_images_per_prompt")
-        source = self._read_source(
-            spec, class_label, image, mask_image, strength, count, source_class
-        )
+        source = self._read_source(spec, class_label, image, mask_image, strength, count)
         noise = initial_latents(latents, generator, tuple(source.image.shape), device)
         own = own_generators(noise)
+        label = self._draw_unset(source.label, noise) if spec.draws_class else source.label
         known = 2 * source.image - 1
         own_noise = randn_tensor(noise.shape, own, device, torch.float32)
         hint = spec.condition(known, source.mask, source.strength, own_noise)
-        conditioning = build_conditioning(hint, spec, source.label, self.vocabulary)
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        conditioning = build_conditioning(hint, spec, label, self.vocabulary)
+        guidance = Guidance.of(self.unet, call.scheduler, conditioning, self.vocabulary.null)
         strengths = [None] * len(noise) if source.strength is None else source.strength.tolist()
         start = [spec.start(strength) for strength in strengths]
-        base = build_conditioning(hint, spec, source.source_class, self.vocabulary)
-        if inversion_steps:
-            noise = invert(call, known, noise, base, start, inversion_steps)
-        local = call._local_guidance(spec, known, base, source.label, start, own)
-        latents = solve(call, known, noise, conditioning, start, steps, own, *callback, local)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        latents = solve(call, known, noise, hint, guidance, start, steps, own, *callback)
 
         self.maybe_free_model_hooks()
         if self._caller is None:  # after a call, diffusers' pipelines have its values
             for name in ("_guidance_scale", "_image_guidance_scale", "_guidance_interval"):
                 setattr(self, name, getattr(call, name))
             self._num_timesteps = call._num_timesteps
-        images = to_output(latents, conditioning.mask, source.image, output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        images = to_output(latents, hint.mask, source.image, output_type)
+        names = [*self.class_names, None]  # a negative number is no class
+        labels = [names[max(number, -1)] for number in label.tolist()]
+        return MultiTaskOutput(images, labels) if return_dict else (images,)
+
+    def _draw_unset(self, label: Tensor, noise: Tensor) -> Tensor:
+        """The labels, with a class in place of those that are not set."""
+        shares = self.class_frequencies
+        weights = [shares.get(name, 0.0) for name in (*self.class_names, NULL)]
+        drawn = draw_classes(noise, weights) if self.class_names else torch.full_like(label, -1)
+        return torch.where(label == UNSET, drawn.to(label), label)
 
     def _set_guidance(self, task: str, scale, image_scale, interval) -> None:
         """Reads the arguments of guidance; None: the default of the task and the model."""
@@ -304,9 +332,11 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
                 "EDMEulerScheduler.from_config(pipe.scheduler.config)"
             )
         lengths = {len(levels): levels for levels in self.chains}
+        if self.spec(task).at_once:
+            lengths = {1: lengths[1]}
         if steps not in lengths:
             raise ValueError(
-                f"num_inference_steps is {steps}; this model draws in "
+                f"num_inference_steps is {steps}; this model does {task} in "
                 f"{', '.join(map(str, lengths))} steps"
             )
         return list(lengths[steps])
@@ -336,7 +366,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
                 f"task is {shown(task)}; this model knows {', '.join(self.tasks)}"
                 + (untrained if isinstance(task, str) and task in TASKS else "")
             )
-        spec = TASKS[task]
+        spec = self.spec(task)
         given = {name for name, value in arguments.items() if value is not None}
         if missing := spec.required - given:
             raise ValueError(f"task {task!r} needs {', '.join(sorted(missing))}; give it too")
@@ -359,7 +389,7 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             )
 
     def _read_source(
-        self, spec: Task, class_label, image, mask_image, strength, repeat: int, source_class=None
+        self, spec: Task, class_label, image, mask_image, strength, repeat: int
     ) -> Inputs:
         """The arguments as tensors of one length on the device, each entry repeated.
 
@@ -375,20 +405,13 @@ class MultiTaskPipeline(SelfContained, GeneratesMasks, DiffusionPipeline):
             parts["image"] = read_images(image, self.size)
         if mask_image is not None:
             parts["mask_image"] = read_masks(mask_image, self.size)
-        if source_class is not None:
-            parts["source_class"] = read_labels(source_class, self.class_names, "source_class")
         shape = (1, 3, self.size, self.size)
         parts.setdefault("image", torch.zeros(shape, dtype=torch.float32))
         parts.setdefault("mask_image", torch.ones(shape, dtype=torch.float32)[:, :1])
-        parts.setdefault("source_class", torch.tensor([-1]))
         parts = {
             name: part.repeat_interleave(repeat, 0).to(self._execution_device)
             for name, part in repeat_to_batch(parts).items()
         }
         return Inputs(
-            parts["image"],
-            parts["mask_image"],
-            parts["class_label"],
-            parts.get("strength"),
-            parts["source_class"],
+            parts["image"], parts["mask_image"], parts["class_label"], parts.get("strength")
         )

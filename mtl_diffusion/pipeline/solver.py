@@ -7,20 +7,21 @@ from torch import Tensor
 
 from .chains import first_latents, karras_ramp
 from .components import plain_module
-from .denoiser import Conditioning, LocalGuidance, predict_guided
+from .denoiser import Guidance
+from .task import Hint
 
 
 def solve(
     call,
     source: Tensor,
     noise: Tensor,
-    conditioning: Conditioning,
+    hint: Hint,
+    guidance: Guidance,
     start: list[float],
     steps: int | list[float],
     generators: list[torch.Generator],
     callback: Callable | None,
     callback_inputs: list[str],
-    local: LocalGuidance | None,
 ) -> Tensor:
     """Goes from the start to 0; known pixels are exact at every step.
 
@@ -30,10 +31,11 @@ def solve(
         call: the pipeline's copy for this call. A callback may change its state.
         source: (B, 3, H, W) in [-1, 1], the known pixels where the mask is 0.
         noise: (B, 3, H, W) standard normal.
+        hint: what is shown, and where is painted.
+        guidance: what the call's guidance composes.
         start: (B,) noise levels, of the source. From sigma_max on it is noise alone.
         steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
-        local: takes the place of the task's own guidance by the class; None: nothing does.
 
     Returns:
         (B, 3, H, W) float32.
@@ -59,20 +61,18 @@ def solve(
         for level, scheduler in schedulers.items():
             call.scheduler = scheduler  # a callback may look at it
             rows = [i for i, own in enumerate(start) if own == level]
-            image, conditions = source[rows], conditioning[rows]
+            image, mask = source[rows], hint.mask[rows]
             first = scheduler.sigmas[0].item()
             latents = image + first * noise[rows]
             if level >= highest:
-                latents = torch.where(conditions.mask > 0, first * noise[rows], latents)
+                latents = torch.where(mask > 0, first * noise[rows], latents)
                 if not isinstance(steps, int):
                     # Where part of an image is shown, random low frequencies would contradict it.
-                    shown = conditions.image.flatten(1).any(1)[:, None, None, None]
+                    shown = hint.image[rows].flatten(1).any(1)[:, None, None, None]
                     latents = torch.where(shown, latents, first_latents(noise[rows], first))
             own = [generators[i] for i in rows]
-            guidance = None if local is None else local[rows]
-            x[rows] = _solve(
-                call, latents, image, noise[rows], conditions, own, done, end_step, guidance
-            )
+            parts = (image, noise[rows], mask, guidance[rows], own)
+            x[rows] = _solve(call, latents, *parts, done, end_step)
             done += len(scheduler.timesteps)
     return x
 
@@ -82,11 +82,11 @@ def _solve(
     x: Tensor,
     source: Tensor,
     noise: Tensor,
-    conditioning: Conditioning,
+    mask: Tensor,
+    guidance: Guidance,
     generators: list[torch.Generator],
     done: int,
     end_step: Callable[[int, Tensor, Tensor], Tensor],
-    local: LocalGuidance | None,
 ) -> Tensor:
     """Goes down the noise levels of the call's scheduler.
 
@@ -97,32 +97,21 @@ def _solve(
     """
     scheduler = call.scheduler
     sigmas = scheduler.sigmas.tolist()
-    low, high = call.guidance_interval
-    slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
-    guided = [low / slack <= sigma <= high * slack for sigma in sigmas]
-    hole = conditioning.mask > 0
+    hole = mask > 0
     # The first step with values that aren't finite, on the device: to read it in the loop would
     # wait for each step.
-    first_bad = torch.full((), len(guided), device=x.device)
+    first_bad = torch.full((), len(sigmas), device=x.device)
     for i, timestep in enumerate(scheduler.timesteps):
         if call.interrupt:
             break
-        F = predict_guided(
-            call.unet,
-            scheduler,
-            x,
-            torch.full((len(x), 1, 1, 1), sigmas[i], device=x.device, dtype=torch.float32),
-            conditioning,
-            call.vocabulary.null,
-            call.guidance_scale if guided[i] else 1.0,
-            call.image_guidance_scale if guided[i] else 1.0,
-            local,
-        )
+        # A callback may have changed the scales.
+        scales = call.guidance_scale, call.image_guidance_scale, call.guidance_interval
+        F = guidance.denoiser(*scales).output(x, sigmas[i])
         x = scheduler.step(F, timestep, x, generator=generators).prev_sample
         x = torch.where(hole, x, source + sigmas[i + 1] * noise)
         x = end_step(done + i, timestep, x)
         first_bad = torch.where(x.isfinite().all(), first_bad, first_bad.clamp(max=i))
-    if (step := int(first_bad)) < len(guided):
+    if (step := int(first_bad)) < len(sigmas):
         raise ValueError(
             f"the latents are not finite after step {done + step + 1} of {call._num_timesteps}; "
             f"the likely cause: {_likely_cause(call)}"

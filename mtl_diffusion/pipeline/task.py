@@ -58,12 +58,11 @@ class Task(ABC):
         default_guidance_scale: the guidance scale when sampling without one; 1 is off.
         default_guidance_interval: the lowest and highest noise level (sigma) of guidance when
             sampling without them.
-        local_guidance: whether generate, if the model has learned it, gives the direction of the
-            class, and guidance is weaker where the class makes little difference to the source.
-        default_inversion_steps: steps of the inversion of the source when sampling without a
-            number of them; 0 is off.
+        draws_class: whether a sample without a class is one of a class that is drawn as often as
+            the training data has it; else it is drawn with the null class.
         few_steps: steps of a model that draws in few steps, when sampling without a number of
             them; None: those of its last chain.
+        at_once: whether such a model takes one step, and no other number.
     """
 
     name: ClassVar[str]
@@ -73,13 +72,12 @@ class Task(ABC):
     default_steps: ClassVar[int] = 18
     default_guidance_scale: ClassVar[float] = 1.0
     default_guidance_interval: ClassVar[tuple[float, float]] = (0.0, math.inf)
-    local_guidance: ClassVar[bool] = False
-    default_inversion_steps: ClassVar[int] = 0
+    draws_class: ClassVar[bool] = False
     few_steps: ClassVar[int | None] = None
+    at_once: ClassVar[bool] = False
 
     ARGUMENTS: ClassVar[frozenset[str]] = frozenset(
         {"image", "mask_image", "class_label", "strength", "image_guidance_scale"}
-        | {"num_inversion_steps", "source_class"}
     )
 
     def __init_subclass__(cls, **kwargs):

@@ -118,7 +118,7 @@ def write(
     pipeline = trained.pipeline
     if half:
         unet = copy.deepcopy(pipeline.unet).half()
-        pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler, pipeline.chains)
+        pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler)
     with replaced_folder(target) as folder:
         pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
         wanted = trained.config.gallery if pictures is None else pictures

@@ -4,38 +4,57 @@ The trained model is the teacher. From an image with noise of one of the levels 
 `pipeline/chains.py`, it solves its ODE to the next level in some steps, with the guidance that each
 task has by default. The student, which starts as the teacher, learns to arrive there in one Euler
 step. So its guidance is built in, and a step of it is one evaluation.
+
+An edit is learned whole: the student is shown the source, starts from noise alone, and learns to
+answer with the teacher's edit (`editing/pairs.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..classifiers.classifier import Classifier
 from ..pipeline.chains import Chains, jumps
-from ..pipeline.denoiser import CLASS, Conditioning, predict
+from ..pipeline.denoiser import Conditioning, Guidance
+from ..pipeline.edit import Edit
 from ..pipeline.ode import ode_end
 from ..pipeline.task import Task
 from .alignment import fingerprint
 from .losses import Objective
 
+# Weight of 1 - the cosine of features, beside a squared error that is divided by the variance of
+# images, 0.25: 0.1 beside the plain one.
+FEATURE_WEIGHT = 0.4
 
-def draw_level(n: int, levels: Tensor, generator: torch.Generator) -> Tensor:
-    """(n, 1, 1, 1) of the levels (J,), each equally often to within one, in random order."""
-    order = torch.rand(n, generator=generator, device=generator.device).argsort()
-    return levels.to(order.device)[order % len(levels)].view(n, 1, 1, 1)
+
+def draw_level(task: Tensor, levels: Tensor, whole: int, generator: torch.Generator) -> Tensor:
+    """(B, 1, 1, 1) of the levels (J,), each equally often to within one, in random order.
+
+    Args:
+        task: (B,) indices. Samples of the task `whole` get the highest level.
+    """
+    draws = torch.rand(len(task), generator=generator, device=generator.device)
+    is_whole = task.to(draws.device) == whole
+    order = draws.masked_fill(is_whole, torch.inf).argsort().argsort()
+    levels = levels.to(order.device)
+    drawn = torch.where(is_whole, levels.max(), levels[order % len(levels)])
+    return drawn.view(-1, 1, 1, 1)
 
 
 class Distillation(Objective):
-    """The objective of a student that learns its teacher's jumps.
+    """The objective of a student that learns its teacher's jumps, and its edits.
 
-    The first four arguments are those of `Objective`.
+    The first three arguments are those of `Objective`.
 
     Args:
-        teacher: a copy of the unet, which is frozen.
+        teacher: a unet, which is frozen.
         tasks: in the order of the task indices.
         null: id of the null token.
         chains: noise levels, see `pipeline/chains.py`.
         teacher_steps: of the solver, for each jump.
+        classifier: in whose last features edits agree, too; None: in pixels alone.
     """
 
     def __init__(
@@ -43,16 +62,19 @@ class Distillation(Objective):
         unet: nn.Module,
         scheduler,
         weighting: nn.Module,
-        alignment: nn.Module | None,
         teacher: nn.Module,
         tasks: Sequence[Task],
         null: int,
         chains: Chains,
         teacher_steps: int,
+        classifier: Classifier | None = None,
     ):
-        super().__init__(unet, scheduler, weighting, alignment)
-        # In a tuple, so that it is no submodule: neither trained nor saved.
+        super().__init__(unet, scheduler, weighting)
+        # In tuples, so that they are no submodules: neither trained nor saved.
         self._teacher = (teacher.eval().requires_grad_(False),)
+        if classifier is not None:
+            classifier.model.requires_grad_(False)
+        self._classifier = (classifier,)
         self.teacher = fingerprint(teacher)
         self.null = null
         self.teacher_steps = teacher_steps
@@ -62,6 +84,8 @@ class Distillation(Objective):
         self.register_buffer("ends", ends.contiguous(), persistent=False)
         guidance = [(t.default_guidance_scale, *t.default_guidance_interval) for t in tasks]
         self.register_buffer("guidance", torch.tensor(guidance), persistent=False)
+        names = [task.name for task in tasks]
+        self.whole = names.index(Edit.name) if Edit.name in names else -1
 
     @torch.no_grad()
     def target(
@@ -69,35 +93,54 @@ class Distillation(Objective):
     ) -> tuple[Tensor, Tensor]:
         """The D with which one Euler step arrives at the teacher's result, and its noise.
 
-        x' = r x + (1 - r) D for r = sigma'/sigma, hence D = (x' - r x) / (1 - r).
+        x' = r x + (1 - r) D for r = sigma'/sigma, hence D = (x' - r x) / (1 - r). Of an edit, D is
+        the image itself, and x is noise alone.
         """
-        x = image + sigma * noise
-        nearest = (sigma.flatten()[:, None].log() - self.starts.log()).abs().argmin(1)
-        end = self.ends[nearest].view(-1, 1, 1, 1)
-        arrived = ode_end(self._guided(conditioning, task), x, sigma, end, self.teacher_steps)
-        ratio = end / sigma
-        D = (arrived - ratio * x) / (1 - ratio)
+        is_whole = (task == self.whole).view(-1, 1, 1, 1)
+        x = torch.where(is_whole, 0, image) + sigma * noise
+        D = image.clone()
+        rows = (task != self.whole).nonzero()[:, 0]
+        if len(rows):
+            D[rows] = self._arrival(x[rows], sigma[rows], conditioning[rows], task[rows])
         return D, (x - D) / sigma
 
-    def _guided(
-        self, conditioning: Conditioning, task: Tensor
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The teacher's D with the guidance that each sample's task has by default."""
+    def _arrival(
+        self, x: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
+    ) -> Tensor:
+        """D of the teacher's whole jump, with the guidance that each sample's task has."""
+        nearest = (sigma.flatten()[:, None].log() - self.starts.log()).abs().argmin(1)
+        end = self.ends[nearest].view(-1, 1, 1, 1)
         scale, low, high = self.guidance[task].T.reshape(3, -1, 1, 1, 1)
-        without_class = conditioning.without(CLASS, self.null)
+        parts = Guidance.of(self._teacher[0], self.scheduler, conditioning, self.null)
+        denoiser = parts.denoiser(scale, interval=(low, high))
+        arrived = ode_end(denoiser, x, sigma, end, self.teacher_steps)
+        ratio = end / sigma
+        return (arrived - ratio * x) / (1 - ratio)
 
-        def denoised(x: Tensor, sigma: Tensor) -> Tensor:
-            guided = (scale != 1) & (low <= sigma) & (sigma <= high)
-            rows = guided.flatten().nonzero()[:, 0]
-            # All samples, and once more those that are guided, without their class.
-            F, unconditional = predict(
-                self._teacher[0],
-                self.scheduler,
-                torch.cat([x, x[rows]]),
-                torch.cat([sigma, sigma[rows]]),
-                Conditioning.cat([conditioning, without_class[rows]]),
-            ).tensor_split([len(x)])
-            F = F.index_copy(0, rows, torch.lerp(unconditional, F[rows], scale[rows]))
-            return self.scheduler.precondition_outputs(x, F, sigma)
-
-        return denoised
+    def extra_loss(
+        self,
+        output: Tensor,
+        image: Tensor,
+        noise: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        task: Tensor,
+    ) -> Tensor | float:
+        """Of edits, the cosine distance to the teacher's in the features of the classifier."""
+        classifier, rows = self._classifier[0], (task == self.whole).nonzero()[:, 0]
+        if classifier is None or not len(rows):
+            return 0.0
+        image, sigma, mask = image[rows], sigma[rows], conditioning.mask[rows]
+        noisy = image + sigma * noise[rows]
+        denoised = self.scheduler.precondition_outputs(noisy, output[rows], sigma)
+        denoised = torch.where(mask > 0, denoised, conditioning.image[rows])
+        with torch.no_grad():
+            expected = classifier.features(image)
+        distance = 1 - F.cosine_similarity(
+            classifier.features(denoised).float(), expected.float(), dim=1
+        )
+        return (
+            torch.zeros_like(sigma)
+            .new_zeros(len(task))
+            .index_add(0, rows, FEATURE_WEIGHT * distance)
+        )

@@ -122,6 +122,18 @@ class Objective(nn.Module):
         """The target of D(image + sigma noise; sigma), and (input - target) / sigma."""
         return image, noise
 
+    def extra_loss(
+        self,
+        output: Tensor,
+        image: Tensor,
+        noise: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        task: Tensor,
+    ) -> Tensor | float:
+        """What the loss (B,) of each sample has besides its error; output is F."""
+        return 0.0
+
     def forward(
         self,
         image: Tensor,
@@ -136,8 +148,10 @@ class Objective(nn.Module):
         noisy = image + sigma * noise
         output = predict(self.unet, self.scheduler, noisy, sigma, conditioning)
         # Only the network runs in mixed precision: bfloat16 would round u to steps of a percent.
+        extra = self.extra_loss(output, image, noise, sigma, conditioning, task)
         with torch.autocast(image.device.type, enabled=False):
             loss = denoising_loss(output, image, noise, sigma, conditioning.mask, self.scheduler)
+            loss = loss + extra
             weighted = self.weighting(loss, sigma, task)
         if self.alignment is not None:
             denoised = self.scheduler.precondition_outputs(noisy, output, sigma)

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..editing.pairs import EditPairs
 from ..pipeline.denoiser import CLASS, TASK, Conditioning, build_conditioning
-from ..pipeline.task import Choice, Task
+from ..pipeline.edit import Edit, EditAtOnce
+from ..pipeline.task import Choice, Hint, Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
-from ..tools.tensors import to_device
+from ..tools.tensors import to_device, to_unit_range
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -42,7 +44,7 @@ class Draw:
         drop_task: (B,) bool, the task token becomes null.
         noise: (B, 3, H, W) standard normal, for the tasks' `condition`.
         counts: (T,) samples of each task in the whole global batch.
-        other_class: (B,) a class in place of the image's own, -1 for none.
+        pairs: (B) edits by a teacher, for the samples of edit; None: edit learns from the images.
     """
 
     task: Tensor
@@ -50,7 +52,7 @@ class Draw:
     drop_task: Tensor
     noise: Tensor
     counts: Tensor
-    other_class: Tensor
+    pairs: EditPairs | None
 
     def __getitem__(self, rows: slice) -> "Draw":
         choice = Choice(*(getattr(self.choice, f.name)[rows] for f in fields(Choice)))
@@ -60,7 +62,7 @@ class Draw:
             self.drop_task[rows],
             self.noise[rows],
             self.counts,
-            self.other_class[rows],
+            None if self.pairs is None else self.pairs[rows],
         )
 
 
@@ -74,9 +76,8 @@ class Mixture:
         vocabulary: the ids of the tokens.
         size: height and width of the images.
         class_dropout, task_dropout: probabilities in [0, 1) that the token is dropped.
-        class_change: probability that a task that needs a class gets a random one, as in
-            sampling, in place of the image's own. For targets that don't come from the image.
-            Above 0, such a task always has its class: its guidance is built in.
+        pairs: whole edits by a teacher, which the edit task then learns; None: it learns to
+            restore degraded images.
     """
 
     tasks: tuple[Task, ...]
@@ -85,18 +86,16 @@ class Mixture:
     size: int
     class_dropout: float
     task_dropout: float
-    class_change: float = 0.0
+    pairs: EditPairs | None = None
 
     def draw(self, seed: int, step: int, batch_size: int, device: torch.device) -> Draw:
         """Draws for a whole global batch, from the key (seed, step)."""
         random = generator(seed, step, "task", device=device)
         task = assign_tasks(self.proportions, step * batch_size, batch_size)
         counts = torch.bincount(task, minlength=len(self.tasks))
-        needs_class = ["class_label" in t.required for t in self.tasks]
-        dropouts = [0.0 if own and self.class_change else self.class_dropout for own in needs_class]
         choices = [
-            _filled(t.draw(n, self.size, dropout, random))
-            for t, n, dropout in zip(self.tasks, counts.tolist(), dropouts, strict=True)
+            _filled(t.draw(n, self.size, self.class_dropout, random))
+            for t, n in zip(self.tasks, counts.tolist(), strict=True)
         ]
         # The choices are ordered by task: reorder them as the samples are.
         order = to_device(task.argsort(stable=True).argsort(), device)
@@ -106,42 +105,63 @@ class Mixture:
         shape = (batch_size, 3, self.size, self.size)
         drop_task = torch.rand(batch_size, generator=random, device=device) < self.task_dropout
         noise = torch.randn(shape, generator=random, device=device)
-        change, which = torch.rand(2, batch_size, generator=random, device=device)
-        other_class = (which * len(self.vocabulary.classes)).long()
-        changes = change < self.class_change
-        changes &= to_device(torch.tensor(needs_class)[task], device)
+        pairs = None
+        if self.pairs is not None:
+            pairs = self.pairs.draw(batch_size, generator(seed, step, "pairs", device=device))
         return Draw(
             task=task,
             choice=choice,
             drop_task=drop_task,
             noise=noise,
             counts=to_device(counts, device),
-            other_class=torch.where(changes, other_class, -1),
+            pairs=pairs,
         )
 
-    def condition(self, images: Tensor, labels: Tensor, draw: Draw) -> Conditioning:
-        """The conditioning of the samples of a batch, or of a part of it.
+    def condition(self, images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Conditioning]:
+        """What the samples of a batch, or of a part of it, are to become, and their conditioning.
 
         Args:
             images: (b, 3, H, W) in [-1, 1]. labels: (b,). draw: b rows, of the same samples.
+
+        Returns:
+            (b, 3, H, W) in [-1, 1], the images or a teacher's edits; and the conditioning.
         """
-        choice, parts = draw.choice, []
-        labels = torch.where(draw.other_class >= 0, draw.other_class, labels)
+        choice, targets, parts = draw.choice, [], []
         order = draw.task.argsort(stable=True)  # the samples, ordered by task
         sizes = torch.bincount(draw.task, minlength=len(self.tasks)).tolist()
         for task, rows in zip(self.tasks, order.split(sizes), strict=True):
             rows = to_device(rows, images.device)
-            hint = task.condition(
-                images[rows], choice.mask[rows], choice.strength[rows], draw.noise[rows]
-            )
-            parts.append(build_conditioning(hint, task, labels[rows], self.vocabulary))
-        conditioning = Conditioning.cat(parts)[to_device(order.argsort(), images.device)]
-        null = self.vocabulary.null
-        return (
-            conditioning.without_image(null, draw.choice.drop_image)
-            .without(CLASS, null, draw.choice.drop_class)
+            if draw.pairs is not None and task.name == Edit.name:
+                target, hint, label = of_pairs(draw.pairs[rows])
+            else:
+                target, label = images[rows], labels[rows]
+                hint = task.condition(
+                    target, choice.mask[rows], choice.strength[rows], draw.noise[rows]
+                )
+            targets.append(target)
+            parts.append(build_conditioning(hint, task, label, self.vocabulary))
+        back = to_device(order.argsort(), images.device)
+        conditioning, null = Conditioning.cat(parts)[back], self.vocabulary.null
+        conditioning = (
+            conditioning.without_image(null, self._unless_pair(draw, choice.drop_image))
+            .without(CLASS, null, self._unless_pair(draw, choice.drop_class))
             .without(TASK, null, draw.drop_task)
         )
+        return torch.cat(targets)[back], conditioning
+
+    def _unless_pair(self, draw: Draw, dropped: Tensor) -> Tensor:
+        """(b,) what is dropped; of a pair nothing is: its guidance is built in."""
+        if draw.pairs is None:
+            return dropped
+        is_pair = torch.tensor([task.name == Edit.name for task in self.tasks])[draw.task]
+        return dropped & ~to_device(is_pair, dropped.device)
+
+
+def of_pairs(pairs: EditPairs) -> tuple[Tensor, Hint, Tensor]:
+    """The edits (n, 3, H, W) in [-1, 1], what the network is shown of them, and their classes."""
+    source, edit = to_unit_range(pairs.source), to_unit_range(pairs.edit)
+    mask = pairs.mask.float()
+    return edit, EditAtOnce().condition(source, mask, pairs.strength, source), pairs.label
 
 
 def _filled(choice: Choice) -> Choice:

@@ -70,7 +70,8 @@ def _losses(run: Run) -> HeldOutLoss:
         device=accelerator.device,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
-        objective=accelerator.unwrap_model(run.objective, keep_torch_compile=False),
+        objective=run.unwrapped,
+        pairs=run.held_out_pairs,
     )
 
     def whole(part: Tensor) -> Tensor:

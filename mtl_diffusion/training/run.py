@@ -4,7 +4,6 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -19,10 +18,12 @@ from ..data.images import ImageDataset, load_splits
 from ..data.loader import Loader, process_rows
 from ..data.stream import ImageStream, open_streams
 from ..data.streaming_loader import StreamingLoader
-from ..pipeline.chains import Chains, default_chains
-from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..editing.pairs import EditPairs
+from ..pipeline.chains import default_chains
+from ..pipeline.edit import Edit
+from ..pipeline.pipeline import CHAINS, EDITS_AT_ONCE, FREQUENCIES, TASKS, MultiTaskPipeline
 from ..pipeline.task import Task
-from ..pipeline.tokens import Vocabulary
+from ..pipeline.tokens import NULL, Vocabulary
 from ..tools.rng import generator
 from ..tools.tensors import to_unit_range
 from .aggregation import Jacobian, Sum, build_gradients
@@ -45,12 +46,13 @@ class Run:
     Attributes:
         objective: the trained module, wrapped for several processes.
         unet, weighting: the parts of it.
-        draw_sigma: (n, generator=...) -> (n, 1, 1, 1) noise levels of a batch.
-        chains: the noise levels of few steps, if these are learned.
+        draw_sigma: (task indices (B,), generator=...) -> (B, 1, 1, 1) noise levels of a batch.
+        teacher: the pipeline that few steps are learned from, or None.
         alignment: the losses in a classifier's features, or None.
         gradients: how the losses of the tasks become one gradient.
         ema: the averaged denoiser, or None.
         train_data, held_out: the two splits, labelled in the vocabulary's order.
+        held_out_pairs: edits by the teacher that are not trained on, or None.
         clock: the minutes of training.
     """
 
@@ -64,7 +66,7 @@ class Run:
     alignment: Alignment | None
     objective: nn.Module
     draw_sigma: Callable[..., Tensor]
-    chains: Chains | None
+    teacher: MultiTaskPipeline | None
     gradients: Sum | Jacobian
     optimizer: torch.optim.Optimizer
     ema: EMA | None
@@ -72,6 +74,8 @@ class Run:
     loader: Loader | StreamingLoader
     train_data: ImageDataset | ImageStream
     held_out: ImageDataset
+    held_out_pairs: EditPairs | None
+    decoder: Decoder
     clock: Clock
 
     @property
@@ -79,10 +83,15 @@ class Run:
         """The UNet that is validated and published: the average, if there is one."""
         return self.ema.module if self.ema else self.unet
 
+    @property
+    def unwrapped(self) -> Objective:
+        """The objective, not wrapped."""
+        return self.accelerator.unwrap_model(self.objective, keep_torch_compile=False)
+
     def pipeline(self) -> MultiTaskPipeline:
         """The pipeline of the best weights, which it shares, with a scheduler of its own."""
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
-        return MultiTaskPipeline(self.best_unet, self.tokenizer, scheduler, self.chains)
+        return MultiTaskPipeline(self.best_unet, self.tokenizer, scheduler)
 
 
 def build(config: TrainConfig, accelerator: Accelerator) -> Run:
@@ -93,39 +102,51 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     """
     decoder, device = Decoder(config.resolution, torch.get_num_threads()), accelerator.device
     train_data, held_out = _data(config, decoder, accelerator)
-    tokenizer, unet, scheduler = _components(config, train_data.class_names)
+    tokenizer, unet, scheduler, teacher = _components(config, train_data.class_names)
     vocabulary = Vocabulary.of(tokenizer.get_vocab())
     train_data = train_data.relabelled(tuple(vocabulary.classes))
     held_out = held_out.relabelled(tuple(vocabulary.classes))
     tasks = tuple(TASKS[name] for name in config.shares)
 
-    unet.to(device)
-    if config.channels_last:
-        unet.to(memory_format=torch.channels_last)
+    chains = None if teacher is None else default_chains(scheduler.config.sigma_max)
+    unet.register_to_config(
+        **{
+            CHAINS: chains,
+            EDITS_AT_ONCE: teacher is not None and Edit.name in config.shares,
+            FREQUENCIES: _frequencies(train_data, tuple(vocabulary.classes)),
+        }
+    )
+    for network in [unet] if teacher is None else [unet, teacher.unet]:
+        network.to(device)
+        if config.channels_last:
+            network.to(memory_format=torch.channels_last)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     # Copied before the original is frozen, compiled or wrapped.
     run_images = config.max_train_steps * config.total_batch_size
     ema = EMA(unet, config.ema_half_life * run_images, config.ema_ramp) if config.use_ema else None
-    teacher = copy.deepcopy(unet) if config.objective == "distillation" else None
     freeze(unet, config.train_only, config.token_paths)
     train_mode(unet)
     if config.compile:
         unet.compile(mode=config.compile_mode)
         if teacher is not None:
-            teacher.compile()  # in the default mode: its batches are of any size
+            teacher.unet.compile()  # in the default mode: its batches are of any size
 
     weighting = build_weighting(config.task_weighting, list(config.shares), config.task_weights)
     alignment = _alignment(config, unet, train_data, held_out, device)
-    parts = (unet, scheduler, weighting.to(device), alignment)
+    parts = (unet, scheduler, weighting.to(device))
     if teacher is None:
-        chains, objective = None, Objective(*parts)
-        draw = partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
+        objective = Objective(*parts, alignment)
     else:
-        chains = default_chains(scheduler.config.sigma_max)
         how = (tasks, vocabulary.null, chains, config.teacher_steps)
-        objective = Distillation(*parts, teacher, *how).to(device)
-        draw = partial(draw_level, levels=objective.starts)
+        classifier = _classifier(config, "edit_classifier", device)
+        objective = Distillation(*parts, teacher.unet, *how, classifier).to(device)
+
+    def draw(task: Tensor, generator: torch.Generator) -> Tensor:
+        if teacher is None:
+            return draw_sigma(len(task), config.sigma_mean, config.sigma_std, generator)
+        return draw_level(task, objective.starts, objective.whole, generator)
+
     optimizer = build_optimizer(config, objective)
     wrapped = accelerator.prepare(objective)
     sources = (objective, wrapped, accelerator, len(tasks))
@@ -139,7 +160,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         weighting=weighting,
         alignment=alignment,
         draw_sigma=draw,
-        chains=chains,
+        teacher=teacher,
         optimizer=optimizer,
         objective=wrapped,
         gradients=build_gradients(config.gradient_aggregation, *sources),
@@ -148,6 +169,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         loader=_loader(config, train_data, decoder, accelerator),
         train_data=train_data,
         held_out=held_out,
+        held_out_pairs=None,
+        decoder=decoder,
         clock=Clock(accelerator),
     )
 
@@ -186,7 +209,6 @@ def _mixture(config: TrainConfig, tasks: tuple[Task, ...], vocabulary: Vocabular
         size=config.resolution,
         class_dropout=config.class_dropout,
         task_dropout=config.task_dropout,
-        class_change=0.5 if config.objective == "distillation" else 0.0,
     )
 
 
@@ -223,14 +245,9 @@ def _alignment(
     held_out: ImageDataset,
     device: torch.device,
 ) -> Alignment | None:
-    if config.alignment_classifier is None:
+    classifier = _classifier(config, "alignment_classifier", device)
+    if classifier is None:
         return None
-    classifier = Classifier.load(config.alignment_classifier, device)
-    if classifier.resolution != config.resolution:
-        raise ValueError(
-            f"alignment_classifier: {config.alignment_classifier} is for images of "
-            f"{classifier.resolution} pixels, resolution is {config.resolution}; train one for it"
-        )
     if (kind := classifier.model.config.model_type) != "regnet":
         raise ValueError(
             f"alignment_classifier: {config.alignment_classifier} is of model_type {kind!r}; it "
@@ -242,51 +259,105 @@ def _alignment(
     return Alignment(unet, classifier, images, config.alignment_weight, config.seed).to(device)
 
 
+def _classifier(config: TrainConfig, field: str, device: torch.device) -> Classifier | None:
+    """The classifier that a field names."""
+    folder = getattr(config, field)
+    if folder is None:
+        return None
+    classifier = Classifier.load(folder, device)
+    if classifier.resolution != config.resolution:
+        raise ValueError(
+            f"{field}: {folder} is for images of {classifier.resolution} pixels, resolution is "
+            f"{config.resolution}; train one for it"
+        )
+    return classifier
+
+
+def _frequencies(data: ImageDataset | ImageStream, classes: tuple[str, ...]) -> dict | None:
+    """How often training draws each class, and a row without one; None: as often as each other."""
+    if not classes or not isinstance(data, ImageDataset):
+        return None
+    counts = torch.bincount(data.labels.clamp(min=-1) + 1, minlength=len(classes) + 1).tolist()
+    return {name: n for name, n in zip((NULL, *classes), counts, strict=True) if n}
+
+
 def _components(config: TrainConfig, class_names: tuple[str, ...]):
-    """Tokenizer, unet and scheduler: from a published pipeline, or new from the seed."""
+    """Tokenizer, unet and scheduler: from a published pipeline, or new from the seed.
+
+    And the pipeline that teaches, or None.
+    """
     tasks, source = list(config.shares), config.pretrained_model_name_or_path
     if source is not None:
-        try:
-            pipeline = MultiTaskPipeline.from_pretrained(source, revision=config.revision)
-        except OSError as error:
-            raise ValueError(
-                f"pretrained_model_name_or_path: {source} can't be loaded: {error}; give the folder"
-                " of an exported pipeline, or a name on the Hub"
-            ) from error
-        if pipeline.size != config.resolution:
-            raise ValueError(
-                f"pretrained_model_name_or_path {source} was trained at resolution "
-                f"{pipeline.size}, resolution is {config.resolution}; they must be the same"
-            )
+        pipeline = _published(config, "pretrained_model_name_or_path", config.revision)
+        teacher = None
         if config.objective == "distillation":
-            _check_teacher(pipeline, tasks, class_names)
+            teacher = _teacher(config, pipeline)
+            _check_teacher(teacher, pipeline, tasks, class_names)
         tokenizer = extend_tokenizer(pipeline.tokenizer, tasks, class_names)
         names = ("sigma_min", "sigma_max", "sigma_data", "prediction_type")
         options = {name: pipeline.scheduler.config[name] for name in names}
-        return tokenizer, pipeline.unet, SCHEDULERS[config.objective](**options)
+        return tokenizer, pipeline.unet, SCHEDULERS[config.objective](**options), teacher
     tokenizer = build_tokenizer(tasks, class_names, config.strength_levels, config.reserved_tokens)
     # Modules draw their initial weights from the global generator: key it, and restore it.
     with torch.random.fork_rng():
         torch.manual_seed(generator(config.seed, "weights").initial_seed())
         unet = build_unet(config, len(tokenizer.get_vocab()))
-    return tokenizer, unet, build_scheduler(config)
+    return tokenizer, unet, build_scheduler(config), None
+
+
+def _published(config: TrainConfig, field: str, revision: str | None = None) -> MultiTaskPipeline:
+    """The pipeline that a field names."""
+    source = getattr(config, field)
+    try:
+        pipeline = MultiTaskPipeline.from_pretrained(source, revision=revision)
+    except OSError as error:
+        raise ValueError(
+            f"{field}: {source} can't be loaded: {error}; give the folder of an exported pipeline,"
+            " or a name on the Hub"
+        ) from error
+    if pipeline.size != config.resolution:
+        raise ValueError(
+            f"{field}: {source} was trained at resolution {pipeline.size}, resolution is "
+            f"{config.resolution}; they must be the same"
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _teacher(config: TrainConfig, student: MultiTaskPipeline) -> MultiTaskPipeline:
+    """The pipeline that is learned from, with weights of its own."""
+    if config.teacher_model_name_or_path is not None:
+        return _published(config, "teacher_model_name_or_path")
+    unet = copy.deepcopy(student.unet)
+    teacher = MultiTaskPipeline(unet, student.tokenizer, student.scheduler)
+    teacher.set_progress_bar_config(disable=True)
+    return teacher
 
 
 def _check_teacher(
-    pipeline: MultiTaskPipeline, tasks: list[str], class_names: tuple[str, ...]
+    teacher: MultiTaskPipeline,
+    student: MultiTaskPipeline,
+    tasks: list[str],
+    class_names: tuple[str, ...],
 ) -> None:
-    """Raises a ValueError if the pipeline can't teach this."""
-    if pipeline.chains is not None:
+    """Raises a ValueError if the teacher can't teach this."""
+    if teacher.chains is not None:
         raise ValueError(
             "pretrained_model_name_or_path is a model of few steps itself; give the one that it "
-            "has learned from, or set objective to denoising"
+            "has learned from as teacher_model_name_or_path, or set objective to denoising"
         )
+    if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise ValueError(
+            "teacher_model_name_or_path has other words than pretrained_model_name_or_path; give "
+            "the model that it has learned from"
+        )
+    needed = [*tasks, *(["generate"] if Edit.name in tasks else [])]  # which guides edits
     for field, wanted, known in (
-        ("tasks", tasks, pipeline.tasks),
-        ("dataset_name", class_names, pipeline.class_names),
+        ("tasks", needed, teacher.tasks),
+        ("dataset_name", class_names, teacher.class_names),
     ):
         if unknown := [name for name in wanted if name not in known]:
             raise ValueError(
-                f"{field}: pretrained_model_name_or_path has not learned {', '.join(unknown)}, "
-                f"and can't teach it; it knows {', '.join(known)}"
+                f"{field}: the teacher has not learned {', '.join(unknown)}, and can't teach it; "
+                f"it knows {', '.join(known)}"
             )

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import ImageDataset
+from ..editing.pairs import EditPairs
 from ..pipeline.denoiser import TASK, Conditioning, build_conditioning, predict
+from ..pipeline.edit import Edit
 from ..pipeline.task import Choice, Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
 from ..tools.tensors import to_unit_range
 from .losses import LEVELS, Objective, denoising_loss
+from .mixture import of_pairs
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,13 @@ class HeldOutLoss:
         return self.by_image.shape[-1]
 
     def table(self) -> dict[str, dict[str, dict[str, float]]]:
-        """task -> level -> {"loss", "zero"}, as JSON has it."""
+        """task -> level -> {"loss", "zero"}, as JSON has it; a level that is not learned is left out."""
         model, zero = self.model, self.zero
         return {
             task: {
                 level: {"loss": round(model[i, k].item(), 5), "zero": round(zero[i, k].item(), 5)}
                 for k, level in enumerate(self.levels)
+                if not model[i, k].isnan()
             }
             for i, task in enumerate(self.tasks)
         }
@@ -86,6 +90,7 @@ def held_out_loss(
     rank: int = 0,
     world: int = 1,
     objective: Objective | None = None,
+    pairs: EditPairs | None = None,
 ) -> HeldOutLoss:
     """The loss of each task by noise level, on the first images of a dataset.
 
@@ -102,6 +107,7 @@ def held_out_loss(
         world: only every world-th image from there on is evaluated. The losses of the others are
             zero, so that the sum over all ranks is the whole.
         objective: gives the targets and the noise levels; its tasks are `tasks`. None: denoising.
+        pairs: what edit is measured on, at the highest level alone. None: as the other tasks.
     """
     n = min(num_images, len(dataset))
     size = dataset.resolution
@@ -119,17 +125,26 @@ def held_out_loss(
             )
             own_noise, noise = torch.randn(2, n, 3, size, size, generator=random, device=device)
             place = torch.rand(n, 1, 1, 1, generator=random, device=device)  # within a noise level
-            hint = task.condition(images, choice.mask, choice.strength, own_noise)
+            is_pair = pairs is not None and task.name == Edit.name
+            if is_pair:
+                target, hint, label = of_pairs(pairs[torch.arange(n, device=device) % len(pairs)])
+            else:
+                target, label = images, labels
+                hint = task.condition(images, choice.mask, choice.strength, own_noise)
             conditioning = _with_task_token(
-                build_conditioning(hint, task, labels, vocabulary), task_token, vocabulary
+                build_conditioning(hint, task, label, vocabulary), task_token, vocabulary
             )
+            highest = max(levels.values())
             for k, (low, high) in enumerate(levels.values()):
+                if is_pair and (low, high) != highest:
+                    model[i, k] = zero[i, k] = torch.nan
+                    continue
                 sigma = low * (high / low) ** place
                 for rows in own:
-                    x, eps, s, c = images[rows], noise[rows], sigma[rows], conditioning[rows]
-                    F = predict(unet, scheduler, x + s * eps, s, c)
+                    x, eps, s, c = target[rows], noise[rows], sigma[rows], conditioning[rows]
                     if objective is not None:
                         x, eps = objective.target(x, eps, s, c, torch.full_like(rows, i))
+                    F = predict(unet, scheduler, x + s * eps, s, c)
                     for table, output in ((model, F), (zero, torch.zeros_like(F))):
                         loss = denoising_loss(output, x, eps, s, c.mask, scheduler)
                         table[i, k, rows.cpu()] = loss.cpu()

@@ -1,0 +1,134 @@
+"""Pairs of a source and its whole edit by a teacher, drawn once and kept in files."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..pipeline.edit import REGION_SHARE, STRONGEST
+from ..pipeline.masks import draw_masks
+from .whole import whole_edit
+
+CHUNK = 256  # pairs in a file
+TEACHER_STEPS = {"steps": 7, "inversion_steps": 6}  # 31 evaluations; the edits are those of 48
+WEAKEST = 0.4  # of most of the strengths: weaker edits hardly differ from their source
+WEAK_SHARE = 1 / 8  # of the pairs have a strength below that
+OWN_CLASS_SHARE = 1 / 16  # of the samples ask for the class of the source, which then comes back
+
+
+@dataclass(frozen=True)
+class EditPairs:
+    """Sources and their edits, n of them.
+
+    Attributes:
+        source, edit: (n, 3, H, W) uint8.
+        mask: (n, 1, H, W) uint8 in {0, 1}, 1 = painted; elsewhere the edit is the source.
+        source_label, label: (n,) int64, the class of the source and that of the edit.
+        strength: (n,) float32 in (0, `STRONGEST`].
+    """
+
+    source: Tensor
+    edit: Tensor
+    mask: Tensor
+    source_label: Tensor
+    label: Tensor
+    strength: Tensor
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, rows) -> "EditPairs":
+        return EditPairs(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def to(self, device: torch.device) -> "EditPairs":
+        return EditPairs(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    @staticmethod
+    def cat(parts: list["EditPairs"]) -> "EditPairs":
+        return EditPairs(
+            *(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(EditPairs))
+        )
+
+    def draw(self, n: int, random: torch.Generator) -> "EditPairs":
+        """n of the pairs, each mirrored or not; some ask for the class of their source."""
+        device = self.source.device
+        rows, flip, own = torch.rand(3, n, generator=random, device=random.device).to(device)
+        pairs = self[(rows * len(self)).long()]
+        own = own < OWN_CLASS_SHARE
+        edit = torch.where(own[:, None, None, None], pairs.source, pairs.edit)
+        flip = (flip < 0.5)[:, None, None, None]
+        return EditPairs(
+            *(torch.where(flip, part.flip(-1), part) for part in (pairs.source, edit, pairs.mask)),
+            pairs.source_label,
+            torch.where(own, pairs.source_label, pairs.label),
+            pairs.strength,
+        )
+
+
+def draw_pairs(
+    pipe,
+    images: Tensor,
+    labels: Tensor,
+    random: torch.Generator,
+) -> EditPairs:
+    """Edits each image into another class, with a strength and a mask drawn at random.
+
+    Args:
+        pipe: the teacher, see `whole_edit`.
+        images: (n, 3, H, W) uint8. labels: (n,) their classes, -1 where there is none.
+        random: on the CPU.
+    """
+    n, classes = len(images), len(pipe.class_names)
+    shift = torch.randint(1, max(classes, 2), (n,), generator=random)
+    anything = torch.randint(classes, (n,), generator=random)
+    label = torch.where(labels < 0, anything, (labels + shift) % classes)
+    weak, u, region = torch.rand(3, n, generator=random)
+    low = torch.where(weak < WEAK_SHARE, 0.0, WEAKEST)
+    high = torch.where(weak < WEAK_SHARE, WEAKEST, STRONGEST)
+    strength = high - (high - low) * u  # above 0: a strength of 0 paints nothing
+    mask = draw_masks(n, images.shape[-1], random)
+    mask = torch.where((region < REGION_SHARE)[:, None, None, None], mask, torch.ones_like(mask))
+    device = pipe.device
+    inputs = (2 * images / 255 - 1, mask, label, labels, strength)
+    edited = whole_edit(pipe, *(part.to(device) for part in inputs), random, **TEACHER_STEPS)
+    edit = ((edited.cpu() / 2 + 0.5) * 255).round().to(torch.uint8)
+    return EditPairs(images, edit, mask.to(torch.uint8), labels, label, strength)
+
+
+def chunk_file(folder: Path, index: int) -> Path:
+    return folder / f"pairs-{index:05d}.safetensors"
+
+
+def save_chunk(path: Path, pairs: EditPairs, facts: dict) -> None:
+    """Writes a file of pairs. `facts`, such as the teacher's fingerprint, are kept with them."""
+    tensors = {f.name: getattr(pairs, f.name).contiguous() for f in fields(EditPairs)}
+    save_file(tensors, path, metadata={"facts": json.dumps(facts)})
+
+
+def load_pairs(folder: Path, count: int, facts: dict) -> EditPairs:
+    """The first `count` pairs of a folder.
+
+    Raises:
+        ValueError: a file was drawn with other facts.
+    """
+    parts = []
+    for index in range(-(-count // CHUNK)):
+        path = chunk_file(folder, index)
+        with safe_open(path, "pt") as file:
+            kept = json.loads(file.metadata()["facts"])
+        if kept != facts:
+            raise ValueError(
+                f"{path} was drawn with {kept}, this run has {facts}: give another output_dir, or "
+                "move that folder away, and the pairs are drawn anew"
+            )
+        parts.append(EditPairs(**load_file(path)))
+    return EditPairs.cat(parts)[:count]
+
+
+def missing_chunks(folder: Path, count: int) -> list[int]:
+    """The numbers of the files that are not there yet."""
+    return [i for i in range(-(-count // CHUNK)) if not chunk_file(folder, i).exists()]

@@ -1,0 +1,130 @@
+"""The whole edit of a model of many steps: up the ODE as the source, down again with a new class.
+
+The source is carried to the noise from which the model itself would have drawn it, so what the
+class does not change comes back as it was. On the way down the class guides by the difference that
+it makes to *generate*, which has nothing but the class to go by, and most where it makes the most.
+"""
+
+import torch
+from torch import Tensor
+
+from ..pipeline.degradation import low_pass
+from ..pipeline.denoiser import CLASS, Conditioning, Denoiser, build_conditioning
+from ..pipeline.edit import STRONGEST, Edit
+from ..pipeline.generate import Generate
+from ..pipeline.ode import ode_end
+
+LOWEST = 0.01  # noise level that an image is taken to have: it can't be seen
+RELEVANCE_SIGMA = 1.0  # where answers are compared: objects are seen there, details are not
+RELEVANCE_DRAWS = 2  # of noise
+RELEVANCE_BLUR = 0.05  # standard deviation of the smoothing, as a share of the image's width
+
+
+@torch.no_grad()
+def whole_edit(
+    pipe,
+    image: Tensor,
+    mask: Tensor,
+    label: Tensor,
+    source_label: Tensor,
+    strength: Tensor,
+    generator: torch.Generator,
+    guidance_scale: float = Edit.default_guidance_scale,
+    steps: int = Edit.default_steps,
+    inversion_steps: int = 8,
+    local: bool = True,
+) -> Tensor:
+    """Edits in `inversion_steps` evaluations, 4 for the weights, and 3 for each of the steps.
+
+    Args:
+        pipe: a pipeline of many steps that has learned edit and generate.
+        image: (B, 3, H, W) in [-1, 1], the sources.
+        mask: (B, 1, H, W) in {0, 1}, 1 = painted. Where it is 0 the source comes back.
+        label: (B,) the classes that are asked for.
+        source_label: (B,) those of the sources, -1 where it is not known.
+        strength: (B,) in [0, 1]; from `STRONGEST` on it acts as that.
+        generator: on the CPU, for the noise of the degradation and of the weights.
+        guidance_scale: of generate's direction; 0 is off, which gives the source back.
+        local: weaker guidance where the class makes little difference. Off, it needs no weights.
+
+    Returns:
+        (B, 3, H, W) in [-1, 1].
+
+    Source of the inversion: Song et al. 2021, arXiv:2010.02502, section 4.3.
+    """
+    if pipe.chains is not None or not {"edit", "generate"} <= set(pipe.tasks):
+        raise ValueError(
+            "pipe must be a pipeline of many steps that has learned edit and generate; it knows "
+            f"{', '.join(pipe.tasks)}{' in few steps' if pipe.chains is not None else ''}"
+        )
+    strength = strength.clamp(max=STRONGEST)
+    start = torch.tensor([Edit().start(s) for s in strength.tolist()], device=image.device)
+    rows = (start > LOWEST).nonzero()[:, 0]  # below, an edit is its source
+    edited = image.clone()
+    if not len(rows):
+        return edited
+    edited[rows] = _edit(
+        *(pipe, image[rows], mask[rows], label[rows], source_label[rows], strength[rows]),
+        *(start[rows].view(-1, 1, 1, 1), generator, guidance_scale, steps, inversion_steps, local),
+    )
+    return torch.where(mask > 0, edited.clamp(-1, 1), image)
+
+
+def _edit(
+    pipe, image, mask, label, source_label, strength, start, generator, scale, steps, up, local
+) -> Tensor:
+    """`whole_edit` of samples that start (B, 1, 1, 1) above `LOWEST`."""
+    noise = torch.randn(image.shape, generator=generator).to(image.device)
+    hint = Edit().condition(image, mask, strength, noise)
+    network = pipe.unet, pipe.scheduler
+    base = Denoiser.of(*network, build_conditioning(hint, Edit(), source_label, pipe.vocabulary))
+    x = ode_end(base, image, torch.full_like(start, LOWEST), start, up)
+
+    blank = torch.zeros_like(image)
+    hint = Generate().condition(blank, torch.ones_like(mask), None, blank)
+    toward = build_conditioning(hint, Generate(), label, pipe.vocabulary)
+    away = toward.without(CLASS, pipe.vocabulary.null)
+    weight = scale
+    if local:
+        difference = class_difference(pipe, image, toward, away, generator)
+        weight = scale * relevance(difference, mask)
+    direction = Denoiser.of(*network, toward) - Denoiser.of(*network, away)
+    return ode_end(base + weight * direction, x, start, torch.zeros_like(start), steps)
+
+
+def class_difference(
+    pipe, image: Tensor, toward: Conditioning, away: Conditioning, generator: torch.Generator
+) -> Tensor:
+    """(B, 1, H, W) how much the class changes the answer of generate: squared, smoothed.
+
+    Args:
+        image: (B, 3, H, W) in [-1, 1].
+        toward, away: generate's conditioning with the class, and without it.
+
+    Source: DiffEdit, Couairon et al. 2022, arXiv:2210.11427.
+    """
+    network = pipe.unet, pipe.scheduler
+    both = Denoiser.of(*network, Conditioning.cat([toward, away]))
+    total = torch.zeros_like(image[:, :1])
+    for _ in range(RELEVANCE_DRAWS):
+        noise = torch.randn(image.shape, generator=generator).to(image.device)
+        noisy = image + RELEVANCE_SIGMA * noise
+        given, without = both(noisy.repeat(2, 1, 1, 1), RELEVANCE_SIGMA).chunk(2)
+        total += (given - without).square().sum(1, keepdim=True)
+    blur = torch.full((len(image),), RELEVANCE_BLUR * image.shape[-1], device=image.device)
+    return low_pass(total / RELEVANCE_DRAWS, blur)
+
+
+def relevance(difference: Tensor, mask: Tensor) -> Tensor:
+    """(B, 1, H, W) in [0, 2): 2 d / (d + mean of d), the mean over the painted pixels.
+
+    It is 1 where the class makes as much difference as on average, and 0 where it makes none.
+
+    Args:
+        difference: (B, 1, H, W) d, of `class_difference`.
+        mask: (B, 1, H, W) in {0, 1}, 1 = painted.
+    """
+    difference = difference.clamp_min(0)  # smoothing rounds
+    painted = mask.sum((1, 2, 3), keepdim=True).clamp_min(1)
+    mean = (difference * mask).sum((1, 2, 3), keepdim=True) / painted
+    return 2 * difference / (difference + mean).clamp_min(torch.finfo(mean.dtype).tiny)
