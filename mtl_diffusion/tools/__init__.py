@@ -1,1 +1,1 @@
-"""Small helpers: random numbers, tensors, an ODE solver, FLOPs, files, processes."""
+"""Small helpers: random numbers, tensors, FLOPs, files, names, flags, processes."""
