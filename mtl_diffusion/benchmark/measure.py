@@ -1,6 +1,5 @@
 """What each kind of benchmark measures, as the command scripts/benchmark.py asks for it."""
 
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -9,8 +8,8 @@ import torch
 from ..config import TrainConfig
 from ..pipeline.pipeline import MultiTaskPipeline
 from .programs import race
-from .sampling import time_sampling
 from .steps import time_steps
+from .timing import Measured, machine, seconds
 
 
 def measure(args: Namespace, config: TrainConfig | None, folder: Path) -> dict[str, object]:
@@ -22,17 +21,25 @@ def measure(args: Namespace, config: TrainConfig | None, folder: Path) -> dict[s
         folder: an empty folder for files of the runs.
 
     Raises:
-        ValueError, OSError: an argument can't be used.
-        SystemExit: a script failed.
+        ValueError, OSError: an argument can't be used, or a script failed.
     """
     if args.kind == "step":
         return time_steps(config, folder, args.steps, args.rounds, args.warm)
     if args.kind == "scripts":
-        try:
-            return race(args.commands, folder, args.rounds, args.warm)
-        except RuntimeError as error:
-            sys.exit(f"benchmark: {error}")
+        return race(args.commands, folder, args.rounds, args.warm)
     pipe = MultiTaskPipeline.from_pretrained(args.pipeline)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
-    return time_sampling(pipe, args.batch_size, args.num_inference_steps, args.rounds)
+    options = {"guidance_scale": 1.0, "num_inference_steps": args.num_inference_steps}
+
+    def draw() -> None:
+        pipe(num_images_per_prompt=args.batch_size, output_type="pt", **options)
+
+    draw()  # to fill caches
+    times = [seconds(draw, pipe.device) for _ in range(args.rounds)]
+    return {
+        "images_per_second": Measured.of(args.batch_size / took for took in times),
+        "batch_size": args.batch_size,
+        "steps": pipe.num_timesteps,
+        **machine(pipe.device),
+    }

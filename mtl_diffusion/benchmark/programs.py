@@ -25,7 +25,7 @@ def race(commands: Sequence[str], folder: Path, rounds: int, warm: int) -> dict[
         warm: first steps, which are not timed.
 
     Raises:
-        RuntimeError: a script failed, or logged too few steps.
+        ValueError: a script failed, or logged too few steps.
     """
     rates = [[] for _ in commands]
     for turn in trange(rounds, desc="rounds"):
@@ -46,7 +46,7 @@ def steps_a_second(command: str, folder: Path, warm: int) -> float:
         code = subprocess.run(line, stdout=output, stderr=output).returncode
     if code:
         end = log.read_text(errors="replace")[-3000:]
-        raise RuntimeError(f"{command} exited with {code}:\n{end}")
+        raise ValueError(f"{command} exited with {code}:\n{end}")
     times = {}  # step -> when its learning rate was logged, seconds since 1970
     for file in folder.glob("**/events.out.tfevents.*"):
         events = EventAccumulator(str(file.parent)).Reload()
@@ -54,7 +54,7 @@ def steps_a_second(command: str, folder: Path, warm: int) -> float:
             times |= {event.step: event.wall_time for event in events.Scalars(tag)}
     timed = sorted(step for step in times if step >= warm)
     if len(timed) < 2:
-        raise RuntimeError(
+        raise ValueError(
             f"{command} logged its learning rate at {len(timed)} steps from step {warm} on, and "
             "two are needed: train for more steps, log more often, or give a lower --warm"
         )

@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -42,16 +43,12 @@ class Stopwatch:
         self._mark()
         self._open.pop()
 
-    def watch(self, part: str, function: Callable) -> Callable:
-        """The function, as a part."""
-
-        def call(*arguments, **options):
-            self.start(part)
-            result = function(*arguments, **options)
-            self.stop()
-            return result
-
-        return call
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """What is done inside is this part; also a decorator of a function."""
+        self.start(name)
+        yield
+        self.stop()
 
     def _mark(self) -> None:
         synchronise(self._device)
@@ -61,30 +58,25 @@ class Stopwatch:
 
 
 def step_parts(run: Run, meter: Meter, step: int) -> Counter[str]:
-    """Takes one step; seconds of each of `PARTS`. "other" has the clipping of gradients in it.
-
-    With `gradient_aggregation` the backward pass of each task is in "backward".
-    """
+    """Takes one step; seconds of each of `PARTS`. "other" has the clipping of gradients in it."""
     clock = Stopwatch(run.accelerator.device)
-    watch = clock.watch
+    data, corruption, backward, average, logging = map(
+        clock.part, ("data", "corruption", "backward", "EMA", "logging")
+    )
     # What `train_step` calls of each part of a run, and no more.
     watched = replace(
         run,
-        loader=SimpleNamespace(batch=watch("data", run.loader.batch)),
+        loader=SimpleNamespace(batch=data(run.loader.batch)),
         mixture=SimpleNamespace(
-            draw=watch("corruption", run.mixture.draw),
-            condition=watch("corruption", run.mixture.condition),
+            draw=corruption(run.mixture.draw), condition=corruption(run.mixture.condition)
         ),
-        draw_sigma=watch("corruption", run.draw_sigma),
+        draw_sigma=corruption(run.draw_sigma),
         gradients=SimpleNamespace(
-            add=watch("backward", run.gradients.add),
-            finish=watch("backward", run.gradients.finish),
+            add=backward(run.gradients.add), finish=backward(run.gradients.finish)
         ),
-        ema=run.ema and SimpleNamespace(update=watch("EMA", run.ema.update)),
+        ema=run.ema and SimpleNamespace(update=average(run.ema.update)),
     )
-    record = SimpleNamespace(
-        add=watch("logging", meter.add), end_step=watch("logging", meter.end_step)
-    )
+    record = SimpleNamespace(add=logging(meter.add), end_step=logging(meter.end_step))
     hooks = [
         run.objective.register_forward_pre_hook(lambda *_: clock.start("forward")),
         run.objective.register_forward_hook(lambda *_: clock.stop()),
@@ -92,7 +84,7 @@ def step_parts(run: Run, meter: Meter, step: int) -> Counter[str]:
         run.optimizer.register_step_post_hook(lambda *_: clock.stop()),
     ]
     loop.train_step(watched, step, record)
-    watch("logging", meter.read)()
+    logging(meter.read)()
     for hook in hooks:
         hook.remove()
     return clock.seconds
@@ -108,30 +100,24 @@ def time_steps(
         folder: an empty one.
         warm: steps before that, to compile and to fill caches.
     """
-    config = replace(
-        config,
-        max_train_steps=warm + rounds * (steps + 1),
-        max_train_minutes=None,
-        output_dir=str(folder),
-        report_to="none",
-        push_to_hub=False,
-    )
-    numbers = count()
+    length = {"max_train_steps": warm + rounds * (steps + 1), "max_train_minutes": None}
+    quiet = {"output_dir": str(folder), "report_to": "none", "push_to_hub": False}
+    config = replace(config, **length, **quiet)
+    number = count()
     with begin(config) as accelerator:
         run = build(config, accelerator)
         meter, device = Meter(run), accelerator.device
 
         def window(length: int) -> None:
             for _ in range(length):
-                loop.train_step(run, next(numbers), meter)
+                loop.train_step(run, next(number), meter)
             meter.read()
 
         window(warm)
-        step_parts(run, meter, next(numbers))
         times, parts = [], []
         for _ in range(rounds):
             times.append(seconds(lambda: window(steps), device) / steps)
-            parts.append(step_parts(run, meter, next(numbers)))
+            parts.append(step_parts(run, meter, next(number)))
         _, flops = flops_of_unet(run.unet)
         accelerator.end_training()
     batch = config.total_batch_size

@@ -1,63 +1,35 @@
-"""Comparisons: the arms, the figures by hand, and a whole one of models of 8 channels."""
+"""Comparisons: arms, runs, figures by hand, and a whole comparison of models of 8 channels."""
 
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from in_process import run_script
 from PIL import Image
 from tables import write_images
 from tiny import MODEL, flags, write_shapes
 
-from mtl_diffusion.comparison.arms import Arm, configure, named_arms, read_arms
+from mtl_diffusion.checkpoints.store import Checkpoint
+from mtl_diffusion.checkpoints.store import save as save_checkpoint
+from mtl_diffusion.comparison.arms import Arm, configure, read_arms
 from mtl_diffusion.comparison.compare import compare
-from mtl_diffusion.comparison.report import (
-    MEAN,
-    changes,
-    loss_table,
-    scorecard_table,
-)
-from mtl_diffusion.config import ConfigError, TrainConfig
+from mtl_diffusion.comparison.measure import WEIGHTS, scores
+from mtl_diffusion.comparison.report import changes, loss_table, scorecard_table
+from mtl_diffusion.comparison.runs import ensure_trained
+from mtl_diffusion.config import ConfigError, TrainConfig, to_dict
+from mtl_diffusion.evaluation.settings import PRESETS, read_flags
 from mtl_diffusion.pipeline.pipeline import TASKS
 
-ROOT = Path(__file__).parents[2]
-BASE = TrainConfig(tasks={"generate": 2, "inpaint": 1, "edit": 1}, total_batch_size=32)
+SHIPPED = Path(__file__).parents[2] / "configs/comparisons"
+BASE = TrainConfig(max_train_steps=4)
 
 
-def images_of_a_task(arm):
-    """Task -> samples that a run sees."""
-    config = configure(arm, BASE, 0, Path("x"))
-    images = config.max_train_steps * config.total_batch_size
-    return {task: round(images * share) for task, share in config.shares.items()}
-
-
-@pytest.mark.parametrize("budget", ["per_task", "total"])
-def test_subsets_see_equal_images_of_a_task_or_in_total(budget):
-    joint, *parts = named_arms("subsets", BASE, [budget])
-    assert len({tuple(arm.changes["tasks"]) for arm in [*parts, joint]}) == 7
-    joint = images_of_a_task(joint)
-    assert sum(joint.values()) == BASE.max_train_steps * 32
-    for arm in parts:
-        images = images_of_a_task(arm)
-        if budget == "per_task":
-            assert images == {task: joint[task] for task in arm.changes["tasks"]}
-        else:
-            assert sum(images.values()) == sum(joint.values())
-
-
-def test_both_budgets_share_the_joint_arm():
-    arms = named_arms("alone", BASE, ["per_task", "total"])
-    assert [arm.name for arm in arms] == [
-        "generate+inpaint+edit",
-        *("generate.per_task", "inpaint.per_task", "edit.per_task"),
-        *("generate.total", "inpaint.total", "edit.total"),
-    ]
-    (one,) = named_arms("alone", TrainConfig(tasks={"edit": 1}), ["total"])
-    assert one.name == "edit"
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/comparisons/*.yaml")), ids=str)
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_arms_that_are_shipped_are_configurations_without_fault(path):
     arms = read_arms(path)
     assert len(arms) > 1
@@ -67,15 +39,27 @@ def test_the_arms_that_are_shipped_are_configurations_without_fault(path):
         assert config.pretrained_model_name_or_path == (arm.source and "old")
 
 
+@pytest.mark.parametrize("name", ["alone.yaml", "subsets.yaml"])
+def test_a_step_of_fewer_tasks_has_as_many_samples_of_each_or_in_total(name):
+    joint, *parts = [configure(arm, BASE, 0, Path(arm.name)) for arm in read_arms(SHIPPED / name)]
+    samples = {task: share * joint.total_batch_size for task, share in joint.shares.items()}
+    assert len({tuple(config.shares) for config in parts}) == (3 if name == "alone.yaml" else 6)
+    for config in parts:
+        if config.output_dir.endswith(".total"):
+            assert config.total_batch_size == joint.total_batch_size
+        else:
+            for task, share in config.shares.items():
+                assert share * config.total_batch_size == pytest.approx(samples[task])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[1]", "must hold lines such as"),
         ("a: 1", "must hold lines such as"),
-        ("a/b: {}", "found the name 'a/b'"),
+        ("a/b: {}", "the name is 'a/b'"),
         ("a: {from: b}\nb: {}", "a starts from b, which is no earlier arm"),
         ("a: {seed: 1}", "a changes seed"),
-        ("a: {}\na: {}", "is not YAML: given twice: a"),
+        ("a: {", "is not YAML"),
     ],
 )
 def test_a_file_that_does_not_hold_arms_is_refused(text, words, tmp_path):
@@ -84,32 +68,133 @@ def test_a_file_that_does_not_hold_arms_is_refused(text, words, tmp_path):
         read_arms(tmp_path / "arms.yaml")
 
 
-def test_every_fault_of_an_arm_names_it(tmp_path):
+def test_every_run_is_checked_before_any_is_trained(tmp_path):
+    fine, wrong = Arm("fine", {}), Arm("wrong", {"learning_rat": 1})
     with pytest.raises(ConfigError, match="wrong: learning_rat: unknown field"):
-        configure(Arm("wrong", {"learning_rat": 1}), BASE, 0, tmp_path)
+        compare([fine, wrong], BASE, [0], tmp_path, 8, ["false"])
     with pytest.raises(ConfigError, match=r"wrong: learning_rate: found -1\.0; must be"):
-        compare([Arm("wrong", {"learning_rate": -1})], BASE, [0], tmp_path, 8, ["false"])
+        compare([fine, Arm("wrong", {"learning_rate": -1})], BASE, [0], tmp_path, 8, ["false"])
+    with pytest.raises(ValueError, match="max_train_steps is null"):
+        endless = replace(BASE, max_train_steps=None, max_train_minutes=1)
+        compare([fine], endless, [0], tmp_path, 8, ["false"])
     assert not list(tmp_path.iterdir())
 
 
-# Two seeds; b is trained alone, a alone, and both jointly.
+# Logs its flags, writes what scripts/evaluate.py writes, and exits with the code that it is given.
+CHILD = """
+import json, pathlib, sys
+log, code, *flags = sys.argv[1:]
+open(log, "a").write(" ".join(flags) + "\\n")
+if "--output_dir" in flags:
+    folder = pathlib.Path(flags[flags.index("--output_dir") + 1])
+    folder.mkdir(exist_ok=True)
+    entry = {"accuracy": 0.5, "accuracy_standard_error": 0.1, "n": 4}
+    summary = {"edit": {"strength 1": entry}, "baselines": {"x": {"accuracy": 1}}}
+    (folder / "metrics.json").write_text(json.dumps({"summary": summary}))
+sys.exit(int(code))
+"""
+
+
+@pytest.fixture
+def child(tmp_path):
+    """A command that exits with the given code; and the flags of each start, a line each."""
+    log = tmp_path / "started"
+    log.touch()
+    return (
+        lambda code=0: [sys.executable, "-c", CHILD, str(log), str(code)],
+        lambda: log.read_text().splitlines(),
+    )
+
+
+@pytest.fixture
+def config(tmp_path):
+    return replace(BASE, output_dir=str(tmp_path / "run"))
+
+
+def pretend(config, step, without=None):
+    """What a run leaves after so many steps. without: a field that was not known then."""
+    folder = Path(config.output_dir)
+    facts = {"config": {k: v for k, v in to_dict(config).items() if k != without}}
+    checkpoint = Checkpoint(step, {"unet": {"w": torch.zeros(1)}}, facts)
+    save_checkpoint(folder / "checkpoints", checkpoint)
+    (folder / "pipeline").mkdir(exist_ok=True)
+    (folder / "pipeline/model_index.json").write_text("{}")
+
+
+def test_a_finished_run_is_reused_and_an_unfinished_one_goes_on(config, child):
+    command, started = child
+    starts = []
+    for prepare in (
+        lambda: None,
+        lambda: pretend(config, 2),
+        lambda: pretend(config, 4),
+        lambda: shutil.rmtree(Path(config.output_dir, "pipeline")),  # killed before the export
+    ):
+        prepare()
+        ensure_trained(config, command())
+        starts.append(len(started()))
+    assert starts == [1, 2, 2, 3]
+    assert started()[0] == f"--config {config.output_dir}/config.yaml"
+    with pytest.raises(RuntimeError, match="run the same command again"):
+        ensure_trained(config, command(75))
+    with pytest.raises(RuntimeError, match="training exited with 2"):
+        ensure_trained(config, command(2))
+
+
+def test_a_run_of_before_a_field_was_added_is_reused_and_another_run_is_refused(config, child):
+    command, started = child
+    pretend(config, 4, without="token_paths")
+    ensure_trained(config, command())
+    for change, words in (
+        ({"token_paths": "embedding"}, 'token_paths: the checkpoint has "both"'),
+        ({"max_train_steps": 8}, "max_train_steps: the checkpoint has 4"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ensure_trained(replace(config, **change), command())
+    assert started() == []
+
+
+def test_a_model_is_scored_once_with_the_flags_of_its_tasks_and_data(config, child, monkeypatch):
+    command, started = child
+    config = replace(config, tasks={"edit": 1, "colorize": 1})
+    run = Path(config.output_dir)
+    (run / WEIGHTS).parent.mkdir(parents=True)
+    (run / WEIGHTS).write_bytes(b"1")
+    flags = ["--preset", "smoke"]
+    for _ in range(2):
+        assert scores(config, [*command(), *flags]) == {"edit, strength 1, accuracy": 0.5}
+    (once,) = started()
+    assert once.startswith("--preset smoke --dataset_name shapes")
+    assert f"--pipeline {run}/pipeline --output_dir {run}/scores" in once
+    assert once.endswith("--parts edit") and "column" not in once
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *once.split(), "--classifier", "x"])
+    args, settings = read_flags("The flags are those that the script reads.")
+    assert args.parts == ["edit"] and settings == PRESETS["smoke"]
+    (run / WEIGHTS).write_bytes(b"2")  # other weights, then other flags
+    scores(config, [*command(), *flags])
+    scores(config, command())
+    assert len(started()) == 3
+    with pytest.raises(RuntimeError, match="the evaluation exited with 2"):
+        scores(config, command(2))
+    assert scores(replace(config, tasks={"colorize": 1}), command(2)) == {}  # no part of it
+
+
+# a is trained alone, b alone, and both jointly; two seeds; two noise levels and their mean.
 LOSSES = {
-    "a": {0: {"a": {"low": 3.0, "high": 1.0}}, 1: {"a": {"low": 1.0, "high": 1.0}}},
-    "b": {0: {"b": {"low": 1.0, "high": 1.0}}, 1: {"b": {"low": 2.0, "high": 2.0}}},
+    "a": {"a": np.array([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]])},
+    "b": {"b": np.array([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]])},
     "a+b": {
-        0: {"a": {"low": 1.5, "high": 1.5}, "b": {"low": 1.0, "high": 2.0}},
-        1: {"a": {"low": 1.5, "high": 1.0}, "b": {"low": 2.0, "high": 2.0}},
+        "a": np.array([[1.5, 1.5, 1.5], [1.5, 1.0, 1.25]]),
+        "b": np.array([[1.0, 2.0, 1.5], [2.0, 2.0, 2.0]]),
     },
 }
 
 
 def test_every_seed_is_compared_with_the_first_arm_that_has_the_task():
-    found = changes(LOSSES)
-    assert found["a"] == found["b"] == {}
-    joint = found["a+b"]
-    assert joint["a"]["low"].values == (-0.5, 0.5) and joint["a"]["high"].values == (0.5, 0)
-    assert joint["a"][MEAN].values == (-0.25, 0.25) and joint["b"][MEAN].values == (0.5, 0)
-    assert joint["b"][MEAN].mean == 0.25 and joint["b"][MEAN].std == pytest.approx(0.5 / 2**0.5)
+    changed = changes(LOSSES)
+    assert changed["a"] == changed["b"] == {}
+    assert changed["a+b"]["a"].tolist() == [[-50, 50, -25], [50, 0, 25]]
+    assert changed["a+b"]["b"].tolist() == [[0, 100, 50], [0, 0, 0]]
 
 
 def test_the_tables_by_hand():
@@ -119,78 +204,61 @@ def test_the_tables_by_hand():
     # a changes by -25 and 25 %, b by 50 and 0 %: the means of the seeds are 12.5 and 12.5 %.
     assert lines[4].startswith("| a+b | 1.3750 ± 0.1768 (+0.0 ± 35.4 %) | 1.7500 ± 0.3536 (+25.0")
     assert lines[4].endswith("| +12.5 ± 0.0 % |")
-    figures = {"a": {0: {"x": 1.0}, 1: {"x": 2.0}}, "b": {0: {}, 1: {"y": 0.5}}}
+    figures = {"a": [{"x": 1.0}, {"x": 2.0}], "b": [{}, {"y": 0.5}]}
     assert scorecard_table(figures).splitlines()[2:] == ["| x | 1.5 ± 0.71 |  |", "| y |  | 0.5 |"]
-    assert scorecard_table({"a": {0: {}}}) == ""
-
-
-def test_runs_that_are_compared_need_a_number_of_steps(tmp_path, monkeypatch, capsys):
-    minutes = ("--max_train_steps", "null", "--max_train_minutes", "5")
-    given = ("--output_dir", tmp_path, *minutes)
-    assert run_script("compare_tasks.py", *given, monkeypatch=monkeypatch) == 2
-    assert "max_train_steps: found null" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_whole_comparison_and_the_same_again(tmp_path, monkeypatch, capsys):
-    """A new task, from a model of two others; then again, after one of the runs was lost."""
+    """A new task, from a model of two others; then again, which trains nothing."""
     arms = tmp_path / "arms.yaml"
     arms.write_text(
         "old: {tasks: {generate: 1, edit: 1}}\n"
         "token: {from: old, tasks: {colorize: 1}, train_only: tokens}\n"
     )
     folder = tmp_path / "out"
-    given = [
-        *("--arms", str(arms), "--output_dir", str(folder), "--seeds", "0", "--num_images", "8"),
-        *("--dataset_name", write_shapes(tmp_path / "data", 40, 16), *flags(**MODEL)),
-        *("--max_train_steps", "3", "--total_batch_size", "8"),
-        *("--validation_images", "2", "--report_to", "none", "--num_threads", "1"),
-    ]
+    fields = {"dataset_name": write_shapes(tmp_path / "data", 40, 16), "max_train_steps": 3}
+    fields |= {"total_batch_size": 8, "validation_images": 2, "report_to": "none"}
+    given = ["--arms", arms, "--output_dir", folder, "--seeds", 0, "--num_images", 8]
+    given += flags(**MODEL, **fields, num_threads=1)
 
     def command(*more):
         return run_script("compare_tasks.py", *given, *more, monkeypatch=monkeypatch)
 
     assert command() == 0
-    printed = capsys.readouterr().out
-    assert "| token |" in printed and (folder / "comparison.md").read_text() in printed
+    table = (folder / "comparison.md").read_text()
+    assert "| token |" in table and table in capsys.readouterr().out
     report = json.loads((folder / "comparison.json").read_text())
-    assert report["num_images"] == 8
-    measured = {arm: set(runs["0"]) for arm, runs in report["losses"].items()}
-    assert measured["old"] == {"generate", "edit"} == set(report["changes"]["token"])
-    assert measured["token"] == {"generate", "edit", "colorize"}
+    assert report["num_images"] == 8 and report["noise_levels"][-1] == "mean"
+    losses = report["losses"]
+    assert set(losses["old"]) == {"generate", "edit"} == set(report["changes_in_percent"]["token"])
+    assert set(losses["token"]) == {"generate", "edit", "colorize"}
+    assert np.shape(losses["old"]["edit"]) == (1, len(report["noise_levels"]))
     assert Image.open(folder / "changes.png").width > 400
 
-    # One run is lost: it alone is trained again, and it comes out the same.
-    lost = folder / "runs/token.seed0"
-    times = {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/checkpoints/*/manifest.json")}
-    shutil.rmtree(lost)
-    assert command() == 0
-    for path, before in times.items():
-        assert (path.stat().st_mtime_ns == before) == (lost not in path.parents)
-    again = json.loads((folder / "comparison.json").read_text())
-    assert again["losses"] == report["losses"] and len(times) == 2
+    runs = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/checkpoints/*/*.json")}
+    assert command() == 0 and (folder / "comparison.md").read_text() == table
+    assert {path: path.stat().st_mtime_ns for path in runs} == runs and len(runs) >= 2
     assert command("--learning_rate", "0.5") == 2
     assert "another configuration" in capsys.readouterr().err
 
 
 def test_task_tokens_writes_a_table_and_a_plot(pipe, tmp_path, monkeypatch, capsys):
     pipe.save_pretrained(tmp_path / "pipeline")
-    places = [(split, name) for split in ("train", "test") for name in ("cat", "dog", "ship")]
-    write_images(tmp_path / "data", *(f"{s}/{name}/{i}.png" for s, name in places for i in "123"))
-    given = (
-        *("--pipeline", tmp_path / "pipeline", "--dataset_name", tmp_path / "data"),
-        *("--num_images", "6", "--output_dir", tmp_path / "out"),
+    folders = [f"{split}/{name}" for split in ("train", "test") for name in pipe.class_names]
+    data = write_images(
+        tmp_path / "data", *(f"{folder}/{i}.png" for folder in folders for i in "12")
     )
+    given = ["--pipeline", tmp_path / "pipeline", "--dataset_name", data]
+    given += ["--num_images", 6, "--output_dir", tmp_path / "out"]
     assert run_script("task_tokens.py", *given, monkeypatch=monkeypatch) == 0
-    printed = capsys.readouterr().out
     report = json.loads((tmp_path / "out/task_tokens.json").read_text())
-    assert report["num_images"] == 6 and list(report["loss"]) == list(TASKS)
-    for task, tokens in report["loss"].items():
-        assert next(iter(tokens)) == task and set(tokens) == {*TASKS, "null"}
-        for token, levels in tokens.items():
-            for level, entry in levels.items():
-                right = tokens[task][level]["loss"]
-                assert entry["loss"] - right == pytest.approx(entry["excess"], abs=3e-5)
-                assert entry["standard_error"] >= 0 and (token == task) == (entry["excess"] == 0)
+    assert report["num_images"] == 6 and list(report["right"]) == list(TASKS)
+    pairs = {f"{a}, {b}" for a in TASKS for b in [*TASKS, "null"] if a != b}
+    assert set(report["excess"]) == pairs
+    for cells in report["excess"].values():
+        assert np.shape(cells) == (len(report["levels"]), 2)
+        assert all(excess != 0 and error > 0 for excess, error in cells)
+    more, error = report["excess"]["edit, null"][0]
+    assert f"| edit, null | {more:+.1f} ± {error:.1f} |" in capsys.readouterr().out
     assert Image.open(tmp_path / "out/task_tokens.png").width > 400
-    assert printed.count("| wrong: ") == 12 and printed.count("| none |") == 4
