@@ -12,7 +12,7 @@ from .steps import time_steps
 from .timing import Measured, machine, seconds
 
 
-def measure(args: Namespace, config: TrainConfig | None, folder: Path) -> dict[str, object]:
+def measure(args: Namespace, config: TrainConfig | None, folder: Path) -> dict:
     """Name -> figure, of the kind that `args` names.
 
     Args:

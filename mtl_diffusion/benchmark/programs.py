@@ -10,8 +10,6 @@ from tqdm.auto import trange
 
 from .timing import Measured
 
-RATES = ("learning_rate", "lr")  # what ours and diffusers' scripts call the curve that is read
-
 
 def race(commands: Sequence[str], folder: Path, rounds: int, warm: int) -> dict[str, Measured]:
     """Steps a second of training scripts, which take turns, and ratios to those of the first.
@@ -30,10 +28,10 @@ def race(commands: Sequence[str], folder: Path, rounds: int, warm: int) -> dict[
     rates = [[] for _ in commands]
     for turn in trange(rounds, desc="rounds"):
         for number, command in enumerate(commands):
-            rates[number].append(steps_a_second(command, folder / f"{turn}.{number}", warm))
-    found = {f"{i}, steps_per_second": Measured.of(own) for i, own in enumerate(rates, 1)}
-    for i, own in enumerate(rates[1:], 2):
-        ratios = Measured.of(a / b for a, b in zip(rates[0], own, strict=True))
+            rates[number].append(steps_a_second(command, folder / f"{turn}-{number}", warm))
+    found = {f"{i}, steps_per_second": Measured.of(values) for i, values in enumerate(rates, 1)}
+    for i, values in enumerate(rates[1:], 2):
+        ratios = Measured.of(a / b for a, b in zip(rates[0], values, strict=True))
         found[f"1 is faster than {i}, times"] = ratios
     return found
 
@@ -50,7 +48,8 @@ def steps_a_second(command: str, folder: Path, warm: int) -> float:
     times = {}  # step -> when its learning rate was logged, seconds since 1970
     for file in folder.glob("**/events.out.tfevents.*"):
         events = EventAccumulator(str(file.parent)).Reload()
-        for tag in {*events.Tags()["scalars"]}.intersection(RATES):
+        # Ours has the first name, the scripts of diffusers have the second.
+        for tag in {"learning_rate", "lr"}.intersection(events.Tags()["scalars"]):
             times |= {event.step: event.wall_time for event in events.Scalars(tag)}
     timed = sorted(step for step in times if step >= warm)
     if len(timed) < 2:
@@ -58,5 +57,4 @@ def steps_a_second(command: str, folder: Path, warm: int) -> float:
             f"{command} logged its learning rate at {len(timed)} steps from step {warm} on, and "
             "two are needed: train for more steps, log more often, or give a lower --warm"
         )
-    first, last = timed[0], timed[-1]
-    return (last - first) / (times[last] - times[first])
+    return (timed[-1] - timed[0]) / (times[timed[-1]] - times[timed[0]])

@@ -57,7 +57,7 @@ class Stopwatch:
         self._since = now
 
 
-def step_parts(run: Run, meter: Meter, step: int) -> Counter[str]:
+def step_parts(run: Run, step: int, meter: Meter) -> Counter[str]:
     """Takes one step; seconds of each of `PARTS`. "other" has the clipping of gradients in it."""
     clock = Stopwatch(run.accelerator.device)
     data, corruption, backward, average, logging = map(
@@ -90,9 +90,7 @@ def step_parts(run: Run, meter: Meter, step: int) -> Counter[str]:
     return clock.seconds
 
 
-def time_steps(
-    config: TrainConfig, folder: Path, steps: int, rounds: int, warm: int
-) -> dict[str, object]:
+def time_steps(config: TrainConfig, folder: Path, steps: int, rounds: int, warm: int) -> dict:
     """Alternates windows of `steps` plain steps with one step whose parts are timed.
 
     Args:
@@ -117,7 +115,7 @@ def time_steps(
         times, parts = [], []
         for _ in range(rounds):
             times.append(seconds(lambda: window(steps), device) / steps)
-            parts.append(step_parts(run, meter, next(number)))
+            parts.append(step_parts(run, next(number), meter))
         _, flops = flops_of_unet(run.unet)
         accelerator.end_training()
     batch = config.total_batch_size

@@ -15,7 +15,7 @@ from ..config import ConfigError, TrainConfig, to_dict
 from ..config.command_line import check, from_dict
 from ..config.yaml_reader import load_strictly
 
-_OURS = ("seed", "output_dir", "push_to_hub", "dry_run")  # fields that a comparison sets itself
+OURS = {"seed", "output_dir", "push_to_hub", "dry_run"}  # fields that a comparison sets itself
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class Arm:
     Attributes:
         name: its row in the tables, and part of the names of its folders.
         changes: field of the configuration -> value; the other fields are the base's.
-        source: name of the arm whose pipeline of the same seed it starts from; None: the base's
-            start.
+        source: name of the arm whose pipeline of the same seed it starts from, if it does.
     """
 
     name: str
@@ -45,7 +44,8 @@ def read_arms(path: Path) -> list[Arm]:
         entries = load_strictly(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"arms: {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(entries, dict) or not all(isinstance(v, dict) for v in entries.values()):
+    lines = entries.values() if isinstance(entries, dict) else ()
+    if not lines or not all(isinstance(changes, dict) for changes in lines):
         raise ValueError(f"arms: {path} must hold lines such as name: {{field: value}}")
     arms: list[Arm] = []
     for name, changes in entries.items():
@@ -54,8 +54,8 @@ def read_arms(path: Path) -> list[Arm]:
             raise ValueError(f"arms: the name is {name!r}; use letters, digits, '.', '+' and '-'")
         if source is not None and source not in [arm.name for arm in arms]:
             raise ValueError(f"arms: {name} starts from {source}, which is no earlier arm")
-        if ours := [field for field in _OURS if field in changes]:
-            raise ValueError(f"arms: {name} changes {ours[0]}, which a comparison sets itself")
+        if ours := OURS.intersection(changes):
+            raise ValueError(f"arms: {name} changes {min(ours)}, which a comparison sets itself")
         arms.append(Arm(str(name), changes, source))
     return arms
 

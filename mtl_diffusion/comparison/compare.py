@@ -53,18 +53,20 @@ def compare(
             source = arm.source and Path(configs[arm.source, seed].output_dir, PIPELINE)
             configs[arm.name, seed] = configure(arm, base, seed, run, source)
     _, data = load_splits(base, base.resolution)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(base.num_threads or torch.get_num_threads())
 
     measured, figures = ({arm.name: [] for arm in arms} for _ in range(2))
     for (name, _), config in tqdm(configs.items(), desc="Runs", unit="run"):
         ensure_trained(config, command)
-        measured[name].append(losses(Path(config.output_dir), data, num_images, device))
+        measured[name].append(losses(Path(config.output_dir), data, num_images))
         if evaluate is not None:
             figures[name].append(scores(config, evaluate))
 
     levels = [*next(iter(measured[arms[0].name][0].values())), "mean"]  # evenly wide in ln sigma
-    by_task = {name: _by_task(runs) for name, runs in measured.items()}
+    by_task = {
+        name: {task: _with_mean([run[task] for run in runs]) for task in runs[0]}
+        for name, runs in measured.items()
+    }
     changed = changes(by_task)
     tables = loss_table(by_task, changed)
     if evaluate is not None:
@@ -88,10 +90,10 @@ def compare(
     return tables
 
 
-def _by_task(runs: Sequence[dict[str, dict[str, float]]]) -> dict[str, np.ndarray]:
-    """Task -> (S, K + 1) of the losses of an arm's S runs."""
-    tables = {task: np.array([[*run[task].values()] for run in runs]) for task in runs[0]}
-    return {task: np.column_stack([a, a.mean(1)]) for task, a in tables.items()}
+def _with_mean(runs: Sequence[dict[str, float]]) -> np.ndarray:
+    """(S, K + 1): the losses of a task in S runs, by noise level, and their mean."""
+    table = np.array([list(levels.values()) for levels in runs])
+    return np.column_stack([table, table.mean(1)])
 
 
 def _plot(changed: ByTask, levels: Sequence[str], path: Path) -> None:

@@ -1,13 +1,12 @@
-"""Figures of a trained model: held-out losses, and the summary of its scorecard.
-
-They are kept beside the model, and measured again if the model or what is asked changes.
-"""
+"""Figures of a trained model, kept beside it: held-out losses, the summary of its scorecard."""
 
 import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 from ..config import TrainConfig
 from ..data.images import ImageDataset
@@ -19,9 +18,6 @@ from ..training.validation import HeldOutLoss, held_out_loss
 WEIGHTS = Path(PIPELINE, "unet", "diffusion_pytorch_model.safetensors")
 _DATA = ("dataset_name", "dataset_config_name", "train_split", "validation_split")
 _DATA += ("image_column", "label_column")
-_PARTS = ("generate", "inpaint", "edit")  # of the scorecard; they have the names of their tasks
-
-Losses = dict[str, dict[str, float]]  # task -> noise level -> loss
 
 
 def loss_of(pipe: MultiTaskPipeline, data: ImageDataset, num_images: int, **options) -> HeldOutLoss:
@@ -32,15 +28,12 @@ def loss_of(pipe: MultiTaskPipeline, data: ImageDataset, num_images: int, **opti
     return held_out_loss(*parts, num_images, device=pipe.device, **options)
 
 
-def losses(run: Path, data: ImageDataset, num_images: int, device: str) -> Losses:
-    """The held-out loss of each task that a model has learned, by noise level.
+def losses(run: Path, data: ImageDataset, num_images: int) -> dict[str, dict[str, float]]:
+    """Task -> noise level -> held-out loss, of the model that was trained in the folder `run`."""
 
-    Args:
-        run: the output_dir of its training.
-    """
-
-    def measure() -> Losses:
-        pipe = MultiTaskPipeline.from_pretrained(run / PIPELINE).to(device)
+    def measure() -> dict[str, dict[str, float]]:
+        pipe = MultiTaskPipeline.from_pretrained(run / PIPELINE)
+        pipe.to("cuda" if torch.cuda.is_available() else "cpu")
         found = loss_of(pipe, data, num_images)
         rows = (dict(zip(found.levels, row, strict=True)) for row in found.model.tolist())
         return dict(zip(found.tasks, rows, strict=True))
@@ -66,7 +59,7 @@ def scores(config: TrainConfig, command: Sequence[str]) -> dict[str, float]:
     given = {name: value for name in _DATA if (value := getattr(config, name)) is not None}
     given |= {"pipeline": run / PIPELINE, "output_dir": run / "scores"}
     flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
-    parts = [part for part in _PARTS if part in config.shares]
+    parts = [part for part in ("generate", "inpaint", "edit") if part in config.shares]
     line = [*command, *flags, "--parts", *parts]
 
     def evaluate() -> dict[str, float]:

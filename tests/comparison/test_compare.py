@@ -14,14 +14,13 @@ from PIL import Image
 from tables import write_images
 from tiny import MODEL, flags, write_shapes
 
-from mtl_diffusion.checkpoints.store import Checkpoint
-from mtl_diffusion.checkpoints.store import save as save_checkpoint
+from mtl_diffusion.checkpoints import store
 from mtl_diffusion.comparison.arms import Arm, configure, read_arms
 from mtl_diffusion.comparison.compare import compare
 from mtl_diffusion.comparison.measure import WEIGHTS, scores
 from mtl_diffusion.comparison.report import changes, loss_table, scorecard_table
 from mtl_diffusion.comparison.runs import ensure_trained
-from mtl_diffusion.config import ConfigError, TrainConfig, to_dict
+from mtl_diffusion.config import TrainConfig, to_dict
 from mtl_diffusion.evaluation.settings import PRESETS, read_flags
 from mtl_diffusion.pipeline.pipeline import TASKS
 
@@ -32,29 +31,26 @@ BASE = TrainConfig(max_train_steps=4)
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_arms_that_are_shipped_are_configurations_without_fault(path):
     arms = read_arms(path)
-    assert len(arms) > 1
-    for arm in arms:
-        config = configure(arm, BASE, 3, Path("x"), arm.source and Path("old"))
-        assert (config.seed, config.output_dir) == (3, "x")
+    first, *others = configs = [
+        configure(arm, BASE, 3, Path(arm.name), arm.source and Path("old")) for arm in arms
+    ]
+    for arm, config in zip(arms, configs, strict=True):
+        assert (config.seed, config.output_dir) == (3, arm.name)
         assert config.pretrained_model_name_or_path == (arm.source and "old")
-
-
-@pytest.mark.parametrize("name", ["alone.yaml", "subsets.yaml"])
-def test_a_step_of_fewer_tasks_has_as_many_samples_of_each_or_in_total(name):
-    joint, *parts = [configure(arm, BASE, 0, Path(arm.name)) for arm in read_arms(SHIPPED / name)]
-    samples = {task: share * joint.total_batch_size for task, share in joint.shares.items()}
-    assert len({tuple(config.shares) for config in parts}) == (3 if name == "alone.yaml" else 6)
-    for config in parts:
-        if config.output_dir.endswith(".total"):
-            assert config.total_batch_size == joint.total_batch_size
-        else:
-            for task, share in config.shares.items():
-                assert share * config.total_batch_size == pytest.approx(samples[task])
+    if path.stem not in ("alone", "subsets"):
+        return
+    # A step has as many samples of a task, or in total, as one of all tasks.
+    for config in others:
+        total, batch = config.output_dir.endswith(".total"), config.total_batch_size
+        samples = {task: share * batch for task, share in config.shares.items()}
+        joint = {task: first.shares[task] * first.total_batch_size for task in samples}
+        assert batch == first.total_batch_size if total else samples == pytest.approx(joint)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("{}", "must hold lines such as"),
         ("a: 1", "must hold lines such as"),
         ("a/b: {}", "the name is 'a/b'"),
         ("a: {from: b}\nb: {}", "a starts from b, which is no earlier arm"),
@@ -69,14 +65,14 @@ def test_a_file_that_does_not_hold_arms_is_refused(text, words, tmp_path):
 
 
 def test_every_run_is_checked_before_any_is_trained(tmp_path):
-    fine, wrong = Arm("fine", {}), Arm("wrong", {"learning_rat": 1})
-    with pytest.raises(ConfigError, match="wrong: learning_rat: unknown field"):
-        compare([fine, wrong], BASE, [0], tmp_path, 8, ["false"])
-    with pytest.raises(ConfigError, match=r"wrong: learning_rate: found -1\.0; must be"):
-        compare([fine, Arm("wrong", {"learning_rate": -1})], BASE, [0], tmp_path, 8, ["false"])
-    with pytest.raises(ValueError, match="max_train_steps is null"):
-        endless = replace(BASE, max_train_steps=None, max_train_minutes=1)
-        compare([fine], endless, [0], tmp_path, 8, ["false"])
+    endless = replace(BASE, max_train_steps=None, max_train_minutes=1)
+    for base, changed, words in (
+        (BASE, {"learning_rat": 1}, "wrong: learning_rat: unknown field"),
+        (BASE, {"learning_rate": -1}, r"wrong: learning_rate: found -1\.0; must be"),
+        (endless, {}, "max_train_steps is null"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            compare([Arm("fine", {}), Arm("wrong", changed)], base, [0], tmp_path, 8, ["false"])
     assert not list(tmp_path.iterdir())
 
 
@@ -97,13 +93,11 @@ sys.exit(int(code))
 
 @pytest.fixture
 def child(tmp_path):
-    """A command that exits with the given code; and the flags of each start, a line each."""
+    """A command that exits with a given code; and the flags of each start, a line each."""
     log = tmp_path / "started"
     log.touch()
-    return (
-        lambda code=0: [sys.executable, "-c", CHILD, str(log), str(code)],
-        lambda: log.read_text().splitlines(),
-    )
+    command = [sys.executable, "-c", CHILD, str(log)]
+    return lambda code=0: [*command, str(code)], lambda: log.read_text().splitlines()
 
 
 @pytest.fixture
@@ -111,47 +105,37 @@ def config(tmp_path):
     return replace(BASE, output_dir=str(tmp_path / "run"))
 
 
-def pretend(config, step, without=None):
-    """What a run leaves after so many steps. without: a field that was not known then."""
+def pretend(config, step):
+    """What a run leaves after so many steps, of a version that did not know token_paths."""
     folder = Path(config.output_dir)
-    facts = {"config": {k: v for k, v in to_dict(config).items() if k != without}}
-    checkpoint = Checkpoint(step, {"unet": {"w": torch.zeros(1)}}, facts)
-    save_checkpoint(folder / "checkpoints", checkpoint)
+    facts = {"config": {k: v for k, v in to_dict(config).items() if k != "token_paths"}}
+    weights = {"unet": {"w": torch.zeros(1)}}
+    store.save(folder / "checkpoints", store.Checkpoint(step, weights, facts))
     (folder / "pipeline").mkdir(exist_ok=True)
     (folder / "pipeline/model_index.json").write_text("{}")
 
 
-def test_a_finished_run_is_reused_and_an_unfinished_one_goes_on(config, child):
+def test_a_finished_run_is_reused_an_unfinished_one_goes_on_another_is_refused(config, child):
     command, started = child
     starts = []
-    for prepare in (
+    for leave in (
         lambda: None,
         lambda: pretend(config, 2),
         lambda: pretend(config, 4),
         lambda: shutil.rmtree(Path(config.output_dir, "pipeline")),  # killed before the export
     ):
-        prepare()
+        leave()
         ensure_trained(config, command())
         starts.append(len(started()))
     assert starts == [1, 2, 2, 3]
     assert started()[0] == f"--config {config.output_dir}/config.yaml"
-    with pytest.raises(RuntimeError, match="run the same command again"):
-        ensure_trained(config, command(75))
-    with pytest.raises(RuntimeError, match="training exited with 2"):
-        ensure_trained(config, command(2))
-
-
-def test_a_run_of_before_a_field_was_added_is_reused_and_another_run_is_refused(config, child):
-    command, started = child
-    pretend(config, 4, without="token_paths")
-    ensure_trained(config, command())
-    for change, words in (
-        ({"token_paths": "embedding"}, 'token_paths: the checkpoint has "both"'),
-        ({"max_train_steps": 8}, "max_train_steps: the checkpoint has 4"),
-    ):
-        with pytest.raises(ValueError, match=words):
+    for code, words in ((75, "run the same command again"), (2, "training exited with 2")):
+        with pytest.raises(RuntimeError, match=words):
+            ensure_trained(config, command(code))
+    for change in ({"token_paths": "embedding"}, {"max_train_steps": 8}):
+        with pytest.raises(ValueError, match=f"configuration(.|\n)*{min(change)}: the checkpoint"):
             ensure_trained(replace(config, **change), command())
-    assert started() == []
+    assert len(started()) == 5
 
 
 def test_a_model_is_scored_once_with_the_flags_of_its_tasks_and_data(config, child, monkeypatch):
@@ -160,9 +144,9 @@ def test_a_model_is_scored_once_with_the_flags_of_its_tasks_and_data(config, chi
     run = Path(config.output_dir)
     (run / WEIGHTS).parent.mkdir(parents=True)
     (run / WEIGHTS).write_bytes(b"1")
-    flags = ["--preset", "smoke"]
+    smoke = [*command(), "--preset", "smoke"]
     for _ in range(2):
-        assert scores(config, [*command(), *flags]) == {"edit, strength 1, accuracy": 0.5}
+        assert scores(config, smoke) == {"edit, strength 1, accuracy": 0.5}
     (once,) = started()
     assert once.startswith("--preset smoke --dataset_name shapes")
     assert f"--pipeline {run}/pipeline --output_dir {run}/scores" in once
@@ -171,7 +155,7 @@ def test_a_model_is_scored_once_with_the_flags_of_its_tasks_and_data(config, chi
     args, settings = read_flags("The flags are those that the script reads.")
     assert args.parts == ["edit"] and settings == PRESETS["smoke"]
     (run / WEIGHTS).write_bytes(b"2")  # other weights, then other flags
-    scores(config, [*command(), *flags])
+    scores(config, smoke)
     scores(config, command())
     assert len(started()) == 3
     with pytest.raises(RuntimeError, match="the evaluation exited with 2"):
@@ -179,26 +163,21 @@ def test_a_model_is_scored_once_with_the_flags_of_its_tasks_and_data(config, chi
     assert scores(replace(config, tasks={"colorize": 1}), command(2)) == {}  # no part of it
 
 
-# a is trained alone, b alone, and both jointly; two seeds; two noise levels and their mean.
-LOSSES = {
-    "a": {"a": np.array([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]])},
-    "b": {"b": np.array([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]])},
-    "a+b": {
-        "a": np.array([[1.5, 1.5, 1.5], [1.5, 1.0, 1.25]]),
-        "b": np.array([[1.0, 2.0, 1.5], [2.0, 2.0, 2.0]]),
-    },
-}
-
-
 def test_every_seed_is_compared_with_the_first_arm_that_has_the_task():
-    changed = changes(LOSSES)
+    # a is trained alone, b alone, and both jointly; two seeds; two noise levels and their mean.
+    losses = {
+        "a": {"a": np.array([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]])},
+        "b": {"b": np.array([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]])},
+        "a+b": {
+            "a": np.array([[1.5, 1.5, 1.5], [1.5, 1.0, 1.25]]),
+            "b": np.array([[1.0, 2.0, 1.5], [2.0, 2.0, 2.0]]),
+        },
+    }
+    changed = changes(losses)
     assert changed["a"] == changed["b"] == {}
     assert changed["a+b"]["a"].tolist() == [[-50, 50, -25], [50, 0, 25]]
     assert changed["a+b"]["b"].tolist() == [[0, 100, 50], [0, 0, 0]]
-
-
-def test_the_tables_by_hand():
-    lines = loss_table(LOSSES, changes(LOSSES)).splitlines()
+    lines = loss_table(losses, changed).splitlines()
     assert lines[0] == "| arm | a | b | mean change |"
     assert lines[2] == "| a | 1.5000 ± 0.7071 |  |  |"
     # a changes by -25 and 25 %, b by 50 and 0 %: the means of the seeds are 12.5 and 12.5 %.
@@ -211,12 +190,9 @@ def test_the_tables_by_hand():
 @pytest.mark.slow
 def test_a_whole_comparison_and_the_same_again(tmp_path, monkeypatch, capsys):
     """A new task, from a model of two others; then again, which trains nothing."""
-    arms = tmp_path / "arms.yaml"
-    arms.write_text(
-        "old: {tasks: {generate: 1, edit: 1}}\n"
-        "token: {from: old, tasks: {colorize: 1}, train_only: tokens}\n"
-    )
-    folder = tmp_path / "out"
+    arms, folder = tmp_path / "arms.yaml", tmp_path / "out"
+    token = "token: {from: old, tasks: {colorize: 1}, train_only: tokens}"
+    arms.write_text(f"old: {{tasks: {{generate: 1, edit: 1}}}}\n{token}\n")
     fields = {"dataset_name": write_shapes(tmp_path / "data", 40, 16), "max_train_steps": 3}
     fields |= {"total_batch_size": 8, "validation_images": 2, "report_to": "none"}
     given = ["--arms", arms, "--output_dir", folder, "--seeds", 0, "--num_images", 8]
@@ -229,11 +205,10 @@ def test_a_whole_comparison_and_the_same_again(tmp_path, monkeypatch, capsys):
     table = (folder / "comparison.md").read_text()
     assert "| token |" in table and table in capsys.readouterr().out
     report = json.loads((folder / "comparison.json").read_text())
-    assert report["num_images"] == 8 and report["noise_levels"][-1] == "mean"
-    losses = report["losses"]
+    levels, losses = report["noise_levels"], report["losses"]
     assert set(losses["old"]) == {"generate", "edit"} == set(report["changes_in_percent"]["token"])
     assert set(losses["token"]) == {"generate", "edit", "colorize"}
-    assert np.shape(losses["old"]["edit"]) == (1, len(report["noise_levels"]))
+    assert np.shape(losses["old"]["edit"]) == (1, len(levels)) and levels[-1] == "mean"
     assert Image.open(folder / "changes.png").width > 400
 
     runs = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/checkpoints/*/*.json")}
