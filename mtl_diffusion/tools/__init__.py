@@ -1,1 +1,1 @@
-"""Small helpers: random numbers, tensors, FLOPs, files, names, flags, processes."""
+"""Small helpers, a file each: distributed, files, flags, flops, names, rng, tensors."""
