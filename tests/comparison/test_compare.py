@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from in_process import run_script
+from metrics import SUMMARY
 from PIL import Image
 from tables import write_images
 from tiny import MODEL, flags, write_shapes
@@ -76,18 +77,10 @@ def test_every_run_is_checked_before_any_is_trained(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# Logs its flags, writes what scripts/evaluate.py writes, and exits with the code that it is given.
 CHILD = """
-import json, pathlib, sys
-log, code, *flags = sys.argv[1:]
-open(log, "a").write(" ".join(flags) + "\\n")
-if "--output_dir" in flags:
-    folder = pathlib.Path(flags[flags.index("--output_dir") + 1])
-    folder.mkdir(exist_ok=True)
-    entry = {"accuracy": 0.5, "accuracy_standard_error": 0.1, "n": 4}
-    summary = {"edit": {"strength 1": entry}, "baselines": {"x": {"accuracy": 1}}}
-    (folder / "metrics.json").write_text(json.dumps({"summary": summary}))
-sys.exit(int(code))
+import sys
+open(sys.argv[1], "a").write(" ".join(sys.argv[3:]) + "\\n")
+sys.exit(int(sys.argv[2]))
 """
 
 
@@ -142,11 +135,14 @@ def test_a_model_is_scored_once_with_the_flags_of_its_tasks_and_data(config, chi
     command, started = child
     config = replace(config, tasks={"edit": 1, "colorize": 1})
     run = Path(config.output_dir)
-    (run / WEIGHTS).parent.mkdir(parents=True)
-    (run / WEIGHTS).write_bytes(b"1")
+    for name, text in ((WEIGHTS, "1"), ("scores/metrics.json", json.dumps({"summary": SUMMARY}))):
+        (run / name).parent.mkdir(parents=True)
+        (run / name).write_text(text)
     smoke = [*command(), "--preset", "smoke"]
-    for _ in range(2):
-        assert scores(config, smoke) == {"edit, strength 1, accuracy": 0.5}
+    figures = scores(config, smoke)
+    assert figures["edit, strength_0.65, class_accuracy"] == 0.625
+    assert not any("standard_error" in name or "repaint" in name for name in figures)
+    assert scores(config, smoke) == figures
     (once,) = started()
     assert once.startswith("--preset smoke --dataset_name shapes")
     assert f"--pipeline {run}/pipeline --output_dir {run}/scores" in once
@@ -154,7 +150,7 @@ def test_a_model_is_scored_once_with_the_flags_of_its_tasks_and_data(config, chi
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *once.split(), "--classifier", "x"])
     args, settings = read_flags("The flags are those that the script reads.")
     assert args.parts == ["edit"] and settings == PRESETS["smoke"]
-    (run / WEIGHTS).write_bytes(b"2")  # other weights, then other flags
+    (run / WEIGHTS).write_text("2")  # other weights, then other flags
     scores(config, smoke)
     scores(config, command())
     assert len(started()) == 3
