@@ -1,57 +1,51 @@
-"""Speed of training and sampling, beside diffusers' own script and solvers, in one run.
+"""Speed on this machine: of a training step and its parts, of sampling, or of training scripts.
 
-    python scripts/benchmark.py --config configs/cifar10_cpu.yaml --json speed.json \\
-        --pipeline runs/cifar10_cpu/pipeline \\
-        --diffusers path/to/diffusers --twin_python path/to/environment/bin/python
+    python scripts/benchmark.py step --config configs/cifar10_cpu.yaml
+    python scripts/benchmark.py sampling --pipeline pretrained/mtl-cifar10
+    python scripts/benchmark.py scripts "accelerate launch scripts/train.py --config a.yaml" \\
+        "accelerate launch train_unconditional.py --dataset_name x --num_epochs 1"
 
-All other flags are those of scripts/train.py. The environment of --twin_python needs the
-requirements of diffusers' examples/unconditional_image_generation.
+Prints the median, the lowest and the highest value of all rounds. `NAME --help` has the flags.
 """
 
-import json
 import tempfile
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from mtl_diffusion.config.command_line import parse
 from mtl_diffusion.tools import flags
 
-PARTS = ("training", "steps", "sampling")
-
 
 def main() -> None:
     parser = flags.parser(__doc__)
-    add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
-    add("--rounds", type=int, default=3, help="measurements of each")
-    add("--steps", type=int, default=40, help="training steps of a program")
-    add("--warm", type=int, default=10, help="first steps, not timed")
-    add("--diffusers", type=Path, help="checkout of diffusers; default: only ours is trained")
-    add("--twin_python", type=Path, help="Python that runs diffusers' script")
-    add("--pipeline", help="exported folder or name on the Hub; needed for sampling")
-    add("--sample_batch", type=int, default=16, help="images at once")
-    add("--json", type=Path, help="file for all measurements")
+    kind = parser.add_subparsers(dest="kind", required=True).add_parser
+    step = flags.parser("All other flags are those of scripts/train.py.", partial(kind, "step"))
+    sampling = flags.parser("The generate task without guidance.", partial(kind, "sampling"))
+    text = "They take turns. The learning rate that each logs to TensorBoard is their clock."
+    scripts = flags.parser(text, partial(kind, "scripts"))
+    scripts.add_argument("commands", nargs="+", help="each in quotes, of one batch size")
+    flags.add(sampling, "pipeline", "num_inference_steps")
+    sampling.add_argument("--batch_size", type=int, default=16, help="images at once")
+    step.add_argument("--steps", type=int, default=40, help="steps of a measurement")
+    for one in (step, scripts):
+        one.add_argument("--warm", type=int, default=10, help="first steps, not timed")
+    for one in (step, sampling, scripts):
+        one.add_argument("--rounds", type=int, default=3, help="measurements of each")
     args, rest = parser.parse_known_args()
-    if (args.diffusers is None) != (args.twin_python is None):
-        parser.error("--diffusers and --twin_python go together: give both, or neither")
-    if not args.warm < args.steps:
-        parser.error(f"--steps is {args.steps}; it must be more than --warm, {args.warm}")
-    if args.pipeline is None and "sampling" in args.parts:
-        parser.error("sampling needs a --pipeline; or name other --parts")
-    with flags.refusals(), tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        config = parse(rest)
+    for name, value in vars(args).items():
+        if isinstance(value, int) and value < 1:
+            parser.error(f"--{name} is {value}; it must be 1 or more")
+    if rest and args.kind != "step":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    with flags.refusals(), tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        config = parse(rest) if args.kind == "step" else None
 
         # After parsing: torch takes seconds to import, and --help needs none of it.
-        from mtl_diffusion.benchmark.report import measure, rows
-        from mtl_diffusion.launch.host import choose_threads
+        from mtl_diffusion.benchmark.measure import measure
 
-        choose_threads(config.num_threads)
         found = measure(args, config, Path(folder))
-    table = list(rows(found))
-    width = max(len(name) for name, _ in table)
-    print("\n".join(f"{name:<{width}}  {value}" for name, value in table))
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=2, default=asdict) + "\n")
+    width = max(map(len, found))
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in found.items()))
 
 
 if __name__ == "__main__":

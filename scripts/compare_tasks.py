@@ -1,13 +1,14 @@
 """Compare runs that differ in a few fields, such as the tasks that are trained together.
 
     python scripts/compare_tasks.py --config configs/quickstart.yaml --max_train_steps 150 \\
-        --seeds 0 1 --report_to none --output_dir runs/compare
+        --arms configs/comparisons/alone.yaml --seeds 0 1 --report_to none \\
+        --output_dir runs/compare
 
---arms is alone (all tasks jointly, and each alone), subsets (every subset of the tasks), or a YAML
-file with a line for each arm, name: {field: value}; configs/comparisons has some. All other flags
-are those of scripts/train.py and hold for every arm. Each task is compared with the first arm that
-has it. Finished runs, in output_dir/runs, are reused, and interrupted ones continued. Writes
-comparison.json, comparison.md and changes.png. ± is the standard deviation over the seeds.
+--arms is a YAML file with a line for each arm, name: {field: value}; configs/comparisons has some.
+All other flags are those of scripts/train.py and hold for every arm. Each task is compared with the
+first arm that has it. Finished runs, in output_dir/runs, are reused, and interrupted ones
+continued. Writes comparison.json, comparison.md and changes.png. ± is the standard deviation over
+the seeds.
 
 --evaluate "--preset smoke --classifier runs/judge" adds the figures of the scorecard.
 """
@@ -24,14 +25,7 @@ def main() -> None:
     parser = flags.parser(__doc__)
     add = parser.add_argument
     flags.add(parser, "output_dir")
-    add("--arms", default="alone", help="alone, subsets, or a YAML file")
-    add(
-        "--equal_images",
-        choices=["per_task", "total"],
-        nargs="+",
-        default=["per_task"],
-        help="samples that steps of alone and subsets share with a joint one; one, or both",
-    )
+    add("--arms", type=flags.path, required=True, help="YAML file of the runs to compare")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="runs of each arm")
     add("--num_images", type=int, default=1000, help="held-out images")
     add("--evaluate", type=shlex.split, help="run scripts/evaluate.py on each, with these flags")
@@ -42,13 +36,12 @@ def main() -> None:
         base = parse(rest)
 
         # After parsing: torch takes seconds to import, and --help needs none of it.
-        from mtl_diffusion.comparison.arms import named_arms
+        from mtl_diffusion.comparison.arms import read_arms
         from mtl_diffusion.comparison.compare import compare
 
-        arms = named_arms(args.arms, base, args.equal_images)
         try:
             tables = compare(
-                *(arms, base, args.seeds, args.output_dir, args.num_images, train),
+                *(read_arms(args.arms), base, args.seeds, args.output_dir, args.num_images, train),
                 None if args.evaluate is None else [*evaluate, *args.evaluate],
             )
         except RuntimeError as error:

@@ -12,6 +12,7 @@ import pytest
 import mtl_diffusion
 
 ROOT = Path(__file__).parents[1]
+PACKAGE, DESIGN = ROOT / "mtl_diffusion", ROOT / "docs/design.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
@@ -34,28 +35,38 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
+def purpose(path: Path) -> str:
+    """The first line of a file's docstring."""
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("\n")[0]
+
+
 def test_the_tree_of_the_design_is_that_of_the_package():
-    design = (ROOT / "docs/design.md").read_text(encoding="utf-8")
-    for path in (ROOT / "mtl_diffusion").glob("*/__init__.py"):
-        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("\n")[0]
-        assert re.search(rf"^ +{path.parent.name}/ +{re.escape(said)}$", design, re.M), said
+    tree = re.search(r"^    mtl_diffusion/\n((?: {6}.+\n)+)", DESIGN.read_text("utf-8"), re.M)[1]
+    there = {path.parent.name + "/": purpose(path) for path in PACKAGE.glob("*/__init__.py")}
+    there["loop.py"] = purpose(PACKAGE / "loop.py")
+    assert dict(re.findall(r"^ +([\w.]+/?) +(.+)$", tree, re.M)) == there
 
 
-def test_files_on_the_way_of_an_image_are_there():
-    design = (ROOT / "docs/design.md").read_text(encoding="utf-8")
-    package = ROOT / "mtl_diffusion"
-    named = re.findall(r"^\d+\. `([\w/]+\.py)`", design, re.M)
+def test_the_helpers_that_the_tools_name_are_its_files():
+    named = purpose(PACKAGE / "tools/__init__.py").rstrip(".").partition(": ")[2].split(", ")
+    assert named == sorted(path.stem for path in (PACKAGE / "tools").glob("[a-z]*.py"))
+
+
+def test_the_files_that_the_design_names_are_there():
+    named = set(re.findall(r"`([\w/]+\.py)`", DESIGN.read_text("utf-8"))) - {"scripts/NAME.py"}
     assert len(named) > 10
-    for name in named:  # the second list is of files in pipeline/
-        assert (package / name).exists() or (package / "pipeline" / name).exists(), name
+    files = [f"/{path.relative_to(ROOT).as_posix()}" for path in PACKAGE.rglob("*.py")]
+    files += [f"/tests/{path.name}" for path in (ROOT / "tests").rglob("*.py")]
+    assert not {name for name in named if not any(path.endswith(f"/{name}") for path in files)}
 
 
 def test_the_tests_that_the_table_of_faults_names_are_there():
     table = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`(test_\w+?)(?:_?\.\.\.)?`", table))
+    named = set(re.findall(r"`(test_\w+?)(_?\.\.\.)?`", table))  # the name, and whether it is cut
     there = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     assert len(named) > 80
-    assert [name for name in sorted(named) if f"def {name}" not in there] == []
+    whole = {name + ("" if dots else "(") for name, dots in named}
+    assert not {name for name in whole if f"def {name}" not in there}
 
 
 @pytest.mark.slow
@@ -68,11 +79,10 @@ def test_the_site_has_the_pages_and_the_api(tmp_path):
     for name in mtl_diffusion.__all__:
         assert f'id="mtl_diffusion.{name}"' in text
     assert "Peak learning rate" in text and "degradation of the source" in text
-    for path in (ROOT / "mtl_diffusion").glob("*/__init__.py"):
-        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("\n")[0]
+    for path in PACKAGE.glob("*/__init__.py"):
         page = (tmp_path / f"api/{path.parent.name}/index.html").read_text(encoding="utf-8")
         words = html.unescape(re.sub(r"<[^>]+>", "", page))
-        assert said.replace("`", "") in words
+        assert purpose(path).replace("`", "") in words
     # Nothing is fetched from another machine.
     pages = [page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")]
     assert not [page for page in pages if re.search(r'<(script|link|img)[^>]*="https?:', page)]

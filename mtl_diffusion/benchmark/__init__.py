@@ -1,1 +1,1 @@
-"""Speed: training and sampling, side by side with diffusers' own script and solvers."""
+"""Speed: a training step and its parts, sampling, and training scripts side by side."""

@@ -1,109 +1,128 @@
-"""The parts of our training step, and the time that each takes."""
+"""The rate of our training step, and the time that each of its parts takes."""
 
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
-from unittest.mock import patch
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from .. import loop
-from ..data.loader import Loader
-from ..training.ema import EMA
+from ..config import TrainConfig
+from ..launch.preflight import begin
+from ..tools.flops import flops_of_unet
 from ..training.meter import Meter
-from ..training.mixture import Mixture
-from ..training.run import Run
-from .timing import Measured, seconds, synchronise
+from ..training.run import Run, build
+from .timing import Measured, machine, seconds, synchronise
 
-# Each part of a step, and the calls that it consists of.
-STEP_PARTS = {
-    "data": [(Loader, "batch")],
-    "corruption": [(Mixture, "draw"), (Mixture, "condition")],
-    "optimiser": [(torch.nn.utils, "clip_grad_norm_")],  # and the optimiser's own step
-    "EMA": [(EMA, "update")],
-    "logging": [(Meter, "add"), (Meter, "end_step"), (Meter, "read")],
-}
-NETWORK = ("forward", "backward")  # the objective with its loss; accelerator.backward
+PARTS = ("data", "corruption", "forward", "backward", "optimiser", "EMA", "logging", "other")
 
 
-@dataclass(frozen=True)
-class Breakdown:
-    """The time of a step, and of its parts.
+class Stopwatch:
+    """Seconds of each part. A part inside another one is not counted for that one.
 
-    Attributes:
-        whole: seconds a step, without timing its parts.
-        parts: name -> seconds a step, with a synchronisation around each part.
-        device_bytes: peak memory that PyTorch allocated on a GPU; None on a CPU.
+    The device is waited for at the beginning and the end of each part. So on a GPU all parts
+    together take longer than a step without a stopwatch.
     """
 
-    whole: Measured
-    parts: dict[str, Measured]
-    device_bytes: int | None
+    def __init__(self, device: torch.device):
+        self.seconds: Counter[str] = Counter()
+        self._device = device
+        self._open = ["other"]
+        self._since = time.perf_counter()
 
-    @property
-    def overhead(self) -> float:
-        """The share of a step that is neither forward nor backward pass, 0 to 1."""
-        total = sum(part.median for part in self.parts.values())
-        return 1 - sum(self.parts[name].median for name in NETWORK) / total
+    def start(self, part: str) -> None:
+        self._mark()
+        self._open.append(part)
+
+    def stop(self) -> None:
+        self._mark()
+        self._open.pop()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """What is done inside is this part; also a decorator of a function."""
+        self.start(name)
+        yield
+        self.stop()
+
+    def _mark(self) -> None:
+        synchronise(self._device)
+        now = time.perf_counter()
+        self.seconds[self._open[-1]] += now - self._since
+        self._since = now
 
 
-def watched(function: Callable, part: str, total: dict[str, float], device: torch.device):
-    """The function, with its seconds added to those of the part in `total`."""
+def step_parts(run: Run, step: int, meter: Meter) -> Counter[str]:
+    """Takes one step; seconds of each of `PARTS`. "other" has the clipping of gradients in it."""
+    clock = Stopwatch(run.accelerator.device)
+    data, corruption, backward, average, logging = map(
+        clock.part, ("data", "corruption", "backward", "EMA", "logging")
+    )
+    # What `train_step` calls of each part of a run, and no more.
+    watched = replace(
+        run,
+        loader=SimpleNamespace(batch=data(run.loader.batch)),
+        mixture=SimpleNamespace(
+            draw=corruption(run.mixture.draw), condition=corruption(run.mixture.condition)
+        ),
+        draw_sigma=corruption(run.draw_sigma),
+        gradients=SimpleNamespace(
+            add=backward(run.gradients.add), finish=backward(run.gradients.finish)
+        ),
+        ema=run.ema and SimpleNamespace(update=average(run.ema.update)),
+    )
+    record = SimpleNamespace(add=logging(meter.add), end_step=logging(meter.end_step))
+    hooks = [
+        run.objective.register_forward_pre_hook(lambda *_: clock.start("forward")),
+        run.objective.register_forward_hook(lambda *_: clock.stop()),
+        run.optimizer.register_step_pre_hook(lambda *_: clock.start("optimiser")),
+        run.optimizer.register_step_post_hook(lambda *_: clock.stop()),
+    ]
+    loop.train_step(watched, step, record)
+    logging(meter.read)()
+    for hook in hooks:
+        hook.remove()
+    return clock.seconds
 
-    def call(*arguments, **options):
-        synchronise(device)
-        started = time.perf_counter()
-        result = function(*arguments, **options)
-        synchronise(device)
-        total[part] += time.perf_counter() - started
-        return result
 
-    return call
-
-
-def break_down(run: Run, steps: int, warm: int = 3) -> Breakdown:
-    """Alternates `steps` plain steps with as many whose parts are timed.
+def time_steps(config: TrainConfig, folder: Path, steps: int, rounds: int, warm: int) -> dict:
+    """Alternates windows of `steps` plain steps with one step whose parts are timed.
 
     Args:
-        run: its weights change.
+        config: of the run that is built here; nothing of it is saved or logged.
+        folder: an empty one.
         warm: steps before that, to compile and to fill caches.
     """
-    device, meter = run.accelerator.device, Meter(run)
-    number = iter(range(10**9))
+    length = {"max_train_steps": warm + rounds * (steps + 1), "max_train_minutes": None}
+    quiet = {"output_dir": str(folder), "report_to": "none", "push_to_hub": False}
+    config = replace(config, **length, **quiet)
+    number = count()
+    with begin(config) as accelerator:
+        run = build(config, accelerator)
+        meter, device = Meter(run), accelerator.device
 
-    def step(part_of: Run) -> None:
-        i = next(number)
-        loop.train_step(part_of, i, meter)
-        if (i + 1) % run.config.logging_steps == 0:
+        def window(length: int) -> None:
+            for _ in range(length):
+                loop.train_step(run, next(number), meter)
             meter.read()
 
-    parts = STEP_PARTS | {"optimiser": [*STEP_PARTS["optimiser"], (type(run.optimizer), "step")]}
-    for _ in range(warm):
-        step(run)
-    whole, timed = [], []
-    for _ in range(steps):
-        whole.append(seconds(lambda: step(run), device))
-        total: dict[str, float] = defaultdict(float)
-        watch = partial(watched, total=total, device=device)
-        with ExitStack() as patches:
-            for part, calls in parts.items():
-                for home, name in calls:
-                    watching = watch(getattr(home, name), part)
-                    patches.enter_context(patch.object(home, name, watching))
-            forward = watch(run.gradients.objective, "forward")
-            patches.enter_context(patch.object(run.gradients, "objective", forward))
-            backward = watch(run.accelerator.backward, "backward")
-            patches.enter_context(patch.object(run.accelerator, "backward", backward))
-            of_parts = replace(run, draw_sigma=watch(run.draw_sigma, "corruption"))
-            took = seconds(lambda run=of_parts: step(run), device)
-        total["other"] = took - sum(total.values())
-        timed.append(total)
-    names = [*NETWORK, *STEP_PARTS, "other"]
-    return Breakdown(
-        whole=Measured.of(whole),
-        parts={name: Measured.of([total[name] for total in timed]) for name in names},
-        device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-    )
+        window(warm)
+        times, parts = [], []
+        for _ in range(rounds):
+            times.append(seconds(lambda: window(steps), device) / steps)
+            parts.append(step_parts(run, next(number), meter))
+        _, flops = flops_of_unet(run.unet)
+        accelerator.end_training()
+    batch = config.total_batch_size
+    return {
+        "images_per_second": Measured.of(batch / took for took in times),
+        "milliseconds_a_step": Measured.of(1e3 * took for took in times),
+        "teraflop_a_step": round(flops * batch / 1e12, 4),
+        **{f"milliseconds, {part}": Measured.of(1e3 * a[part] for a in parts) for part in PARTS},
+        **machine(device),
+    }

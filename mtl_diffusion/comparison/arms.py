@@ -4,19 +4,18 @@ All arms have the base's number of optimiser steps and its schedules, unless the
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..config import ConfigError, TrainConfig, limits, to_dict
-from ..config.command_line import from_dict, known_tasks
+from ..config import ConfigError, TrainConfig, to_dict
+from ..config.command_line import check, from_dict
 from ..config.yaml_reader import load_strictly
 
-_OURS = ("seed", "output_dir", "push_to_hub", "dry_run")  # fields that a comparison sets itself
+OURS = {"seed", "output_dir", "push_to_hub", "dry_run"}  # fields that a comparison sets itself
 
 
 @dataclass(frozen=True)
@@ -26,54 +25,12 @@ class Arm:
     Attributes:
         name: its row in the tables, and part of the names of its folders.
         changes: field of the configuration -> value; the other fields are the base's.
-        source: name of the arm whose pipeline of the same seed it starts from; None: the base's
-            start.
+        source: name of the arm whose pipeline of the same seed it starts from, if it does.
     """
 
     name: str
     changes: Mapping[str, Any]
     source: str | None = None
-
-    def run(self, seed: int) -> str:
-        """The name of the folder of its run with this seed."""
-        return f"{self.name}.seed{seed}"
-
-
-def named_arms(name: str, base: TrainConfig, budgets: Sequence[str]) -> list[Arm]:
-    """All tasks jointly, and each alone ("alone"); all subsets ("subsets"); or those of a file.
-
-    Args:
-        budgets: see `subsets_of_tasks`; the arms of one follow those of another.
-    """
-    count = len(base.shares)
-    sizes = {"alone": (count, 1), "subsets": range(count, 0, -1)}
-    if name not in sizes:
-        return read_arms(Path(name))
-    arms = [arm for budget in budgets for arm in subsets_of_tasks(base, sizes[name], budget)]
-    return list({arm.name: arm for arm in arms}.values())
-
-
-def subsets_of_tasks(base: TrainConfig, sizes: Sequence[int], budget: str) -> list[Arm]:
-    """An arm for every subset of the base's tasks that has one of these sizes.
-
-    Args:
-        sizes: numbers of tasks, in the order of the arms.
-        budget: the quantity that equals that of a step of all tasks. "per_task": the number of
-            samples of each task. "total": the number of all samples.
-    """
-    arms = []
-    for size in dict.fromkeys(sizes):
-        for tasks in combinations(base.shares, size):
-            batch = base.total_batch_size
-            if budget == "per_task":
-                batch = max(round(batch * sum(base.shares[task] for task in tasks)), size)
-            changes = {"tasks": {t: base.tasks[t] for t in tasks}, "total_batch_size": batch}
-            if base.task_weights is not None:
-                changes["task_weights"] = {task: base.task_weights[task] for task in tasks}
-            # All tasks are the same arm under both budgets.
-            name = "+".join(tasks) if size == len(base.shares) else f"{'+'.join(tasks)}.{budget}"
-            arms.append(Arm(name, changes))
-    return arms
 
 
 def read_arms(path: Path) -> list[Arm]:
@@ -87,17 +44,18 @@ def read_arms(path: Path) -> list[Arm]:
         entries = load_strictly(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"arms: {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(entries, dict) or not all(isinstance(v, dict) for v in entries.values()):
+    lines = entries.values() if isinstance(entries, dict) else ()
+    if not lines or not all(isinstance(changes, dict) for changes in lines):
         raise ValueError(f"arms: {path} must hold lines such as name: {{field: value}}")
     arms: list[Arm] = []
     for name, changes in entries.items():
         source = changes.pop("from", None)
         if not re.fullmatch(r"\w[\w.+-]*", str(name)):
-            raise ValueError(f"arms: found the name {name!r}; use letters, digits, '.', '+', '-'")
+            raise ValueError(f"arms: the name is {name!r}; use letters, digits, '.', '+' and '-'")
         if source is not None and source not in [arm.name for arm in arms]:
             raise ValueError(f"arms: {name} starts from {source}, which is no earlier arm")
-        if ours := [field for field in _OURS if field in changes]:
-            raise ValueError(f"arms: {name} changes {ours[0]}, which a comparison sets itself")
+        if ours := OURS.intersection(changes):
+            raise ValueError(f"arms: {name} changes {min(ours)}, which a comparison sets itself")
         arms.append(Arm(str(name), changes, source))
     return arms
 
@@ -119,9 +77,7 @@ def configure(
         values["pretrained_model_name_or_path"] = str(source)
     try:
         config = from_dict(values)
-        faults = limits.faults(config, known_tasks())
+        check(config)
     except ConfigError as error:
-        faults = error.faults
-    if faults:
-        raise ConfigError([f"{arm.name}: {fault}" for fault in faults])
+        raise ConfigError([f"{arm.name}: {fault}" for fault in error.faults]) from error
     return config

@@ -16,9 +16,9 @@ from ..publishing.export import PIPELINE
 from ..tools import flags
 from ..tools.files import write_text
 from .arms import Arm, configure
-from .measure import losses, scorecard
-from .report import Changes, changes, loss_table, plain, scorecard_table
-from .runs import SCORES, ensure_scored, ensure_trained
+from .measure import losses, scores
+from .report import ByTask, changes, loss_table, scorecard_table
+from .runs import ensure_trained
 
 
 def compare(
@@ -35,39 +35,42 @@ def compare(
     Args:
         num_images: held-out images of the base's validation_split.
         command: starts scripts/train.py; the flags are appended.
-        evaluate: starts scripts/evaluate.py, see `ensure_scored`. None: the scores that are there
-            are compared.
+        evaluate: starts scripts/evaluate.py, see `scores`. None: losses alone are compared.
 
     Returns:
         The tables as Markdown. They and comparison.json and changes.png are written to `folder`.
 
     Raises:
         ValueError: a configuration is not allowed, or a folder has a run of another one.
-        Stopped, RuntimeError: see `ensure_trained` and `ensure_scored`.
+        RuntimeError: a run was stopped, or it or an evaluation failed.
     """
     if base.max_train_steps is None:
-        raise ValueError("max_train_steps: found null; runs that are compared need a number")
-    folders = {(arm.name, seed): folder / "runs" / arm.run(seed) for seed in seeds for arm in arms}
-    configs = {}  # all of them, before anything is trained
-    for seed in seeds:
-        for arm in arms:
-            source = arm.source and folders[arm.source, seed] / PIPELINE
-            configs[arm.name, seed] = configure(arm, base, seed, folders[arm.name, seed], source)
+        raise ValueError("max_train_steps is null; give a number, so that all runs are as long")
+    configs: dict[tuple[str, int], TrainConfig] = {}  # all of them, before anything is trained
+    for arm in arms:
+        for seed in seeds:
+            run = folder / "runs" / f"{arm.name}.seed{seed}"
+            source = arm.source and Path(configs[arm.source, seed].output_dir, PIPELINE)
+            configs[arm.name, seed] = configure(arm, base, seed, run, source)
     _, data = load_splits(base, base.resolution)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(base.num_threads or torch.get_num_threads())
 
-    measured = {arm.name: {} for arm in arms}
-    figures = {arm.name: {} for arm in arms}
-    for (name, seed), run in tqdm(folders.items(), desc="Runs", unit="run"):
-        pipeline = ensure_trained(configs[name, seed], command)
-        measured[name][seed] = losses(pipeline, data, num_images, device)
+    measured, figures = ({arm.name: [] for arm in arms} for _ in range(2))
+    for (name, _), config in tqdm(configs.items(), desc="Runs", unit="run"):
+        ensure_trained(config, command)
+        measured[name].append(losses(Path(config.output_dir), data, num_images))
         if evaluate is not None:
-            ensure_scored(configs[name, seed], evaluate)
-        figures[name][seed] = scorecard(run / SCORES)
+            figures[name].append(scores(config, evaluate))
 
-    changed = changes(measured)
-    tables = "\n".join(filter(None, [loss_table(measured, changed), scorecard_table(figures)]))
+    levels = [*next(iter(measured[arms[0].name][0].values())), "mean"]  # evenly wide in ln sigma
+    by_task = {
+        name: {task: _with_mean([run[task] for run in runs]) for task in runs[0]}
+        for name, runs in measured.items()
+    }
+    changed = changes(by_task)
+    tables = loss_table(by_task, changed)
+    if evaluate is not None:
+        tables += f"\n{scorecard_table(figures)}"
     report = {
         "command": flags.command(),
         "base": to_dict(base),
@@ -75,25 +78,28 @@ def compare(
         "seeds": list(seeds),
         "dataset_fingerprint": data.fingerprint,
         "num_images": min(num_images, len(data)),
-        "losses": measured,
-        "changes": changed,
+        "noise_levels": levels,
+        "losses": by_task,
+        "changes_in_percent": changed,
         "scorecards": figures,
     }
-    write_text(folder / "comparison.json", json.dumps(plain(report), indent=2) + "\n")
+    text = json.dumps(report, indent=2, default=np.ndarray.tolist)
+    write_text(folder / "comparison.json", text + "\n")
     write_text(folder / "comparison.md", tables)
-    _plot(changed, folder / "changes.png")
+    _plot(changed, levels, folder / "changes.png")
     return tables
 
 
-def _plot(changed: Changes, path: Path) -> None:
+def _with_mean(runs: Sequence[dict[str, float]]) -> np.ndarray:
+    """(S, K + 1): the losses of a task in S runs, by noise level, and their mean."""
+    table = np.array([list(levels.values()) for levels in runs])
+    return np.column_stack([table, table.mean(1)])
+
+
+def _plot(changed: ByTask, levels: Sequence[str], path: Path) -> None:
     rows = {f"{arm}: {task}": row for arm, tasks in changed.items() for task, row in tasks.items()}
     if rows:
-        cells = [list(row.values()) for row in rows.values()]
-        signed_matrix(
-            100 * np.array([[cell.mean for cell in row] for row in cells]),
-            100 * np.array([[cell.std for cell in row] for row in cells]),
-            list(rows),
-            list(next(iter(rows.values()))),
-            "more loss than the reference, %",
-            path,
-        )
+        values = np.stack(list(rows.values()), 1)  # (S, rows, K + 1)
+        std = values.std(0, ddof=1) if len(values) > 1 else np.full(values.shape[1:], np.nan)
+        label = "more loss than the reference, %"
+        signed_matrix(values.mean(0), std, list(rows), levels, label, path)

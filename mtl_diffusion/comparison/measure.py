@@ -1,62 +1,89 @@
-"""Measurements of a trained model: held-out losses, and the summary of its scorecard."""
+"""Figures of a trained model, kept beside it: held-out losses, the summary of its scorecard."""
 
+import hashlib
 import json
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
+from ..config import TrainConfig
 from ..data.images import ImageDataset
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..publishing.export import PIPELINE
 from ..tools.files import write_text
-from ..training.validation import held_out_loss
-from .runs import weights_hash
+from ..training.validation import HeldOutLoss, held_out_loss
 
-Losses = dict[str, dict[str, float]]  # task -> noise level -> loss
-
-
-def losses(pipeline: Path, data: ImageDataset, num_images: int, device: str) -> Losses:
-    """The held-out loss of each task that an exported pipeline has learned, by noise level.
-
-    Noise and corruption are the same for every model. The result is cached beside the pipeline,
-    and computed again if the weights, the data or the number of images change.
-    """
-    key = {
-        "weights": weights_hash(pipeline),
-        "data": data.fingerprint,
-        "num_images": min(num_images, len(data)),
-    }
-    cache = pipeline.parent / "held_out.json"
-    if cache.exists() and (cached := json.loads(cache.read_text()))["key"] == key:
-        return cached["loss"]
-    pipe = MultiTaskPipeline.from_pretrained(pipeline).to(device)
-    measured = held_out_loss(
-        pipe.unet,
-        pipe.scheduler,
-        [TASKS[task] for task in pipe.tasks],
-        pipe.vocabulary,
-        data.relabelled(pipe.class_names),
-        num_images,
-        device=device,
-    )
-    table = {
-        task: {level: entry["loss"] for level, entry in levels.items()}
-        for task, levels in measured.table().items()
-    }
-    write_text(cache, json.dumps({"key": key, "loss": table}, indent=2) + "\n")
-    return table
+WEIGHTS = Path(PIPELINE, "unet", "diffusion_pytorch_model.safetensors")
+_DATA = ("dataset_name", "dataset_config_name", "train_split", "validation_split")
+_DATA += ("image_column", "label_column")
 
 
-def scorecard(metrics: Path) -> dict[str, float]:
-    """The summary of a metrics.json of scripts/evaluate.py, flat; empty if there is no such file.
+def loss_of(pipe: MultiTaskPipeline, data: ImageDataset, num_images: int, **options) -> HeldOutLoss:
+    """`held_out_loss` of all tasks of a pipeline; noise and corruption are the same for any."""
+    tasks = [TASKS[name] for name in pipe.tasks]
+    data = data.relabelled(pipe.class_names)
+    parts = (pipe.unet, pipe.scheduler, tasks, pipe.vocabulary, data)
+    return held_out_loss(*parts, num_images, device=pipe.device, **options)
+
+
+def losses(run: Path, data: ImageDataset, num_images: int) -> dict[str, dict[str, float]]:
+    """Task -> noise level -> held-out loss, of the model that was trained in the folder `run`."""
+
+    def measure() -> dict[str, dict[str, float]]:
+        pipe = MultiTaskPipeline.from_pretrained(run / PIPELINE)
+        pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+        found = loss_of(pipe, data, num_images)
+        rows = (dict(zip(found.levels, row, strict=True)) for row in found.model.tolist())
+        return dict(zip(found.tasks, rows, strict=True))
+
+    key = {"data": data.fingerprint, "num_images": min(num_images, len(data))}
+    return _kept(run, "held_out.json", key, measure)
+
+
+def scores(config: TrainConfig, command: Sequence[str]) -> dict[str, float]:
+    """The summary of the scorecard, flat, of the tasks that were trained and have a part in it.
 
     Standard errors and the figures of other methods are left out.
+
+    Args:
+        config: the model's, whose held-out data is used.
+        command: starts scripts/evaluate.py, with the flags of how much is measured; the others are
+            appended.
+
+    Raises:
+        RuntimeError: it failed; the reason is in its output.
     """
-    if not metrics.exists():
-        return {}
-    summary = json.loads(metrics.read_text())["summary"]
-    return {
-        f"{part}, {setting}, {name}": value
-        for part, settings in summary.items()
-        if part != "baselines"
-        for setting, entry in settings.items()
-        for name, value in entry.items()
-        if name != "n" and not name.endswith("_standard_error")
-    }
+    run = Path(config.output_dir)
+    given = {name: value for name in _DATA if (value := getattr(config, name)) is not None}
+    given |= {"pipeline": run / PIPELINE, "output_dir": run / "scores"}
+    flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    parts = [part for part in ("generate", "inpaint", "edit") if part in config.shares]
+    line = [*command, *flags, "--parts", *parts]
+
+    def evaluate() -> dict[str, float]:
+        if code := subprocess.run(line).returncode:
+            raise RuntimeError(f"{run}: the evaluation exited with {code}")
+        summary = json.loads((run / "scores/metrics.json").read_text())["summary"]
+        return {
+            f"{part}, {setting}, {name}": value
+            for part, settings in summary.items()
+            if part != "baselines"
+            for setting, entry in settings.items()
+            for name, value in entry.items()
+            if name != "n" and not name.endswith("_standard_error")
+        }
+
+    return _kept(run, "scores.json", {"command": line}, evaluate) if parts else {}
+
+
+def _kept(run: Path, name: str, key: dict, measure: Callable[[], dict]) -> dict:
+    """What was measured of these weights with this key; measures if nothing was."""
+    key = {"weights": hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest(), **key}
+    path = run / name
+    if path.exists() and (old := json.loads(path.read_text()))["key"] == key:
+        return old["figures"]
+    figures = measure()
+    write_text(path, json.dumps({"key": key, "figures": figures}, indent=2) + "\n")
+    return figures

@@ -1,24 +1,53 @@
 """Whether a model uses its task token: held-out loss with the right, each wrong and no token."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from ..data.images import ImageDataset
 from ..pictures.plots import signed_matrix
-from ..pipeline.pipeline import TASKS, MultiTaskPipeline
-from ..training.validation import held_out_loss
+from ..pipeline.pipeline import MultiTaskPipeline
+from .measure import loss_of
+from .report import markdown
 
-NULL = "null"
-# task -> token -> noise level -> "loss", "excess" over the right token's, and "standard_error"
-Table = dict[str, dict[str, dict[str, dict[str, float]]]]
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Losses in K noise levels, with the right task token and with others.
+
+    Attributes:
+        levels: (K,) names of the noise levels.
+        right: task -> (K,) losses with the right token.
+        excess: "task, token" -> (K, 2): how much more loss the task has with another token, in
+            percent of the loss with the right one, and the standard error of that.
+    """
+
+    levels: tuple[str, ...]
+    right: dict[str, list[float]]
+    excess: dict[str, list[list[float]]]
+
+    def markdown(self) -> str:
+        """The excess as a table, a column for each noise level."""
+        rows = [
+            [name, *(f"{more:+.1f} ± {error:.1f}" for more, error in cells)]
+            for name, cells in self.excess.items()
+        ]
+        return markdown(["task, token", *self.levels], rows)
+
+    def plot(self, path: Path) -> None:
+        """The excess as a heat map."""
+        more, error = np.array(list(self.excess.values())).transpose(2, 0, 1)
+        label = "more loss than with the right token, %"
+        signed_matrix(more, error, list(self.excess), self.levels, label, path)
 
 
 def compare_tokens(
     pipe: MultiTaskPipeline, data: ImageDataset, num_images: int, seed: int, alike: bool
-) -> Table:
-    """The losses of every task with every token, the right one first.
+) -> TokenLosses:
+    """Measures every task of a pipeline with every token, and with none ("null").
 
     Each token sees the same images, noise, masks and strengths. So the excess is a mean of
     differences image by image, and its standard error is that of this mean.
@@ -32,67 +61,18 @@ def compare_tokens(
     """
     if unknown := set(data.class_names) - set(pipe.class_names):
         raise ValueError(f"dataset_name: the model doesn't know its classes {', '.join(unknown)}")
-    data = data.relabelled(pipe.class_names)
+    how = {"seed": seed, "alike": alike}
     losses = {
-        token or NULL: held_out_loss(
-            pipe.unet,
-            pipe.scheduler,
-            [TASKS[name] for name in pipe.tasks],
-            pipe.vocabulary,
-            data,
-            num_images,
-            seed,
-            task_token=token,
-            alike=alike,
-            device=pipe.device,
-        )
+        token or "null": loss_of(pipe, data, num_images, task_token=token, **how)
         for token in tqdm([*pipe.tasks, None], desc="Tokens")
     }
-    table: Table = {}
+    right, excess = {}, {}
     for i, task in enumerate(pipe.tasks):
-        right = losses[task].by_image[i]  # (K, N)
-        table[task] = {}
-        for token in [task, *(token for token in losses if token != task)]:
-            excess = losses[token].by_image[i] - right
-            error = excess.std(1) / excess.shape[1] ** 0.5
-            table[task][token] = {
-                level: {
-                    "loss": round(losses[token].model[i, k].item(), 5),
-                    "excess": round(excess[k].mean().item(), 5),
-                    "standard_error": round(error[k].item(), 5),
-                }
-                for k, level in enumerate(losses[NULL].levels)
-            }
-    return table
-
-
-def markdown(table: Table) -> str:
-    """The loss with the right token, and the excess of the others, by noise level."""
-    levels = list(next(iter(next(iter(table.values())).values())))
-    lines = [f"| task | token | {' | '.join(levels)} |", f"|---|---|{'---|' * len(levels)}"]
-    for task, tokens in table.items():
-        for token, entries in tokens.items():
-            cells = [
-                f"{e['loss']:.4f}"
-                if token == task
-                else f"{e['excess']:+.4f} +- {e['standard_error']:.4f}"
-                for e in entries.values()
-            ]
-            kind = "right" if token == task else "none" if token == NULL else f"wrong: {token}"
-            lines.append(f"| {task} | {kind} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def plot(table: Table, path: Path) -> None:
-    """A heat map: the excess of each other token, in percent of the loss with the right one."""
-    rows, excess, error = [], [], []
-    for task, tokens in table.items():
-        right = np.array([entry["loss"] for entry in tokens[task].values()])
-        for token, entries in tokens.items():
-            if token != task:
-                rows.append(f"{task}, token {token}")
-                excess.append([e["excess"] for e in entries.values()] / right)
-                error.append([e["standard_error"] for e in entries.values()] / right)
-    levels = list(next(iter(next(iter(table.values())).values())))
-    label = "more loss than with the right token, %"
-    signed_matrix(100 * np.array(excess), 100 * np.array(error), rows, levels, label, path)
+        mine = losses[task].by_image[i]  # (K, N)
+        mean = mine.mean(1, keepdim=True)
+        right[task] = mean.flatten().tolist()
+        for token in [token for token in losses if token != task]:
+            more = 100 * (losses[token].by_image[i] - mine) / mean
+            error = more.std(1) / more.shape[1] ** 0.5
+            excess[f"{task}, {token}"] = torch.stack([more.mean(1), error], 1).tolist()
+    return TokenLosses(losses["null"].levels, right, excess)

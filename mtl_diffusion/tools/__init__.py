@@ -1,1 +1,1 @@
-"""Small helpers: random numbers, tensors, an ODE solver, FLOPs, files, processes."""
+"""Small helpers, a file each: distributed, files, flags, flops, names, rng, tensors."""

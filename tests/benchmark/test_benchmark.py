@@ -1,166 +1,119 @@
-"""The benchmark: timing, programs, the parts of a step, solvers, on models of 8 channels."""
+"""The benchmark: the parts of a step, sampling, and training scripts, on models of 8 channels."""
 
 import json
-import math
 import sys
-from dataclasses import replace
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from datasets import load_dataset
+from diffusers import UNet2DModel
 from in_process import run_script
-from tiny import MODEL, own_state, write_shapes
+from tiny import MODEL, flags, own_state, write_shapes
 
-from mtl_diffusion.benchmark import programs
-from mtl_diffusion.benchmark.sampling import Point, Sampler, evaluations_for
-from mtl_diffusion.benchmark.steps import STEP_PARTS, break_down
-from mtl_diffusion.benchmark.twin import build_twin
+from mtl_diffusion.benchmark.programs import race
+from mtl_diffusion.benchmark.steps import PARTS, step_parts
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.config.command_line import parse
-from mtl_diffusion.data.images import ImageDataset
 from mtl_diffusion.launch.preflight import begin
+from mtl_diffusion.loop import train_step
 from mtl_diffusion.tools.flops import flops_of_unet
+from mtl_diffusion.training.meter import Meter
+from mtl_diffusion.training.model import build_unet
 from mtl_diffusion.training.run import build
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_shapes(tmp_path_factory.mktemp("shapes"), 64, 8)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def config(data, tmp_path):
-    return TrainConfig(
-        dataset_name=data,
-        **MODEL,
-        total_batch_size=4,
-        logging_steps=2,
-        num_threads=1,
-        report_to="none",
-        output_dir=str(tmp_path / "run"),
-    )
+def fields(tmp_path):
+    folders = {
+        "dataset_name": write_shapes(tmp_path / "shapes", 64, 8),
+        "output_dir": f"{tmp_path}/x",
+    }
+    return {**MODEL, **folders, "total_batch_size": 4, "num_threads": 1, "report_to": "none"}
 
 
-def test_the_twin_has_our_channels_and_nearly_our_flops(pipe):
-    twin = build_twin(pipe.unet)
-    assert twin.unet.config.block_out_channels == tuple(pipe.unet.config.block_out_channels)
-    assert twin.flops == flops_of_unet(twin.unet)[1]
-    assert twin.our_flops == flops_of_unet(pipe.unet)[1]
-    assert abs(math.log(twin.flops / twin.our_flops)) < math.log(1.3)
+@pytest.mark.parametrize("changes", [{}, {"gradient_aggregation": "upgrad", "use_ema": False}])
+def test_a_step_whose_parts_are_timed_is_a_step_and_the_sum_of_them(fields, changes):
+    if changes:
+        pytest.importorskip("torchjd")
+    config = TrainConfig(**fields, **changes)
+    weights = []
+    for take in (train_step, step_parts):
+        with own_state(), begin(config) as accelerator:
+            run = build(config, accelerator)
+            meter, started = Meter(run), time.perf_counter()
+            parts = take(run, 0, meter)
+            took = time.perf_counter() - started
+            train_step(run, 1, meter)  # as before: the hooks are gone
+            weights.append([p.clone() for p in run.unet.parameters()])
+    assert all(map(torch.equal, *weights))
+    assert {*PARTS} - {*parts} == ({"EMA"} if changes else set())
+    assert all(seconds > 0 for seconds in parts.values())
+    assert 0.5 * took < sum(parts.values()) <= took
 
 
-PROGRAM = """
-import sys, time
-from torch.utils.tensorboard import SummaryWriter
-writer = SummaryWriter(sys.argv[1] + "/logs/run")
+def test_the_command_times_a_step(fields, monkeypatch, capsys):
+    given = ("step", "--steps", 2, "--rounds", 1, "--warm", 1, *flags(**fields))
+    assert run_script("benchmark.py", *given, monkeypatch=monkeypatch) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines[:2]] == ["images_per_second", "milliseconds_a_step"]
+    assert float(lines[0][1]) * float(lines[1][1]) == pytest.approx(4 * 1000, rel=0.01)
+
+
+def test_the_command_times_sampling(pipe, tmp_path, monkeypatch, capsys):
+    pipe.save_pretrained(tmp_path / "pipeline")
+    given = ("--pipeline", tmp_path / "pipeline", "--batch_size", 2, "--num_inference_steps", 3)
+    assert run_script("benchmark.py", "sampling", *given, monkeypatch=monkeypatch) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["batch_size", "2"] in lines and ["steps", "3"] in lines
+    assert float(lines[0][1]) > 0 and lines[0][0] == "images_per_second"
+
+
+# Logs a first step of a minute, then steps of the seconds that it is told.
+SCRIPT = """
+import sys
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+name, seconds, folder = sys.argv[1:]
+writer = EventFileWriter(folder.removeprefix("--output_dir=") + "/logs/run")
 for step in range(1, 7):
-    writer.add_scalar("lr", 0.1, step, walltime=1000 + (60 if step == 1 else 0.5 * step))
-    writer.add_scalar("loss", 0.1, step)
+    now = 1000 + (60 if step == 1 else float(seconds) * step)
+    values = [Summary.Value(tag=tag, simple_value=0.1) for tag in (name, "loss")]
+    writer.add_event(Event(step=step, wall_time=now, summary=Summary(value=values)))
 writer.close()
 """
 
 
-def test_a_program_is_timed_by_its_own_log(tmp_path):
-    folder = tmp_path / "run"
-    command = [sys.executable, "-c", PROGRAM, str(folder)]
-    timed = programs.program(command, folder, batch_size=8, warm=2)
-    assert timed.rate == pytest.approx(8 * 4 / 2)  # four steps after the second, half a second each
-    assert timed.host_bytes > 1e6
-
-
-def test_a_program_that_fails_says_why(tmp_path):
-    command = [sys.executable, "-c", "raise SystemExit('no such flag')"]
-    with pytest.raises(RuntimeError, match=r"exited with 1:\nno such flag"):
-        programs.program(command, tmp_path / "run", 8, 2)
-
-
-def test_our_command_is_read_back_as_the_same_run(config, tmp_path):
-    command = programs.our_command(config, 40, tmp_path)
-    flags = command[command.index(str(programs.SCRIPTS / "train.py")) + 1 :]
-    read = parse(flags)
-    assert read.max_train_steps == 40 and read.report_to == "tensorboard"
-    kept = ("dataset_name", "block_out_channels", "tasks", "total_batch_size", "mixed_precision")
-    assert all(getattr(read, name) == getattr(config, name) for name in kept)
-
-
-def test_diffusers_gets_the_same_images_batch_and_precision(config, data, tmp_path):
-    images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
-    programs.write_images(ImageDataset.of(images, torch.zeros(6).long(), ("a",)), 5, tmp_path)
-    rows = load_dataset(str(tmp_path), split="train")["image"]
-    written = torch.from_numpy(np.stack([np.asarray(image) for image in rows]))
-    assert torch.equal(written.permute(0, 3, 1, 2), images[:5])
-    places = (tmp_path / "twin", tmp_path, tmp_path / "run")
-    command = programs.their_command(Path("checkout"), Path("python"), config, *places)
-    assert command[4] == str(Path("checkout") / programs.THEIRS)
-    assert {"--train_batch_size=4", "--mixed_precision=no", "--use_ema"} < set(command)
-
-
-def test_a_step_is_the_sum_of_its_parts_and_is_left_as_it_was(config):
-    torch.optim.AdamW([torch.zeros(1)])  # the first one changes its class
-    originals = [getattr(home, name) for calls in STEP_PARTS.values() for home, name in calls]
-    with own_state(), begin(config) as accelerator:
-        run = build(config, accelerator)
-        step = break_down(run, steps=4, warm=1)
-    assert originals == [
-        getattr(home, name) for calls in STEP_PARTS.values() for home, name in calls
+def test_scripts_are_timed_by_their_logs_without_their_first_steps(tmp_path, monkeypatch, capsys):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    start = f"{sys.executable} {tmp_path}/script.py"
+    given = (f"{start} learning_rate 0.25", f"{start} lr 0.5", "--warm", 2, "--rounds", 2)
+    assert run_script("benchmark.py", "scripts", *given, monkeypatch=monkeypatch) == 0
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
+        "1, steps_per_second 4 (4 to 4, n = 2)",
+        "2, steps_per_second 2 (2 to 2, n = 2)",
+        "1 is faster than 2, times 2 (2 to 2, n = 2)",
     ]
-    assert list(step.parts) == ["forward", "backward", *STEP_PARTS, "other"]
-    assert all(part.median > 0 and part.n == 4 for part in step.parts.values())
-    total = sum(part.median for part in step.parts.values())
-    network = step.parts["forward"].median + step.parts["backward"].median
-    assert step.overhead == pytest.approx(1 - network / total)
-    assert step.device_bytes is None
-    # The quickest ones: another process may take the core in the middle of any.
-    quickest = sum(part.low for part in step.parts.values())
-    assert 0.2 < quickest / step.whole.low < 5
+    with pytest.raises(ValueError, match="at 1 steps from step 6 on"):
+        race([given[0]], tmp_path, rounds=1, warm=6)
+    with pytest.raises(ValueError, match=r"exited with 1:\nno such flag"):
+        race([f"{sys.executable} -c \"raise SystemExit('no such flag')\""], tmp_path, 1, 1)
 
 
-def test_every_solver_comes_to_the_same_images(pipe):
-    """And as fast as its order says: so they solve one equation, with the same conditions."""
-    curves = Sampler(pipe, batch_size=2).curve([16, 32])
-    orders = {
-        name: math.log2(coarse.distance / fine.distance) for name, (coarse, fine) in curves.items()
-    }
-    assert 0.7 < orders["euler"] < 1.4
-    assert orders["heun"] > 1.6 and orders["ours"] > 1.4, orders
-    assert curves["heun"][0].evaluations == 31 and curves["ours"][0].evaluations == 16
+def test_the_model_for_diffusers_script_has_our_channels_and_nearly_our_flops():
+    given = json.loads((ROOT / "configs/comparisons/diffusers_unet.json").read_text())
+    ours = build_unet(parse(["--config", str(ROOT / "configs/cifar10_cpu.yaml")]), 20)
+    theirs = UNet2DModel.from_config(given)
+    assert theirs.config.block_out_channels == [*ours.config.block_out_channels]
+    assert flops_of_unet(theirs)[1] / flops_of_unet(ours)[1] == pytest.approx(0.933, abs=0.001)
 
 
-def test_how_many_evaluations_come_as_near():
-    points = [Point(n, n, 8 / n**2) for n in (4, 8, 16)]
-    assert evaluations_for(points, 8 / 10**2) == pytest.approx(10)
-    assert evaluations_for(points, 0.5) == 4 and evaluations_for(points, 1) == 4
-    assert evaluations_for(points, 0.001) is None
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--diffusers", "x"], "--diffusers and --twin_python go together"),
-        (["--steps", "3", "--warm", "3"], "--steps is 3; it must be more than --warm, 3"),
-        ([], "sampling needs a --pipeline"),
-        (["--parts", "steps", "--learning_rat", "1"], "learning_rat"),
-    ],
-)
-def test_mistakes_are_refused_at_once(flags, words, monkeypatch, capsys):
-    assert run_script("benchmark.py", *flags, monkeypatch=monkeypatch) == 2
-    assert words in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_command_measures_everything(config, pipe, tmp_path, monkeypatch, capsys):
-    pipe.save_pretrained(tmp_path / "pipeline")
-    command = programs.our_command(replace(config, dataset_name="shapes"), 6, tmp_path / "unused")
-    flags = (
-        *("--rounds", 1, "--steps", 6, "--warm", 2, "--sample_batch", 2),
-        *("--pipeline", tmp_path / "pipeline", "--json", tmp_path / "speed.json"),
-        *command[command.index(str(programs.SCRIPTS / "train.py")) + 1 :],
-    )
-    assert run_script("benchmark.py", *flags, monkeypatch=monkeypatch) == 0
-    found = json.loads((tmp_path / "speed.json").read_text())
-    assert set(found) == {"machine", "training", "steps", "sampling"}
-    assert found["training"]["ours"]["images_per_second"]["median"] > 0
-    assert found["sampling"]["at_equal_quality"]["18_steps"]["distance"] > 0
-    assert "training, ours, images_per_second " in capsys.readouterr().out
+def test_mistakes_are_refused_at_once(monkeypatch, capsys):
+    assert run_script("benchmark.py", "step", "--rounds", 0, monkeypatch=monkeypatch) == 2
+    assert "--rounds is 0; it must be 1 or more" in capsys.readouterr().err
+    few = ("sampling", "--pipeline", "x", "--batch", 2)
+    assert run_script("benchmark.py", *few, monkeypatch=monkeypatch) == 2
+    assert "unrecognized arguments: --batch 2" in capsys.readouterr().err

@@ -1,81 +1,62 @@
-"""Comparisons: the arms, the figures by hand, and a whole one of models of 8 channels."""
+"""Comparisons: arms, runs, figures by hand, and a whole comparison of models of 8 channels."""
 
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from in_process import run_script
+from metrics import SUMMARY
 from PIL import Image
 from tables import write_images
 from tiny import MODEL, flags, write_shapes
 
-from mtl_diffusion.comparison.arms import Arm, configure, named_arms, read_arms
+from mtl_diffusion.checkpoints import store
+from mtl_diffusion.comparison.arms import Arm, configure, read_arms
 from mtl_diffusion.comparison.compare import compare
-from mtl_diffusion.comparison.report import (
-    MEAN,
-    changes,
-    loss_table,
-    scorecard_table,
-)
-from mtl_diffusion.config import ConfigError, TrainConfig
+from mtl_diffusion.comparison.measure import WEIGHTS, scores
+from mtl_diffusion.comparison.report import changes, loss_table, scorecard_table
+from mtl_diffusion.comparison.runs import ensure_trained
+from mtl_diffusion.config import TrainConfig, to_dict
+from mtl_diffusion.evaluation.settings import PRESETS, read_flags
 from mtl_diffusion.pipeline.pipeline import TASKS
 
-ROOT = Path(__file__).parents[2]
-BASE = TrainConfig(tasks={"generate": 2, "inpaint": 1, "edit": 1}, total_batch_size=32)
+SHIPPED = Path(__file__).parents[2] / "configs/comparisons"
+BASE = TrainConfig(max_train_steps=4)
 
 
-def images_of_a_task(arm):
-    """Task -> samples that a run sees."""
-    config = configure(arm, BASE, 0, Path("x"))
-    images = config.max_train_steps * config.total_batch_size
-    return {task: round(images * share) for task, share in config.shares.items()}
-
-
-@pytest.mark.parametrize("budget", ["per_task", "total"])
-def test_subsets_see_equal_images_of_a_task_or_in_total(budget):
-    joint, *parts = named_arms("subsets", BASE, [budget])
-    assert len({tuple(arm.changes["tasks"]) for arm in [*parts, joint]}) == 7
-    joint = images_of_a_task(joint)
-    assert sum(joint.values()) == BASE.max_train_steps * 32
-    for arm in parts:
-        images = images_of_a_task(arm)
-        if budget == "per_task":
-            assert images == {task: joint[task] for task in arm.changes["tasks"]}
-        else:
-            assert sum(images.values()) == sum(joint.values())
-
-
-def test_both_budgets_share_the_joint_arm():
-    arms = named_arms("alone", BASE, ["per_task", "total"])
-    assert [arm.name for arm in arms] == [
-        "generate+inpaint+edit",
-        *("generate.per_task", "inpaint.per_task", "edit.per_task"),
-        *("generate.total", "inpaint.total", "edit.total"),
-    ]
-    (one,) = named_arms("alone", TrainConfig(tasks={"edit": 1}), ["total"])
-    assert one.name == "edit"
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/comparisons/*.yaml")), ids=str)
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_arms_that_are_shipped_are_configurations_without_fault(path):
     arms = read_arms(path)
-    assert len(arms) > 1
-    for arm in arms:
-        config = configure(arm, BASE, 3, Path("x"), arm.source and Path("old"))
-        assert (config.seed, config.output_dir) == (3, "x")
+    first, *others = configs = [
+        configure(arm, BASE, 3, Path(arm.name), arm.source and Path("old")) for arm in arms
+    ]
+    for arm, config in zip(arms, configs, strict=True):
+        assert (config.seed, config.output_dir) == (3, arm.name)
         assert config.pretrained_model_name_or_path == (arm.source and "old")
+    if path.stem not in ("alone", "subsets"):
+        return
+    # A step has as many samples of a task, or in total, as one of all tasks.
+    for config in others:
+        total, batch = config.output_dir.endswith(".total"), config.total_batch_size
+        samples = {task: share * batch for task, share in config.shares.items()}
+        joint = {task: first.shares[task] * first.total_batch_size for task in samples}
+        assert batch == first.total_batch_size if total else samples == pytest.approx(joint)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[1]", "must hold lines such as"),
+        ("{}", "must hold lines such as"),
         ("a: 1", "must hold lines such as"),
-        ("a/b: {}", "found the name 'a/b'"),
+        ("a/b: {}", "the name is 'a/b'"),
         ("a: {from: b}\nb: {}", "a starts from b, which is no earlier arm"),
         ("a: {seed: 1}", "a changes seed"),
-        ("a: {}\na: {}", "is not YAML: given twice: a"),
+        ("a: {", "is not YAML"),
     ],
 )
 def test_a_file_that_does_not_hold_arms_is_refused(text, words, tmp_path):
@@ -84,113 +65,171 @@ def test_a_file_that_does_not_hold_arms_is_refused(text, words, tmp_path):
         read_arms(tmp_path / "arms.yaml")
 
 
-def test_every_fault_of_an_arm_names_it(tmp_path):
-    with pytest.raises(ConfigError, match="wrong: learning_rat: unknown field"):
-        configure(Arm("wrong", {"learning_rat": 1}), BASE, 0, tmp_path)
-    with pytest.raises(ConfigError, match=r"wrong: learning_rate: found -1\.0; must be"):
-        compare([Arm("wrong", {"learning_rate": -1})], BASE, [0], tmp_path, 8, ["false"])
+def test_every_run_is_checked_before_any_is_trained(tmp_path):
+    endless = replace(BASE, max_train_steps=None, max_train_minutes=1)
+    for base, changed, words in (
+        (BASE, {"learning_rat": 1}, "wrong: learning_rat: unknown field"),
+        (BASE, {"learning_rate": -1}, r"wrong: learning_rate: found -1\.0; must be"),
+        (endless, {}, "max_train_steps is null"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            compare([Arm("fine", {}), Arm("wrong", changed)], base, [0], tmp_path, 8, ["false"])
     assert not list(tmp_path.iterdir())
 
 
-# Two seeds; b is trained alone, a alone, and both jointly.
-LOSSES = {
-    "a": {0: {"a": {"low": 3.0, "high": 1.0}}, 1: {"a": {"low": 1.0, "high": 1.0}}},
-    "b": {0: {"b": {"low": 1.0, "high": 1.0}}, 1: {"b": {"low": 2.0, "high": 2.0}}},
-    "a+b": {
-        0: {"a": {"low": 1.5, "high": 1.5}, "b": {"low": 1.0, "high": 2.0}},
-        1: {"a": {"low": 1.5, "high": 1.0}, "b": {"low": 2.0, "high": 2.0}},
-    },
-}
+CHILD = """
+import sys
+open(sys.argv[1], "a").write(" ".join(sys.argv[3:]) + "\\n")
+sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def child(tmp_path):
+    """A command that exits with a given code; and the flags of each start, a line each."""
+    log = tmp_path / "started"
+    log.touch()
+    command = [sys.executable, "-c", CHILD, str(log)]
+    return lambda code=0: [*command, str(code)], lambda: log.read_text().splitlines()
+
+
+@pytest.fixture
+def config(tmp_path):
+    return replace(BASE, output_dir=str(tmp_path / "run"))
+
+
+def pretend(config, step):
+    """What a run leaves after so many steps, of a version that did not know token_paths."""
+    folder = Path(config.output_dir)
+    facts = {"config": {k: v for k, v in to_dict(config).items() if k != "token_paths"}}
+    weights = {"unet": {"w": torch.zeros(1)}}
+    store.save(folder / "checkpoints", store.Checkpoint(step, weights, facts))
+    (folder / "pipeline").mkdir(exist_ok=True)
+    (folder / "pipeline/model_index.json").write_text("{}")
+
+
+def test_a_finished_run_is_reused_an_unfinished_one_goes_on_another_is_refused(config, child):
+    command, started = child
+    starts = []
+    for leave in (
+        lambda: None,
+        lambda: pretend(config, 2),
+        lambda: pretend(config, 4),
+        lambda: shutil.rmtree(Path(config.output_dir, "pipeline")),  # killed before the export
+    ):
+        leave()
+        ensure_trained(config, command())
+        starts.append(len(started()))
+    assert starts == [1, 2, 2, 3]
+    assert started()[0] == f"--config {config.output_dir}/config.yaml"
+    for code, words in ((75, "run the same command again"), (2, "training exited with 2")):
+        with pytest.raises(RuntimeError, match=words):
+            ensure_trained(config, command(code))
+    for change in ({"token_paths": "embedding"}, {"max_train_steps": 8}):
+        with pytest.raises(ValueError, match=f"configuration(.|\n)*{min(change)}: the checkpoint"):
+            ensure_trained(replace(config, **change), command())
+    assert len(started()) == 5
+
+
+def test_a_model_is_scored_once_with_the_flags_of_its_tasks_and_data(config, child, monkeypatch):
+    command, started = child
+    config = replace(config, tasks={"edit": 1, "colorize": 1})
+    run = Path(config.output_dir)
+    for name, text in ((WEIGHTS, "1"), ("scores/metrics.json", json.dumps({"summary": SUMMARY}))):
+        (run / name).parent.mkdir(parents=True)
+        (run / name).write_text(text)
+    smoke = [*command(), "--preset", "smoke"]
+    figures = scores(config, smoke)
+    assert figures["edit, strength_0.65, class_accuracy"] == 0.625
+    assert not any("standard_error" in name or "repaint" in name for name in figures)
+    assert scores(config, smoke) == figures
+    (once,) = started()
+    assert once.startswith("--preset smoke --dataset_name shapes")
+    assert f"--pipeline {run}/pipeline --output_dir {run}/scores" in once
+    assert once.endswith("--parts edit") and "column" not in once
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *once.split(), "--classifier", "x"])
+    args, settings = read_flags("The flags are those that the script reads.")
+    assert args.parts == ["edit"] and settings == PRESETS["smoke"]
+    (run / WEIGHTS).write_text("2")  # other weights, then other flags
+    scores(config, smoke)
+    scores(config, command())
+    assert len(started()) == 3
+    with pytest.raises(RuntimeError, match="the evaluation exited with 2"):
+        scores(config, command(2))
+    assert scores(replace(config, tasks={"colorize": 1}), command(2)) == {}  # no part of it
 
 
 def test_every_seed_is_compared_with_the_first_arm_that_has_the_task():
-    found = changes(LOSSES)
-    assert found["a"] == found["b"] == {}
-    joint = found["a+b"]
-    assert joint["a"]["low"].values == (-0.5, 0.5) and joint["a"]["high"].values == (0.5, 0)
-    assert joint["a"][MEAN].values == (-0.25, 0.25) and joint["b"][MEAN].values == (0.5, 0)
-    assert joint["b"][MEAN].mean == 0.25 and joint["b"][MEAN].std == pytest.approx(0.5 / 2**0.5)
-
-
-def test_the_tables_by_hand():
-    lines = loss_table(LOSSES, changes(LOSSES)).splitlines()
+    # a is trained alone, b alone, and both jointly; two seeds; two noise levels and their mean.
+    losses = {
+        "a": {"a": np.array([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]])},
+        "b": {"b": np.array([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]])},
+        "a+b": {
+            "a": np.array([[1.5, 1.5, 1.5], [1.5, 1.0, 1.25]]),
+            "b": np.array([[1.0, 2.0, 1.5], [2.0, 2.0, 2.0]]),
+        },
+    }
+    changed = changes(losses)
+    assert changed["a"] == changed["b"] == {}
+    assert changed["a+b"]["a"].tolist() == [[-50, 50, -25], [50, 0, 25]]
+    assert changed["a+b"]["b"].tolist() == [[0, 100, 50], [0, 0, 0]]
+    lines = loss_table(losses, changed).splitlines()
     assert lines[0] == "| arm | a | b | mean change |"
     assert lines[2] == "| a | 1.5000 ± 0.7071 |  |  |"
     # a changes by -25 and 25 %, b by 50 and 0 %: the means of the seeds are 12.5 and 12.5 %.
     assert lines[4].startswith("| a+b | 1.3750 ± 0.1768 (+0.0 ± 35.4 %) | 1.7500 ± 0.3536 (+25.0")
     assert lines[4].endswith("| +12.5 ± 0.0 % |")
-    figures = {"a": {0: {"x": 1.0}, 1: {"x": 2.0}}, "b": {0: {}, 1: {"y": 0.5}}}
+    figures = {"a": [{"x": 1.0}, {"x": 2.0}], "b": [{}, {"y": 0.5}]}
     assert scorecard_table(figures).splitlines()[2:] == ["| x | 1.5 ± 0.71 |  |", "| y |  | 0.5 |"]
-    assert scorecard_table({"a": {0: {}}}) == ""
-
-
-def test_runs_that_are_compared_need_a_number_of_steps(tmp_path, monkeypatch, capsys):
-    minutes = ("--max_train_steps", "null", "--max_train_minutes", "5")
-    given = ("--output_dir", tmp_path, *minutes)
-    assert run_script("compare_tasks.py", *given, monkeypatch=monkeypatch) == 2
-    assert "max_train_steps: found null" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_whole_comparison_and_the_same_again(tmp_path, monkeypatch, capsys):
-    """A new task, from a model of two others; then again, after one of the runs was lost."""
-    arms = tmp_path / "arms.yaml"
-    arms.write_text(
-        "old: {tasks: {generate: 1, edit: 1}}\n"
-        "token: {from: old, tasks: {colorize: 1}, train_only: tokens}\n"
-    )
-    folder = tmp_path / "out"
-    given = [
-        *("--arms", str(arms), "--output_dir", str(folder), "--seeds", "0", "--num_images", "8"),
-        *("--dataset_name", write_shapes(tmp_path / "data", 40, 16), *flags(**MODEL)),
-        *("--max_train_steps", "3", "--total_batch_size", "8"),
-        *("--validation_images", "2", "--report_to", "none", "--num_threads", "1"),
-    ]
+    """A new task, from a model of two others; then again, which trains nothing."""
+    arms, folder = tmp_path / "arms.yaml", tmp_path / "out"
+    token = "token: {from: old, tasks: {colorize: 1}, train_only: tokens}"
+    arms.write_text(f"old: {{tasks: {{generate: 1, edit: 1}}}}\n{token}\n")
+    fields = {"dataset_name": write_shapes(tmp_path / "data", 40, 16), "max_train_steps": 3}
+    fields |= {"total_batch_size": 8, "validation_images": 2, "report_to": "none"}
+    given = ["--arms", arms, "--output_dir", folder, "--seeds", 0, "--num_images", 8]
+    given += flags(**MODEL, **fields, num_threads=1)
 
     def command(*more):
         return run_script("compare_tasks.py", *given, *more, monkeypatch=monkeypatch)
 
     assert command() == 0
-    printed = capsys.readouterr().out
-    assert "| token |" in printed and (folder / "comparison.md").read_text() in printed
+    table = (folder / "comparison.md").read_text()
+    assert "| token |" in table and table in capsys.readouterr().out
     report = json.loads((folder / "comparison.json").read_text())
-    assert report["num_images"] == 8
-    measured = {arm: set(runs["0"]) for arm, runs in report["losses"].items()}
-    assert measured["old"] == {"generate", "edit"} == set(report["changes"]["token"])
-    assert measured["token"] == {"generate", "edit", "colorize"}
+    levels, losses = report["noise_levels"], report["losses"]
+    assert set(losses["old"]) == {"generate", "edit"} == set(report["changes_in_percent"]["token"])
+    assert set(losses["token"]) == {"generate", "edit", "colorize"}
+    assert np.shape(losses["old"]["edit"]) == (1, len(levels)) and levels[-1] == "mean"
     assert Image.open(folder / "changes.png").width > 400
 
-    # One run is lost: it alone is trained again, and it comes out the same.
-    lost = folder / "runs/token.seed0"
-    times = {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/checkpoints/*/manifest.json")}
-    shutil.rmtree(lost)
-    assert command() == 0
-    for path, before in times.items():
-        assert (path.stat().st_mtime_ns == before) == (lost not in path.parents)
-    again = json.loads((folder / "comparison.json").read_text())
-    assert again["losses"] == report["losses"] and len(times) == 2
+    runs = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/checkpoints/*/*.json")}
+    assert command() == 0 and (folder / "comparison.md").read_text() == table
+    assert {path: path.stat().st_mtime_ns for path in runs} == runs and len(runs) >= 2
     assert command("--learning_rate", "0.5") == 2
     assert "another configuration" in capsys.readouterr().err
 
 
 def test_task_tokens_writes_a_table_and_a_plot(pipe, tmp_path, monkeypatch, capsys):
     pipe.save_pretrained(tmp_path / "pipeline")
-    places = [(split, name) for split in ("train", "test") for name in ("cat", "dog", "ship")]
-    write_images(tmp_path / "data", *(f"{s}/{name}/{i}.png" for s, name in places for i in "123"))
-    given = (
-        *("--pipeline", tmp_path / "pipeline", "--dataset_name", tmp_path / "data"),
-        *("--num_images", "6", "--output_dir", tmp_path / "out"),
+    folders = [f"{split}/{name}" for split in ("train", "test") for name in pipe.class_names]
+    data = write_images(
+        tmp_path / "data", *(f"{folder}/{i}.png" for folder in folders for i in "12")
     )
+    given = ["--pipeline", tmp_path / "pipeline", "--dataset_name", data]
+    given += ["--num_images", 6, "--output_dir", tmp_path / "out"]
     assert run_script("task_tokens.py", *given, monkeypatch=monkeypatch) == 0
-    printed = capsys.readouterr().out
     report = json.loads((tmp_path / "out/task_tokens.json").read_text())
-    assert report["num_images"] == 6 and list(report["loss"]) == list(TASKS)
-    for task, tokens in report["loss"].items():
-        assert next(iter(tokens)) == task and set(tokens) == {*TASKS, "null"}
-        for token, levels in tokens.items():
-            for level, entry in levels.items():
-                right = tokens[task][level]["loss"]
-                assert entry["loss"] - right == pytest.approx(entry["excess"], abs=3e-5)
-                assert entry["standard_error"] >= 0 and (token == task) == (entry["excess"] == 0)
+    assert report["num_images"] == 6 and list(report["right"]) == list(TASKS)
+    pairs = {f"{a}, {b}" for a in TASKS for b in [*TASKS, "null"] if a != b}
+    assert set(report["excess"]) == pairs
+    for cells in report["excess"].values():
+        assert np.shape(cells) == (len(report["levels"]), 2)
+        assert all(excess != 0 and error > 0 for excess, error in cells)
+    more, error = report["excess"]["edit, null"][0]
+    assert f"| edit, null | {more:+.1f} ± {error:.1f} |" in capsys.readouterr().out
     assert Image.open(tmp_path / "out/task_tokens.png").width > 400
-    assert printed.count("| wrong: ") == 12 and printed.count("| none |") == 4
