@@ -93,7 +93,7 @@ def draw_pairs(
     mask = draw_masks(n, images.shape[-1], random)
     mask = torch.where((region < REGION_SHARE)[:, None, None, None], mask, torch.ones_like(mask))
     device = pipe.device
-    inputs = (2 * images / 255 - 1, mask, label, labels, strength)
+    inputs = (images.float() / 127.5 - 1, mask, label, labels, strength)
     edited = whole_edit(pipe, *(part.to(device) for part in inputs), random, **TEACHER_STEPS)
     edit = ((edited.cpu() / 2 + 0.5) * 255).round().to(torch.uint8)
     return EditPairs(images, edit, mask.to(torch.uint8), labels, label, strength)

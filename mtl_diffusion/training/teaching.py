@@ -23,6 +23,7 @@ from ..tools.rng import generator
 from .run import Run
 
 FOLDER = "edit_pairs"  # in the run's output_dir
+BATCH = 64  # edits that are drawn at once
 
 
 def with_pairs(run: Run, rehearsal: bool = False) -> Run:
@@ -68,11 +69,13 @@ def _draw_missing(run: Run, folder: Path, facts: dict) -> None:
     for index in missing[accelerator.process_index :: accelerator.num_processes]:
         rows = torch.arange(index * CHUNK, (index + 1) * CHUNK) % len(images)
         random = generator(config.seed, index, "edit pairs")
-        with accelerator.autocast():
-            pairs = draw_pairs(run.teacher, images[rows], labels[rows], random)
+        parts = []
+        for part in rows.split(BATCH):
+            with accelerator.autocast():
+                parts.append(draw_pairs(run.teacher, images[part], labels[part], random))
+            progress.update(BATCH * accelerator.num_processes)
         with replaced_file(chunk_file(folder, index)) as path:
-            save_chunk(path, pairs, facts)
-        progress.update(CHUNK * accelerator.num_processes)
+            save_chunk(path, EditPairs.cat(parts), facts)
     progress.close()
 
 

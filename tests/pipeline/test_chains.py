@@ -1,6 +1,7 @@
 """Models that draw in few steps."""
 
 import json
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from scipy.linalg import sqrtm
 
 from mtl_diffusion.evaluation.bulk import evaluations_of
 from mtl_diffusion.pipeline.chains import check_chains, default_chains, first_latents, jumps
-from mtl_diffusion.pipeline.denoiser import build_conditioning, predict
+from mtl_diffusion.pipeline.denoiser import Denoiser, build_conditioning, predict
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
+from mtl_diffusion.pipeline.task import Hint
 
 CHAINS = default_chains(80.0)
 
@@ -43,8 +45,8 @@ def test_every_jump_starts_where_the_one_before_ends():
 def test_chains_that_are_none_are_refused(chains, few):
     with pytest.raises(ValueError, match="falling"):
         check_chains(chains)
-    with pytest.raises(ValueError, match=r"model_index\.json"):
-        MultiTaskPipeline(few.unet, few.tokenizer, few.scheduler, chains)
+    with pytest.raises(ValueError, match=r"falling"):
+        MultiTaskPipeline(deepcopy(few.unet), few.tokenizer, few.scheduler, chains)
 
 
 @pytest.mark.parametrize("sigma", [2.0, 80.0])
@@ -111,7 +113,8 @@ def test_a_hole_is_completed_in_two_steps_where_the_model_has_them(few):
     with evaluations_of(few.unet) as seen:
         few("inpaint", image=image, mask_image=mask, generator=keyed(1))
     assert seen == [2]
-    longer = MultiTaskPipeline(few.unet, few.tokenizer, few.scheduler, [[8.0], [4.0, 2.0, 1.0]])
+    unet = deepcopy(few.unet)
+    longer = MultiTaskPipeline(unet, few.tokenizer, few.scheduler, [[8.0], [4.0, 2.0, 1.0]])
     assert longer.default_steps("inpaint") == 3
 
 
@@ -204,7 +207,8 @@ def test_another_number_of_steps_or_scheduler_is_refused(few):
 
 def test_the_exported_model_draws_the_same_by_its_own_defaults(few, tmp_path):
     few.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "model_index.json").read_text())["chains"] == CHAINS
+    assert "chains" not in json.loads((tmp_path / "model_index.json").read_text())
+    assert json.loads((tmp_path / "unet/config.json").read_text())["_chains"] == CHAINS
     scheduler = json.loads((tmp_path / "scheduler/scheduler_config.json").read_text())
     assert scheduler["_class_name"] == "EDMEulerScheduler"
     loaded = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
@@ -219,3 +223,56 @@ def test_the_exported_model_draws_the_same_by_its_own_defaults(few, tmp_path):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
     loaded.save_pretrained(tmp_path / "again")
     assert MultiTaskPipeline.from_pretrained(tmp_path / "again").chains == CHAINS
+
+
+def test_few_steps_belong_to_the_weights(few, pipe):
+    """However a pipeline is put together, it knows what its unet has learned."""
+    for other in (
+        MultiTaskPipeline(**few.components),
+        MultiTaskPipeline(few.unet, pipe.tokenizer, pipe.scheduler),
+    ):
+        assert other.chains == CHAINS
+    with pytest.raises(ValueError, match="this model of few steps takes EDMEulerScheduler: "):
+        other()
+    swapped = MultiTaskPipeline(**pipe.components)
+    swapped.unet = few.unet
+    assert swapped.chains == CHAINS and pipe.chains is None
+
+
+# --- edits in one evaluation ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def at_once(few):
+    unet = deepcopy(few.unet)
+    unet.register_to_config(_edits_at_once=True)
+    pipe = MultiTaskPipeline(unet, few.tokenizer, few.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("strength, told", [(0.4, 0.4), (0.95, 0.95), (1, 0.95), (0, 0)])
+def test_an_edit_at_once_is_the_answer_to_noise_with_the_source_shown(at_once, strength, told):
+    source = torch.rand(1, 3, 8, 8, generator=keyed(1)[0])
+    noise = torch.randn(1, 3, 8, 8, generator=keyed(2)[0])
+    mask = torch.ones(1, 1, 8, 8)
+    mask[:, :, :, :2] = 0
+    edit = {"image": source, "mask_image": mask, "class_label": "dog", "strength": strength}
+    with evaluations_of(at_once.unet) as seen:
+        drawn = at_once("edit", latents=noise, output_type="latent", **edit).images
+    assert seen == [1] and at_once.default_steps("edit") == 1
+    hint = Hint(2 * source - 1, mask, torch.tensor([float(told)]))
+    given = build_conditioning(hint, TASKS["edit"], torch.tensor([1]), at_once.vocabulary)
+    with torch.no_grad():
+        D = Denoiser.of(at_once.unet, at_once.scheduler, given)(80 * noise, 80.0)
+    painted = (mask > 0) & (strength > 0)
+    torch.testing.assert_close(drawn, torch.where(painted, D, 2 * source - 1), atol=1e-4, rtol=1e-3)
+
+
+def test_an_edit_at_once_takes_one_step(at_once):
+    image = torch.rand(1, 3, 8, 8, generator=keyed(1)[0])
+    with pytest.raises(
+        ValueError, match="num_inference_steps is 4; this model does edit in 1 step"
+    ):
+        at_once("edit", image=image, class_label="cat", num_inference_steps=4)
+    assert len(at_once("generate", num_inference_steps=4).images) == 1

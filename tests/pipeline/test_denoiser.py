@@ -8,10 +8,10 @@ from mtl_diffusion.pipeline.denoiser import (
     STRENGTH,
     TASK,
     Conditioning,
-    LocalGuidance,
+    Denoiser,
+    Guidance,
     build_conditioning,
     predict,
-    predict_guided,
 )
 from mtl_diffusion.pipeline.pipeline import TASKS
 from mtl_diffusion.pipeline.task import Hint
@@ -120,13 +120,17 @@ def without(given, null, image=False, word=False):
     return Conditioning(shown, given.mask, tokens)
 
 
+def guidance(pipe, unet, given):
+    return Guidance.of(unet, pipe.scheduler, given, pipe.vocabulary.null)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     "s_C, s_I, evaluations",
     [
-        (1.0, 1.0, 1),  # F(I, c)
-        (0.0, 1.0, 1),  # F(I, 0)
-        (0.0, 0.0, 1),  # F(0, 0)
+        (1.0, 1.0, 1),  # D(I, c)
+        (0.0, 1.0, 1),  # D(I, 0)
+        (0.0, 0.0, 1),  # D(0, 0)
         (3.0, 1.0, 2),
         (0.5, 1.0, 2),
         (2.0, 2.0, 2),
@@ -145,32 +149,63 @@ def test_guidance_is_its_formula_in_one_call(pipe, s_C, s_I, evaluations):
     nothing, image = F(image=True, word=True), F(word=True)
     expected = nothing + s_I * (image - nothing) + s_C * (F() - image)
     unet = Counting(pipe.unet)
-    guided = predict_guided(unet, pipe.scheduler, x, sigma, given, null, s_C, s_I)
+    guided = guidance(pipe, unet, given).denoiser(s_C, s_I).output(x, sigma)
     torch.testing.assert_close(guided, expected, atol=1e-5, rtol=1e-4)
     assert unet.batches == [3 * evaluations]
     assert (nothing - image).abs().max() > 1e-2 and (F() - image).abs().max() > 1e-2
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("s_I", [1.0, 1.5])
-def test_another_task_guides_each_pixel(pipe, s_I):
+@pytest.mark.parametrize("which", ["class", "image"])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+def test_guidance_is_continuous_in_each_scale(pipe, which, scale):
+    """Also at 0 and at 1, where a branch is left out."""
+    given, x = guidance(pipe, pipe.unet, conditioning(pipe)), randn(3, 3, 8, 8)
+
+    def D(scale):
+        scales = (scale, 1.5) if which == "class" else (2.0, scale)
+        return given.denoiser(*scales)(x, 0.7)
+
+    slope = (D(scale + 1) - D(scale)).abs().max().item()
+    step = (D(scale + 1e-3) - D(scale)).abs().max().item()
+    assert slope > 1e-3 and step == pytest.approx(1e-3 * slope, rel=0.1)
+
+
+@torch.no_grad()
+def test_weights_intervals_and_levels_may_be_each_samples_own(pipe):
+    """As of a batch of one sample each, with numbers; what has no weight is not evaluated."""
     given, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
-    null, unet = pipe.vocabulary.null, Counting(pipe.unet)
-    guide, base = given[[1, 2, 0]], given[[2, 0, 1]]
-    local = LocalGuidance(base, guide, 2 * torch.rand(3, 1, 8, 8))
+    scale, low, high = sigmas(3.0, 1.0, 2.0), sigmas(0.0, 0.0, 20.0), sigmas(9.0, 9.0, 30.0)
+    unet = Counting(pipe.unet)
+    found = guidance(pipe, unet, given).denoiser(scale, interval=(low, high))(x, sigma)
+    assert unet.batches == [3 + 1]  # the second has the scale 1, the third is outside
+    for i in range(3):
+        numbers = (low[i].item(), high[i].item())
+        alone = guidance(pipe, pipe.unet, given[[i]])
+        alone = alone.denoiser(scale[i].item(), interval=numbers)(x[[i]], sigma[i].item())
+        torch.testing.assert_close(found[[i]], alone, atol=1e-5, rtol=1e-4)
+        part = guidance(pipe, pipe.unet, given)[[i]].denoiser(
+            scale[[i]], 1.0, (low[[i]], high[[i]])
+        )
+        torch.testing.assert_close(part(x[[i]], sigma[[i]]), alone, atol=1e-5, rtol=1e-4)
 
-    def F(conditioning, **dropped):
-        return predict(pipe.unet, pipe.scheduler, x, sigma, without(conditioning, null, **dropped))
 
-    def guided(scale, local):
-        return predict_guided(unet, pipe.scheduler, x, sigma, given, null, scale, s_I, local)
+@torch.no_grad()
+def test_another_task_may_guide_each_pixel(pipe):
+    given, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
+    toward, away = given[[1, 2, 0]], given[[1, 2, 0]].without(CLASS, pipe.vocabulary.null)
+    weight, unet = 2 * torch.rand(3, 1, 8, 8), Counting(pipe.unet)
 
-    nothing, direction = F(base, image=True, word=True), F(guide) - F(guide, word=True)
-    expected = nothing + s_I * (F(base) - nothing) + 3 * local.weight * direction
-    torch.testing.assert_close(guided(3.0, local), expected, atol=1e-5, rtol=1e-4)
-    assert unet.batches == [3 * (3 if s_I == 1 else 4)] and direction.abs().max() > 1e-2
-    for off in (0.0, 1.0):
-        torch.testing.assert_close(guided(off, local), guided(off, None))
+    def denoiser(conditioning, unet=pipe.unet):
+        return Denoiser.of(unet, pipe.scheduler, conditioning)
+
+    def composed(unet):
+        return denoiser(given, unet) + weight * (denoiser(toward, unet) - denoiser(away, unet))
+
+    direction = denoiser(toward)(x, sigma) - denoiser(away)(x, sigma)
+    expected = denoiser(given)(x, sigma) + weight * direction
+    torch.testing.assert_close(composed(unet)(x, sigma), expected, atol=1e-5, rtol=1e-4)
+    assert unet.batches == [9] and direction.abs().max() > 1e-3
 
 
 def test_a_dropped_image_is_hidden_in_the_mask_and_its_strength_with_it(pipe):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mtl_diffusion.pipeline import solver
-from mtl_diffusion.pipeline.denoiser import CLASS, TASK, Conditioning, build_conditioning
+from mtl_diffusion.editing.pairs import EditPairs
+from mtl_diffusion.pipeline import denoiser
+from mtl_diffusion.pipeline.denoiser import CLASS, STRENGTH, TASK, Conditioning, build_conditioning
 from mtl_diffusion.pipeline.masks import draw_masks
 from mtl_diffusion.pipeline.noise import own_generators
 from mtl_diffusion.pipeline.pipeline import TASKS
@@ -43,26 +44,39 @@ def mixture(vocabulary, class_dropout=0.1, task_dropout=0.1, size=SIZE, **shares
     )
 
 
-def test_a_task_that_needs_a_class_may_be_asked_for_another_than_the_images_own(vocabulary):
-    plain = mixture(vocabulary, class_dropout=0.3)
-    changing = replace(plain, class_change=0.5)
-    images = torch.zeros(400, 3, SIZE, SIZE)
-    labels = torch.zeros(400, dtype=torch.int64)
-    draw, same = changing.draw(0, 3, 400, CPU), plain.draw(0, 3, 400, CPU)
-    assert (same.other_class == -1).all()
-    assert torch.equal(draw.noise, same.noise)  # all else is drawn alike
+def test_edit_may_learn_from_pairs(vocabulary):
+    """Of a pair the source is shown as it is, with the class that is asked for, and the edit is
+    what the sample is to become."""
+    plain = mixture(vocabulary, class_dropout=0.3, task_dropout=0)
+    pixels = torch.randint(0, 256, (2, 20, 3, SIZE, SIZE), dtype=torch.uint8)
+    labels = torch.arange(20) % 3
+    mask = torch.ones(20, 1, SIZE, SIZE, dtype=torch.uint8)
+    mask[:10, :, :4] = 0
+    strength = torch.linspace(0.3, 0.9, 20)
+    pairs = EditPairs(*pixels, mask, labels, (labels + 1) % 3, strength)
+    images, own = sources(400)
+    mix = replace(plain, pairs=pairs)
+    draw, same = mix.draw(0, 3, 400, CPU), plain.draw(0, 3, 400, CPU)
+    assert torch.equal(draw.noise, same.noise) and same.pairs is None  # all else is drawn alike
+    target, found = mix.condition(images, own, draw)
+    target_of_images, expected = plain.condition(images, own, same)
     edits = draw.task == list(TASKS).index("edit")
-    assert (draw.other_class[~edits] == -1).all()
-    changed = draw.other_class[edits] >= 0
-    assert 0.3 < changed.float().mean() < 0.7
-    assert draw.other_class[edits][changed].unique().tolist() == [0, 1, 2]
-    tokens = changing.condition(images, labels, draw).tokens[:, CLASS].argmax(1)
-    expected = vocabulary.class_ids(torch.where(draw.other_class >= 0, draw.other_class, labels))
-    assert torch.equal(tokens[edits], expected[edits])  # never without a class
-    hidden = draw.choice.drop_class
-    assert not draw.choice.drop_image.any() and 0.2 < hidden[~edits].float().mean() < 0.4
-    assert torch.equal(hidden[~edits], same.choice.drop_class[~edits])
-    assert same.choice.drop_class[edits].any() and same.choice.drop_image[edits].any()
+    assert torch.equal(target_of_images, images) and torch.equal(target[~edits], images[~edits])
+    for ours, theirs in zip(parts_of(found), parts_of(expected), strict=True):
+        assert torch.equal(ours[~edits], theirs[~edits])
+    drawn = draw.pairs[edits]
+    assert torch.equal(target[edits], to_unit_range(drawn.edit))
+    assert torch.equal(found.image[edits], to_unit_range(drawn.source))
+    assert torch.equal(found.mask[edits], drawn.mask.float())
+    words = found.tokens[edits].argmax(-1)
+    assert torch.equal(words[:, CLASS], vocabulary.class_ids(drawn.label))  # never without a class
+    assert not (words[:, STRENGTH] == vocabulary.null).any()
+    asked_for_their_own = drawn.label == drawn.source_label
+    assert 0 < asked_for_their_own.sum() < 25
+    own_class = asked_for_their_own[:, None, None, None]
+    assert torch.equal(
+        torch.where(own_class, drawn.edit, 0), torch.where(own_class, drawn.source, 0)
+    )
 
 
 # --- which task ---------------------------------------------------------------------------------
@@ -110,11 +124,11 @@ def test_any_cut_of_a_batch_is_a_slice_of_the_whole_bit_for_bit(vocabulary, cut)
     images, labels = sources(13)
     for step in range(5):
         draw = mix.draw(0, step, 13, CPU)
-        whole = mix.condition(images, labels, draw)
+        _, whole = mix.condition(images, labels, draw)
         start = 0
         for length in cut:
             rows = slice(start, start + length)
-            part = mix.condition(images[rows], labels[rows], draw[rows])
+            _, part = mix.condition(images[rows], labels[rows], draw[rows])
             for ours, theirs in zip(parts_of(part), parts_of(whole[rows]), strict=True):
                 assert torch.equal(ours, theirs)
             start += length
@@ -124,7 +138,7 @@ def test_condition_keeps_the_order_of_the_samples(vocabulary):
     mix = mixture(vocabulary, class_dropout=0, task_dropout=0)
     images, labels = sources(24)
     draw = mix.draw(0, 0, 24, CPU)
-    conditioning = mix.condition(images, labels, draw)
+    _, conditioning = mix.condition(images, labels, draw)
     ids = list(vocabulary.tasks.values())
     by_task = [vocabulary.tasks[mix.tasks[i].name] for i in draw.task]
     assert conditioning.tokens[:, TASK].argmax(-1).tolist() == by_task
@@ -151,7 +165,7 @@ def test_tokens_are_dropped_as_often_as_they_should_be(vocabulary, class_dropout
     n = 8000
     draw = mix.draw(0, 0, n, CPU)
     images, labels = torch.zeros(n, 3, SIZE, SIZE), torch.zeros(n, dtype=torch.int64)
-    tokens = mix.condition(images, labels, draw).tokens
+    tokens = mix.condition(images, labels, draw)[1].tokens
     no_task, no_class = (tokens[:, place, vocabulary.null] == 1 for place in (TASK, CLASS))
     for index, task in enumerate(mix.tasks):
         rows = draw.task == index
@@ -190,13 +204,13 @@ def test_training_and_sampling_tell_the_denoiser_the_same(name, pipe, vocabulary
 
     captured = []
 
-    def predict_guided(unet, scheduler, noisy, sigma, conditioning, *rest):
+    def predict(unet, scheduler, noisy, sigma, conditioning):
         captured.append(conditioning)
         return torch.zeros_like(noisy)
 
-    monkeypatch.setattr(solver, "predict_guided", predict_guided)
+    monkeypatch.setattr(denoiser, "predict", predict)
     random = torch.Generator().manual_seed(7)
-    pipe(task=name, generator=random, num_inference_steps=2, **arguments)
+    pipe(name, generator=random, num_inference_steps=2, guidance_scale=1.0, **arguments)
 
     latents = torch.randn(n, 3, SIZE, SIZE, generator=random.manual_seed(7))
     shape = (1, 3, SIZE, SIZE)
@@ -208,9 +222,10 @@ def test_training_and_sampling_tell_the_denoiser_the_same(name, pipe, vocabulary
         drop_task=no,
         noise=own_noise,
         counts=torch.tensor([n]),
-        other_class=torch.full((n,), -1),
+        pairs=None,
     )
-    trained = mixture(vocabulary, **{name: 1.0}).condition(to_unit_range(pixels), labels, draw)
+    mix = mixture(vocabulary, **{name: 1.0})
+    _, trained = mix.condition(to_unit_range(pixels), labels, draw)
     for step in (0, 1):
         sampled = Conditioning.cat(captured[step::2])  # edits of several strengths are batches
         assert torch.equal(sampled.mask, trained.mask)
