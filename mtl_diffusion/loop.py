@@ -63,8 +63,8 @@ def train(config: TrainConfig) -> None:
             if accelerator.is_main_process:
                 print(describe(run))
             return
-        run = with_pairs(run)
         first = restore(run)
+        run = with_pairs(run)
         start_trackers(run, first)
         with stop, BackgroundPublisher(config) as publisher, Saver(run, publisher.submit) as saver:
             done = loop(run, first, stop, saver)

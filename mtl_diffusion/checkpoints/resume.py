@@ -13,6 +13,7 @@ import torch
 from ..config import ConfigError, TrainConfig, differences, show, to_dict
 from ..config.command_line import from_dict
 from ..data.streaming_loader import Position
+from ..pipeline.pipeline import LEARNED
 from ..tools.distributed import from_all_processes
 from ..tools.names import on_hub
 from ..training.losses import Objective
@@ -28,6 +29,7 @@ MAY_CHANGE = frozenset(
     (
         *("output_dir", "dataset_name", "resume_from_checkpoint", "dry_run", "num_threads"),
         *("num_processes", "alignment_classifier", "mixed_precision", "compile_mode"),
+        "teacher_model_name_or_path",
         *("max_train_steps", "max_train_minutes", "checkpointing_steps", "checkpoints_total_limit"),
         *("validation_steps", "validation_images", "logging_steps", "report_to"),
         *("tracker_project_name", "push_to_hub", "hub_strategy", "hub_model_id"),
@@ -338,7 +340,7 @@ def _note_changes(run: Run, checkpoint: Checkpoint) -> None:
 def _plain(component) -> dict[str, Any]:
     """The configuration of a stock component, without the notes of where it came from."""
     table = json.loads(component.to_json_string())
-    return {name: value for name, value in table.items() if not name.startswith("_")}
+    return {n: value for n, value in table.items() if n in LEARNED or not n.startswith("_")}
 
 
 def _versions() -> dict[str, str]:

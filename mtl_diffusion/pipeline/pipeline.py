@@ -66,6 +66,7 @@ TASKS: dict[str, Task] = {
 CHAINS = "_chains"  # of a model of few steps: the noise levels that each number of steps visits
 EDITS_AT_ONCE = "_edits_at_once"  # true where an edit is one evaluation
 FREQUENCIES = "_class_frequencies"  # class name -> share of the training data; NULL: without one
+LEARNED = (CHAINS, EDITS_AT_ONCE, FREQUENCIES)
 # Arguments of earlier versions, and what takes their place.
 REMOVED = {
     name: "mtl_diffusion.editing.whole.whole_edit, of the package, inverts the source of an edit"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..config import ConfigError
 from ..data.images import ImageDataset
 from ..editing.pairs import (
     CHUNK,
@@ -34,6 +35,9 @@ def with_pairs(run: Run, rehearsal: bool = False) -> Run:
 
     Args:
         rehearsal: take held-out images as their own edits instead, to learn how long a step takes.
+
+    Raises:
+        ConfigError: the folder has pairs of another teacher or seed.
     """
     if run.teacher is None or Edit.name not in run.config.shares:
         return run
@@ -44,7 +48,10 @@ def with_pairs(run: Run, rehearsal: bool = False) -> Run:
         facts = {"teacher": run.unwrapped.teacher, "seed": run.config.seed}
         _draw_missing(run, folder, facts)
         run.accelerator.wait_for_everyone()
-        pairs = load_pairs(folder, run.config.edit_pairs, facts)
+        try:
+            pairs = load_pairs(folder, run.config.edit_pairs, facts)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     pairs = pairs.to(run.accelerator.device)
     held = max(1, min(len(pairs) // 8, run.config.validation_images))
     return replace(

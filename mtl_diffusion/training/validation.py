@@ -50,7 +50,7 @@ class HeldOutLoss:
         return self.by_image.shape[-1]
 
     def table(self) -> dict[str, dict[str, dict[str, float]]]:
-        """task -> level -> {"loss", "zero"}, as JSON has it, without levels that are not learned."""
+        """task -> level -> {"loss", "zero"}, without levels that are not learned."""
         model, zero = self.model, self.zero
         return {
             task: {

@@ -113,7 +113,7 @@ def test_its_evaluations(pipe):
 
 
 def test_a_model_that_cannot_do_it_is_refused(pipe, build_pipe):
-    with pytest.raises(ValueError, match="has learned edit and generate; it knows edit$"):
+    with pytest.raises(ValueError, match=r"has learned edit and generate; it knows edit$"):
         edit(build_pipe(tasks=("edit",)))
     unet = build_pipe().unet
     few = MultiTaskPipeline(unet, pipe.tokenizer, pipe.scheduler, default_chains(80.0))
