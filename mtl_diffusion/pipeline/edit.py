@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .degradation import degrade, noise_level
 from .masks import draw_masks
-from .task import Choice, Hint, Task, bernoulli
+from .task import Choice, Hint, Task
 
 # Noise level where sampling starts, over that of the degradation. With less noise fewer edits reach
 # their class, with more noise less of the source is kept.
@@ -31,13 +31,13 @@ class Edit(Task):
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
         device = generator.device
-        region = bernoulli(n, REGION_SHARE, generator)[:, None, None, None]
+        region = torch.rand(n, generator=generator, device=device) < REGION_SHARE
         mask = draw_masks(n, size, generator)
         # Guidance needs F(I, 0) and F(0, 0). Class and image are each dropped with the probability
         # class_dropout: half of the time alone, half of the time together.
         u = torch.rand(n, generator=generator, device=device)
         return Choice(
-            mask=torch.where(region, mask, torch.ones_like(mask)),
+            mask=torch.where(region[:, None, None, None], mask, torch.ones_like(mask)),
             strength=torch.rand(n, generator=generator, device=device),
             drop_class=u < class_dropout,
             drop_image=(u >= 0.5 * class_dropout) & (u < 1.5 * class_dropout),

@@ -121,6 +121,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         for name, component in components.items():
             check_component(name, component)
         self.register_modules(**components)
+        self._running: dict[int, MultiTaskPipeline] = {}  # the copies of calls that have not ended
         if chains is not None:
             plain_module(unet).register_to_config(**{CHAINS: chains})
         if self.chains is not None:
@@ -130,6 +131,9 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     def __setattr__(self, name: str, value):
         check_component(name, value)
         super().__setattr__(name, value)
+        if name == "_interrupt" and value and self._caller is None:
+            for call in list(self._running.values()):
+                call._interrupt = True
         if name == "tokenizer":
             self.vocabulary = Vocabulary.of(value.get_vocab())
 
@@ -204,7 +208,9 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         `pipe._interrupt = True` asks for it: on the pipeline that a callback gets it ends that
         call, and on the pipeline itself, as from another thread, all calls that run.
         """
-        return self._interrupt or (self._caller is not None and self._caller.interrupt)
+        # A call inside the callback of another one ends with it.
+        outer = self._caller is not None and self._caller._caller is not None
+        return self._interrupt or (outer and self._caller.interrupt)
 
     @torch.no_grad()
     def __call__(
@@ -292,7 +298,11 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         strengths = [None] * len(noise) if source.strength is None else source.strength.tolist()
         start = [spec.start(strength) for strength in strengths]
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        latents = solve(call, known, noise, hint, guidance, start, steps, own, *callback)
+        self._running[id(call)] = call
+        try:
+            latents = solve(call, known, noise, hint, guidance, start, steps, own, *callback)
+        finally:
+            del self._running[id(call)]
 
         self.maybe_free_model_hooks()
         if self._caller is None:  # after a call, diffusers' pipelines have its values
@@ -345,7 +355,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     def _copy_for_call(self) -> "MultiTaskPipeline":
         """A shallow copy for the state of one call. `solve` gives it schedulers of its own."""
         if self._caller is None:
-            self._interrupt = False  # of earlier calls
+            self._interrupt = False  # of earlier calls; those that run were told when it was set
         call = copy.copy(self)
         call._caller, call._interrupt = self, False
         return call

@@ -59,7 +59,7 @@ def solve(
     x, done = torch.empty_like(noise), 0
     with call.progress_bar(total=call._num_timesteps) as progress:
         for level, scheduler in schedulers.items():
-            call.scheduler = scheduler  # a callback may look at it
+            vars(call)["scheduler"] = scheduler  # a callback may look at it; it needs no check
             rows = [i for i, own in enumerate(start) if own == level]
             image, mask = source[rows], hint.mask[rows]
             first = scheduler.sigmas[0].item()

@@ -1,4 +1,7 @@
-"""From the network's output to one number: sample losses, weighting, task means, their sum."""
+"""From the network's output to one number: sample losses, weighting, task means, their sum.
+
+And the noise levels at which the losses are taken.
+"""
 
 import math
 from itertools import pairwise
@@ -14,6 +17,23 @@ LEVELS = {
     for low, high in pairwise((0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
 }
 AREA_FLOOR = 1 / 16  # lower bound of the mask's area, as a share of the image
+
+
+def draw_sigma(task: Tensor, mean: float, std: float, generator: torch.Generator) -> Tensor:
+    """(B, 1, 1, 1) noise levels with ln sigma ~ N(mean, std^2). Karras et al. 2022, table 1.
+
+    Stratified: each of the B quantile intervals of the normal holds one of them, in random order,
+    so that every batch sees all noise levels alike.
+
+    Args:
+        task: (B,) task indices, which all have the same distribution.
+    """
+    n = len(task)
+    place, within = torch.rand(2, n, generator=generator, device=generator.device)
+    quantile = (place.argsort() + within) / n
+    # 2 q - 1 is kept off -1 and 1, where the normal is infinite.
+    normal = 2**0.5 * torch.erfinv((2 * quantile - 1).clamp(-1 + 1e-7, 1 - 1e-7))
+    return (mean + std * normal).exp().view(n, 1, 1, 1)
 
 
 def denoising_loss(

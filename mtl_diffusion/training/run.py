@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -31,10 +32,9 @@ from .alignment import Alignment
 from .clock import Clock
 from .distillation import Distillation, draw_level
 from .ema import EMA
-from .losses import Objective, build_weighting
+from .losses import Objective, build_weighting, draw_sigma
 from .mixture import Mixture
 from .model import SCHEDULERS, build_scheduler, build_unet, freeze, train_mode
-from .noise import draw_sigma
 from .optimizers import build_optimizer
 from .vocabulary import build_tokenizer, extend_tokenizer
 
@@ -137,15 +137,12 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     parts = (unet, scheduler, weighting.to(device))
     if teacher is None:
         objective = Objective(*parts, alignment)
+        draw = partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
     else:
         how = (tasks, vocabulary.null, chains, config.teacher_steps)
         classifier = _classifier(config, "edit_classifier", device)
         objective = Distillation(*parts, teacher.unet, *how, classifier).to(device)
-
-    def draw(task: Tensor, generator: torch.Generator) -> Tensor:
-        if teacher is None:
-            return draw_sigma(len(task), config.sigma_mean, config.sigma_std, generator)
-        return draw_level(task, objective.starts, objective.whole, generator)
+        draw = partial(draw_level, levels=objective.starts, whole=objective.whole)
 
     optimizer = build_optimizer(config, objective)
     wrapped = accelerator.prepare(objective)

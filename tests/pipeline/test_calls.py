@@ -63,20 +63,19 @@ def test_a_callback_can_stop_its_call(pipe, which):
     assert len(seen) == STEPS and not pipe.interrupt
 
 
-def test_a_call_is_stopped_while_it_inverts_its_source(pipe):
-    evaluations = []
+def test_a_call_that_begins_meanwhile_does_not_save_another_from_the_stop(pipe):
+    """As two threads would: one runs, is asked to stop, and another begins before it notices."""
+    seen = []
 
-    def stop(*_):
-        evaluations.append(0)
-        if len(evaluations) == 2:
-            pipe._interrupt = True  # as from another thread
+    def callback(running, step, timestep, tensors):
+        seen.append(step)
+        if step == 1:
+            pipe._interrupt = True
+            draw(pipe)  # a call of the pipeline itself, of all its steps
+            assert not pipe._interrupt
 
-    hook = pipe.unet.register_forward_hook(stop)
-    try:
-        pipe("edit", image=picture(), class_label=1, num_inversion_steps=5)
-    finally:
-        hook.remove()
-    assert len(evaluations) == 2
+    draw(pipe, callback_on_step_end=callback)
+    assert seen == [0, 1]
 
 
 def test_one_call_is_stopped_and_not_another(pipe):

@@ -56,8 +56,6 @@ def random_call(random):
         "image_guidance_scale": scales,
         "guidance_interval": ([(0, 1), [0.1, float("inf")]], [(NAN, 1), (2, 1), 3, (), (HUGE, 1)]),
         "num_inference_steps": ([1, 2, np.int64(3)], [0, -1, 1.0, HUGE, None, True]),
-        "num_inversion_steps": ([0, 1, np.int64(2)], [-1, 1.0, HUGE, True]),
-        "source_class": (["cat", 0, None], ["cow", 99, -1, 1.5, HUGE, [[0]]]),
         "num_images_per_prompt": ([1, 2, np.int8(3)], [0, -1, 1.0, HUGE, None, True]),
         "generator": ([torch.Generator()], [3, [], [torch.Generator()] * 17, [None]]),
         "latents": ([None], [torch.zeros(1, 3, 4, 4), np.zeros(3), torch.ones(3).to_sparse()]),
