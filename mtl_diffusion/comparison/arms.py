@@ -5,16 +5,14 @@ All arms have the base's number of optimiser steps and its schedules, unless the
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..config import ConfigError, TrainConfig, limits, to_dict
-from ..config.command_line import from_dict, known_tasks
-from ..config.yaml_reader import load_strictly
+from ..config import ConfigError, TrainConfig, to_dict
+from ..config.command_line import checked
+from ..tools.yaml_reader import load_strictly
 
 _OURS = ("seed", "output_dir", "push_to_hub", "dry_run")  # fields that a comparison sets itself
 
@@ -85,8 +83,8 @@ def read_arms(path: Path) -> list[Arm]:
     """
     try:
         entries = load_strictly(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"arms: {path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"arms: {path} is not YAML: {error}") from error
     if not isinstance(entries, dict) or not all(isinstance(v, dict) for v in entries.values()):
         raise ValueError(f"arms: {path} must hold lines such as name: {{field: value}}")
     arms: list[Arm] = []
@@ -118,10 +116,7 @@ def configure(
     if source is not None:
         values["pretrained_model_name_or_path"] = str(source)
     try:
-        config = from_dict(values)
-        faults = limits.faults(config, known_tasks())
+        # What is not given is the source's, in a run that starts from one.
+        return replace(checked(values), written=base.written | arm.changes.keys())
     except ConfigError as error:
-        faults = error.faults
-    if faults:
-        raise ConfigError([f"{arm.name}: {fault}" for fault in faults])
-    return config
+        raise ConfigError([f"{arm.name}: {fault}" for fault in error.faults]) from error

@@ -35,6 +35,7 @@ from .mixture import Mixture
 from .model import SCHEDULERS, build_scheduler, build_unet, freeze, train_mode
 from .noise import draw_sigma
 from .optimizers import build_optimizer
+from .pretrained import with_model
 from .vocabulary import build_tokenizer, extend_tokenizer
 
 
@@ -93,7 +94,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     """
     decoder, device = Decoder(config.resolution, torch.get_num_threads()), accelerator.device
     train_data, held_out = _data(config, decoder, accelerator)
-    tokenizer, unet, scheduler = _components(config, train_data.class_names)
+    config, tokenizer, unet, scheduler = _components(config, train_data.class_names)
     vocabulary = Vocabulary.of(tokenizer.get_vocab())
     train_data = train_data.relabelled(tuple(vocabulary.classes))
     held_out = held_out.relabelled(tuple(vocabulary.classes))
@@ -105,8 +106,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     # Copied before the original is frozen, compiled or wrapped.
-    run_images = config.max_train_steps * config.total_batch_size
-    ema = EMA(unet, config.ema_half_life * run_images, config.ema_ramp) if config.use_ema else None
+    ema = EMA(unet, config.ema_ramp) if config.use_ema else None
     teacher = copy.deepcopy(unet) if config.objective == "distillation" else None
     freeze(unet, config.train_only, config.token_paths)
     train_mode(unet)
@@ -243,7 +243,8 @@ def _alignment(
 
 
 def _components(config: TrainConfig, class_names: tuple[str, ...]):
-    """Tokenizer, unet and scheduler: from a published pipeline, or new from the seed."""
+    """Tokenizer, unet and scheduler, from a published pipeline or new from the seed; before them
+    the configuration, in which a published pipeline's values stand in place of defaults."""
     tasks, source = list(config.shares), config.pretrained_model_name_or_path
     if source is not None:
         try:
@@ -258,18 +259,19 @@ def _components(config: TrainConfig, class_names: tuple[str, ...]):
                 f"pretrained_model_name_or_path {source} was trained at resolution "
                 f"{pipeline.size}, resolution is {config.resolution}; they must be the same"
             )
+        config = with_model(config, pipeline)
         if config.objective == "distillation":
             _check_teacher(pipeline, tasks, class_names)
         tokenizer = extend_tokenizer(pipeline.tokenizer, tasks, class_names)
         names = ("sigma_min", "sigma_max", "sigma_data", "prediction_type")
         options = {name: pipeline.scheduler.config[name] for name in names}
-        return tokenizer, pipeline.unet, SCHEDULERS[config.objective](**options)
+        return config, tokenizer, pipeline.unet, SCHEDULERS[config.objective](**options)
     tokenizer = build_tokenizer(tasks, class_names, config.strength_levels, config.reserved_tokens)
     # Modules draw their initial weights from the global generator: key it, and restore it.
     with torch.random.fork_rng():
         torch.manual_seed(generator(config.seed, "weights").initial_seed())
         unet = build_unet(config, len(tokenizer.get_vocab()))
-    return tokenizer, unet, build_scheduler(config)
+    return config, tokenizer, unet, build_scheduler(config)
 
 
 def _check_teacher(

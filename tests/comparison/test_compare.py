@@ -87,7 +87,7 @@ def test_a_file_that_does_not_hold_arms_is_refused(text, words, tmp_path):
 def test_every_fault_of_an_arm_names_it(tmp_path):
     with pytest.raises(ConfigError, match="wrong: learning_rat: unknown field"):
         configure(Arm("wrong", {"learning_rat": 1}), BASE, 0, tmp_path)
-    with pytest.raises(ConfigError, match=r"wrong: learning_rate: found -1\.0; must be"):
+    with pytest.raises(ConfigError, match=r"wrong: learning_rate: found -1; must be"):
         compare([Arm("wrong", {"learning_rate": -1})], BASE, [0], tmp_path, 8, ["false"])
     assert not list(tmp_path.iterdir())
 
