@@ -45,7 +45,7 @@ def train(config: TrainConfig) -> None:
         SystemExit: with `STOPPED`, after a checkpoint, when a stop was requested.
         UploadError: all is trained and exported, and it could not be published.
     """
-    check(config)
+    config = check(config)
     # The minutes are the run's length, or else where a longer one is cut.
     stop = StopRequest(config.max_train_minutes if config.max_train_steps else None)
     with begin(config) as accelerator:

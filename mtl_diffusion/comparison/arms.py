@@ -5,15 +5,13 @@ All arms have the base's number of optimiser steps and its schedules, unless the
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config import ConfigError, TrainConfig, to_dict
-from ..config.command_line import check, from_dict
-from ..config.yaml_reader import load_strictly
+from ..config.command_line import checked
+from ..tools.yaml_reader import load_strictly
 
 OURS = {"seed", "output_dir", "push_to_hub", "dry_run"}  # fields that a comparison sets itself
 
@@ -42,8 +40,8 @@ def read_arms(path: Path) -> list[Arm]:
     """
     try:
         entries = load_strictly(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"arms: {path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"arms: {path} is not YAML: {error}") from error
     lines = entries.values() if isinstance(entries, dict) else ()
     if not lines or not all(isinstance(changes, dict) for changes in lines):
         raise ValueError(f"arms: {path} must hold lines such as name: {{field: value}}")
@@ -76,8 +74,7 @@ def configure(
     if source is not None:
         values["pretrained_model_name_or_path"] = str(source)
     try:
-        config = from_dict(values)
-        check(config)
+        # What is not given is the source's, in a run that starts from one.
+        return replace(checked(values), written=base.written | arm.changes.keys())
     except ConfigError as error:
         raise ConfigError([f"{arm.name}: {fault}" for fault in error.faults]) from error
-    return config

@@ -49,6 +49,12 @@ class Help(argparse.RawDescriptionHelpFormatter):
             return action.help
         return f"{action.help} (default: %(default)s)"
 
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        # For the parser alone, the value of a flag may be absent: its absence is reported later.
+        return (
+            action.metavar if action.nargs == "?" else super()._format_args(action, default_metavar)
+        )
+
 
 def parser(description: str, kind: type = argparse.ArgumentParser, **options) -> Any:
     """An `ArgumentParser` of `argparse`, or of another kind."""

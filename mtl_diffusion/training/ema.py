@@ -1,4 +1,4 @@
-"""An exponential moving average whose half-life is a share of the run."""
+"""An exponential moving average whose half-life is a share of the images seen so far."""
 
 import copy
 
@@ -9,24 +9,22 @@ from torch import nn
 class EMA:
     """A frozen copy of a module whose weights are a moving average of the module's.
 
-    The half-life is `half_life` images, but at most a share `ramp` of the images seen so far, so
-    that the random start is forgotten (EDM's ema_rampup_ratio).
+    The half-life is a share `ramp` of the images seen so far, so that the random start is forgotten
+    (EDM's ema_rampup_ratio).
     """
 
-    def __init__(self, module: nn.Module, half_life: float, ramp: float):
-        """half_life: in images. ramp: share in (0, 1] of the images seen so far."""
+    def __init__(self, module: nn.Module, ramp: float):
+        """ramp: share in (0, 1] of the images seen so far."""
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         # Listed once: walking a large module takes longer than the update of its weights.
         self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
         self._averages = list(self.module.parameters())
         self._parameters = list(module.parameters())
-        self.half_life = half_life
         self.ramp = ramp
 
     def decay(self, images_seen: int, batch_size: int) -> float:
         """The weight of the old average in an update, in [0, 1)."""
-        half_life = min(self.half_life, self.ramp * images_seen)
-        return 0.5 ** (batch_size / max(half_life, 1e-8))
+        return 0.5 ** (batch_size / max(self.ramp * images_seen, 1e-8))
 
     @torch.no_grad()
     def update(self, images_seen: int, batch_size: int) -> None:

@@ -36,6 +36,7 @@ from .losses import Objective, build_weighting, draw_sigma
 from .mixture import Mixture
 from .model import SCHEDULERS, build_scheduler, build_unet, freeze, train_mode
 from .optimizers import build_optimizer
+from .pretrained import with_model
 from .vocabulary import build_tokenizer, extend_tokenizer
 
 
@@ -102,7 +103,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     """
     decoder, device = Decoder(config.resolution, torch.get_num_threads()), accelerator.device
     train_data, held_out = _data(config, decoder, accelerator)
-    tokenizer, unet, scheduler, teacher = _components(config, train_data.class_names)
+    config, tokenizer, unet, scheduler, teacher = _components(config, train_data.class_names)
     vocabulary = Vocabulary.of(tokenizer.get_vocab())
     train_data = train_data.relabelled(tuple(vocabulary.classes))
     held_out = held_out.relabelled(tuple(vocabulary.classes))
@@ -123,8 +124,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     # Copied before the original is frozen, compiled or wrapped.
-    run_images = config.max_train_steps * config.total_batch_size
-    ema = EMA(unet, config.ema_half_life * run_images, config.ema_ramp) if config.use_ema else None
+    ema = EMA(unet, config.ema_ramp) if config.use_ema else None
     freeze(unet, config.train_only, config.token_paths)
     train_mode(unet)
     if config.compile:
@@ -279,27 +279,29 @@ def _frequencies(data: ImageDataset | ImageStream, classes: tuple[str, ...]) -> 
 
 
 def _components(config: TrainConfig, class_names: tuple[str, ...]):
-    """Tokenizer, unet and scheduler: from a published pipeline, or new from the seed.
+    """Tokenizer, unet and scheduler, from a published pipeline or new from the seed.
 
-    And the pipeline that teaches, or None.
+    Before them the configuration, in which a published pipeline's values stand in place of
+    defaults; after them the pipeline that teaches, or None.
     """
     tasks, source = list(config.shares), config.pretrained_model_name_or_path
     if source is not None:
         pipeline = _published(config, "pretrained_model_name_or_path", config.revision)
-        teacher = None
+        config, teacher = with_model(config, pipeline), None
         if config.objective == "distillation":
             teacher = _teacher(config, pipeline)
             _check_teacher(teacher, pipeline, tasks, class_names)
         tokenizer = extend_tokenizer(pipeline.tokenizer, tasks, class_names)
         names = ("sigma_min", "sigma_max", "sigma_data", "prediction_type")
         options = {name: pipeline.scheduler.config[name] for name in names}
-        return tokenizer, pipeline.unet, SCHEDULERS[config.objective](**options), teacher
+        kind = SCHEDULERS[config.objective]
+        return config, tokenizer, pipeline.unet, kind(**options), teacher
     tokenizer = build_tokenizer(tasks, class_names, config.strength_levels, config.reserved_tokens)
     # Modules draw their initial weights from the global generator: key it, and restore it.
     with torch.random.fork_rng():
         torch.manual_seed(generator(config.seed, "weights").initial_seed())
         unet = build_unet(config, len(tokenizer.get_vocab()))
-    return tokenizer, unet, build_scheduler(config), None
+    return config, tokenizer, unet, build_scheduler(config), None
 
 
 def _published(config: TrainConfig, field: str, revision: str | None = None) -> MultiTaskPipeline:

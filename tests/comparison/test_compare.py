@@ -69,7 +69,7 @@ def test_every_run_is_checked_before_any_is_trained(tmp_path):
     endless = replace(BASE, max_train_steps=None, max_train_minutes=1)
     for base, changed, words in (
         (BASE, {"learning_rat": 1}, "wrong: learning_rat: unknown field"),
-        (BASE, {"learning_rate": -1}, r"wrong: learning_rate: found -1\.0; must be"),
+        (BASE, {"learning_rate": -1}, r"wrong: learning_rate: found -1; must be"),
         (endless, {}, "max_train_steps is null"),
     ):
         with pytest.raises(ValueError, match=words):

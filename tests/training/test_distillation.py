@@ -222,6 +222,8 @@ def second(config, teacher):
         teacher_steps=1,
         edit_pairs=20,
         pretrained_model_name_or_path=teacher,
+        strength_levels=5,  # the teacher's, as all that describes the network
+        reserved_tokens=3,
     )
 
 
@@ -300,11 +302,12 @@ def few_steps_of(teacher):
         "pretrained_model_name_or_path": teacher,
         "teacher_steps": 2,
         "edit_pairs": 16,
+        "dropout": 0.0,  # as in the teacher
     }
 
 
 def test_two_processes_equal_one(teacher, tmp_path):
-    arguments = few_steps_of(teacher) | {"dropout": 0.0, "max_train_steps": 3}
+    arguments = few_steps_of(teacher) | {"max_train_steps": 3}
     one = forked_train(tmp_path / "one", *SHORT, **arguments)[1]
     code, two = forked_train(tmp_path / "two", *SHORT, **arguments, processes=2)
     assert code == [0, 0], two.text
