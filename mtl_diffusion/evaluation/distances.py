@@ -1,14 +1,8 @@
 """How far apart two sets of images are, as points of a feature space."""
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
-
-# One process has all the points; torchmetrics would wait for the others.
-_ALONE = {"sync_on_compute": False}
 
 
 class _AsTheyAre(nn.Module):
@@ -27,34 +21,12 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
     It is biased upwards if samples are few: compare only figures of the same n.
     """
-    metric = FrechetInceptionDistance(feature=_AsTheyAre(a.shape[1]), **_ALONE)
+    # One process has all the points; torchmetrics would wait for the others.
+    metric = FrechetInceptionDistance(feature=_AsTheyAre(a.shape[1]), sync_on_compute=False)
     metric.set_dtype(torch.float64)
     metric.update(a.double(), real=True)
     metric.update(b.double(), real=False)
     return metric.compute().item()
-
-
-def kernel_distance(a: Tensor, b: Tensor, seed: int = 0, subsets: int = 100) -> tuple[float, float]:
-    """The squared maximum mean discrepancy under a cubic kernel. Binkowski et al. 2018.
-
-    Unbiased for any number of samples.
-
-    Returns:
-        The mean over random subsets of up to 1,000 points, and their standard deviation. Subsets
-        share points, so it is not the error of the mean.
-    """
-    size = min(1000, len(a), len(b))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Metric .* will save all extracted features", UserWarning)
-        metric = KernelInceptionDistance(
-            feature=_AsTheyAre(a.shape[1]), subsets=subsets, subset_size=size, **_ALONE
-        )
-    metric.update(a, real=True)
-    metric.update(b, real=False)
-    with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from there
-        torch.manual_seed(seed)
-        mean, deviation = metric.compute()
-    return mean.item(), deviation.item()
 
 
 def precision_recall(real: Tensor, drawn: Tensor, neighbours: int = 3) -> tuple[float, float]:
@@ -84,7 +56,6 @@ def _kth_distance(points: Tensor, k: int) -> Tensor:
     return torch.cat([torch.cdist(row, points).kthvalue(k + 1).values for row in rows])
 
 
-def nearest(points: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of (M, D) the distance to the nearest of (N, D), and its index: (M,), (M,)."""
-    found = [torch.cdist(row, among).min(1) for row in points.split(1000)]
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+def nearest(points: Tensor, among: Tensor) -> Tensor:
+    """(M,) for each of (M, D) the distance to the nearest of (N, D)."""
+    return torch.cat([torch.cdist(row, among).amin(1) for row in points.split(1000)])

@@ -39,9 +39,9 @@ class FeatureSpace:
     embed: Callable[[Tensor], Tensor]
 
     @torch.no_grad()
-    def features(self, images: Tensor, batch_size: int = 500, desc: str = "features") -> Tensor:
+    def features(self, images: Tensor, batch_size: int = 500) -> Tensor:
         """(N, 3, H, W) uint8 -> (N, D) float32 on the CPU."""
-        batches = tqdm(images.split(batch_size), desc=desc, unit="batch", leave=False)
+        batches = tqdm(images.split(batch_size), desc="features", unit="batch", leave=False)
         return torch.cat([self.embed(batch.float() / 255).float().cpu() for batch in batches])
 
     def reference(self, dataset: ImageDataset, count: int, cache: Path) -> Tensor:
@@ -52,10 +52,9 @@ class FeatureSpace:
         """
         path = cache / f"{dataset.fingerprint}-{count}-{self.digest}.safetensors"
         if not path.exists():
-            features = self.features(dataset.images[:count], desc="reference features")
             cache.mkdir(parents=True, exist_ok=True)
             with replaced_file(path) as part:
-                save_file({"features": features}, part)
+                save_file({"features": self.features(dataset.images[:count])}, part)
         return load_file(path)["features"]
 
 
@@ -63,22 +62,19 @@ def feature_space(name: str, device: str | torch.device = "cpu") -> FeatureSpace
     """Loads a feature space.
 
     Args:
-        name: a folder of mtl-diffusion train_classifier; "inception", the network of the published
-            FID, which needs torch-fidelity and a download of its weights; or an image model of
-            transformers as a folder or a name on the Hub, such as "facebook/dinov2-base".
+        name: a folder of mtl-diffusion train_classifier, which gives the inputs of its last layer;
+            "inception", the network of the published FID, which needs torch-fidelity and a
+            download of its weights; or an image model of transformers as a folder or a name on the
+            Hub, such as "facebook/dinov2-base".
 
     Raises:
         ValueError: the network is not available.
     """
     if name == "inception":
         return _inception(device)
-    if Path(name, "metrics.json").is_file():
-        return classifier_space(Classifier.load(name, device), name)
-    return _transformers_space(name, device)
-
-
-def classifier_space(classifier: Classifier, name: str) -> FeatureSpace:
-    """The inputs of a classifier's last layer."""
+    if not Path(name, "metrics.json").is_file():
+        return _transformers(name, device)
+    classifier = Classifier.load(name, device)
 
     def embed(images: Tensor) -> Tensor:
         return classifier.features(2 * images - 1)
@@ -104,7 +100,7 @@ def _inception(device: str | torch.device) -> FeatureSpace:
     return FeatureSpace("inception", weights_digest(model), {"kind": "inception"}, embed)
 
 
-def _transformers_space(name: str, device: str | torch.device) -> FeatureSpace:
+def _transformers(name: str, device: str | torch.device) -> FeatureSpace:
     """An image model with its own normalisation and size; small images are enlarged to it."""
     from transformers import AutoModel
     from transformers.image_processing_utils import BaseImageProcessor

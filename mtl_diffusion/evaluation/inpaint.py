@@ -1,6 +1,6 @@
 """How good completions are, for each kind of hole, beside RePaint with the same weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from ..pictures.grids import grid, to_pictures
 from ..pipeline.masks import MASKS, draw_masks
 from ..tools.rng import generator
 from ..tools.tensors import to_uint8, to_unit_range
-from .baselines import repaint
-from .bulk import Drawn, Job
-from .denoise import generate_denoiser, noise_levels
+from .bulk import Arguments, Drawn, Job
 from .distances import frechet_distance
 from .likeness import feature_distance, psnr, ssim
+from .methods.denoisers import generate_denoiser, noise_levels
+from .methods.repaint import repaint
 from .parts import Context, Part, Seen, mean
 
 
@@ -30,15 +30,18 @@ class Inpaint(Part):
         super().__init__(context)
         self.count = min(context.settings.inpaint_images, len(context.test))
         self.images = context.test.images[: self.count]
-        self.masks = {
-            kind: draw_masks(
-                self.count,
-                context.pipe.size,
-                generator(context.settings.seed, "scorecard", kind),
-                kind,
-            )
-            for kind in MASKS
-        }
+        self.masks = {kind: self._masks(kind) for kind in MASKS}
+        self.seeds = range(context.settings.inpaint_seeds)
+        repaints = context.has_baselines and context.pipe.chains is None
+        # Column of the picture -> the name of its jobs.
+        self.columns = {f"seed {seed}": f"inpaint-{{}}-{seed}" for seed in self.seeds}
+        self.columns |= {"RePaint": "repaint-{}"} if repaints else {}
+
+    def _masks(self, kind: str) -> Tensor:
+        """(N, 1, H, W), each drawn on its own: it is the same for any number of images."""
+        seed, size = self.context.settings.seed, self.context.pipe.size
+        random = (generator(seed, "scorecard", kind, i) for i in range(self.count))
+        return torch.cat([draw_masks(1, size, one, kind) for one in random])
 
     @cached_property
     def originals(self) -> Seen:
@@ -46,109 +49,77 @@ class Inpaint(Part):
         return Seen.of(self.context, self.images)
 
     def jobs(self) -> list[Job]:
-        seeds = range(self.context.settings.inpaint_seeds)
-        found = [self._completion(kind, seed) for kind in MASKS for seed in seeds]
-        return found + [self._repaint(kind) for kind in MASKS if self.context.has_baselines]
+        found = [self._completion(kind, seed) for kind in MASKS for seed in self.seeds]
+        return found + [self._repaint(kind) for kind in MASKS if "RePaint" in self.columns]
+
+    def _each(self, kind: str) -> Callable[[range], Arguments]:
+        def each(rows: range) -> Arguments:
+            part = slice(rows.start, rows.stop)
+            return {"image": self.images[part], "mask_image": self.masks[kind][part]}
+
+        return each
 
     def _completion(self, kind: str, seed: int) -> Job:
-        context, steps = self.context, self.steps
-
-        def draw(rows: range) -> Tensor:
-            return context.sample(
-                *("inpaint", kind, seed),
-                rows=rows,
-                image=self.images[rows.start : rows.stop].float() / 255,
-                mask_image=self.masks[kind][rows.start : rows.stop],
-                num_inference_steps=steps,
-            )
-
+        same = {"task": "inpaint", "key": (kind, seed), "num_inference_steps": self.steps}
         name = f"inpaint-{kind}-{seed}"
-        return context.job(name, self.count, draw, steps=steps, data=context.test.fingerprint)
+        return Job(name, self.count, self.context.sample, same, self._each(kind))
 
     def _repaint(self, kind: str) -> Job:
-        context, steps = self.context, self.steps
+        context, pipe = self.context, self.context.pipe
 
-        def draw(rows: range) -> Tensor:
-            device = context.pipe.device
-            known = to_unit_range(self.images[rows.start : rows.stop].to(device))
-            D = generate_denoiser(context.pipe, torch.full((len(rows),), -1, device=device))
+        def draw(rows: range, image: Tensor, mask_image: Tensor, steps: int, key: tuple) -> Tensor:
             painted = repaint(
-                D,
-                known,
-                self.masks[kind][rows.start : rows.stop].to(device),
-                noise_levels(context.pipe.scheduler, steps),
-                context.generators("inpaint", kind, 0, rows=rows),
+                generate_denoiser(pipe, torch.full((len(rows),), -1)),
+                to_unit_range(image.to(pipe.device)),
+                mask_image.to(pipe.device),
+                noise_levels(pipe.scheduler, steps),
+                context.generators(*key, rows=rows),
             )
             return to_uint8(painted)
 
-        name = f"repaint-{kind}"
-        return context.job(name, self.count, draw, steps=steps, data=context.test.fingerprint)
+        same = {"steps": self.steps, "key": ("inpaint", kind, 0)}
+        return Job(f"repaint-{kind}", self.count, draw, same, self._each(kind))
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
-        settings = self.context.settings
-        results: dict[str, Any] = {"floor": self._floor()}
+        features = self.context.space.features(self.context.train.images[: self.count])
+        floor = frechet_distance(features, self.originals.features)
+        results: dict[str, Any] = {"floor": {"n": len(features), "frechet_distance": floor}}
         for kind, mask in self.masks.items():
-            repeats = [drawn[f"inpaint-{kind}-{seed}"] for seed in range(settings.inpaint_seeds)]
+            repeats = [drawn[f"inpaint-{kind}-{seed}"] for seed in self.seeds]
             results[kind] = self._entry(repeats[0], mask)
             if len(repeats) > 1:
-                drawn_all = torch.stack([repeat.values for repeat in repeats])
-                results[kind] |= mean("diversity", diversity(drawn_all, mask))
-                results[kind] |= mean_completion(self.images, drawn_all, mask)
-            if self.context.has_baselines:
+                values = torch.stack([repeat.values for repeat in repeats])
+                results[kind] |= mean("diversity", diversity(values, mask))
+                results[kind] |= mean_completion(self.images, values, mask)
+            if "RePaint" in self.columns:
                 results[kind]["repaint"] = self._entry(drawn[f"repaint-{kind}"], mask)
         self._picture(drawn, folder)
         return results
 
     def _entry(self, entry: Drawn, mask: Tensor) -> dict[str, Any]:
+        """Completions against their originals; mask: (N, 1, H, W), 1 = hole."""
+        a, b = self.images.float() / 255, entry.values.float() / 255
+        before, after = self.originals, Seen.of(self.context, entry.values)
         return {
             "n": self.count,
             "num_inference_steps": self.steps,
-            "evaluations": entry.evaluations,
-            **completion_scores(self.context, self.images, self.originals, entry.values, mask),
-        }
-
-    def _floor(self) -> dict[str, Any]:
-        """The distance of as many training images to the originals."""
-        features = self.context.space.features(self.context.train.images[: self.count])
-        return {
-            "n": len(features),
-            "frechet_distance": frechet_distance(features, self.originals.features),
+            **entry.cost,
+            **mean("psnr_in_hole", psnr(a, b, mask)),
+            **mean("ssim_in_hole", ssim(a, b, mask)),
+            **mean("feature_distance", feature_distance(before.features, after.features)),
+            **mean("same_class", before.classes == after.classes),
+            "frechet_distance": frechet_distance(after.features, before.features),
         }
 
     def _picture(self, drawn: Mapping[str, Drawn], folder: Path) -> None:
         """For each kind: an original, what is left of it, completions, RePaint's."""
-        seeds = range(self.context.settings.inpaint_seeds)
-        jobs = [(f"seed {seed}", "inpaint-{}-" + str(seed)) for seed in seeds]
-        jobs += [("RePaint", "repaint-{}")] if self.context.has_baselines else []
         rows = []
         for i, (kind, mask) in enumerate(self.masks.items()):
-            one = slice(i % self.count, i % self.count + 1)
-            left = torch.where(
-                mask[one] > 0, torch.tensor(128, dtype=torch.uint8), self.images[one]
-            )
-            shown = [self.images[one], left, *(drawn[j.format(kind)].values[one] for _, j in jobs)]
-            rows.append([to_pictures(image)[0] for image in shown])
-        titles = ["original", "masked", *(title for title, _ in jobs)]
-        grid(rows, list(MASKS), titles).save(folder / "inpaint.png")
-
-
-def completion_scores(
-    context: Context, originals: Tensor, seen: Seen, completed: Tensor, mask: Tensor
-) -> dict[str, float]:
-    """Completions against their originals, both (N, 3, H, W) uint8.
-
-    Args:
-        seen: of the originals. mask: (N, 1, H, W), 1 = hole.
-    """
-    a, b = originals.float() / 255, completed.float() / 255
-    found = Seen.of(context, completed)
-    return {
-        **mean("psnr_in_hole", psnr(a, b, mask)),
-        **mean("ssim_in_hole", ssim(a, b, mask)),
-        **mean("feature_distance", feature_distance(seen.features, found.features)),
-        **mean("same_class", seen.classes == found.classes),
-        "frechet_distance": frechet_distance(found.features, seen.features),
-    }
+            i %= self.count
+            left = self.images[i].where(mask[i] == 0, torch.tensor(128, dtype=torch.uint8))
+            painted = (drawn[name.format(kind)].values[i] for name in self.columns.values())
+            rows.append(to_pictures(torch.stack([self.images[i], left, *painted])))
+        grid(rows, list(MASKS), ["original", "masked", *self.columns]).save(folder / "inpaint.png")
 
 
 def mean_completion(originals: Tensor, repeats: Tensor, mask: Tensor) -> dict[str, float]:
@@ -158,8 +129,8 @@ def mean_completion(originals: Tensor, repeats: Tensor, mask: Tensor) -> dict[st
         originals: (N, 3, H, W) uint8. repeats: (S, N, 3, H, W) uint8. mask: (N, 1, H, W), 1 = hole.
     """
     average = repeats.float().mean(0) / 255
-    found = mean("psnr_of_mean_in_hole", psnr(originals.float() / 255, average, mask))
-    return {"mean_of": len(repeats), **found}
+    likeness = psnr(originals.float() / 255, average, mask)
+    return {"mean_of": len(repeats), **mean("psnr_of_mean_in_hole", likeness)}
 
 
 def diversity(repeats: Tensor, mask: Tensor) -> Tensor:

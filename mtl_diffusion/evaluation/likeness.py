@@ -8,35 +8,33 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 _ROUNDING = (0.5 / 255) ** 2  # the error of rounding to 8 bits: a smaller error can't be measured
 
 
-def psnr(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     """(N,) decibels inside each image's mask, for pixels in [0, 1]; 54 dB where they are the same.
 
     Args:
-        a: (N, 3, H, W) in [0, 1].
-        b: of the same shape and range.
-        mask: (N, 1, H, W) in {0, 1}, nowhere empty.
+        a, b: (N, 3, H, W) in [0, 1].
+        mask: (N, 1, H, W) in {0, 1}, nowhere empty. None: the whole image.
     """
-    error = ((a - b).square().mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
-    return -10 * error.clamp_min(_ROUNDING).log10()
+    return -10 * _mean((a - b).square(), mask).clamp_min(_ROUNDING).log10()
 
 
 def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     """(N,) structural similarity, at most 1, averaged over each image's mask. Wang et al. 2004.
 
-    The windows (Gaussian, sigma 1.5) are centred in the mask and look beyond it.
+    The windows (Gaussian, sigma 1.5) are centred in the mask and look beyond it. Arguments as of
+    `psnr`.
     """
     _, local = structural_similarity_index_measure(
         a, b, data_range=1.0, reduction="none", return_full_image=True
-    )  # (N, 3, H, W)
-    local = local.mean(1, keepdim=True)
-    mask = torch.ones_like(local) if mask is None else mask
-    return (local * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
+    )
+    return _mean(local, mask)
 
 
-def low_frequency_error(a: Tensor, b: Tensor, factor: int = 4) -> Tensor:
-    """(N,) root mean square difference of the images averaged over factor x factor pixels."""
-    difference = F.avg_pool2d(a, factor) - F.avg_pool2d(b, factor)
-    return difference.square().mean((1, 2, 3)).sqrt()
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """(N, 3, H, W) -> (N,) the mean inside the mask."""
+    values = values.mean(1, keepdim=True)
+    mask = torch.ones_like(values) if mask is None else mask
+    return (values * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
 
 
 def feature_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ A part lists its sampling jobs; all processes draw them; then it computes its fi
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,9 @@ from ..tools.tensors import to_unit_range
 from .bulk import Drawn, Job, weights_digest
 from .features import FeatureSpace
 from .settings import Settings
+
+# The code of the methods, read at import, as the pipeline's is.
+METHODS = {path.name: path.read_text() for path in Path(__file__).parent.glob("methods/*.py")}
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,23 @@ class Context:
         """Digest of the weights."""
         return weights_digest(self.pipe.unet)
 
+    def drawer(self) -> dict[str, Any]:
+        """All that decides what is drawn, except for the arguments of a call."""
+        pipe = self.pipe
+        configs = (pipe.config, pipe.unet.config, pipe.scheduler.config)
+        return {
+            "weights": self.model,
+            "code": [type(pipe).code_files(), METHODS],
+            "scheduler": type(pipe.scheduler).__name__,
+            "vocabulary": pipe.tokenizer.get_vocab(),
+            # A leading underscore marks what was noted at loading, such as paths.
+            "configs": [{k: v for k, v in c.items() if k[0] != "_"} for c in configs],
+            "seed": self.settings.seed,
+        }
+
     @property
     def has_baselines(self) -> bool:
-        """Whether methods that need the generate task alone are measured, too."""
+        """Whether other methods are measured, too. They need the generate task."""
         return self.settings.baselines and "generate" in self.pipe.tasks
 
     @property
@@ -76,22 +93,19 @@ class Context:
         seed, device = self.settings.seed, self.pipe.device
         return [generator(seed, *key, row, device=device) for row in rows]
 
-    def sample(self, task: str, *key: int | str, rows: range, **arguments: Any) -> Tensor:
+    def sample(
+        self, rows: range, task: str, key: tuple[int | str, ...] = (), **arguments
+    ) -> Tensor:
         """Images (b, 3, H, W) uint8 of the pipeline, drawn from (task, key) and each row's number.
 
         Args:
-            arguments: the pipeline's, for these rows.
+            arguments: the pipeline's; an image is (b, 3, H, W) uint8.
         """
+        if "image" in arguments:
+            arguments["image"] = arguments["image"].float() / 255
         random = self.generators(task, *key, rows=rows)
         images = self.pipe(task=task, generator=random, output_type="pt", **arguments).images
         return (images * 255).round().to(torch.uint8)
-
-    def job(
-        self, name: str, count: int, draw: Callable[[range], Tensor], **key: str | float | None
-    ) -> Job:
-        """A job of this model; `key` is all else that its outcome depends on."""
-        facts = {"model": self.model, "seed": self.settings.seed, "name": name, **key}
-        return Job(name, facts, count, draw)
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,12 @@ class RealPower:
     @classmethod
     def of(cls, dataset: ImageDataset, num_classes: int) -> "RealPower":
         """The mean power of a dataset on the CPU."""
-        sums = torch.zeros(max(num_classes, 1), dataset.resolution, dataset.resolution)
-        chunks = zip(dataset.images.split(1000), dataset.labels.split(1000), strict=True)
-        for images, labels in chunks:
-            sums.index_add_(0, labels, power(images))
-        counts = dataset.labels.bincount(minlength=len(sums))[:, None, None]
-        return cls(sums.sum(0) / len(dataset), sums / counts)
+        places = dataset.labels.where(dataset.labels >= 0, num_classes)  # the last: no class
+        sums = torch.zeros(num_classes + 1, dataset.resolution, dataset.resolution)
+        for images, place in zip(dataset.images.split(1000), places.split(1000), strict=True):
+            sums.index_add_(0, place, power(images))
+        counts = places.bincount(minlength=len(sums))[:, None, None]
+        return cls(sums.sum(0) / len(dataset), (sums / counts)[:num_classes])
 
 
 def power(images: Tensor) -> Tensor:
@@ -73,16 +73,15 @@ def difference(spectra: Tensor, real: Tensor) -> dict[str, Any]:
     Returns:
         n; "decades" and their "standard_error" over the samples, both a list of four.
     """
-    mean = spectra.mean(0)
-    rings = rings_of(len(real))
+    mean, rings, count = spectra.mean(0), rings_of(len(real)), len(spectra)
     decades, errors = [], []
     for ring in range(len(RING_ENDS)):
         inside = rings == ring
         decades.append((mean[inside] / real[inside]).log10().mean().item())
         # The derivative of log10 of the mean by each sample.
         parts = (spectra[:, inside] / mean[inside]).mean(1) / math.log(10)
-        errors.append(parts.std().item() / math.sqrt(len(parts)) if len(parts) > 1 else 0.0)
-    return {"n": len(spectra), "decades": decades, "standard_error": errors}
+        errors.append(parts.std().item() / math.sqrt(count) if count > 1 else 0.0)
+    return {"n": count, "decades": decades, "standard_error": errors}
 
 
 def radial_power(
@@ -91,8 +90,8 @@ def radial_power(
     """A set of images against real ones of the same classes, as frequent as here.
 
     Args:
-        images: (N, 3, H, W) uint8. labels: (N,), or None: against all real images. Images of a
-            class of which there is no real one are left out.
+        images: (N, 3, H, W) uint8. labels: (N,), or None: against all real images. Images without
+            a class, and of a class of which there is no real one, are left out.
 
     Returns:
         "radial_power": the result of `difference`, and "by_class"; and the largest absolute
@@ -102,7 +101,7 @@ def radial_power(
     if labels is None:
         found = difference(spectra, real.whole)
         return {"radial_power": found, "radial_power_largest_difference": _largest(found)}
-    there = real.by_class.isfinite().all((1, 2))[labels]
+    there = real.by_class.isfinite().all((1, 2))[labels] & (labels >= 0)
     spectra, labels = spectra[there], labels[there]
     shares = labels.bincount(minlength=len(real.by_class)) / len(labels)
     mixed = torch.einsum("k,khw->hw", shares, real.by_class.nan_to_num(0))
@@ -111,12 +110,11 @@ def radial_power(
         for k in labels.unique().tolist()
     }
     found = difference(spectra, mixed)
+    largest = max(map(_largest, by_class.values()), default=math.nan)
     return {
         "radial_power": {**found, "by_class": by_class},
         "radial_power_largest_difference": _largest(found),
-        "radial_power_largest_difference_by_class": max(
-            map(_largest, by_class.values()), default=math.nan
-        ),
+        "radial_power_largest_difference_by_class": largest,
     }
 
 
@@ -124,18 +122,15 @@ def _largest(found: dict[str, Any]) -> float:
     return max(map(abs, found["decades"]))
 
 
-def plot(found: dict[str, Any], title: str, path: Path) -> None:
-    """The differences in each ring: over all classes, and of the first twenty."""
+def plot(found: dict[str, Any], title: str, folder: Path) -> None:
+    """Writes radial_power.png: the differences over all classes, and of the first of them."""
     centers = [end - RING_ENDS[0] / 2 for end in RING_ENDS]
-    by_class = list(found.get("by_class", {}).items())[:LINES]
+    entries = {**dict(list(found.get("by_class", {}).items())[:LINES]), "all classes": found}
     curves(
-        {
-            name: list(zip(centers, entry["decades"], strict=True))
-            for name, entry in [*by_class, ("all classes", found)]
-        },
+        {name: list(zip(centers, e["decades"], strict=True)) for name, e in entries.items()},
         f"spatial frequency in cycles per pixel, in four rings ({title}, n = {found['n']})",
         "log10 power minus that of real images",
-        path,
+        folder / "radial_power.png",
         levels={"real images": 0.0},
         heavy="all classes",
     )

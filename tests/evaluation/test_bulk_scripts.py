@@ -28,12 +28,11 @@ TINY = {
     "guidance_interval": [0, 1],
     "inpaint_images": 3,
     "inpaint_seeds": 2,
-    "edit_images": 1,
+    "edit_images": 8,
     "num_strengths": 2,
-    "edit_guidance_scales": [1.0],
-    "baseline_guidance_scales": [3.0],
+    "baseline_guidance_scale": 3.0,
     "likelihood_images": 3,
-    "likelihood_steps": 3,
+    "likelihood_steps": 4,
     "batch_size": 4,
 }
 TWO = [
@@ -74,10 +73,10 @@ def chunks_of(folder):
 
 
 def flat(entry, path=""):
-    """Nested dicts and lists as one dict, with the paths for keys, and None for no entry."""
+    """Nested dicts and lists as one dict, with the paths for keys, without None and the speed."""
     if isinstance(entry, list):
         entry = dict(enumerate(entry))
-    if entry is None:
+    if entry is None or path.endswith("/images_per_second"):
         return {}
     if not isinstance(entry, dict):
         return {path: entry}
@@ -113,15 +112,16 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     assert one["generate"]["by_class_steps_3"]["evaluations"] == 3
     limited = one["generate"]["by_class_guidance_2_interval_0_1_steps_2"]
     assert limited["evaluations"] == 3 and limited["guidance_interval"] == [0, 1]
+    null = one["generate"]["null_class_steps_2"]
+    assert null["evaluations"] == 2 and {"precision", "recall"} <= null.keys()
+    assert "without_a_class_guidance_2_interval_0.28_2.9_steps_2" in one["summary"]["generate"]
     power = one["generate"]["by_class_guidance_2_interval_0.28_2.9_steps_2"]["radial_power"]
     assert power["n"] == 10 and len(power["decades"]) == 4 and len(power["by_class"]) == 5
     assert one["edit"]["edit"]["strength_0.5"]["evaluations"] == 8 + 2 * 2 + 3 * 2
-    assert one["edit"]["edit_guidance_1"]["strength_0.5"]["evaluations"] == 8 + 2
-    in_mask = one["edit"]["edit_in_class_mask_guidance_1"]["strength_0.5"]
-    assert in_mask["evaluations"] == 8 + 2 + 4
-    assert (
-        in_mask["ssim_to_source"] > one["edit"]["edit_guidance_1"]["strength_0.5"]["ssim_to_source"]
-    )
+    assert one["edit"]["sdedit"]["strength_0.5"]["evaluations"] == 2 * 2
+    in_mask = one["edit"]["edit_in_class_mask"]["strength_0.5"]
+    assert in_mask["evaluations"] == 8 + 2 * 2 + 3 * 2 + 4
+    assert in_mask["ssim_to_source"] > one["edit"]["edit"]["strength_0.5"]["ssim_to_source"]
     assert one["inpaint"]["center"]["repaint"]["evaluations"] > 2
     assert one["likelihood"]["n"] == 3 and one["likelihood"]["bits_per_dim"] > 0
     assert {path.name for path in (work / "one").glob("*.png")} == {
@@ -132,7 +132,7 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
         "edit.png",
         "edit_curves.png",
     }
-    assert one["edit"]["flowedit"]["class_found_0.5"]["n"] == 5 * 4
+    assert one["edit"]["flowedit"]["class_found_0.5"]["n"] == 8
     assert one["summary"]["baselines"]["repaint"]["inpaint"]["center"]["n"] == 3
 
     # Run again it draws nothing; and it can fail.
@@ -170,7 +170,8 @@ def in_process(work, name, monkeypatch, *more):
             ("--parts", "generate", "dance"),
             "parts: found dance; this pipeline can have generate, likelihood",
         ),
-        (("--dtype=bfloat16", "--parts", "likelihood"), "dtype: found bfloat16; the likelihood is"),
+        (("--num_images=3", "--seed=x"), "num_images is 3: Input should be greater than or equal"),
+        (("--dtype=bfloat16", "--parts", "likelihood"), "dtype is bfloat16; the likelihood is a"),
     ],
 )
 def test_a_part_that_cannot_be_had_is_refused(more, words, work, monkeypatch, capsys):

@@ -12,7 +12,9 @@ def curve(n=10_000, strengths=EVEN, seed=0):
     """Edit i has its class from strength u_i on, and keeps 1 - strength / 2 - u_i / 10."""
     u = torch.rand(n, generator=torch.Generator().manual_seed(seed))
     return [
-        EditsAtStrength(s, 100 * s, u < s, {"likeness": 1 - s / 2 - u.double() / 10})
+        EditsAtStrength(
+            s, 100 * s, {"class_accuracy": u < s, "likeness": 1 - s / 2 - u.double() / 10}
+        )
         for s in strengths
     ]
 
