@@ -43,7 +43,7 @@ def main() -> None:
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from accelerate import Accelerator
 
-    from mtl_diffusion.evaluation.samples import read_request, write_samples
+    from mtl_diffusion.pictures.samples import write_samples
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
     with flags.refusals():
@@ -51,7 +51,6 @@ def main() -> None:
         pipe = MultiTaskPipeline.from_pretrained(args.pipeline, revision=args.revision)
         pipe.to(args.device or accelerator.device)
         pipe.set_progress_bar_config(disable=True)
-        request = read_request(pipe, vars(args))
-        write_samples(pipe, request, args.output_dir)
+        write_samples(pipe, vars(args), args.output_dir)
     if accelerator.is_main_process:
         print(args.output_dir)

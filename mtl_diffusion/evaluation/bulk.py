@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..tools.files import replaced_file
+from ..tools.tensors import raw_bytes
 
 Arguments = Mapping[str, Any]  # JSON values and tensors
 
@@ -66,23 +67,10 @@ def digest(value: Any) -> str:
     def text(value: Any) -> str:
         if not isinstance(value, Tensor):
             return str(value)
-        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(_bytes(value)).hexdigest()}"
+        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(raw_bytes(value)).hexdigest()}"
 
     whole = json.dumps(value, sort_keys=True, default=text)
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
-
-
-def weights_digest(module: nn.Module) -> str:
-    """16 hex digits of the sha256 of a module's weights, the same on every device."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(_bytes(tensor))
-    return found.hexdigest()[:16]
-
-
-def _bytes(tensor: Tensor):
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..tools.files import replaced_file
-from .bulk import weights_digest
+from ..tools.tensors import weights_digest
 
 KINDS = 'a folder of mtl-diffusion train_classifier, "inception", or an image model of transformers'
 

@@ -18,8 +18,8 @@ from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.rng import generator
-from ..tools.tensors import to_unit_range
-from .bulk import Drawn, Job, weights_digest
+from ..tools.tensors import to_unit_range, weights_digest
+from .bulk import Drawn, Job
 from .features import FeatureSpace
 from .settings import Settings
 

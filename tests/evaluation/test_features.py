@@ -9,8 +9,8 @@ from transformers import Dinov2Config, Dinov2Model
 from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.training import train_classifier
 from mtl_diffusion.data.images import load_images
-from mtl_diffusion.evaluation.bulk import weights_digest
 from mtl_diffusion.evaluation.features import FeatureSpace, feature_space
+from mtl_diffusion.tools.tensors import weights_digest
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from in_process import run_script
 from PIL import Image
 
-from mtl_diffusion.evaluation.samples import SETTINGS
+from mtl_diffusion.pictures.samples import SETTINGS
 
 
 @pytest.fixture(scope="module")
