@@ -5,6 +5,7 @@ the same, to the bit, for any number of processes and of interruptions.
 """
 
 import hashlib
+import inspect
 import json
 import statistics
 import time
@@ -36,7 +37,8 @@ class Job:
         count: rows.
         draw: (some rows of range(count), **same, **each(rows)) -> a tensor (b, ...), such as images
             (b, 3, H, W) uint8. A row of it depends on these arguments of that row, and on the
-            `model` of `Bulk`, alone: what was drawn is used again while they are the same.
+            `model` of `Bulk`, alone: what was drawn is used again while they, and the code of this
+            function, are the same.
         same: arguments of all rows. each: rows -> arguments that differ from row to row.
     """
 
@@ -132,7 +134,8 @@ class Bulk:
         return Drawn(torch.cat(values), cost)
 
     def _chunks(self, job: Job) -> Iterator[tuple[Path, range]]:
-        folder = self.folder / f"{job.name}-{digest([self.model, job.same])}"
+        code = inspect.getsource(job.draw)
+        folder = self.folder / f"{job.name}-{digest([self.model, code, job.same])}"
         for first in range(0, job.count, self.batch_size):
             rows = range(first, min(first + self.batch_size, job.count))
             each = digest(job.each(rows))

@@ -5,8 +5,7 @@ one that returns it is perfectly faithful. So every method is a curve over its s
 methods are compared where they reach the class equally often.
 """
 
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from ..pictures.plots import curves
 from ..pipeline.pipeline import TASKS
 from ..tools.tensors import to_uint8, to_unit_range
 from .bulk import Arguments, Drawn, Job
-from .equal_class import FOUND, EditsAtStrength, at_class_found
-from .likeness import feature_distance, psnr, ssim
+from .distances import feature_distance, psnr, ssim
+from .equal_class import FOUND, at_class_found
 from .methods.ddim_inversion import ddim_inversion
 from .methods.denoisers import generate_denoiser, noise_levels
 from .methods.flowedit import flowedit
@@ -31,26 +30,7 @@ from .parts import Context, Part, Seen, mean
 EDIT, EDIT_SOURCE_CLASS, EDIT_IN_MASK = "edit", "edit_source_class", "edit_in_class_mask"
 
 
-# From the noise level where edit starts, in as many steps.
-def _sdedit(source, target, image, sigmas, strength, generators) -> Tensor:
-    return sdedit(target, image, _start(strength, sigmas[0]), len(sigmas) - 1, generators)
-
-
-def _ddim_inversion(source, target, image, sigmas, strength, generators) -> Tensor:
-    level, up = _start(strength, sigmas[0]), TASKS["edit"].default_inversion_steps
-    return ddim_inversion(source, target, image, level, len(sigmas) - 1, up)
-
-
-def _start(strength: float, highest: float) -> float:
-    return min(TASKS["edit"].start(strength), highest)
-
-
-# Name -> (D of the source, D of the target, image, sigmas, strength, generators) -> images.
-BASELINES: dict[str, Callable[..., Tensor]] = {
-    "sdedit": _sdedit,
-    "ddim_inversion": _ddim_inversion,
-    "flowedit": flowedit,
-}
+BASELINES = ("sdedit", "ddim_inversion", "flowedit")
 
 
 class Edit(Part):
@@ -71,11 +51,6 @@ class Edit(Part):
             self.ways += [EDIT_SOURCE_CLASS] if several else []
             self.ways += [EDIT_IN_MASK, *(BASELINES if several else ())]
 
-    @cached_property
-    def sources_seen(self) -> Seen:
-        """Features and classes of the sources."""
-        return Seen.of(self.context, self.sources)
-
     def guidance(self, way: str) -> float:
         """The guidance scale of the class."""
         context = self.context
@@ -86,13 +61,11 @@ class Edit(Part):
         return [self._job(way, strength) for way in self.ways for strength in self.strengths]
 
     def _job(self, way: str, strength: float) -> Job:
-        context, pipe = self.context, self.context.pipe
-        same = {
-            "task": "edit",
-            "strength": strength,
-            "guidance_scale": self.guidance(way),
-            "num_inference_steps": self.steps,
-        }
+        same = {"strength": strength, "guidance_scale": self.guidance(way)}
+        same |= {"num_inference_steps": self.steps}
+        same |= {"method": way} if way in BASELINES else {"task": "edit"}
+        draw = {EDIT: self.context.sample, EDIT_SOURCE_CLASS: self.context.sample}
+        draw |= {EDIT_IN_MASK: self._in_mask, **dict.fromkeys(BASELINES, self._baseline)}
 
         def each(rows: range) -> Arguments:
             part = slice(rows.start, rows.stop)
@@ -101,73 +74,85 @@ class Edit(Part):
                 found["source_class"] = self.own[part].tolist()
             return found
 
-        def in_mask(rows: range, image: Tensor, class_label: list[int], **same) -> Tensor:
-            random = context.generators("mask", rows=rows)
-            mask = pipe.generate_mask(image.float() / 255, class_label, generator=random)
-            return context.sample(
-                rows, image=image, class_label=class_label, mask_image=mask, **same
-            )
+        return Job(f"{way}-{strength:g}", len(self.own), draw[way], same, each)
 
-        def baseline(rows: range, image: Tensor, class_label, source_class, **same) -> Tensor:
-            images = BASELINES[way](
-                generate_denoiser(pipe, torch.tensor(source_class)),
-                generate_denoiser(pipe, torch.tensor(class_label), same["guidance_scale"]),
-                to_unit_range(image.to(pipe.device)),
-                noise_levels(pipe.scheduler, same["num_inference_steps"]),
-                same["strength"],
-                context.generators(same["task"], rows=rows),
-            )
-            return to_uint8(images)
+    def _in_mask(self, rows: range, image: Tensor, class_label: list[int], **same) -> Tensor:
+        random = self.context.generators("mask", rows=rows)
+        mask = self.context.pipe.generate_mask(image.float() / 255, class_label, generator=random)
+        own = {"image": image, "class_label": class_label, "mask_image": mask}
+        return self.context.sample(rows, **own, **same)
 
-        draw = in_mask if way == EDIT_IN_MASK else baseline if way in BASELINES else context.sample
-        return Job(f"{way}-{strength:g}", len(self.own), draw, same, each)
+    def _baseline(
+        self,
+        rows: range,
+        image: Tensor,
+        class_label: list[int],
+        source_class: list[int],
+        method: str,
+        strength: float,
+        guidance_scale: float,
+        num_inference_steps: int,
+    ) -> Tensor:
+        pipe, steps = self.context.pipe, num_inference_steps
+        source = generate_denoiser(pipe, torch.tensor(source_class))
+        target = generate_denoiser(pipe, torch.tensor(class_label), guidance_scale)
+        image, sigmas = to_unit_range(image.to(pipe.device)), noise_levels(pipe.scheduler, steps)
+        random = self.context.generators("edit", rows=rows)
+        # From the noise level where edit starts, in as many steps, up and down.
+        start = min(TASKS["edit"].start(strength), sigmas[0])
+        if method == "flowedit":
+            edited = flowedit(source, target, image, sigmas, strength, random)
+        elif method == "sdedit":
+            edited = sdedit(target, image, start, steps, random)
+        else:
+            up = TASKS["edit"].default_inversion_steps
+            edited = ddim_inversion(source, target, image, start, steps, up)
+        return to_uint8(edited)
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
-        results = {way: self._score(way, drawn) for way in self.ways}
-        n, lines = int((self.own != self.asked).sum()), {}
-        for way, entries in results.items():
-            points = (entries[f"strength_{strength:g}"] for strength in self.strengths)
-            lines[way] = [(e["ssim_to_source"], e["class_accuracy"]) for e in points]
+        others, results, lines = self.own != self.asked, {}, {}
+        before = Seen.of(self.context, self.sources)
+        for way in self.ways:
+            shared, entries = {"guidance_scale": self.guidance(way)}, {}
+            curve = [self._figures(before, self.sources, 0.0, 0.0)]
+            for strength in self.strengths:
+                entry = drawn[f"{way}-{strength:g}"]
+                evaluations = entry.cost["evaluations"]
+                curve.append(self._figures(before, entry.values, strength, evaluations))
+                entries[f"strength_{strength:g}"] = {
+                    "num_inference_steps": self.steps,
+                    **shared,
+                    **_means(curve[-1], others),
+                    **entry.cost,
+                    "control": _means(curve[-1], ~others),
+                }
+            of_others = [{name: v[others] for name, v in figures.items()} for figures in curve]
+            equal = {name: at_class_found(of_others, share) for name, share in FOUND.items()}
+            results[way] = entries | {name: shared | entry for name, entry in equal.items()}
+            lines[way] = [(e["ssim_to_source"], e["class_accuracy"]) for e in entries.values()]
         curves(
             lines,
             "SSIM to the source: how much of it is left",
-            f"share whose class is the one asked for (n = {n})",
+            f"share whose class is the one asked for (n = {int(others.sum())})",
             folder / "edit_curves.png",
         )
         self._picture(drawn, folder)
         return results
 
-    def _score(self, way: str, drawn: Mapping[str, Drawn]) -> dict[str, Any]:
-        others, shared = self.own != self.asked, {"guidance_scale": self.guidance(way)}
-        results: dict[str, Any] = {}
-        curve = [EditsAtStrength(0.0, 0.0, _of(self.compare(self.sources), others))]
-        for strength in self.strengths:
-            entry = drawn[f"{way}-{strength:g}"]
-            compared = self.compare(entry.values)
-            results[f"strength_{strength:g}"] = {
-                "num_inference_steps": self.steps,
-                **entry.cost,
-                **shared,
-                **scores(_of(compared, others)),
-            }
-            if not others.all():
-                results[f"strength_{strength:g}"]["control"] = scores(_of(compared, ~others))
-            evaluations = entry.cost["evaluations"]
-            curve.append(EditsAtStrength(strength, evaluations, _of(compared, others)))
-        return results | {
-            name: {**shared, **at_class_found(curve, share)} for name, share in FOUND.items()
-        }
-
-    def compare(self, edited: Tensor) -> dict[str, Tensor]:
+    def _figures(
+        self, before: Seen, edited: Tensor, strength: float, evaluations: float
+    ) -> dict[str, Tensor]:
         """Figure -> values (N,), one for each edit (N, 3, H, W) uint8 of the sources."""
-        found = Seen.of(self.context, edited)
+        after = Seen.of(self.context, edited)
         a, b = self.sources.float() / 255, edited.float() / 255
         return {
-            "class_accuracy": found.classes == self.asked,
-            "source_class_kept": found.classes == self.own,
+            "class_accuracy": after.classes == self.asked,
+            "source_class_kept": after.classes == self.own,
             "ssim_to_source": ssim(a, b),
             "psnr_to_source": psnr(a, b),
-            "feature_distance": feature_distance(self.sources_seen.features, found.features),
+            "feature_distance": feature_distance(before.features, after.features),
+            "strength": torch.full((len(edited),), strength),
+            "evaluations": torch.full((len(edited),), evaluations),
         }
 
     def _picture(self, drawn: Mapping[str, Drawn], folder: Path) -> None:
@@ -200,13 +185,8 @@ def pairs(context: Context) -> tuple[Tensor, Tensor, Tensor]:
     return context.test.images[rows], own, asked
 
 
-def scores(compared: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The mean of each figure over N edits, with its standard error."""
-    found = {"n": len(compared["class_accuracy"])}
-    for name, values in compared.items():
-        found |= mean(name, values)
-    return found
-
-
-def _of(compared: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    return {name: values[rows] for name, values in compared.items()}
+def _means(figures: Mapping[str, Tensor], rows: Tensor) -> dict[str, Any]:
+    """n, and the mean of each figure over some of the edits, with its standard error."""
+    n, measured = int(rows.sum()), figures.keys() - {"strength", "evaluations"}
+    means = (mean(name, figures[name][rows]) for name in sorted(measured) if n)
+    return {"n": n, **{name: value for one in means for name, value in one.items()}}

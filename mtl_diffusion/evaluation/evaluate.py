@@ -15,6 +15,7 @@ from ..data.images import ImageDataset
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..tools.files import write_text
 from ..tools.names import public
+from ..tools.tensors import weights_digest
 from .bulk import Bulk
 from .edit import EDIT, Edit
 from .equal_class import FOUND
@@ -53,26 +54,25 @@ def context(
 ) -> Context:
     """The inputs of all parts: the splits are labelled in the pipeline's order of classes.
 
-    A model of few steps is measured at its numbers of steps, and needs no interval of guidance.
+    A model of few steps is measured at its numbers of steps.
 
     Raises:
         ValueError: the pipeline, the classifier and the dataset have different classes.
     """
-    if not pipe.class_names:
+    names = pipe.class_names
+    if not names:
         raise ValueError("pipeline: it has no classes, and the scorecard needs them")
-    for name, classes in (
-        ("classifier", classifier.class_names),
-        ("dataset_name", test.class_names),
-    ):
-        if set(classes) != set(pipe.class_names):
+    given = {"classifier": classifier.class_names, "dataset_name": test.class_names}
+    for name, classes in given.items():
+        if set(classes) != set(names):
             raise ValueError(
                 f"{name} has the classes {', '.join(classes)}; the pipeline knows "
-                f"{', '.join(pipe.class_names)}; give what belongs to the pipeline's dataset"
+                f"{', '.join(names)}; give what belongs to the pipeline's dataset"
             )
     if pipe.chains is not None:
-        few = {"step_counts": [len(levels) for levels in pipe.chains], "guidance_interval": None}
-        settings = settings.model_copy(update=few)
-    splits = (split.relabelled(pipe.class_names) for split in (train, test))
+        few = [len(levels) for levels in pipe.chains]
+        settings = settings.model_copy(update={"step_counts": few})
+    splits = train.relabelled(names), test.relabelled(names)
     return Context(pipe, classifier, space, *splits, settings, cache)
 
 
@@ -95,20 +95,19 @@ def write_scorecard(
     Raises:
         ValueError: a part is not one that the model can have.
     """
-    possible = parts_for(context.pipe)
+    pipe, settings, space = context.pipe, context.settings, context.space
+    possible = parts_for(pipe)
     if unknown := set(parts or ()) - set(possible):
         raise ValueError(
-            f"parts: found {', '.join(sorted(unknown))}; this pipeline can have "
-            f"{', '.join(possible)}"
+            f"parts are {', '.join(sorted(unknown))}; this pipeline can have {', '.join(possible)}"
         )
-    pipe, settings, space = context.pipe, context.settings, context.space
-    folder.mkdir(parents=True, exist_ok=True)
     bulk = Bulk(folder / "drawn", pipe.unet, settings.batch_size, context.drawer())
     chosen = [PARTS[name](context) for name in parts or possible]
     jobs = {part: part.jobs() for part in chosen}
     bulk.draw([job for part in chosen for job in jobs[part]])
     if not bulk.state.is_main_process:
         return None
+    folder.mkdir(parents=True, exist_ok=True)
     results = {
         part.name: part.score({job.name: bulk.read(job) for job in jobs[part]}, folder)
         for part in chosen
@@ -117,7 +116,7 @@ def write_scorecard(
         **results,
         "summary": summary(results, context),
         "pipeline": public(data.pipeline),
-        "weights": context.model,
+        "weights": weights_digest(pipe.unet),
         "dataset": {
             "name": public(data.dataset_name),
             "train_split": data.train_split,

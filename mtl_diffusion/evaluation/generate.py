@@ -13,8 +13,8 @@ from ..pictures.grids import grid, to_pictures
 from ..pictures.plots import curves
 from .bulk import Arguments, Drawn, Job
 from .distances import frechet_distance, nearest, precision_recall
-from .parts import Context, Part, mean
-from .spectrum import RealPower, plot, radial_power
+from .parts import Part, mean
+from .spectrum import plot_radial_power, radial_power, real_power
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class Sampling:
         of: "by_class", which asks for every class in turn; "without_a_class", which lets the
             pipeline choose; or "null_class", which asks for none.
         steps: of the solver.
-        guidance_scale: 1 is off.
-        guidance_interval: the noise levels that are guided.
+        guidance_scale: 1 is off. guidance_interval: the noise levels that are guided.
     """
 
     of: str
@@ -35,21 +34,15 @@ class Sampling:
     guidance_interval: tuple[float, float] = (0.0, math.inf)
 
     @property
-    def interval(self) -> tuple[float, float] | None:
-        """The interval, if some noise levels only are guided."""
-        limited = self.guidance_scale != 1 and self.guidance_interval != (0, math.inf)
-        return self.guidance_interval if limited else None
-
-    @property
     def name(self) -> str:
         guided = f"_guidance_{self.guidance_scale:g}" if self.guidance_scale != 1 else ""
-        if self.interval:
-            guided += "_interval_{:g}_{:g}".format(*self.interval)
+        if guided and self.guidance_interval != (0, math.inf):
+            guided += "_interval_{:g}_{:g}".format(*self.guidance_interval)
         return f"{self.of}{guided}_steps_{self.steps}"
 
 
 class Generate(Part):
-    """Samples against both splits, at several step counts and settings of guidance."""
+    """Samples against both splits, at several step counts, with guidance and without."""
 
     name = "generate"
     task = "generate"
@@ -69,11 +62,8 @@ class Generate(Part):
 
     @property
     def samplings(self) -> list[Sampling]:
-        settings, main = self.context.settings, self.main
-        found = [*main, *(Sampling("by_class", count) for count in settings.step_counts)]
-        if settings.guidance_interval is not None:
-            scale = self.context.pipe.default_guidance(self.task)
-            found.append(Sampling("by_class", self.steps, scale, settings.guidance_interval))
+        counts = self.context.settings.step_counts
+        found = [*self.main, *(Sampling("by_class", count) for count in counts)]
         return list({sampling.name: sampling for sampling in found}.values())
 
     def jobs(self) -> list[Job]:
@@ -100,17 +90,25 @@ class Generate(Part):
         return Job(f"generate-{sampling.name}", count, self.context.sample, same, each)
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
-        context = self.context
+        context, names = self.context, self.context.pipe.class_names
         train, test = context.features_of("train"), context.features_of("test")
-        real, names = RealPower.of(context.train, context.num_classes), context.pipe.class_names
-        n = min(context.settings.num_images, len(train), len(test))
-        results: dict[str, Any] = {
-            "floor": {
-                "n": n,
-                **distances(test[:n], train, train[:n], test),
-                **radial_power(context.test.images[:n], context.test.labels[:n], real, names),
+        real = real_power(context.train, len(names))
+
+        def figures(images: Tensor, labels: Tensor | None, features: Tensor) -> dict[str, Any]:
+            # As many training images as samples: the balls depend on it.
+            precision, recall = precision_recall(train[: len(features)], features)
+            return {
+                "frechet_distance_to_train": frechet_distance(features, train),
+                "frechet_distance_to_test": frechet_distance(features, test),
+                "precision": precision,
+                "recall": recall,
+                **radial_power(images, labels, real, names),
             }
-        }
+
+        n = min(context.settings.num_images, len(train), len(test))
+        floor = figures(context.test.images[:n], context.test.labels[:n], test[:n])
+        floor["frechet_distance_to_test"] = frechet_distance(train[:n], test)
+        results: dict[str, Any] = {"floor": {"n": n, **floor}}
         for sampling in self.samplings:
             entry = drawn[f"generate-{sampling.name}"]
             asked = self._asked(sampling, range(len(entry.values)))
@@ -118,18 +116,15 @@ class Generate(Part):
             results[sampling.name] = {
                 "n": len(entry.values),
                 "guidance_scale": sampling.guidance_scale,
-                "guidance_interval": sampling.interval,
                 "num_inference_steps": sampling.steps,
                 **entry.cost,
-                **distances(features, train, features, test),
-                **radial_power(entry.values, asked, real, names),
+                **figures(entry.values, asked, features),
                 **({} if asked is None else self._classes(entry.values, asked)),
             }
             if sampling == self.main[-1]:
-                results["memorisation"] = memorisation(
-                    context, entry.values, features, train, test, folder
-                )
-                plot(results[sampling.name]["radial_power"], sampling.name, folder)
+                results["memorisation"] = memorisation(features, train, test)
+                plot_radial_power(results[sampling.name]["radial_power"], sampling.name, folder)
+                self._picture(entry.values, features, train, folder)
         self._plot(results, folder)
         return results
 
@@ -150,9 +145,7 @@ class Generate(Part):
         lines: dict[str, list[tuple[float, float]]] = {}
         for sampling in self.samplings:
             if sampling.of == "by_class":
-                line = f"guidance {sampling.guidance_scale:g}"
-                if sampling.interval:
-                    line += " at sigma {:g} to {:g}".format(*sampling.interval)
+                line = sampling.name.partition("_steps_")[0].replace("_", " ")
                 entry = results[sampling.name]
                 lines.setdefault(line, []).append((entry["evaluations"], entry[figure]))
         n, space = self.context.settings.num_images, self.context.space.name
@@ -164,42 +157,22 @@ class Generate(Part):
             levels={"real images": results["floor"][figure]},
         )
 
-
-def distances(drawn: Tensor, train: Tensor, again: Tensor, test: Tensor) -> dict[str, float]:
-    """Distances of features (N, D) to those of both splits (.., D).
-
-    Args:
-        drawn: compared with the training split. again: compared with the held-out one.
-    """
-    # As many training images as samples: the balls depend on it.
-    precision, recall = precision_recall(train[: len(drawn)], drawn)
-    return {
-        "frechet_distance_to_train": frechet_distance(drawn, train),
-        "frechet_distance_to_test": frechet_distance(again, test),
-        "precision": precision,
-        "recall": recall,
-    }
+    def _picture(self, images: Tensor, features: Tensor, train: Tensor, folder: Path) -> None:
+        """Draws nearest_training_images.png, of the first ten samples."""
+        order = torch.cdist(features[:10], train).argsort(1)[:, :5]
+        samples = zip(to_pictures(images[:10]), order, strict=True)
+        rows = [[one, *to_pictures(self.context.train.images[near])] for one, near in samples]
+        labels = ["sample", "nearest", "2nd", "3rd", "4th", "5th"]
+        grid(rows, column_labels=labels).save(folder / "nearest_training_images.png")
 
 
-def memorisation(
-    context: Context, images: Tensor, features: Tensor, train: Tensor, test: Tensor, folder: Path
-) -> dict[str, Any]:
+def memorisation(features: Tensor, train: Tensor, test: Tensor) -> dict[str, Any]:
     """Distances of samples to the nearest training image, relative to those of held-out images.
 
-    The ratio is well below 1 for a model that copies.
-
-    Args:
-        images: (N, 3, H, W) uint8, and their features (N, D). train, test: features of the splits.
+    The ratio is well below 1 for a model that copies. The arguments are features (.., D).
     """
-    n = min(len(images), len(test))
+    n = min(len(features), len(test))
     distance, real = nearest(features[:n], train), nearest(test[:n], train)
-    order = torch.cdist(features[:10], train).argsort(1)[:, :5]
-    rows = [
-        [sample, *to_pictures(context.train.images[order[i]])]
-        for i, sample in enumerate(to_pictures(images[:10]))
-    ]
-    labels = ["sample", "nearest", "2nd", "3rd", "4th", "5th"]
-    grid(rows, column_labels=labels).save(folder / "nearest_training_images.png")
     return {
         "n": n,
         "nearest_distance_ratio": (distance.median() / real.median()).item(),

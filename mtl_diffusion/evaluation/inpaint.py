@@ -1,7 +1,7 @@
 """How good completions are, for each kind of hole, beside RePaint with the same weights."""
 
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from ..pipeline.masks import MASKS, draw_masks
 from ..tools.rng import generator
 from ..tools.tensors import to_uint8, to_unit_range
 from .bulk import Arguments, Drawn, Job
-from .distances import frechet_distance
-from .likeness import feature_distance, psnr, ssim
+from .distances import feature_distance, frechet_distance, psnr, ssim
 from .methods.denoisers import generate_denoiser, noise_levels
 from .methods.repaint import repaint
 from .parts import Context, Part, Seen, mean
@@ -43,72 +42,62 @@ class Inpaint(Part):
         random = (generator(seed, "scorecard", kind, i) for i in range(self.count))
         return torch.cat([draw_masks(1, size, one, kind) for one in random])
 
-    @cached_property
-    def originals(self) -> Seen:
-        """The unpainted images."""
-        return Seen.of(self.context, self.images)
-
     def jobs(self) -> list[Job]:
-        found = [self._completion(kind, seed) for kind in MASKS for seed in self.seeds]
-        return found + [self._repaint(kind) for kind in MASKS if "RePaint" in self.columns]
+        found, sample = [], self.context.sample
+        for kind in MASKS:
+            each = partial(self._each, kind)
+            for seed in self.seeds:
+                same = {"task": "inpaint", "key": (kind, seed), "num_inference_steps": self.steps}
+                found.append(Job(f"inpaint-{kind}-{seed}", self.count, sample, same, each))
+            if "RePaint" in self.columns:
+                same = {"key": ("inpaint", kind, 0), "steps": self.steps}
+                found.append(Job(f"repaint-{kind}", self.count, self._repaint, same, each))
+        return found
 
-    def _each(self, kind: str) -> Callable[[range], Arguments]:
-        def each(rows: range) -> Arguments:
-            part = slice(rows.start, rows.stop)
-            return {"image": self.images[part], "mask_image": self.masks[kind][part]}
+    def _each(self, kind: str, rows: range) -> Arguments:
+        part = slice(rows.start, rows.stop)
+        return {"image": self.images[part], "mask_image": self.masks[kind][part]}
 
-        return each
-
-    def _completion(self, kind: str, seed: int) -> Job:
-        same = {"task": "inpaint", "key": (kind, seed), "num_inference_steps": self.steps}
-        name = f"inpaint-{kind}-{seed}"
-        return Job(name, self.count, self.context.sample, same, self._each(kind))
-
-    def _repaint(self, kind: str) -> Job:
-        context, pipe = self.context, self.context.pipe
-
-        def draw(rows: range, image: Tensor, mask_image: Tensor, steps: int, key: tuple) -> Tensor:
-            painted = repaint(
-                generate_denoiser(pipe, torch.full((len(rows),), -1)),
-                to_unit_range(image.to(pipe.device)),
-                mask_image.to(pipe.device),
-                noise_levels(pipe.scheduler, steps),
-                context.generators(*key, rows=rows),
-            )
-            return to_uint8(painted)
-
-        same = {"steps": self.steps, "key": ("inpaint", kind, 0)}
-        return Job(f"repaint-{kind}", self.count, draw, same, self._each(kind))
+    def _repaint(
+        self, rows: range, image: Tensor, mask_image: Tensor, key: tuple, steps: int
+    ) -> Tensor:
+        pipe = self.context.pipe
+        D = generate_denoiser(pipe, torch.full((len(rows),), -1))
+        known, mask = to_unit_range(image.to(pipe.device)), mask_image.to(pipe.device)
+        random = self.context.generators(*key, rows=rows)
+        return to_uint8(repaint(D, known, mask, noise_levels(pipe.scheduler, steps), random))
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
+        originals = Seen.of(self.context, self.images)
         features = self.context.space.features(self.context.train.images[: self.count])
-        floor = frechet_distance(features, self.originals.features)
+        floor = frechet_distance(features, originals.features)
         results: dict[str, Any] = {"floor": {"n": len(features), "frechet_distance": floor}}
         for kind, mask in self.masks.items():
             repeats = [drawn[f"inpaint-{kind}-{seed}"] for seed in self.seeds]
-            results[kind] = self._entry(repeats[0], mask)
+            results[kind] = self._figures(repeats[0], originals, mask)
             if len(repeats) > 1:
                 values = torch.stack([repeat.values for repeat in repeats])
                 results[kind] |= mean("diversity", diversity(values, mask))
                 results[kind] |= mean_completion(self.images, values, mask)
             if "RePaint" in self.columns:
-                results[kind]["repaint"] = self._entry(drawn[f"repaint-{kind}"], mask)
+                found = self._figures(drawn[f"repaint-{kind}"], originals, mask)
+                results[kind]["repaint"] = found
         self._picture(drawn, folder)
         return results
 
-    def _entry(self, entry: Drawn, mask: Tensor) -> dict[str, Any]:
+    def _figures(self, entry: Drawn, originals: Seen, mask: Tensor) -> dict[str, Any]:
         """Completions against their originals; mask: (N, 1, H, W), 1 = hole."""
         a, b = self.images.float() / 255, entry.values.float() / 255
-        before, after = self.originals, Seen.of(self.context, entry.values)
+        seen = Seen.of(self.context, entry.values)
         return {
             "n": self.count,
             "num_inference_steps": self.steps,
             **entry.cost,
             **mean("psnr_in_hole", psnr(a, b, mask)),
             **mean("ssim_in_hole", ssim(a, b, mask)),
-            **mean("feature_distance", feature_distance(before.features, after.features)),
-            **mean("same_class", before.classes == after.classes),
-            "frechet_distance": frechet_distance(after.features, before.features),
+            **mean("feature_distance", feature_distance(originals.features, seen.features)),
+            **mean("same_class", originals.classes == seen.classes),
+            "frechet_distance": frechet_distance(seen.features, originals.features),
         }
 
     def _picture(self, drawn: Mapping[str, Drawn], folder: Path) -> None:

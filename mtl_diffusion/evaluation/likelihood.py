@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bulk import Drawn, Job
+from .bulk import Arguments, Drawn, Job
 from .methods.denoisers import generate_denoiser
 from .methods.density import bits_per_dim
 from .parts import Part, mean
@@ -28,25 +28,18 @@ class Likelihood(Part):
             )
         images = context.test.images[: settings.likelihood_images]
 
-        def draw(rows: range, images: Tensor, steps: int) -> Tensor:
-            return bits_per_dim(
-                generate_denoiser(pipe, torch.full((len(rows),), -1)),
-                images.to(pipe.device),
-                pipe.scheduler.config.sigma_min,
-                pipe.scheduler.config.sigma_max,
-                steps,
-                context.generators("likelihood", rows=rows),
-            )
+        def draw(rows: range, images: Tensor, **ode) -> Tensor:
+            D = generate_denoiser(pipe, torch.full((len(rows),), -1))
+            random = context.generators("likelihood", rows=rows)
+            return bits_per_dim(D, images.to(pipe.device), random, **ode)
 
-        return [
-            Job(
-                "likelihood",
-                len(images),
-                draw,
-                {"steps": settings.likelihood_steps},
-                lambda rows: {"images": images[rows.start : rows.stop]},
-            )
-        ]
+        def each(rows: range) -> Arguments:
+            return {"images": images[rows.start : rows.stop]}
+
+        levels = pipe.scheduler.config
+        ode = {"low": levels.sigma_min, "high": levels.sigma_max}
+        ode["steps"] = settings.likelihood_steps
+        return [Job("likelihood", len(images), draw, ode, each)]
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
         entry = drawn["likelihood"]

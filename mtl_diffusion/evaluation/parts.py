@@ -7,7 +7,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,8 +32,7 @@ class Context:
 
     Attributes:
         classifier: must not have been used in training or filtering of the pipeline.
-        train, test: the pipeline's training split, and held-out images; on the CPU, labelled in the
-            pipeline's order of classes.
+        train, test: on the CPU, labelled in the pipeline's order of classes.
         cache: folder for the features of the splits.
     """
 
@@ -46,17 +44,12 @@ class Context:
     settings: Settings
     cache: Path
 
-    @cached_property
-    def model(self) -> str:
-        """Digest of the weights."""
-        return weights_digest(self.pipe.unet)
-
     def drawer(self) -> dict[str, Any]:
         """All that decides what is drawn, except for the arguments of a call."""
         pipe = self.pipe
         configs = (pipe.config, pipe.unet.config, pipe.scheduler.config)
         return {
-            "weights": self.model,
+            "weights": weights_digest(pipe.unet),
             "code": [type(pipe).code_files(), METHODS],
             "scheduler": type(pipe.scheduler).__name__,
             "vocabulary": pipe.tokenizer.get_vocab(),
@@ -82,20 +75,16 @@ class Context:
 
     def classes_of(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 -> (N,) their classes, in the pipeline's order."""
-        table = torch.tensor([self.pipe.class_names.index(n) for n in self.classifier.class_names])
-        batches = images.split(500)
-        return torch.cat(
-            [table[self.classifier(to_unit_range(b)).argmax(1).cpu()] for b in batches]
-        )
+        places = torch.tensor(list(map(self.pipe.class_names.index, self.classifier.class_names)))
+        logits = (self.classifier(to_unit_range(batch)) for batch in images.split(500))
+        return places[torch.cat([batch.argmax(1).cpu() for batch in logits])]
 
     def generators(self, *key: int | str, rows: range) -> list[torch.Generator]:
         """One a row, a function of key and row: with one key, methods get the same noise."""
         seed, device = self.settings.seed, self.pipe.device
         return [generator(seed, *key, row, device=device) for row in rows]
 
-    def sample(
-        self, rows: range, task: str, key: tuple[int | str, ...] = (), **arguments
-    ) -> Tensor:
+    def sample(self, rows: range, task: str, key: tuple = (), **arguments: Any) -> Tensor:
         """Images (b, 3, H, W) uint8 of the pipeline, drawn from (task, key) and each row's number.
 
         Args:

@@ -8,12 +8,11 @@ import json
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ..tools import flags
 
 Count = Annotated[int, Field(ge=1)]
-Scale = Annotated[FiniteFloat, Field(ge=0)]
 
 
 class Settings(BaseModel):
@@ -29,8 +28,6 @@ class Settings(BaseModel):
     """Steps of every task, except in step_counts. null: the model's default."""
     step_counts: Annotated[list[Count], Field(min_length=1)] = [5, 7, 9, 12, 18, 35]
     """Step counts of the curve of quality against evaluations. A model of few steps has its own."""
-    guidance_interval: tuple[Scale, Scale] | None = None
-    """Lowest and highest noise level of guidance in one more sampling of generate. null: none."""
     inpaint_images: Annotated[int, Field(ge=2)] = 1_000
     """Held-out images that are completed, for each kind of mask, 2 or more."""
     inpaint_seeds: Count = 9
@@ -42,12 +39,12 @@ class Settings(BaseModel):
     between them."""
     baselines: bool = True
     """Also inpaint and edit by other methods with the same weights."""
-    baseline_guidance_scale: Scale = 8.0
+    baseline_guidance_scale: Annotated[FiniteFloat, Field(ge=0)] = 8.0
     """Class guidance of the other methods of editing; 1 is off."""
     likelihood_images: Count = 512
     """Held-out images whose bits per dimension are measured."""
-    likelihood_steps: Annotated[int, Field(ge=4)] = 64
-    """Steps of the solver that measures them, 4 or more."""
+    likelihood_steps: Annotated[int, Field(ge=4, multiple_of=4)] = 64
+    """Steps of the solver that measures them, a multiple of 4."""
     batch_size: Count = 250
     """Images at a time. With another one, nothing that was drawn before is used again."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -57,13 +54,6 @@ class Settings(BaseModel):
     """Compile the network (torch.compile): a minute of waiting, then a third faster or more."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything random."""
-
-    @field_validator("guidance_interval")
-    @classmethod
-    def _rises(cls, interval):
-        if interval is not None and interval[0] > interval[1]:
-            raise ValueError("the lower of two noise levels comes first")
-        return interval
 
 
 PRESETS = {

@@ -8,7 +8,6 @@ differences are in decades: 0.1 decades are 26 % more power.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +24,14 @@ LINES = 20  # classes in the plot, at most
 _ROUNDING = (2 / 255) ** 2 / 12  # the power of rounding to bytes, so that none is 0
 
 
-@dataclass(frozen=True)
-class RealPower:
-    """The mean power of real images.
-
-    Attributes:
-        whole: (H, W), of all images.
-        by_class: (K, H, W); NaN for a class without images.
-    """
-
-    whole: Tensor
-    by_class: Tensor
-
-    @classmethod
-    def of(cls, dataset: ImageDataset, num_classes: int) -> "RealPower":
-        """The mean power of a dataset on the CPU."""
-        places = dataset.labels.where(dataset.labels >= 0, num_classes)  # the last: no class
-        sums = torch.zeros(num_classes + 1, dataset.resolution, dataset.resolution)
-        for images, place in zip(dataset.images.split(1000), places.split(1000), strict=True):
-            sums.index_add_(0, place, power(images))
-        counts = places.bincount(minlength=len(sums))[:, None, None]
-        return cls(sums.sum(0) / len(dataset), (sums / counts)[:num_classes])
+def real_power(dataset: ImageDataset, num_classes: int) -> Tensor:
+    """(K + 1, H, W) mean power of real images of each class, NaN without any; at last of all."""
+    sums = torch.zeros(num_classes + 1, dataset.resolution, dataset.resolution)
+    places = dataset.labels.where(dataset.labels >= 0, num_classes)  # of images without a class
+    for images, place in zip(dataset.images.split(1000), places.split(1000), strict=True):
+        sums.index_add_(0, place, power(images))
+    counts = places.bincount(minlength=len(sums))[:, None, None]
+    return torch.cat([(sums / counts)[:-1], sums.sum(0, keepdim=True) / len(dataset)])
 
 
 def power(images: Tensor) -> Tensor:
@@ -85,13 +71,15 @@ def difference(spectra: Tensor, real: Tensor) -> dict[str, Any]:
 
 
 def radial_power(
-    images: Tensor, labels: Tensor | None, real: RealPower, class_names: Sequence[str]
+    images: Tensor, labels: Tensor | None, real: Tensor, class_names: Sequence[str]
 ) -> dict[str, Any]:
     """A set of images against real ones of the same classes, as frequent as here.
 
     Args:
-        images: (N, 3, H, W) uint8. labels: (N,), or None: against all real images. Images without
-            a class, and of a class of which there is no real one, are left out.
+        images: (N, 3, H, W) uint8.
+        labels: (N,), or None: against all real images. Images without a class, and of a class of
+            which there is no real one, are left out.
+        real: the result of `real_power`.
 
     Returns:
         "radial_power": the result of `difference`, and "by_class"; and the largest absolute
@@ -99,17 +87,15 @@ def radial_power(
     """
     spectra = power(images)
     if labels is None:
-        found = difference(spectra, real.whole)
+        found = difference(spectra, real[-1])
         return {"radial_power": found, "radial_power_largest_difference": _largest(found)}
-    there = real.by_class.isfinite().all((1, 2))[labels] & (labels >= 0)
+    there = real[:-1].isfinite().all((1, 2))[labels] & (labels >= 0)
     spectra, labels = spectra[there], labels[there]
-    shares = labels.bincount(minlength=len(real.by_class)) / len(labels)
-    mixed = torch.einsum("k,khw->hw", shares, real.by_class.nan_to_num(0))
+    shares = labels.bincount(minlength=len(class_names)) / len(labels)
+    found = difference(spectra, torch.einsum("k,khw->hw", shares, real[:-1].nan_to_num(0)))
     by_class = {
-        class_names[k]: difference(spectra[labels == k], real.by_class[k])
-        for k in labels.unique().tolist()
+        class_names[k]: difference(spectra[labels == k], real[k]) for k in labels.unique().tolist()
     }
-    found = difference(spectra, mixed)
     largest = max(map(_largest, by_class.values()), default=math.nan)
     return {
         "radial_power": {**found, "by_class": by_class},
@@ -122,7 +108,7 @@ def _largest(found: dict[str, Any]) -> float:
     return max(map(abs, found["decades"]))
 
 
-def plot(found: dict[str, Any], title: str, folder: Path) -> None:
+def plot_radial_power(found: dict[str, Any], title: str, folder: Path) -> None:
     """Writes radial_power.png: the differences over all classes, and of the first of them."""
     centers = [end - RING_ENDS[0] / 2 for end in RING_ENDS]
     entries = {**dict(list(found.get("by_class", {}).items())[:LINES]), "all classes": found}

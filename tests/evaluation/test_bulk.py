@@ -20,8 +20,10 @@ class Twice(torch.nn.Module):
 NET = Twice()
 
 
-def job(log, count=7, **same):
+def job(log, count=7, stop=None, **same):
     def draw(rows, **_):
+        if rows.start == stop:
+            raise KeyboardInterrupt
         log.append(rows)
         return NET(torch.tensor(rows, dtype=torch.float32))
 
@@ -43,15 +45,8 @@ def bulk(folder, rank=0, world=1, batch_size=3, model="m"):
 
 def test_an_interrupted_job_goes_on(tmp_path):
     log = []
-    whole = job(log)
-
-    def stop(rows, **arguments):
-        if rows.start >= 3:
-            raise KeyboardInterrupt
-        return whole.draw(rows, **arguments)
-
     with pytest.raises(KeyboardInterrupt):
-        bulk(tmp_path).draw([Job("twice", 7, stop, whole.same, whole.each)])
+        bulk(tmp_path).draw([job(log, stop=3)])
     bulk(tmp_path).draw([job(log)])
     assert log == [range(0, 3), range(3, 6), range(6, 7)]
     assert not list(tmp_path.rglob(".writing-*"))
@@ -65,7 +60,7 @@ def test_processes_share_the_chunks(tmp_path):
     assert bulk(tmp_path).read(job([])).values.tolist() == [0, 2, 4, 6, 8, 10, 12]
 
 
-def test_more_rows_reuse_the_full_chunks_and_other_arguments_reuse_nothing(tmp_path):
+def test_more_rows_reuse_the_full_chunks_and_others_reuse_nothing(tmp_path):
     log = []
     bulk(tmp_path).draw([job(log, count=6)])
     bulk(tmp_path).draw([job(log, count=8)])
@@ -73,7 +68,8 @@ def test_more_rows_reuse_the_full_chunks_and_other_arguments_reuse_nothing(tmp_p
     third = job(log)
     same = job(log, steps=5)
     each = Job("twice", 7, third.draw, {}, lambda rows: {"label": torch.zeros(len(rows))})
-    for other, model in ((same, "m"), (each, "m"), (third, "n")):
+    code = Job("twice", 7, lambda rows, **_: third.draw(rows), third.same, third.each)
+    for other, model in ((same, "m"), (each, "m"), (code, "m"), (third, "n")):
         made = bulk(tmp_path, model=model)
         log.clear()
         made.draw([other])

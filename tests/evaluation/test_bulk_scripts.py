@@ -25,7 +25,6 @@ TINY = {
     "reference_images": 40,
     "num_inference_steps": 2,
     "step_counts": [3],
-    "guidance_interval": [0, 1],
     "inpaint_images": 3,
     "inpaint_seeds": 2,
     "edit_images": 8,
@@ -110,8 +109,6 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
         # Only close: loaded weights lie at other addresses, and the classifier rounds otherwise.
         assert flat(one[part]) == pytest.approx(flat(two[part]), rel=1e-3, abs=1e-4), part
     assert one["generate"]["by_class_steps_3"]["evaluations"] == 3
-    limited = one["generate"]["by_class_guidance_2_interval_0_1_steps_2"]
-    assert limited["evaluations"] == 3 and limited["guidance_interval"] == [0, 1]
     null = one["generate"]["null_class_steps_2"]
     assert null["evaluations"] == 2 and {"precision", "recall"} <= null.keys()
     assert "without_a_class_guidance_2_interval_0.28_2.9_steps_2" in one["summary"]["generate"]
@@ -168,7 +165,7 @@ def in_process(work, name, monkeypatch, *more):
     [
         (
             ("--parts", "generate", "dance"),
-            "parts: found dance; this pipeline can have generate, likelihood",
+            "parts are dance; this pipeline can have generate, likelihood",
         ),
         (("--num_images=3", "--seed=x"), "num_images is 3: Input should be greater than or equal"),
         (("--dtype=bfloat16", "--parts", "likelihood"), "dtype is bfloat16; the likelihood is a"),
@@ -190,7 +187,7 @@ def test_a_compiled_network_of_bfloat16_draws_nearly_the_same(work, monkeypatch)
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", quickly)
     found = []
-    once = ("--parts", "generate", "--batch_size=10", "--guidance_interval=null")
+    once = ("--parts", "generate", "--batch_size=10")
     for name, *more in (("plain",), ("fast", "--dtype=bfloat16", "--compile=true")):
         assert in_process(work, name, monkeypatch, *once, *more) == 0
         scores = json.loads((work / name / "metrics.json").read_text())

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from mtl_diffusion.evaluation.distances import psnr, ssim
 from mtl_diffusion.evaluation.inpaint import diversity, mean_completion
-from mtl_diffusion.evaluation.likeness import psnr, ssim
 
 
 def images(n=3, size=16, seed=0):

@@ -12,7 +12,7 @@ from mtl_diffusion.evaluation.bulk import Drawn, evaluations_of
 from mtl_diffusion.evaluation.edit import Edit, pairs
 from mtl_diffusion.evaluation.evaluate import context, parts_for
 from mtl_diffusion.evaluation.features import FeatureSpace
-from mtl_diffusion.evaluation.generate import Generate, distances, memorisation
+from mtl_diffusion.evaluation.generate import Generate, memorisation
 from mtl_diffusion.evaluation.inpaint import Inpaint
 from mtl_diffusion.evaluation.parts import Context, mean
 from mtl_diffusion.evaluation.settings import Settings
@@ -139,28 +139,38 @@ def test_a_perfect_inpainter(given, tmp_path):
         assert torch.equal(masks[0].masks[kind], masks[1].masks[kind][:5]), kind
 
 
-def test_samples_that_are_the_data_are_at_the_floor_and_noise_is_not(given):
-    train, test = (given.space.features(d.images) for d in (given.train, given.test))
-    real = distances(test, train, train, test)
-    assert real["frechet_distance_to_test"] == pytest.approx(real["frechet_distance_to_train"])
-    again = distances(test, train, test, test)
-    assert again["frechet_distance_to_test"] == pytest.approx(0, abs=1e-6)
-    noise = torch.randint(0, 256, (60, 3, 16, 16), generator=torch.Generator().manual_seed(0))
-    features = given.space.features(noise.to(torch.uint8))
-    far = distances(features, train, features, test)
-    assert far["frechet_distance_to_train"] > 10 * real["frechet_distance_to_train"]
-    assert far["precision"] == 0 and far["recall"] == 0
-
-
-def test_copies_of_the_training_images_are_found_out(given, tmp_path):
-    train, test = given.features_of("train"), given.features_of("test")
-    copied, honest = (
-        memorisation(given, images, given.space.features(images), train, test, tmp_path)
-        for images in (given.train.images[:30], dataset(30, seed=7).images)
+def test_samples_that_are_the_data_are_at_the_floor_and_noise_is_not(given, tmp_path):
+    """And copies of the training images are noticed."""
+    part = Generate(
+        replace(given, settings=given.settings.model_copy(update={"step_counts": [18]}))
     )
-    assert copied["nearest_distance_ratio"] < 0.01 < 0.7 < honest["nearest_distance_ratio"] < 1.4
-    assert copied["nearer_than_held_out_1_percent"] == 1
-    assert (tmp_path / "nearest_training_images.png").exists()
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (30, 3, 16, 16), generator=random).to(torch.uint8)
+    images = {
+        "null_class_steps_18": noise,
+        "without_a_class_guidance_3_interval_0.28_2.9_steps_18": dataset(30, seed=7).images,
+        "by_class_steps_18": given.test.images[:30],
+        "by_class_guidance_3_interval_0.28_2.9_steps_18": given.train.images[:30],
+    }
+    cost = {"evaluations": 18.0}
+    drawn = {f"generate-{name}": Drawn(values, cost) for name, values in images.items()}
+    found = part.score(drawn, tmp_path)
+    far, fresh, again, copied = (found[name] for name in images)
+    for name in ("frechet_distance_to_train", "precision", "recall", "radial_power"):
+        assert again[name] == found["floor"][name]
+    assert far["frechet_distance_to_train"] > 10 * fresh["frechet_distance_to_train"]
+    assert far["precision"] == 0 and far["recall"] == 0
+    assert copied["class_accuracy"] == 1 and "class_accuracy" not in fresh
+    assert found["memorisation"]["nearest_distance_ratio"] < 0.01
+    assert found["memorisation"]["nearer_than_held_out_1_percent"] == 1
+    train, test = given.features_of("train"), given.features_of("test")
+    honest = memorisation(given.space.features(dataset(30, seed=7).images), train, test)
+    assert 0.7 < honest["nearest_distance_ratio"] < 1.4
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "nearest_training_images.png",
+        "quality_against_evaluations.png",
+        "radial_power.png",
+    }
 
 
 def costs(part):
@@ -174,22 +184,15 @@ def costs(part):
 
 
 def test_the_samplings_of_generate_and_what_they_cost(given, pipe):
-    update = {"num_inference_steps": 6, "step_counts": [3], "guidance_interval": (0.05, 6)}
-    settings = given.settings.model_copy(update=update)
-    part = Generate(replace(given, pipe=pipe, settings=settings))
+    settings = given.settings.model_copy(update={"num_inference_steps": 6, "step_counts": [3]})
     # Karras's six noise levels are 80, 24, 5.8, 0.97, 0.083 and 0.002: by default one is guided.
-    assert costs(part) == {
+    assert costs(Generate(replace(given, pipe=pipe, settings=settings))) == {
         "null_class_steps_6": 6,
         "without_a_class_guidance_2_interval_0.28_2.9_steps_6": 7,
         "by_class_steps_6": 6,
         "by_class_guidance_2_interval_0.28_2.9_steps_6": 7,
         "by_class_steps_3": 3,
-        "by_class_guidance_2_interval_0.05_6_steps_6": 9,
     }
-    for once in (None, (0.28, 2.9)):
-        settings = settings.model_copy(update={"guidance_interval": once})
-        without = Generate(replace(given, pipe=pipe, settings=settings))
-        assert [job.name for job in without.jobs()] == [job.name for job in part.jobs()][:-1]
 
 
 def test_mean_has_its_standard_error():
@@ -218,8 +221,8 @@ def test_a_model_without_edit_has_no_edit_part():
         {"num_images": 3},
         {"step_counts": []},
         {"baseline_guidance_scale": -1.0},
-        {"guidance_interval": (2.0, 1.0)},
-        {"guidance_interval": (float("nan"), 1.0)},
+        {"baseline_guidance_scale": float("nan")},
+        {"likelihood_steps": 6},
         {"num_image": 30},
     ],
 )

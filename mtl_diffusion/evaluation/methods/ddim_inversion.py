@@ -11,26 +11,12 @@ LOWEST = 0.01  # noise level that an image counts as having: the ODE is not defi
 
 @torch.no_grad()
 def ddim_inversion(
-    source: Denoise,
-    target: Denoise,
-    image: Tensor,
-    sigma: float,
-    steps: int,
-    inversion_steps: int,
+    source: Denoise, target: Denoise, image: Tensor, sigma: float, steps: int, inversion_steps: int
 ) -> Tensor:
     """Carries the image up the source's ODE to the level sigma, and down the target's. Section 4.3.
 
-    Args:
-        source: the denoiser, conditioned on the class of the image.
-        target: the denoiser, conditioned on the requested class.
-        image: (B, 3, H, W) float32 in [-1, 1].
-        sigma: up to LOWEST it gives the image back.
-        steps: of the way down. inversion_steps: of the way up.
-
-    Returns:
-        (B, 3, H, W), not clipped.
-
-    Evaluations: one a step, of the source on the way up and of the target on the way down.
+    A level up to LOWEST gives the image back. The steps are those of the way down. Evaluations: one
+    a step, of the source on the way up and of the target on the way down.
     """
     if sigma <= LOWEST:
         return image

@@ -27,17 +27,11 @@ from ...tools.tensors import to_unit_range
 from .denoisers import Denoise
 
 BIN = 2 / 255  # the distance of two grey levels in [-1, 1]
-PIECES = 4
+PIECES = 4  # of the ODE: the solver's levels lie close together at the upper end of each
+Generators = list[torch.Generator]
 
 
-def bits_per_dim(
-    D: Denoise,
-    images: Tensor,
-    low: float,
-    high: float,
-    steps: int,
-    generators: list[torch.Generator],
-) -> Tensor:
+def bits_per_dim(D: Denoise, images: Tensor, generators: Generators, **ode) -> Tensor:
     """One draw of the bound for each image: one place in its bins, one probe a noise level.
 
     The error of few steps has no known bound: report the result at two numbers of steps.
@@ -45,28 +39,21 @@ def bits_per_dim(
     Args:
         D: gradients pass through it.
         images: (B, 3, H, W) uint8, on the denoiser's device.
-        low, high: noise levels.
-        steps: of the solver.
-        generators: one for each image, so that results don't depend on the batch.
+        ode: low and high, noise levels, and steps of the solver.
 
     Returns:
         (B,) float64.
 
-    Evaluations of D: steps + 1, each with a gradient.
+    Evaluations: steps + 1, each with a gradient.
     """
     x = to_unit_range(images) + BIN * (_uniform(images, generators) - 0.5)
-    nats = -log_density(D, x, low, high, steps, generators)
+    nats = -log_density(D, x, generators, **ode)
     return (nats / x[0].numel() - math.log(BIN)) / math.log(2)
 
 
 @torch.no_grad()
 def log_density(
-    D: Denoise,
-    x: Tensor,
-    low: float,
-    high: float,
-    steps: int,
-    generators: list[torch.Generator],
+    D: Denoise, x: Tensor, generators: Generators, low: float, high: float, steps: int
 ) -> Tensor:
     """An estimate of ln p(x), (B,) float64, for x (B, 3, H, W) at low. See `bits_per_dim`."""
     d, levels, slopes = x[0].numel(), [], []
@@ -77,7 +64,6 @@ def log_density(
         slopes.append(d - trace)
         return denoised
 
-    # The solver's levels lie close together at the upper end, so each piece has levels of its own.
     ends = [low * (high / low) ** (k / PIECES) for k in range(PIECES + 1)]
     for sigma, end in pairwise(x.new_full((len(x), 1, 1, 1), end) for end in ends):
         x = ode_end(traced, x, sigma, end, steps // PIECES)
@@ -88,7 +74,7 @@ def log_density(
 
 
 def denoised_and_trace(
-    D: Denoise, x: Tensor, sigma: Tensor | float, generators: list[torch.Generator]
+    D: Denoise, x: Tensor, sigma: Tensor | float, generators: Generators
 ) -> tuple[Tensor, Tensor]:
     """D(x, sigma), and an estimate of the trace of dD/dx for each image, (B,) float64.
 
@@ -103,7 +89,7 @@ def denoised_and_trace(
     return denoised.detach(), (product * signs).double().flatten(1).sum(1)
 
 
-def _uniform(like: Tensor, generators: list[torch.Generator]) -> Tensor:
+def _uniform(like: Tensor, generators: Generators) -> Tensor:
     """Uniform in [0, 1), float32, of the shape and on the device of `like`, row by row."""
     rows = [torch.rand(like.shape[1:], generator=g, device=g.device) for g in generators]
     return torch.stack(rows).to(like.device)

@@ -26,18 +26,8 @@ def flowedit(
     at every level, so Euler's method, the paper's too, serves as well as a higher order would.
     Algorithm 1 of the paper, with n_min = 0 and n_avg = 1, for noise that is added unscaled.
 
-    Args:
-        source: the denoiser, conditioned on the class of the image.
-        target: the denoiser, conditioned on the requested class.
-        image: (B, 3, H, W) float32 in [-1, 1].
-        sigmas: n + 1 falling noise levels, the last one 0.
-        strength: in [0, 1]: the last int(strength n) steps are taken.
-        generators: one for each image.
-
-    Returns:
-        (B, 3, H, W), not clipped.
-
-    Evaluations: one a step, of the source and of the target.
+    Of n steps the last int(strength n) are taken, strength in [0, 1]. Evaluations: one a step, of
+    the source and of the target.
     """
     steps, z = len(sigmas) - 1, image
     for sigma, following in pairwise(sigmas[steps - int(steps * strength) :]):

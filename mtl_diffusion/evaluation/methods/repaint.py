@@ -28,18 +28,11 @@ def repaint(
     variance-exploding process. With few steps that adds too little noise: the painted pixels vary
     less than they should.
 
+    The known pixels come out exactly. Evaluations: (steps - 1) resamplings + 1.
+
     Args:
-        image: (B, 3, H, W) float32 in [-1, 1].
         mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
-        sigmas: falling noise levels, the last one 0.
-        generators: one for each image.
-        resamplings: times that each level is reached, 1 for no resampling. The last, 0, is
-            reached once.
-
-    Returns:
-        (B, 3, H, W), not clipped; the known pixels are those of the image, exactly.
-
-    Evaluations: (steps - 1) resamplings + 1.
+        resamplings: times that each level above 0 is reached; 1 for no resampling.
     """
 
     def noise() -> Tensor:

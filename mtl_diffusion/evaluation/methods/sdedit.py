@@ -14,16 +14,7 @@ def sdedit(
 ) -> Tensor:
     """Adds noise of the level sigma to the image, and solves the target's ODE from there.
 
-    Args:
-        target: the denoiser, conditioned on the requested class.
-        image: (B, 3, H, W) float32 in [-1, 1].
-        sigma: 0 or more; 0 gives the image back.
-        generators: one for each image.
-
-    Returns:
-        (B, 3, H, W), not clipped.
-
-    Evaluations: one a step.
+    The level 0 gives the image back. Evaluations: one a step.
     """
     if sigma == 0:
         return image
