@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,13 @@ Arguments = Mapping[str, Any]  # JSON values and tensors
 
 @dataclass(frozen=True)
 class Job:
-    """Work to be done for each of many rows, such as an image to be sampled.
+    """Work for each of many rows. It is done again if an argument, `draw` or the model changes.
 
     Attributes:
         name: unique among the jobs of an evaluation.
         count: rows.
         draw: (some rows of range(count), **same, **each(rows)) -> a tensor (b, ...), such as images
-            (b, 3, H, W) uint8. A row of it depends on these arguments of that row, and on the
-            `model` of `Bulk`, alone: what was drawn is used again while they, and the code of this
-            function, are the same.
+            (b, 3, H, W) uint8. A row of it depends on its number and its arguments alone.
         same: arguments of all rows. each: rows -> arguments that differ from row to row.
     """
 
@@ -48,6 +47,11 @@ class Job:
     same: Arguments = field(default_factory=dict)
     each: Callable[[range], Arguments] = lambda rows: {}
 
+    @cached_property
+    def code(self) -> str:
+        """That of `draw`, read once: files may change during an evaluation of hours."""
+        return inspect.getsource(self.draw)
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -55,8 +59,8 @@ class Drawn:
 
     Attributes:
         values: (N, ...) on the CPU, such as images (N, 3, H, W) uint8.
-        cost: "evaluations" of the network for one row, each branch of guidance being one, and
-            "images_per_second" of one process, the median over its chunks.
+        cost: "evaluations" of the network for one row, each branch of guidance being one, and the
+            median over the chunks of "images_per_second" of one process.
     """
 
     values: Tensor
@@ -91,13 +95,10 @@ def evaluations_of(unet: nn.Module) -> Iterator[list[int]]:
 
 
 class Bulk:
-    """Runs jobs over all processes; each chunk is a file of its own.
+    """Runs jobs over all processes; each chunk is a file in a folder that every process sees.
 
-    Args:
-        folder: where the chunks are kept; every process must see it.
-        unet: the network that draws, to count its evaluations.
-        batch_size: rows a chunk.
-        model: all that the outcome of any job depends on; JSON values and tensors.
+    The evaluations of unet are counted. A chunk has batch_size rows. The outcome of any job depends
+    on model, too: JSON values and tensors.
     """
 
     def __init__(self, folder: Path, unet: nn.Module, batch_size: int, model: Arguments):
@@ -134,8 +135,7 @@ class Bulk:
         return Drawn(torch.cat(values), cost)
 
     def _chunks(self, job: Job) -> Iterator[tuple[Path, range]]:
-        code = inspect.getsource(job.draw)
-        folder = self.folder / f"{job.name}-{digest([self.model, code, job.same])}"
+        folder = self.folder / f"{job.name}-{digest([self.model, job.code, job.same])}"
         for first in range(0, job.count, self.batch_size):
             rows = range(first, min(first + self.batch_size, job.count))
             each = digest(job.each(rows))

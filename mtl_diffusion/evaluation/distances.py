@@ -9,24 +9,15 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 _ROUNDING = (0.5 / 255) ** 2  # the error of rounding to 8 bits: a smaller error can't be measured
 
 
-class _AsTheyAre(nn.Module):
-    """Identity in place of torchmetrics' feature network: the inputs are features already."""
-
-    def __init__(self, num_features: int):
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
-
-
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Between the Gaussians with the moments of a (N, D) and b (M, D). Heusel et al. 2017.
 
     It is biased upwards if samples are few: compare only figures of the same n.
     """
+    network = nn.Identity()  # in place of torchmetrics': the inputs are features already
+    network.num_features = a.shape[1]
     # One process has all the points; torchmetrics would wait for the others.
-    metric = FrechetInceptionDistance(feature=_AsTheyAre(a.shape[1]), sync_on_compute=False)
+    metric = FrechetInceptionDistance(feature=network, sync_on_compute=False)
     metric.set_dtype(torch.float64)
     metric.update(a.double(), real=True)
     metric.update(b.double(), real=False)
@@ -72,7 +63,7 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
         a, b: (N, 3, H, W) in [0, 1].
         mask: (N, 1, H, W) in {0, 1}, nowhere empty. None: the whole image.
     """
-    return -10 * _mean((a - b).square(), mask).clamp_min(_ROUNDING).log10()
+    return -10 * masked_mean((a - b).square(), mask).clamp_min(_ROUNDING).log10()
 
 
 def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -84,10 +75,10 @@ def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     _, local = structural_similarity_index_measure(
         a, b, data_range=1.0, reduction="none", return_full_image=True
     )
-    return _mean(local, mask)
+    return masked_mean(local, mask)
 
 
-def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """(N, 3, H, W) -> (N,) the mean inside the mask."""
     values = values.mean(1, keepdim=True)
     mask = torch.ones_like(values) if mask is None else mask

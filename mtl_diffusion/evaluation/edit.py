@@ -25,12 +25,8 @@ from .methods.flowedit import flowedit
 from .methods.sdedit import sdedit
 from .parts import Context, Part, Seen, mean
 
-# The edit task: as it is called by default, told the class of the source, inside the mask of the
-# new class.
-EDIT, EDIT_SOURCE_CLASS, EDIT_IN_MASK = "edit", "edit_source_class", "edit_in_class_mask"
-
-
-BASELINES = ("sdedit", "ddim_inversion", "flowedit")
+EDIT, BASELINES = "edit", ("sdedit", "ddim_inversion", "flowedit")
+INVERSION_STEPS = 8  # of DDIM inversion
 
 
 class Edit(Part):
@@ -45,68 +41,47 @@ class Edit(Part):
         count = context.settings.num_strengths
         even = (k / count for k in range(1, count + 1))
         self.strengths = sorted({*even, TASKS["edit"].default_strength})
-        self.ways = [EDIT]
-        if context.has_baselines:
-            several = context.pipe.chains is None  # else there are few noise levels, and no scale
-            self.ways += [EDIT_SOURCE_CLASS] if several else []
-            self.ways += [EDIT_IN_MASK, *(BASELINES if several else ())]
+        self.ways = [EDIT, *(BASELINES if context.has_baselines else ())]
 
     def guidance(self, way: str) -> float:
         """The guidance scale of the class."""
-        context = self.context
-        of_edit = context.pipe.default_guidance("edit")
-        return context.settings.baseline_guidance_scale if way in BASELINES else of_edit
+        baseline = self.context.settings.baseline_guidance_scale
+        return baseline if way in BASELINES else self.context.pipe.default_guidance("edit")
 
     def jobs(self) -> list[Job]:
         return [self._job(way, strength) for way in self.ways for strength in self.strengths]
 
     def _job(self, way: str, strength: float) -> Job:
-        same = {"strength": strength, "guidance_scale": self.guidance(way)}
-        same |= {"num_inference_steps": self.steps}
-        same |= {"method": way} if way in BASELINES else {"task": "edit"}
-        draw = {EDIT: self.context.sample, EDIT_SOURCE_CLASS: self.context.sample}
-        draw |= {EDIT_IN_MASK: self._in_mask, **dict.fromkeys(BASELINES, self._baseline)}
+        guidance, draw = self.guidance(way), self._baseline
+        same = {"method": way, "strength": strength, "guidance": guidance, "steps": self.steps}
+        if way == EDIT:
+            same = {"task": way, "strength": strength, "guidance_scale": guidance}
+            same["num_inference_steps"], draw = self.steps, self.context.sample
 
         def each(rows: range) -> Arguments:
             part = slice(rows.start, rows.stop)
             found = {"image": self.sources[part], "class_label": self.asked[part].tolist()}
-            if way in (EDIT_SOURCE_CLASS, *BASELINES):
-                found["source_class"] = self.own[part].tolist()
-            return found
+            return found if way == EDIT else found | {"source_class": self.own[part].tolist()}
 
-        return Job(f"{way}-{strength:g}", len(self.own), draw[way], same, each)
-
-    def _in_mask(self, rows: range, image: Tensor, class_label: list[int], **same) -> Tensor:
-        random = self.context.generators("mask", rows=rows)
-        mask = self.context.pipe.generate_mask(image.float() / 255, class_label, generator=random)
-        own = {"image": image, "class_label": class_label, "mask_image": mask}
-        return self.context.sample(rows, **own, **same)
+        return Job(f"{way}-{strength:g}", len(self.own), draw, same, each)
 
     def _baseline(
-        self,
-        rows: range,
-        image: Tensor,
-        class_label: list[int],
-        source_class: list[int],
-        method: str,
-        strength: float,
-        guidance_scale: float,
-        num_inference_steps: int,
+        self, rows, image: Tensor, class_label, source_class, method, strength, guidance, steps
     ) -> Tensor:
-        pipe, steps = self.context.pipe, num_inference_steps
+        """Edits (b, 3, H, W) uint8 of these sources, of these classes, into the class labels."""
+        pipe = self.context.pipe
         source = generate_denoiser(pipe, torch.tensor(source_class))
-        target = generate_denoiser(pipe, torch.tensor(class_label), guidance_scale)
+        target = generate_denoiser(pipe, torch.tensor(class_label), guidance)
         image, sigmas = to_unit_range(image.to(pipe.device)), noise_levels(pipe.scheduler, steps)
         random = self.context.generators("edit", rows=rows)
-        # From the noise level where edit starts, in as many steps, up and down.
+        # From the noise level where edit starts, in as many steps.
         start = min(TASKS["edit"].start(strength), sigmas[0])
         if method == "flowedit":
             edited = flowedit(source, target, image, sigmas, strength, random)
         elif method == "sdedit":
             edited = sdedit(target, image, start, steps, random)
         else:
-            up = TASKS["edit"].default_inversion_steps
-            edited = ddim_inversion(source, target, image, start, steps, up)
+            edited = ddim_inversion(source, target, image, start, steps, INVERSION_STEPS)
         return to_uint8(edited)
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
@@ -162,8 +137,7 @@ class Edit(Part):
         first = (self.own != self.asked).nonzero()[: len(names), 0].tolist()
         rows = [[to_pictures(images[i : i + 1])[0] for images in shown] for i in first]
         labels = [f"{names[self.own[i]]} to {names[self.asked[i]]}" for i in first]
-        titles = ["source", *(way.replace("class_mask", "mask") for way in self.ways)]
-        grid(rows, labels, titles, cell=84).save(folder / "edit.png")
+        grid(rows, labels, ["source", *self.ways], cell=84).save(folder / "edit.png")
 
 
 def pairs(context: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,7 +149,7 @@ def pairs(context: Context) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         sources (N, 3, H, W) uint8; own labels (N,); requested labels (N,).
     """
-    labels, count = context.test.labels, context.num_classes
+    labels, count = context.test.labels, len(context.pipe.class_names)
     of_class = [(labels == k).nonzero()[:, 0] for k in range(count)]
     of_class = [rows for rows in of_class if len(rows)]
     turns = [divmod(i, len(of_class)) for i in range(context.settings.edit_images)]

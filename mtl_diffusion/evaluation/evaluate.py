@@ -1,7 +1,4 @@
-"""The scorecard: figures, plots and pictures of an exported pipeline.
-
-It needs the pipeline, a classifier and a dataset, and nothing of the training.
-"""
+"""The scorecard of a pipeline, by a classifier and a dataset, and nothing of the training."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,10 +34,12 @@ EQUAL = ("ssim_to_source", "feature_distance", "strength", "largest_share", "gui
 
 def parts_for(pipe: MultiTaskPipeline) -> list[str]:
     """The parts of the scorecard that a model can have, by its tasks and classes."""
-    possible = [name for name, part in PARTS.items() if part.task in pipe.tasks]
+    possible = {name for name, part in PARTS.items() if part.task in pipe.tasks}
     if pipe.chains is not None:  # it is no denoiser at other noise levels than its own
-        possible.remove("likelihood")
-    return [name for name in possible if name != "edit" or len(pipe.class_names) > 1]
+        possible.discard("likelihood")
+    if len(pipe.class_names) < 2:
+        possible.discard("edit")
+    return [name for name in PARTS if name in possible]
 
 
 def context(
@@ -62,9 +61,8 @@ def context(
     names = pipe.class_names
     if not names:
         raise ValueError("pipeline: it has no classes, and the scorecard needs them")
-    given = {"classifier": classifier.class_names, "dataset_name": test.class_names}
-    for name, classes in given.items():
-        if set(classes) != set(names):
+    for name, of in {"classifier": classifier, "dataset_name": test}.items():
+        if set(classes := of.class_names) != set(names):
             raise ValueError(
                 f"{name} has the classes {', '.join(classes)}; the pipeline knows "
                 f"{', '.join(names)}; give what belongs to the pipeline's dataset"
@@ -84,16 +82,12 @@ def write_scorecard(
     An interrupted evaluation continues when it is run again: samples are kept in `folder`/drawn.
 
     Args:
-        parts: None: all that the model can have.
+        parts: None: all that the model can have; another one raises a ValueError.
         data: has pipeline, dataset_name, train_split and validation_split, for metrics.json.
-        command: is written to metrics.json.
 
     Returns:
         The contents of metrics.json: part -> its figures, each with its n; "summary", the few of
         them for a card; and how it was measured. None on the other processes.
-
-    Raises:
-        ValueError: a part is not one that the model can have.
     """
     pipe, settings, space = context.pipe, context.settings, context.space
     possible = parts_for(pipe)
@@ -112,18 +106,15 @@ def write_scorecard(
         part.name: part.score({job.name: bulk.read(job) for job in jobs[part]}, folder)
         for part in chosen
     }
+    dataset = {"train_split": data.train_split, "validation_split": data.validation_split}
+    dataset["train_fingerprint"] = context.train.fingerprint
+    dataset["validation_fingerprint"] = context.test.fingerprint
     metrics = {
         **results,
         "summary": summary(results, context),
         "pipeline": public(data.pipeline),
         "weights": weights_digest(pipe.unet),
-        "dataset": {
-            "name": public(data.dataset_name),
-            "train_split": data.train_split,
-            "train_fingerprint": context.train.fingerprint,
-            "validation_split": data.validation_split,
-            "validation_fingerprint": context.test.fingerprint,
-        },
+        "dataset": {"name": public(data.dataset_name), **dataset},
         "feature_space": {"name": space.name, "weights": space.digest, **space.about},
         "classifier": context.classifier.metrics,
         "sampler": type(pipe.scheduler).__name__,
@@ -157,16 +148,15 @@ def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
 def _edits(entries: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of one method: at the default strength, and at equal class accuracy."""
     strength = f"strength_{TASKS['edit'].default_strength:g}"
-    equal = {name: _pick(entries, name, *EQUAL) for name in FOUND}
-    return {strength: _pick(entries, strength, *REACHED), **equal}
+    figures = {strength: REACHED, **dict.fromkeys(FOUND, EQUAL)}
+    return {name: _pick(entries, name, *wanted) for name, wanted in figures.items()}
 
 
 def _pick(entries: Mapping[str, Any], name: str, *figures: str) -> dict[str, Any]:
     """Some figures of an entry, with their standard errors, the entry's n and its evaluations."""
     entry = entries.get(name, {})
     wanted = [key for figure in figures for key in (figure, f"{figure}_standard_error")]
-    kept = {key: entry[key] for key in (*wanted, "evaluations") if key in entry}
-    return {**kept, "n": entry["n"]} if kept else {}
+    return {key: entry[key] for key in (*wanted, "evaluations", "n") if key in entry}
 
 
 def _without_empty(table: dict[str, Any]) -> dict[str, Any]:
@@ -176,9 +166,6 @@ def _without_empty(table: dict[str, Any]) -> dict[str, Any]:
 
 def below(results: Mapping[str, Any], limit: float) -> list[str]:
     """The tasks whose class accuracy, at the default settings, is under a limit."""
-    return [
-        task
-        for task in ("generate", "edit")
-        for entry in results["summary"].get(task, {}).values()
-        if entry.get("class_accuracy", 1.0) < limit
-    ]
+    summary = {task: results["summary"].get(task, {}) for task in ("generate", "edit")}
+    entries = ((task, entry) for task, found in summary.items() for entry in found.values())
+    return [task for task, entry in entries if entry.get("class_accuracy", 1.0) < limit]

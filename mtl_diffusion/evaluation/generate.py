@@ -24,8 +24,6 @@ class Sampling:
     Attributes:
         of: "by_class", which asks for every class in turn; "without_a_class", which lets the
             pipeline choose; or "null_class", which asks for none.
-        steps: of the solver.
-        guidance_scale: 1 is off. guidance_interval: the noise levels that are guided.
     """
 
     of: str
@@ -62,32 +60,28 @@ class Generate(Part):
 
     @property
     def samplings(self) -> list[Sampling]:
-        counts = self.context.settings.step_counts
-        found = [*self.main, *(Sampling("by_class", count) for count in counts)]
-        return list({sampling.name: sampling for sampling in found}.values())
+        more = (Sampling("by_class", count) for count in self.context.settings.step_counts)
+        return list({sampling.name: sampling for sampling in (*self.main, *more)}.values())
 
     def jobs(self) -> list[Job]:
         return [self._job(sampling) for sampling in self.samplings]
 
-    def _asked(self, sampling: Sampling, rows: range) -> Tensor | None:
-        """(b,) the classes that are asked for."""
-        by_class = sampling.of == "by_class"
-        return torch.tensor(rows) % self.context.num_classes if by_class else None
-
     def _job(self, sampling: Sampling) -> Job:
-        def each(rows: range) -> Arguments:
-            asked = self._asked(sampling, rows)
-            none = {"null_class": -1, "without_a_class": None}.get(sampling.of)
-            return {"class_label": [none] * len(rows) if asked is None else asked.tolist()}
+        same = {"task": "generate", "num_inference_steps": sampling.steps}
+        same["guidance_scale"] = sampling.guidance_scale
+        same["guidance_interval"] = sampling.guidance_interval
 
-        same = {
-            "task": "generate",
-            "guidance_scale": sampling.guidance_scale,
-            "guidance_interval": sampling.guidance_interval,
-            "num_inference_steps": sampling.steps,
-        }
-        count = self.context.settings.num_images
-        return Job(f"generate-{sampling.name}", count, self.context.sample, same, each)
+        def each(rows: range) -> Arguments:
+            return {"class_label": self._asked(sampling, rows)}
+
+        count, sample = self.context.settings.num_images, self.context.sample
+        return Job(f"generate-{sampling.name}", count, sample, same, each)
+
+    def _asked(self, sampling: Sampling, rows: range) -> list[int | None]:
+        """The class label of each row."""
+        none = {"null_class": -1, "without_a_class": None}
+        count = len(self.context.pipe.class_names)
+        return [none.get(sampling.of, row % count) for row in rows]
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
         context, names = self.context, self.context.pipe.class_names
@@ -112,6 +106,7 @@ class Generate(Part):
         for sampling in self.samplings:
             entry = drawn[f"generate-{sampling.name}"]
             asked = self._asked(sampling, range(len(entry.values)))
+            asked = torch.tensor(asked) if sampling.of == "by_class" else None
             features = context.space.features(entry.values)
             results[sampling.name] = {
                 "n": len(entry.values),
@@ -130,29 +125,23 @@ class Generate(Part):
 
     def _classes(self, images: Tensor, asked: Tensor) -> dict[str, Any]:
         """The share of samples in which the classifier finds the requested class."""
-        right = self.context.classes_of(images) == asked
-        names = self.context.pipe.class_names
-        return {
-            **mean("class_accuracy", right),
-            "class_accuracy_by_class": {
-                names[k]: right[asked == k].float().mean().item() for k in asked.unique().tolist()
-            },
-        }
+        right, names = self.context.classes_of(images) == asked, self.context.pipe.class_names
+        groups = {names[k]: right[asked == k].double() for k in asked.unique().tolist()}
+        by_class = {name: group.mean().item() for name, group in groups.items()}
+        return {**mean("class_accuracy", right), "class_accuracy_by_class": by_class}
 
     def _plot(self, results: Mapping[str, Any], folder: Path) -> None:
         """Draws quality_against_evaluations.png: a line for each guidance."""
-        figure = "frechet_distance_to_train"
-        lines: dict[str, list[tuple[float, float]]] = {}
+        figure, lines = "frechet_distance_to_train", {}
         for sampling in self.samplings:
             if sampling.of == "by_class":
                 line = sampling.name.partition("_steps_")[0].replace("_", " ")
                 entry = results[sampling.name]
                 lines.setdefault(line, []).append((entry["evaluations"], entry[figure]))
-        n, space = self.context.settings.num_images, self.context.space.name
         curves(
             {line: sorted(points) for line, points in lines.items()},
-            f"evaluations of the network an image (n = {n})",
-            f"Frechet distance to the training split ({space})",
+            f"evaluations of the network an image (n = {self.context.settings.num_images})",
+            f"Frechet distance to the training split ({self.context.space.name})",
             folder / "quality_against_evaluations.png",
             levels={"real images": results["floor"][figure]},
         )

@@ -13,7 +13,7 @@ from ..pipeline.masks import MASKS, draw_masks
 from ..tools.rng import generator
 from ..tools.tensors import to_uint8, to_unit_range
 from .bulk import Arguments, Drawn, Job
-from .distances import feature_distance, frechet_distance, psnr, ssim
+from .distances import feature_distance, frechet_distance, masked_mean, psnr, ssim
 from .methods.denoisers import generate_denoiser, noise_levels
 from .methods.repaint import repaint
 from .parts import Context, Part, Seen, mean
@@ -29,18 +29,12 @@ class Inpaint(Part):
         super().__init__(context)
         self.count = min(context.settings.inpaint_images, len(context.test))
         self.images = context.test.images[: self.count]
-        self.masks = {kind: self._masks(kind) for kind in MASKS}
         self.seeds = range(context.settings.inpaint_seeds)
-        repaints = context.has_baselines and context.pipe.chains is None
-        # Column of the picture -> the name of its jobs.
-        self.columns = {f"seed {seed}": f"inpaint-{{}}-{seed}" for seed in self.seeds}
-        self.columns |= {"RePaint": "repaint-{}"} if repaints else {}
-
-    def _masks(self, kind: str) -> Tensor:
-        """(N, 1, H, W), each drawn on its own: it is the same for any number of images."""
-        seed, size = self.context.settings.seed, self.context.pipe.size
-        random = (generator(seed, "scorecard", kind, i) for i in range(self.count))
-        return torch.cat([draw_masks(1, size, one, kind) for one in random])
+        self.masks = {}
+        for kind in MASKS:  # each mask is drawn on its own: the same for any number of images
+            keys = ((context.settings.seed, "scorecard", kind, i) for i in range(self.count))
+            masks = (draw_masks(1, context.pipe.size, generator(*key), kind) for key in keys)
+            self.masks[kind] = torch.cat(list(masks))  # (N, 1, H, W)
 
     def jobs(self) -> list[Job]:
         found, sample = [], self.context.sample
@@ -49,7 +43,7 @@ class Inpaint(Part):
             for seed in self.seeds:
                 same = {"task": "inpaint", "key": (kind, seed), "num_inference_steps": self.steps}
                 found.append(Job(f"inpaint-{kind}-{seed}", self.count, sample, same, each))
-            if "RePaint" in self.columns:
+            if self.context.has_baselines:
                 same = {"key": ("inpaint", kind, 0), "steps": self.steps}
                 found.append(Job(f"repaint-{kind}", self.count, self._repaint, same, each))
         return found
@@ -79,7 +73,7 @@ class Inpaint(Part):
                 values = torch.stack([repeat.values for repeat in repeats])
                 results[kind] |= mean("diversity", diversity(values, mask))
                 results[kind] |= mean_completion(self.images, values, mask)
-            if "RePaint" in self.columns:
+            if self.context.has_baselines:
                 found = self._figures(drawn[f"repaint-{kind}"], originals, mask)
                 results[kind]["repaint"] = found
         self._picture(drawn, folder)
@@ -102,13 +96,15 @@ class Inpaint(Part):
 
     def _picture(self, drawn: Mapping[str, Drawn], folder: Path) -> None:
         """For each kind: an original, what is left of it, completions, RePaint's."""
-        rows = []
+        rows, grey = [], torch.tensor(128, dtype=torch.uint8)
         for i, (kind, mask) in enumerate(self.masks.items()):
             i %= self.count
-            left = self.images[i].where(mask[i] == 0, torch.tensor(128, dtype=torch.uint8))
-            painted = (drawn[name.format(kind)].values[i] for name in self.columns.values())
-            rows.append(to_pictures(torch.stack([self.images[i], left, *painted])))
-        grid(rows, list(MASKS), ["original", "masked", *self.columns]).save(folder / "inpaint.png")
+            entries = (entry for name, entry in drawn.items() if name.split("-")[1] == kind)
+            left = self.images[i].where(mask[i] == 0, grey)
+            shown = [self.images[i], left, *(entry.values[i] for entry in entries)]
+            rows.append(to_pictures(torch.stack(shown)))
+        titles = ["original", "masked", *(f"seed {seed}" for seed in self.seeds), "RePaint"]
+        grid(rows, list(MASKS), titles[: len(rows[0])]).save(folder / "inpaint.png")
 
 
 def mean_completion(originals: Tensor, repeats: Tensor, mask: Tensor) -> dict[str, float]:
@@ -124,5 +120,4 @@ def mean_completion(originals: Tensor, repeats: Tensor, mask: Tensor) -> dict[st
 
 def diversity(repeats: Tensor, mask: Tensor) -> Tensor:
     """(N,) deviation inside the hole, in [0, 1], over S completions (S, N, 3, H, W) uint8."""
-    spread = (repeats.float() / 255).var(0).mean(1, keepdim=True)  # (N, 1, H, W)
-    return ((spread * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))).sqrt()
+    return masked_mean((repeats.float() / 255).var(0), mask).sqrt()

@@ -36,9 +36,8 @@ class Likelihood(Part):
         def each(rows: range) -> Arguments:
             return {"images": images[rows.start : rows.stop]}
 
-        levels = pipe.scheduler.config
-        ode = {"low": levels.sigma_min, "high": levels.sigma_max}
-        ode["steps"] = settings.likelihood_steps
+        levels, steps = pipe.scheduler.config, settings.likelihood_steps
+        ode = {"low": levels.sigma_min, "high": levels.sigma_max, "steps": steps}
         return [Job("likelihood", len(images), draw, ode, each)]
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:

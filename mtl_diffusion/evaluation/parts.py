@@ -1,7 +1,4 @@
-"""The parts of the scorecard: their common inputs, and their interface.
-
-A part lists its sampling jobs; all processes draw them; then it computes its figures.
-"""
+"""A part of the scorecard lists its jobs; all processes draw them; then it computes its figures."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,8 +19,11 @@ from .bulk import Drawn, Job
 from .features import FeatureSpace
 from .settings import Settings
 
+# What the configurations hold besides: where they were loaded from, and which values are defaults.
+TRACES = ("_name_or_path", "_use_default_values", "is_local", "local_files_only")
 # The code of the methods, read at import, as the pipeline's is.
-METHODS = {path.name: path.read_text() for path in Path(__file__).parent.glob("methods/*.py")}
+_FILES = Path(__file__).parent.glob("methods/*.py")
+METHODS = {path.name: path.read_text(encoding="utf-8") for path in _FILES}
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,15 @@ class Context:
             "code": [type(pipe).code_files(), METHODS],
             "scheduler": type(pipe.scheduler).__name__,
             "vocabulary": pipe.tokenizer.get_vocab(),
-            # A leading underscore marks what was noted at loading, such as paths.
-            "configs": [{k: v for k, v in c.items() if k[0] != "_"} for c in configs],
+            "configs": [{k: v for k, v in c.items() if k not in TRACES} for c in configs],
             "seed": self.settings.seed,
         }
 
     @property
     def has_baselines(self) -> bool:
-        """Whether other methods are measured, too. They need the generate task."""
-        return self.settings.baselines and "generate" in self.pipe.tasks
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.pipe.class_names)
+        """Whether other methods are measured, too. They need generate at any noise level."""
+        pipe = self.pipe
+        return self.settings.baselines and "generate" in pipe.tasks and pipe.chains is None
 
     def features_of(self, split: str) -> Tensor:
         """(N, D) of "train" or "test"."""
@@ -87,8 +83,7 @@ class Context:
     def sample(self, rows: range, task: str, key: tuple = (), **arguments: Any) -> Tensor:
         """Images (b, 3, H, W) uint8 of the pipeline, drawn from (task, key) and each row's number.
 
-        Args:
-            arguments: the pipeline's; an image is (b, 3, H, W) uint8.
+        Its arguments are the pipeline's, but an image is uint8 here, too.
         """
         if "image" in arguments:
             arguments["image"] = arguments["image"].float() / 255
@@ -111,27 +106,20 @@ class Seen:
 
 
 class Part(ABC):
-    """One subject of the scorecard.
+    """One subject of the scorecard."""
 
-    Class attributes:
-        name: the key in metrics.json. task: the task that a model must have learned.
-    """
-
-    name: ClassVar[str]
-    task: ClassVar[str]
+    name: ClassVar[str]  # the key in metrics.json
+    task: ClassVar[str]  # that a model must have learned
 
     def __init__(self, context: Context):
         self.context = context
 
-    @property
-    def steps(self) -> int:
-        """Steps of the sampler."""
-        given = self.context.settings.num_inference_steps
-        return given or self.context.pipe.default_steps(self.task)
+        given, default = context.settings.num_inference_steps, context.pipe.default_steps
+        self.steps = given or default(self.task)  # of the sampler
 
     @abstractmethod
     def jobs(self) -> list[Job]:
-        """The jobs that have to be sampled."""
+        """What has to be sampled."""
 
     @abstractmethod
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:

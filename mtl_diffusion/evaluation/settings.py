@@ -3,14 +3,9 @@
 A field is documented once, under it; that text is its `--help`.
 """
 
-import argparse
-import json
-import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
-
-from ..tools import flags
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -81,42 +76,3 @@ PRESETS = {
         batch_size=500,
     ),
 }
-
-
-def read_flags(description: str) -> tuple[Any, Settings]:
-    """The flags of `mtl-diffusion evaluate`, and the settings among them."""
-    parser = flags.parser(description)
-    add, home = parser.add_argument, os.path.expanduser
-    flags.add(parser, "pipeline", "revision")
-    trained = "output_dir of mtl-diffusion train_classifier"
-    add("--classifier", required=True, type=home, help=trained)
-    space = (
-        'where distances are taken: "inception", an image model of transformers such as '
-        "facebook/dinov2-base, or a folder of train_classifier; default: --classifier"
-    )
-    add("--feature_space", type=home, help=space)
-    flags.add(parser, "dataset_name", "dataset_config_name", dataset_name={"default": "shapes"})
-    flags.add(parser, "train_split", "validation_split", "image_column", "label_column")
-    add("--parts", nargs="+", help="generate, likelihood, inpaint, edit; default: all that apply")
-    add("--at_least", type=float, help="fail if a task's class accuracy is below this share")
-    add("--preset", choices=list(PRESETS), default="standard", help="how much is measured")
-    flags.add(parser, "output_dir", "device")
-    group = parser.add_argument_group("In place of the preset's, whose standard is in brackets")
-    for name, field in Settings.model_fields.items():
-        text = f"{field.description} ({json.dumps(field.default)})".replace("%", "%%")
-        group.add_argument(f"--{name}", type=_value, default=argparse.SUPPRESS, help=text)
-    args = parser.parse_args()
-    given = {name: value for name, value in vars(args).items() if name in Settings.model_fields}
-    try:
-        return args, Settings(**{**vars(PRESETS[args.preset]), **given})
-    except ValidationError as error:
-        faults = error.errors()
-        parser.error("; ".join(f"{e['loc'][0]} is {e['input']!r}: {e['msg']}" for e in faults))
-
-
-def _value(text: str) -> Any:
-    """A value as JSON has it, or else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

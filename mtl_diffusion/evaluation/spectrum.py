@@ -20,7 +20,6 @@ from ..tools.tensors import to_unit_range
 
 # Upper ends in cycles per pixel. The last ring also has the corners of the plane, up to 0.71.
 RING_ENDS = (0.125, 0.25, 0.375, 0.5)
-LINES = 20  # classes in the plot, at most
 _ROUNDING = (2 / 255) ** 2 / 12  # the power of rounding to bytes, so that none is 0
 
 
@@ -36,11 +35,8 @@ def real_power(dataset: ImageDataset, num_classes: int) -> Tensor:
 
 def power(images: Tensor) -> Tensor:
     """(N, 3, H, W) uint8 -> (N, H, W) float32, the power of each image at each frequency."""
-    spectra = [
-        torch.fft.fft2(to_unit_range(part), norm="ortho").abs().square().mean(1)
-        for part in images.split(1000)
-    ]
-    return torch.cat(spectra) + _ROUNDING
+    spectra = (torch.fft.fft2(to_unit_range(part), norm="ortho") for part in images.split(1000))
+    return torch.cat([part.abs().square().mean(1) for part in spectra]) + _ROUNDING
 
 
 def rings_of(side: int) -> Tensor:
@@ -51,13 +47,10 @@ def rings_of(side: int) -> Tensor:
 
 
 def difference(spectra: Tensor, real: Tensor) -> dict[str, Any]:
-    """log10 power of samples minus that of real images, in each ring.
-
-    Args:
-        spectra: (N, H, W), of the samples. real: (H, W), a mean.
+    """log10 power of samples (N, H, W) minus the mean power of real images (H, W).
 
     Returns:
-        n; "decades" and their "standard_error" over the samples, both a list of four.
+        n; "decades" and their "standard_error" over the samples, both a list of one for each ring.
     """
     mean, rings, count = spectra.mean(0), rings_of(len(real)), len(spectra)
     decades, errors = [], []
@@ -96,11 +89,11 @@ def radial_power(
     by_class = {
         class_names[k]: difference(spectra[labels == k], real[k]) for k in labels.unique().tolist()
     }
-    largest = max(map(_largest, by_class.values()), default=math.nan)
+    largest = "radial_power_largest_difference"
     return {
         "radial_power": {**found, "by_class": by_class},
-        "radial_power_largest_difference": _largest(found),
-        "radial_power_largest_difference_by_class": largest,
+        largest: _largest(found),
+        f"{largest}_by_class": max(map(_largest, by_class.values()), default=math.nan),
     }
 
 
@@ -111,9 +104,9 @@ def _largest(found: dict[str, Any]) -> float:
 def plot_radial_power(found: dict[str, Any], title: str, folder: Path) -> None:
     """Writes radial_power.png: the differences over all classes, and of the first of them."""
     centers = [end - RING_ENDS[0] / 2 for end in RING_ENDS]
-    entries = {**dict(list(found.get("by_class", {}).items())[:LINES]), "all classes": found}
+    entries = [*list(found.get("by_class", {}).items())[:20], ("all classes", found)]
     curves(
-        {name: list(zip(centers, e["decades"], strict=True)) for name, e in entries.items()},
+        {name: list(zip(centers, e["decades"], strict=True)) for name, e in entries},
         f"spatial frequency in cycles per pixel, in four rings ({title}, n = {found['n']})",
         "log10 power minus that of real images",
         folder / "radial_power.png",

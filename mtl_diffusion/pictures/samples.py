@@ -5,7 +5,7 @@ missing images are drawn.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,8 @@ SETTINGS = "settings.json"
 # Arguments that do not influence the images.
 FREE = ("num_images", "output_dir", "device", "pipeline", "revision")
 # Arguments of the pipeline that are the same for all images.
-SAME = (
-    *("task", "strength", "guidance_scale", "image_guidance_scale", "guidance_interval"),
-    *("num_inference_steps", "num_inversion_steps"),
-)
+SAME = ("task", "strength", "guidance_scale", "image_guidance_scale", "guidance_interval")
+SAME += ("num_inference_steps",)
 
 
 def write_samples(pipe: MultiTaskPipeline, arguments: Mapping[str, Any], folder: Path) -> None:
@@ -58,7 +56,12 @@ def write_samples(pipe: MultiTaskPipeline, arguments: Mapping[str, Any], folder:
     ]
     with tqdm(total=sum(map(len, mine)), unit="img", disable=not state.is_main_process) as progress:
         for numbers in mine:
-            images = _draw(pipe, arguments, in_turn, numbers)
+            images = pipe(
+                generator=[generator(arguments["seed"], i, device=pipe.device) for i in numbers],
+                num_images_per_prompt=1 if in_turn else len(numbers),
+                **{name: [v[i % len(v)] for i in numbers] for name, v in in_turn.items()},
+                **{name: arguments[name] for name in SAME},
+            ).images
             # Only after the first batch, because the pipeline may refuse an argument.
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
@@ -71,26 +74,17 @@ def write_samples(pipe: MultiTaskPipeline, arguments: Mapping[str, Any], folder:
 
 def _in_turn(pipe: MultiTaskPipeline, arguments: Mapping[str, Any]) -> dict[str, list]:
     """The arguments of the pipeline whose entries are taken in turn, image by image."""
-    found = {
-        "class_label": _labels(arguments, "class_label", pipe.class_names),
-        "source_class": _labels(arguments, "source_class", pipe.class_names),
-        "image": [_source(path, pipe.size) for path in arguments["image"] or []],
-        "mask_image": [_mask(path, pipe.size) for path in arguments["mask_image"] or []],
-    }
-    found = {name: values for name, values in found.items() if values}
-    masked = {"class_label", "image"}
-    if arguments["mask_share"] is not None and found.keys() - {"source_class"} != masked:
-        raise ValueError("mask_share needs class_label and image, and takes no mask_image")
-    return found
-
-
-def _labels(arguments: Mapping[str, Any], name: str, classes: Sequence[str]) -> list[str | int]:
-    """Names of classes, or numbers where no class has such a name."""
-    given = arguments[name] or []
-    labels = [int(text) if text.isdecimal() and text not in classes else text for text in given]
+    classes = pipe.class_names
+    labels = [  # numbers where no class has such a name
+        int(text) if text.isdecimal() and text not in classes else text
+        for text in arguments["class_label"] or []
+    ]
     if labels:
-        read_labels(labels, classes, name)
-    return labels
+        read_labels(labels, classes)
+    images = [_source(path, pipe.size) for path in arguments["image"] or []]
+    masks = [_mask(path, pipe.size) for path in arguments["mask_image"] or []]
+    found = {"class_label": labels, "image": images, "mask_image": masks}
+    return {name: values for name, values in found.items() if values}
 
 
 def _source(path: str, size: int) -> Image.Image:
@@ -128,23 +122,6 @@ def _open(path: str, size: int, name: str) -> Image.Image:
             f"{name}: {path} is {width}x{height} pixels; this model takes {size}x{size}: resize it"
         )
     return image
-
-
-def _draw(
-    pipe: MultiTaskPipeline, arguments: Mapping[str, Any], in_turn: Mapping, numbers: range
-) -> list[Image.Image]:
-    """The images of these numbers."""
-    seed, share = arguments["seed"], arguments["mask_share"]
-    own = {name: [values[i % len(values)] for i in numbers] for name, values in in_turn.items()}
-    if share is not None:
-        random = [generator(seed, "mask", i, device=pipe.device) for i in numbers]
-        own["mask_image"] = pipe.generate_mask(own["image"], own["class_label"], share, random)
-    return pipe(
-        generator=[generator(seed, i, device=pipe.device) for i in numbers],
-        num_images_per_prompt=1 if in_turn else len(numbers),
-        **own,
-        **{name: arguments[name] for name in SAME},
-    ).images
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:

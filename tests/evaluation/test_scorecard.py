@@ -57,6 +57,7 @@ def given(tmp_path):
             chains=None,
             size=16,
             device=torch.device("cpu"),
+            default_steps=lambda task: 18,
             default_guidance=lambda task: 3.0,
             default_guidance_interval=lambda task: (0.28, 2.9),
         ),
@@ -64,7 +65,7 @@ def given(tmp_path):
         space=FeatureSpace("moments", "abc", {}, embed),
         train=dataset(90),
         test=dataset(60, seed=1),
-        settings=Settings(edit_images=36, num_images=30, num_inference_steps=18, inpaint_seeds=2),
+        settings=Settings(edit_images=36, num_images=30, inpaint_seeds=2),
         cache=tmp_path,
     )
 
@@ -248,5 +249,5 @@ def test_a_model_of_few_steps_has_its_own_steps_and_no_other_solver(given, build
         "by_class_steps_1": 1,
         "by_class_steps_2": 2,
     }
-    assert Edit(few).ways == ["edit", "edit_in_class_mask"] and Edit(few).guidance("edit") == 1
-    assert "RePaint" not in Inpaint(few).columns
+    assert Edit(few).ways == ["edit"] and Edit(few).guidance("edit") == 1
+    assert not few.has_baselines

@@ -7,7 +7,7 @@ from gaussian import keyed
 from scipy.ndimage import gaussian_filter
 
 from mtl_diffusion.evaluation.bulk import evaluations_of
-from mtl_diffusion.evaluation.methods.denoisers import generate_denoiser
+from mtl_diffusion.evaluation.denoise import generate_denoiser
 from mtl_diffusion.pipeline import solver
 from mtl_diffusion.pipeline.chains import default_chains
 from mtl_diffusion.pipeline.class_mask import relevance

@@ -21,12 +21,7 @@ Denoise = Callable[[Tensor, Tensor | float], Tensor]
 def generate_denoiser(
     pipe: MultiTaskPipeline, label: Tensor, guidance_scale: float = 1.0
 ) -> Denoise:
-    """D(x, sigma) of a pipeline that has learned to generate.
-
-    Args:
-        label: (B,) int64 class labels, -1 for none.
-        guidance_scale: of the class; 1 is off.
-    """
+    """D(x, sigma) of generate, for class labels (B,) int64, -1 for none. A guidance of 1 is off."""
     unet, scheduler, task = pipe.unet, pipe.scheduler, TASKS["generate"]
     blank = torch.zeros(len(label), 3, pipe.size, pipe.size, device=unet.device)
     hint = task.condition(blank, blank[:, :1], None, blank)

@@ -9,11 +9,10 @@ along the path that starts from x at low: Song et al. 2021, arXiv:2011.13456, eq
 notation of Karras et al. 2022. Noise levels below low add nothing: the samples of this model are
 those at low, which have seen no last denoising step.
 
-A pixel k of an image is a bin of width 2 / 255 around k / 127.5 - 1, which is how training saw it.
-Its probability P is the integral of p over the bins. With x uniform in them, Jensen's inequality
-gives -ln P <= E[-ln p(x)] - d ln(2 / 255). The result is an estimate, without bias except for
-the solver's error, of the right side, in bits and divided by d: an upper bound of the model's
-bits per dimension.
+A pixel k of an image is a bin of width 2 / 255 around k / 127.5 - 1. Its probability P is the
+integral of p over the bins. With x uniform in them, Jensen's inequality gives -ln P <= E[-ln p(x)]
+- d ln(2 / 255). The result is an estimate, without bias except for the solver's error, of the right
+side, in bits and divided by d: an upper bound of the model's bits per dimension.
 """
 
 import math
