@@ -149,9 +149,24 @@ WALLS = {
     "launch": {"loop", "evaluation"},
     "publishing": {"loop", "launch", "evaluation"},
     "evaluation": {"training", "loop", "checkpoints", "launch", "publishing", "config"},
-    "pictures": {"config", "data", "training", "loop", "evaluation"},
+    "pictures": {"config", "training", "loop", "checkpoints", "launch", "publishing"},
     "tools": {"config", "data", "pipeline", "training", "loop", "launch", "pictures"},
 }
+
+
+# Three circles; the rest of the folders are the core. An inner one never reaches an outer one. The
+# commands are the front doors of all three.
+SCORECARD, LABORATORY = {"evaluation"}, {"comparison", "benchmark"}
+CORE = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+CORE -= {*SCORECARD, *LABORATORY, "commands"}
+
+
+@pytest.mark.parametrize("circle, outer", [(CORE, SCORECARD | LABORATORY), (SCORECARD, LABORATORY)])
+def test_an_inner_circle_knows_nothing_of_an_outer_one(circle, outer):
+    for path in [path for name in circle for path in folder(name)]:
+        own = (n for n in reached(path, imports) if n.startswith("mtl_diffusion."))
+        folders = {name.split(".")[1] for name in own}
+        assert not folders & outer, path
 
 
 @pytest.mark.parametrize("name", WALLS)

@@ -18,17 +18,11 @@ def parse() -> Namespace:
     flags.add(parser, "pipeline", "revision")
     add("--task", default="generate", help="one of the model's tasks")
     add("--class_label", nargs="+", help="names or numbers of classes, taken in turn; none: any")
-    known = "names or numbers of the classes of the sources of edit, if they are known, in turn"
-    add("--source_class", nargs="+", help=known)
     add("--image", nargs="+", help="picture files: the sources of inpaint, edit and colorize")
     add("--mask_image", nargs="+", help="picture files: white is repainted; one serves for all")
-    share = "edit the share of the pixels, 0 to 1, where the class makes the most difference"
-    add("--mask_share", type=float, help=share)
     add("--strength", type=float, help="how much of a source is hidden, 0 to 1")
     add("--guidance_scale", type=float, help="how much more the class counts; 1 is off")
     add("--image_guidance_scale", type=float, help="how much more the source counts; 1 is off")
-    inversion = "evaluations that invert the source of an edit; 0: it starts from random noise"
-    add("--num_inversion_steps", type=int, help=inversion)
     levels = "lowest and highest noise level of guidance; 0 inf is all; default: the task's"
     add("--guidance_interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help=levels)
     add("--num_images", type=int, help="default: one for each source, or for each class")
@@ -43,7 +37,7 @@ def main() -> None:
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from accelerate import Accelerator
 
-    from mtl_diffusion.evaluation.samples import read_request, write_samples
+    from mtl_diffusion.pictures.samples import write_samples
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
     with flags.refusals():
@@ -51,7 +45,6 @@ def main() -> None:
         pipe = MultiTaskPipeline.from_pretrained(args.pipeline, revision=args.revision)
         pipe.to(args.device or accelerator.device)
         pipe.set_progress_bar_config(disable=True)
-        request = read_request(pipe, vars(args))
-        write_samples(pipe, request, args.output_dir)
+        write_samples(pipe, vars(args), args.output_dir)
     if accelerator.is_main_process:
         print(args.output_dir)

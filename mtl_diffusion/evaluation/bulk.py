@@ -5,12 +5,14 @@ the same, to the bit, for any number of processes and of interruptions.
 """
 
 import hashlib
+import inspect
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,54 +24,59 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..tools.files import replaced_file
+from ..tools.tensors import raw_bytes
+
+Arguments = Mapping[str, Any]  # JSON values and tensors
 
 
 @dataclass(frozen=True)
 class Job:
-    """Work to be done for each of many rows, such as an image to be sampled.
+    """Work for each of many rows. It is done again if an argument, `draw` or the model changes.
 
     Attributes:
         name: unique among the jobs of an evaluation.
-        key: all that the outcome depends on, as JSON can hold it: another key, another outcome.
         count: rows.
-        draw: some rows of range(count) -> a tensor (b, ...), such as images (b, 3, H, W) uint8.
-            The result of a row depends on that row alone.
+        draw: (some rows of range(count), **same, **each(rows)) -> a tensor (b, ...), such as images
+            (b, 3, H, W) uint8. A row of it depends on its number and its arguments alone.
+        same: arguments of all rows. each: rows -> arguments that differ from row to row.
     """
 
     name: str
-    key: Mapping[str, Any]
     count: int
-    draw: Callable[[range], Tensor]
+    draw: Callable[..., Tensor]
+    same: Arguments = field(default_factory=dict)
+    each: Callable[[range], Arguments] = lambda rows: {}
+
+    @cached_property
+    def code(self) -> str:
+        """That of `draw`, read once: files may change during an evaluation of hours."""
+        return inspect.getsource(self.draw)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The outcome of a job, and its cost.
+    """The outcome of a job.
 
     Attributes:
         values: (N, ...) on the CPU, such as images (N, 3, H, W) uint8.
-        evaluations: of the network, for one row; each branch of guidance is one.
-        images_per_second: rows a second of one process, the median over its chunks.
+        cost: "evaluations" of the network for one row, each branch of guidance being one, and the
+            median over the chunks of "images_per_second" of one process.
     """
 
     values: Tensor
-    evaluations: float
-    images_per_second: float
+    cost: Mapping[str, float]
 
 
 def digest(value: Any) -> str:
-    """16 hex digits of the sha256 of anything that JSON can hold."""
-    text = json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """16 hex digits of the sha256 of JSON values and tensors, nested in lists and dicts."""
 
+    def text(value: Any) -> str:
+        if not isinstance(value, Tensor):
+            return str(value)
+        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(raw_bytes(value)).hexdigest()}"
 
-def weights_digest(module: nn.Module) -> str:
-    """16 hex digits of the sha256 of a module's weights, the same on every device."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
+    whole = json.dumps(value, sort_keys=True, default=text)
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -88,39 +95,30 @@ def evaluations_of(unet: nn.Module) -> Iterator[list[int]]:
 
 
 class Bulk:
-    """Runs jobs over all processes; each chunk is a file of its own.
+    """Runs jobs over all processes; each chunk is a file in a folder that every process sees.
 
-    Args:
-        folder: where the chunks are kept; every process must see it.
-        unet: the network that draws, to count its evaluations.
-        batch_size: rows a chunk.
+    The evaluations of unet are counted. A chunk has batch_size rows. The outcome of any job depends
+    on model, too: JSON values and tensors.
     """
 
-    def __init__(self, folder: Path, unet: nn.Module, batch_size: int):
+    def __init__(self, folder: Path, unet: nn.Module, batch_size: int, model: Arguments):
         self.folder = folder
         self.unet = unet
         self.batch_size = batch_size
+        self.model = digest([model, batch_size])
         self.state = PartialState()
 
     def draw(self, jobs: Sequence[Job]) -> None:
         """Computes the missing chunks. Returns when all processes have finished."""
-        todo = [
-            (job, path, rows)
-            for number, (job, path, rows) in enumerate(
-                (job, path, rows) for job in jobs for path, rows in self._chunks(job)
-            )
-            if number % self.state.num_processes == self.state.process_index and not path.exists()
-        ]
-        progress = tqdm(
-            total=sum(len(rows) for _, _, rows in todo),
-            unit="img",
-            disable=not self.state.is_main_process or not todo,
-        )
-        for job, path, rows in todo:
-            progress.set_description(job.name)
-            self._write(path, job, rows)
-            progress.update(len(rows))
-        progress.close()
+        chunks = [(job, path, rows) for job in jobs for path, rows in self._chunks(job)]
+        mine = chunks[self.state.process_index :: self.state.num_processes]
+        todo = [chunk for chunk in mine if not chunk[1].exists()]
+        quiet = not self.state.is_main_process or not todo
+        with tqdm(total=sum(len(rows) for _, _, rows in todo), unit="img", disable=quiet) as bar:
+            for job, path, rows in todo:
+                bar.set_description(job.name)
+                self._write(path, job, rows)
+                bar.update(len(rows))
         self.state.wait_for_everyone()
 
     def read(self, job: Job) -> Drawn:
@@ -132,14 +130,16 @@ class Bulk:
                 facts = file.metadata()
             evaluations += int(facts["evaluations"])
             seconds.append(float(facts["seconds"]) / len(rows))
-        return Drawn(torch.cat(values), evaluations / job.count, 1 / statistics.median(seconds))
+        rate = 1 / statistics.median(seconds)
+        cost = {"evaluations": evaluations / job.count, "images_per_second": rate}
+        return Drawn(torch.cat(values), cost)
 
     def _chunks(self, job: Job) -> Iterator[tuple[Path, range]]:
-        key = digest({**job.key, "batch_size": self.batch_size})
+        folder = self.folder / f"{job.name}-{digest([self.model, job.code, job.same])}"
         for first in range(0, job.count, self.batch_size):
             rows = range(first, min(first + self.batch_size, job.count))
-            name = f"{rows.start:06d}-{rows.stop:06d}.safetensors"
-            yield self.folder / f"{job.name}-{key}" / name, rows
+            each = digest(job.each(rows))
+            yield folder / f"{rows.start:06d}-{rows.stop:06d}-{each}.safetensors", rows
 
     @torch.no_grad()
     def _write(self, path: Path, job: Job, rows: range) -> None:
@@ -147,7 +147,7 @@ class Bulk:
         path.parent.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         with evaluations_of(self.unet) as seen:
-            values = job.draw(rows).cpu()  # waits for the device
+            values = job.draw(rows, **job.same, **job.each(rows)).cpu()  # waits for the device
         facts = {"evaluations": str(seen[0]), "seconds": str(time.perf_counter() - started)}
         with replaced_file(path) as part:
             save_file({"values": values.contiguous()}, part, facts)

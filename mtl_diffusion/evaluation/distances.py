@@ -1,25 +1,12 @@
-"""How far apart two sets of images are, as points of a feature space."""
-
-import warnings
+"""How far apart images are: two sets as points of a feature space, or pairs of images."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
-# One process has all the points; torchmetrics would wait for the others.
-_ALONE = {"sync_on_compute": False}
-
-
-class _AsTheyAre(nn.Module):
-    """Identity in place of torchmetrics' feature network: the inputs are features already."""
-
-    def __init__(self, num_features: int):
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+_ROUNDING = (0.5 / 255) ** 2  # the error of rounding to 8 bits: a smaller error can't be measured
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -27,34 +14,14 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
     It is biased upwards if samples are few: compare only figures of the same n.
     """
-    metric = FrechetInceptionDistance(feature=_AsTheyAre(a.shape[1]), **_ALONE)
+    network = nn.Identity()  # in place of torchmetrics': the inputs are features already
+    network.num_features = a.shape[1]
+    # One process has all the points; torchmetrics would wait for the others.
+    metric = FrechetInceptionDistance(feature=network, sync_on_compute=False)
     metric.set_dtype(torch.float64)
     metric.update(a.double(), real=True)
     metric.update(b.double(), real=False)
     return metric.compute().item()
-
-
-def kernel_distance(a: Tensor, b: Tensor, seed: int = 0, subsets: int = 100) -> tuple[float, float]:
-    """The squared maximum mean discrepancy under a cubic kernel. Binkowski et al. 2018.
-
-    Unbiased for any number of samples.
-
-    Returns:
-        The mean over random subsets of up to 1,000 points, and their standard deviation. Subsets
-        share points, so it is not the error of the mean.
-    """
-    size = min(1000, len(a), len(b))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Metric .* will save all extracted features", UserWarning)
-        metric = KernelInceptionDistance(
-            feature=_AsTheyAre(a.shape[1]), subsets=subsets, subset_size=size, **_ALONE
-        )
-    metric.update(a, real=True)
-    metric.update(b, real=False)
-    with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from there
-        torch.manual_seed(seed)
-        mean, deviation = metric.compute()
-    return mean.item(), deviation.item()
 
 
 def precision_recall(real: Tensor, drawn: Tensor, neighbours: int = 3) -> tuple[float, float]:
@@ -84,7 +51,40 @@ def _kth_distance(points: Tensor, k: int) -> Tensor:
     return torch.cat([torch.cdist(row, points).kthvalue(k + 1).values for row in rows])
 
 
-def nearest(points: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of (M, D) the distance to the nearest of (N, D), and its index: (M,), (M,)."""
-    found = [torch.cdist(row, among).min(1) for row in points.split(1000)]
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+def nearest(points: Tensor, among: Tensor) -> Tensor:
+    """(M,) for each of (M, D) the distance to the nearest of (N, D)."""
+    return torch.cat([torch.cdist(row, among).amin(1) for row in points.split(1000)])
+
+
+def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(N,) decibels inside each image's mask, for pixels in [0, 1]; 54 dB where they are the same.
+
+    Args:
+        a, b: (N, 3, H, W) in [0, 1].
+        mask: (N, 1, H, W) in {0, 1}, nowhere empty. None: the whole image.
+    """
+    return -10 * masked_mean((a - b).square(), mask).clamp_min(_ROUNDING).log10()
+
+
+def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(N,) structural similarity, at most 1, averaged over each image's mask. Wang et al. 2004.
+
+    The windows (Gaussian, sigma 1.5) are centred in the mask and look beyond it. Arguments as of
+    `psnr`.
+    """
+    _, local = structural_similarity_index_measure(
+        a, b, data_range=1.0, reduction="none", return_full_image=True
+    )
+    return masked_mean(local, mask)
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """(N, 3, H, W) -> (N,) the mean inside the mask."""
+    values = values.mean(1, keepdim=True)
+    mask = torch.ones_like(values) if mask is None else mask
+    return (values * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
+
+
+def feature_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) cosine distance in [0, 2] between features (N, D)."""
+    return 1 - F.cosine_similarity(a, b)

@@ -2,13 +2,10 @@
 
 Neither says anything without the other: a method that ignores the source reaches every class, and
 one that returns it is perfectly faithful. So every method is a curve over its strengths, and the
-methods are compared where they reach the class equally often, each baseline with the guidance that
-serves it best there.
+methods are compared where they reach the class equally often.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +14,19 @@ from torch import Tensor
 
 from ..pictures.grids import grid, to_pictures
 from ..pictures.plots import curves
-from ..pipeline.inversion import read_inversion_steps
 from ..pipeline.pipeline import TASKS
 from ..tools.tensors import to_uint8, to_unit_range
-from .baselines import ddim_inversion, flowedit, sdedit
-from .bulk import Drawn, Job
-from .denoise import generate_denoiser, noise_levels
-from .equal_class import FOUND, EditsAtStrength, at_class_found
-from .likeness import feature_distance, low_frequency_error, ssim
+from .bulk import Arguments, Drawn, Job
+from .distances import feature_distance, psnr, ssim
+from .equal_class import FOUND, at_class_found
+from .methods.ddim_inversion import ddim_inversion
+from .methods.denoisers import generate_denoiser, noise_levels
+from .methods.flowedit import flowedit
+from .methods.sdedit import sdedit
 from .parts import Context, Part, Seen, mean
 
-LIKENESS = ("ssim_to_source", "low_frequency_error", "feature_distance")
-# Ways to use the edit task.
-EDIT, EDIT_SOURCE_CLASS, EDIT_IN_MASK = "edit", "edit_source_class", "edit_in_class_mask"
-
-
-# From the noise level that edit starts from, in as many steps.
-def _sdedit(source, target, image, sigmas, strength, generators) -> Tensor:
-    return sdedit(target, image, _start(strength, sigmas), len(sigmas) - 1, generators)
-
-
-def _ddim_inversion(source, target, image, sigmas, strength, generators) -> Tensor:
-    inversion_steps = TASKS["edit"].default_inversion_steps
-    level, steps = _start(strength, sigmas), len(sigmas) - 1
-    return ddim_inversion(source, target, image, level, steps, inversion_steps)
-
-
-def _start(strength: float, sigmas: Sequence[float]) -> float:
-    return min(TASKS["edit"].start(strength), sigmas[0])
-
-
-# Name -> (D of the source, D of the target, image, sigmas, strength, generators) -> images.
-BASELINES: dict[str, Callable[..., Tensor]] = {
-    "sdedit": _sdedit,
-    "ddim_inversion": _ddim_inversion,
-    "flowedit": flowedit,
-}
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to edit.
-
-    Attributes:
-        guidance: guidance scale of the class.
-        inversion_steps: evaluations that invert the source before an edit.
-        edit: (sources (b, 3, H, W) uint8, own labels (b,), requested labels (b,), strength, rows)
-            -> images (b, 3, H, W) uint8.
-    """
-
-    name: str
-    guidance: float
-    edit: Callable[[Tensor, Tensor, Tensor, float, range], Tensor]
-    inversion_steps: int = 0
+EDIT, BASELINES = "edit", ("sdedit", "ddim_inversion", "flowedit")
+INVERSION_STEPS = 8  # of DDIM inversion
 
 
 class Edit(Part):
@@ -82,236 +39,128 @@ class Edit(Part):
         super().__init__(context)
         self.sources, self.own, self.asked = pairs(context)
         count = context.settings.num_strengths
-        self.ladder = [k / count for k in range(1, count + 1)]
-        further = {TASKS["edit"].default_strength, *context.settings.strengths}
-        self.strengths = sorted({*self.ladder, *further})
-        self.baselines = list(BASELINES) if context.has_baselines else []
-        self.guidances = context.settings.baseline_guidance_scales
-        ways = [EDIT]
-        if not context.pipe.chains:
-            ways.append(EDIT_SOURCE_CLASS)
-        if "generate" in context.pipe.tasks:
-            ways.append(EDIT_IN_MASK)
-        self.methods = [self._edit(way, None) for way in ways]
-        for scale in context.settings.edit_guidance_scales:
-            self.methods += [self._edit(way, scale) for way in ways]
-        for name in self.baselines:
-            self.methods += [self._baseline(name, scale) for scale in self.guidances]
+        even = (k / count for k in range(1, count + 1))
+        self.strengths = sorted({*even, TASKS["edit"].default_strength})
+        self.ways = [EDIT, *(BASELINES if context.has_baselines else ())]
 
-    @cached_property
-    def sources_seen(self) -> Seen:
-        """Features and classes of the sources."""
-        return Seen.of(self.context, self.sources)
-
-    def _edit(self, way: str, guidance: float | None) -> Method:
-        """The edit task: without the source's class, with it, or inside the mask of the new class.
-
-        Args:
-            guidance: None for the model's.
-        """
-        name, context = way, self.context
-        if guidance is None:
-            guidance = context.pipe.default_guidance("edit")
-        else:
-            name = _guided(name, guidance)
-
-        inversion_steps = read_inversion_steps(
-            None, TASKS["edit"].default_inversion_steps, context.pipe.chains
-        )
-
-        def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
-            pair = {"image": sources.float() / 255, "class_label": asked.tolist()}
-            if way == EDIT_SOURCE_CLASS:
-                pair["source_class"] = own.tolist()
-            if way == EDIT_IN_MASK:
-                random = context.generators("mask", rows=rows)
-                pair["mask_image"] = context.pipe.generate_mask(**pair, generator=random)
-            return context.sample(
-                "edit",
-                rows=rows,
-                **pair,
-                strength=strength,
-                guidance_scale=guidance,
-                num_inference_steps=self.steps,
-                num_inversion_steps=inversion_steps,
-            )
-
-        return Method(name, guidance, edit, inversion_steps)
-
-    def _baseline(self, name: str, guidance: float) -> Method:
-        def edit(sources: Tensor, own: Tensor, asked: Tensor, strength: float, rows: range):
-            pipe = self.context.pipe
-            images = BASELINES[name](
-                generate_denoiser(pipe, own.to(pipe.device)),
-                generate_denoiser(pipe, asked.to(pipe.device), guidance),
-                to_unit_range(sources.to(pipe.device)),
-                noise_levels(pipe.scheduler, self.steps),
-                strength,
-                self.context.generators("edit", rows=rows),
-            )
-            return to_uint8(images)
-
-        inverts = TASKS["edit"].default_inversion_steps if name == "ddim_inversion" else 0
-        return Method(_guided(name, guidance), guidance, edit, inverts)
+    def guidance(self, way: str) -> float:
+        """The guidance scale of the class."""
+        baseline = self.context.settings.baseline_guidance_scale
+        return baseline if way in BASELINES else self.context.pipe.default_guidance("edit")
 
     def jobs(self) -> list[Job]:
-        return [self._job(way, strength) for way in self.methods for strength in self.strengths]
+        return [self._job(way, strength) for way in self.ways for strength in self.strengths]
 
-    def _job(self, method: Method, strength: float) -> Job:
-        context = self.context
+    def _job(self, way: str, strength: float) -> Job:
+        guidance, draw = self.guidance(way), self._baseline
+        same = {"method": way, "strength": strength, "guidance": guidance, "steps": self.steps}
+        if way == EDIT:
+            same = {"task": way, "strength": strength, "guidance_scale": guidance}
+            same["num_inference_steps"], draw = self.steps, self.context.sample
 
-        def draw(rows: range) -> Tensor:
+        def each(rows: range) -> Arguments:
             part = slice(rows.start, rows.stop)
-            return method.edit(self.sources[part], self.own[part], self.asked[part], strength, rows)
+            found = {"image": self.sources[part], "class_label": self.asked[part].tolist()}
+            return found if way == EDIT else found | {"source_class": self.own[part].tolist()}
 
-        return context.job(
-            _name(method, strength),
-            len(self.own),
-            draw,
-            steps=self.steps,
-            guidance=method.guidance,
-            data=context.test.fingerprint,
-            inversion=method.inversion_steps,
-        )
+        return Job(f"{way}-{strength:g}", len(self.own), draw, same, each)
+
+    def _baseline(
+        self, rows, image: Tensor, class_label, source_class, method, strength, guidance, steps
+    ) -> Tensor:
+        """Edits (b, 3, H, W) uint8 of these sources, of these classes, into the class labels."""
+        pipe = self.context.pipe
+        source = generate_denoiser(pipe, torch.tensor(source_class))
+        target = generate_denoiser(pipe, torch.tensor(class_label), guidance)
+        image, sigmas = to_unit_range(image.to(pipe.device)), noise_levels(pipe.scheduler, steps)
+        random = self.context.generators("edit", rows=rows)
+        # From the noise level where edit starts, in as many steps.
+        start = min(TASKS["edit"].start(strength), sigmas[0])
+        if method == "flowedit":
+            edited = flowedit(source, target, image, sigmas, strength, random)
+        elif method == "sdedit":
+            edited = sdedit(target, image, start, steps, random)
+        else:
+            edited = ddim_inversion(source, target, image, start, steps, INVERSION_STEPS)
+        return to_uint8(edited)
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
-        results = {method.name: self._score_method(method, drawn) for method in self.methods}
-        self._plots(results, drawn, folder)
-        for name in self.baselines:
-            ways = [results[_guided(name, scale)] for scale in self.guidances]
-            results[name] = {share: best(way[share] for way in ways) for share in FOUND}
-        return results
-
-    def _score_method(self, method: Method, drawn: Mapping[str, Drawn]) -> dict[str, Any]:
-        others = self.own != self.asked
-        results: dict[str, Any] = {}
-        curve = [self._measured(0.0, 0.0, self.compared(self.sources), others)]
-        for strength in self.strengths:
-            entry = drawn[_name(method, strength)]
-            compared = self.compared(entry.values)
-            results[f"strength_{strength:g}"] = {
-                "num_inference_steps": self.steps,
-                "evaluations": entry.evaluations,
-                "guidance_scale": method.guidance,
-                **edit_scores(compared, others),
-            }
-            if strength in self.ladder:
-                curve.append(self._measured(strength, entry.evaluations, compared, others))
-        for name, share in FOUND.items():
-            results[name] = {
-                "guidance_scale": method.guidance,
-                **at_class_found(curve, share),
-            }
-        return results
-
-    def compared(self, edited: Tensor) -> dict[str, Tensor]:
-        """See `compare`. edited: (N, 3, H, W) uint8, one for each source."""
-        return compare(self.context, self.sources, self.sources_seen, edited, self.own, self.asked)
-
-    @staticmethod
-    def _measured(
-        strength: float, evaluations: float, compared: Mapping[str, Tensor], rows: Tensor
-    ) -> EditsAtStrength:
-        likeness = {name: compared[name][rows] for name in LIKENESS}
-        return EditsAtStrength(strength, evaluations, compared["class_accuracy"][rows], likeness)
-
-    def _plots(self, results: Mapping[str, Any], drawn: Mapping[str, Drawn], folder: Path) -> None:
-        def points(method: Method) -> list[tuple[float, float]]:
-            entries = (results[method.name][f"strength_{s:g}"] for s in self.strengths)
-            return [(e["ssim_to_source"], e["class_accuracy"]) for e in entries]
-
-        n = int((self.own != self.asked).sum())
+        others, results, lines = self.own != self.asked, {}, {}
+        before = Seen.of(self.context, self.sources)
+        for way in self.ways:
+            shared, entries = {"guidance_scale": self.guidance(way)}, {}
+            curve = [self._figures(before, self.sources, 0.0, 0.0)]
+            for strength in self.strengths:
+                entry = drawn[f"{way}-{strength:g}"]
+                evaluations = entry.cost["evaluations"]
+                curve.append(self._figures(before, entry.values, strength, evaluations))
+                entries[f"strength_{strength:g}"] = {
+                    "num_inference_steps": self.steps,
+                    **shared,
+                    **_means(curve[-1], others),
+                    **entry.cost,
+                    "control": _means(curve[-1], ~others),
+                }
+            of_others = [{name: v[others] for name, v in figures.items()} for figures in curve]
+            equal = {name: at_class_found(of_others, share) for name, share in FOUND.items()}
+            results[way] = entries | {name: shared | entry for name, entry in equal.items()}
+            lines[way] = [(e["ssim_to_source"], e["class_accuracy"]) for e in entries.values()]
         curves(
-            {method.name: points(method) for method in self.methods},
+            lines,
             "SSIM to the source: how much of it is left",
-            f"share whose class is the one asked for (n = {n})",
+            f"share whose class is the one asked for (n = {int(others.sum())})",
             folder / "edit_curves.png",
         )
-        self._picture(drawn, TASKS["edit"].default_strength, folder)
+        self._picture(drawn, folder)
+        return results
 
-    def _picture(self, drawn: Mapping[str, Drawn], strength: float, folder: Path) -> None:
-        """Writes edit.png: the first source of each class, and its edits into the next class."""
-        count = self.context.num_classes
-        rows = [((self.own == k) & (self.asked == (k + 1) % count)).nonzero() for k in range(count)]
-        first = [int(found[0, 0]) for found in rows if len(found)]
-        shown = [self.sources, *(drawn[_name(m, strength)].values for m in self.methods)]
+    def _figures(
+        self, before: Seen, edited: Tensor, strength: float, evaluations: float
+    ) -> dict[str, Tensor]:
+        """Figure -> values (N,), one for each edit (N, 3, H, W) uint8 of the sources."""
+        after = Seen.of(self.context, edited)
+        a, b = self.sources.float() / 255, edited.float() / 255
+        return {
+            "class_accuracy": after.classes == self.asked,
+            "source_class_kept": after.classes == self.own,
+            "ssim_to_source": ssim(a, b),
+            "psnr_to_source": psnr(a, b),
+            "feature_distance": feature_distance(before.features, after.features),
+            "strength": torch.full((len(edited),), strength),
+            "evaluations": torch.full((len(edited),), evaluations),
+        }
+
+    def _picture(self, drawn: Mapping[str, Drawn], folder: Path) -> None:
+        """Writes edit.png: a source of each class, and its edits into another class."""
+        names, strength = self.context.pipe.class_names, TASKS["edit"].default_strength
+        shown = [self.sources, *(drawn[f"{way}-{strength:g}"].values for way in self.ways)]
+        first = (self.own != self.asked).nonzero()[: len(names), 0].tolist()
         rows = [[to_pictures(images[i : i + 1])[0] for images in shown] for i in first]
-        names = self.context.pipe.class_names
         labels = [f"{names[self.own[i]]} to {names[self.asked[i]]}" for i in first]
-        titles = ["source"]
-        for method in self.methods:
-            titles.append(method.name.replace("_guidance_", " ").replace("class_mask", "mask"))
-        grid(rows, labels, titles, cell=84).save(folder / "edit.png")
-
-
-def _guided(name: str, guidance: float) -> str:
-    return f"{name}_guidance_{guidance:g}"
-
-
-def best(entries: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The entry most similar to the source among those that reached the share, if any did."""
-    return max(
-        entries, key=lambda e: (e["reached"], e.get("ssim_to_source", e.get("largest_share")))
-    )
-
-
-def _name(method: Method, strength: float) -> str:
-    return f"{method.name}-{strength:g}"
+        grid(rows, labels, ["source", *self.ways], cell=84).save(folder / "edit.png")
 
 
 def pairs(context: Context) -> tuple[Tensor, Tensor, Tensor]:
-    """The first `edit_images` of each class, once for each class they are turned into.
+    """Edits of held-out images: first each class into the next one, at the end into its own.
+
+    Edit i is the same for any number of edits. Its source is none of those before, as long as the
+    class has other images.
 
     Returns:
         sources (N, 3, H, W) uint8; own labels (N,); requested labels (N,).
     """
-    labels, count = context.test.labels, context.num_classes
-    rows, asked = [], []
-    for k in range(count):
-        mine = (labels == k).nonzero()[: context.settings.edit_images, 0]
-        rows.append(mine.repeat(count))
-        asked.append(torch.arange(count).repeat_interleave(len(mine)))
-    index = torch.cat(rows)
-    return context.test.images[index], labels[index], torch.cat(asked)
+    labels, count = context.test.labels, len(context.pipe.class_names)
+    of_class = [(labels == k).nonzero()[:, 0] for k in range(count)]
+    of_class = [rows for rows in of_class if len(rows)]
+    turns = [divmod(i, len(of_class)) for i in range(context.settings.edit_images)]
+    rows = torch.stack([of_class[k][turn % len(of_class[k])] for turn, k in turns])
+    own = labels[rows]
+    asked = (own + 1 + torch.tensor([turn for turn, _ in turns])) % count
+    return context.test.images[rows], own, asked
 
 
-def compare(
-    context: Context, sources: Tensor, seen: Seen, edited: Tensor, own: Tensor, asked: Tensor
-) -> dict[str, Tensor]:
-    """Figure name -> values (N,), one for each edit.
-
-    Args:
-        sources: (N, 3, H, W) uint8.
-        seen: features and classes of the sources.
-        edited: (N, 3, H, W) uint8.
-        own: (N,) classes of the sources.
-        asked: (N,) requested classes.
-    """
-    found = Seen.of(context, edited)
-    a, b = sources.float() / 255, edited.float() / 255
-    return {
-        "class_accuracy": found.classes == asked,
-        "source_class_kept": found.classes == own,
-        "ssim_to_source": ssim(a, b),
-        "low_frequency_error": low_frequency_error(a, b),
-        "feature_distance": feature_distance(seen.features, found.features),
-    }
-
-
-def edit_scores(compared: Mapping[str, Tensor], others: Tensor) -> dict[str, Any]:
-    """Means over the edits into another class, and, under "control", over those into their own.
-
-    Args:
-        compared: the result of `compare`. others: (N,) bool, the edits into another class.
-    """
-
-    def scores(rows: Tensor) -> dict[str, Any]:
-        found = {"n": int(rows.sum())}
-        for name, values in compared.items():
-            found |= mean(name, values[rows])
-        return found
-
-    control = scores(~others)
-    # For an edit into its own class this equals the class accuracy.
-    del control["source_class_kept"], control["source_class_kept_standard_error"]
-    return {**scores(others), "control": control}
+def _means(figures: Mapping[str, Tensor], rows: Tensor) -> dict[str, Any]:
+    """n, and the mean of each figure over some of the edits, with its standard error."""
+    n, measured = int(rows.sum()), figures.keys() - {"strength", "evaluations"}
+    means = (mean(name, figures[name][rows]) for name in sorted(measured) if n)
+    return {"n": n, **{name: value for one in means for name, value in one.items()}}

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..tools.files import replaced_file
-from .bulk import weights_digest
+from ..tools.tensors import weights_digest
 
 KINDS = 'a folder of mtl-diffusion train_classifier, "inception", or an image model of transformers'
 
@@ -27,7 +27,6 @@ class FeatureSpace:
     """A frozen network that maps images to features.
 
     Attributes:
-        name: of the network, for people.
         digest: of its weights; it identifies the space.
         about: further facts for metrics.json, such as a classifier's accuracy.
         embed: (B, 3, H, W) in [0, 1] on any device -> (B, D) float32.
@@ -39,23 +38,18 @@ class FeatureSpace:
     embed: Callable[[Tensor], Tensor]
 
     @torch.no_grad()
-    def features(self, images: Tensor, batch_size: int = 500, desc: str = "features") -> Tensor:
+    def features(self, images: Tensor, batch_size: int = 500) -> Tensor:
         """(N, 3, H, W) uint8 -> (N, D) float32 on the CPU."""
-        batches = tqdm(images.split(batch_size), desc=desc, unit="batch", leave=False)
+        batches = tqdm(images.split(batch_size), desc="features", unit="batch", leave=False)
         return torch.cat([self.embed(batch.float() / 255).float().cpu() for batch in batches])
 
     def reference(self, dataset: ImageDataset, count: int, cache: Path) -> Tensor:
-        """Features of the first `count` images of a dataset, computed once.
-
-        Args:
-            cache: folder of files that are named by the dataset's fingerprint and by this space.
-        """
+        """Features of the first `count` images of a dataset, computed once and kept in a folder."""
         path = cache / f"{dataset.fingerprint}-{count}-{self.digest}.safetensors"
         if not path.exists():
-            features = self.features(dataset.images[:count], desc="reference features")
             cache.mkdir(parents=True, exist_ok=True)
             with replaced_file(path) as part:
-                save_file({"features": features}, part)
+                save_file({"features": self.features(dataset.images[:count])}, part)
         return load_file(path)["features"]
 
 
@@ -63,28 +57,25 @@ def feature_space(name: str, device: str | torch.device = "cpu") -> FeatureSpace
     """Loads a feature space.
 
     Args:
-        name: a folder of mtl-diffusion train_classifier; "inception", the network of the published
-            FID, which needs torch-fidelity and a download of its weights; or an image model of
-            transformers as a folder or a name on the Hub, such as "facebook/dinov2-base".
+        name: a folder of mtl-diffusion train_classifier, for the inputs of its last layer;
+            "inception", the network of the published FID; or an image model of transformers as a
+            folder or a name on the Hub, such as "facebook/dinov2-base".
 
     Raises:
         ValueError: the network is not available.
     """
     if name == "inception":
         return _inception(device)
-    if Path(name, "metrics.json").is_file():
-        return classifier_space(Classifier.load(name, device), name)
-    return _transformers_space(name, device)
+    if not Path(name, "metrics.json").is_file():
+        return _transformers(name, device)
+    classifier = Classifier.load(name, device)
 
-
-def classifier_space(classifier: Classifier, name: str) -> FeatureSpace:
-    """The inputs of a classifier's last layer."""
-
-    def embed(images: Tensor) -> Tensor:
-        return classifier.features(2 * images - 1)
-
-    about = {"kind": "classifier", **classifier.metrics}
-    return FeatureSpace(Path(name).name, weights_digest(classifier.model), about, embed)
+    return FeatureSpace(
+        Path(name).name,
+        weights_digest(classifier.model),
+        {"kind": "classifier", **classifier.metrics},
+        lambda images: classifier.features(2 * images - 1),
+    )
 
 
 def _inception(device: str | torch.device) -> FeatureSpace:
@@ -92,19 +83,21 @@ def _inception(device: str | torch.device) -> FeatureSpace:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         model = NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device)
-    except (ImportError, OSError) as error:  # torch-fidelity, or the weights it downloads
+    except (ImportError, OSError) as error:
         raise ValueError(
             'feature_space "inception" needs the package torch-fidelity and the weights that it '
             f"downloads ({error}); pip install torch-fidelity, or give {KINDS}"
         ) from error
 
-    def embed(images: Tensor) -> Tensor:
-        return model((images * 255).round().to(device, torch.uint8))
+    return FeatureSpace(
+        "inception",
+        weights_digest(model),
+        {"kind": "inception"},
+        lambda images: model((images * 255).round().to(device, torch.uint8)),
+    )
 
-    return FeatureSpace("inception", weights_digest(model), {"kind": "inception"}, embed)
 
-
-def _transformers_space(name: str, device: str | torch.device) -> FeatureSpace:
+def _transformers(name: str, device: str | torch.device) -> FeatureSpace:
     """An image model with its own normalisation and size; small images are enlarged to it."""
     from transformers import AutoModel
     from transformers.image_processing_utils import BaseImageProcessor
@@ -117,10 +110,8 @@ def _transformers_space(name: str, device: str | torch.device) -> FeatureSpace:
         raise ValueError(f"feature_space {name!r} is neither {KINDS}: {error}") from error
     size = settings.get("crop_size") or settings["size"]
     side = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
-    mean, std = (
-        torch.tensor(settings[key], device=device).view(1, 3, 1, 1)
-        for key in ("image_mean", "image_std")
-    )
+    scales = (settings[key] for key in ("image_mean", "image_std"))
+    mean, std = (torch.tensor(scale, device=device).view(1, 3, 1, 1) for scale in scales)
 
     def embed(images: Tensor) -> Tensor:
         shown = F.interpolate(images.to(device), (side, side), mode="bicubic", antialias=True)

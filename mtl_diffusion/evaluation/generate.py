@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..pictures.grids import grid, to_pictures
 from ..pictures.plots import curves
-from .bulk import Drawn, Job
-from .distances import frechet_distance, kernel_distance, nearest, precision_recall
-from .parts import Context, Part, mean
-from .spectrum import RealPower, plot, radial_power
+from .bulk import Arguments, Drawn, Job
+from .distances import frechet_distance, nearest, precision_recall
+from .parts import Part, mean
+from .spectrum import plot_radial_power, radial_power, real_power
 
 
 @dataclass(frozen=True)
@@ -22,203 +22,146 @@ class Sampling:
     """One way to sample.
 
     Attributes:
-        by_class: condition on every class in turn; else on none.
-        guidance_scale: 1 is off.
-        steps: of the solver.
-        guidance_interval: the noise levels that are guided.
+        of: "by_class", which asks for every class in turn; "without_a_class", which lets the
+            pipeline choose; or "null_class", which asks for none.
     """
 
-    by_class: bool
-    guidance_scale: float
+    of: str
     steps: int
+    guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, math.inf)
 
     @property
-    def limited(self) -> bool:
-        """Whether some noise levels only are guided."""
-        return self.guidance_scale != 1 and self.guidance_interval != (0, math.inf)
-
-    @property
     def name(self) -> str:
-        asked = "by_class" if self.by_class else "unconditional"
         guided = f"_guidance_{self.guidance_scale:g}" if self.guidance_scale != 1 else ""
-        if self.limited:
+        if guided and self.guidance_interval != (0, math.inf):
             guided += "_interval_{:g}_{:g}".format(*self.guidance_interval)
-        return f"{asked}{guided}_steps_{self.steps}"
+        return f"{self.of}{guided}_steps_{self.steps}"
 
 
 class Generate(Part):
-    """Samples against both splits, at several step counts and settings of guidance."""
+    """Samples against both splits, at several step counts, with guidance and without."""
 
     name = "generate"
     task = "generate"
 
     @property
-    def guided(self) -> Sampling:
-        """By class, as the model samples by default; one of few steps has no guidance."""
-        pipe, task = self.context.pipe, self.task
-        scale, interval = pipe.default_guidance(task), pipe.default_guidance_interval(task)
-        return Sampling(True, scale, self.steps, interval)
+    def main(self) -> list[Sampling]:
+        """Those of the summary; the last is that of a class, at the model's defaults."""
+        pipe, steps = self.context.pipe, self.steps
+        guided = pipe.default_guidance(self.task), pipe.default_guidance_interval(self.task)
+        found = [
+            Sampling("null_class", steps),
+            Sampling("without_a_class", steps, *guided),
+            Sampling("by_class", steps),
+            Sampling("by_class", steps, *guided),
+        ]
+        return list({sampling.name: sampling for sampling in found}.values())
 
     @property
     def samplings(self) -> list[Sampling]:
-        settings, steps, guided = self.context.settings, self.steps, self.guided
-        counts = sorted({*settings.step_counts, steps})
-        found = [Sampling(False, 1.0, steps), *(Sampling(True, 1.0, count) for count in counts)]
-        if guided.guidance_scale != 1:
-            found.append(guided)
-        if settings.guidance_interval is not None:
-            found.append(replace(guided, guidance_interval=tuple(settings.guidance_interval)))
-        return list(dict.fromkeys(found))
+        more = (Sampling("by_class", count) for count in self.context.settings.step_counts)
+        return list({sampling.name: sampling for sampling in (*self.main, *more)}.values())
 
     def jobs(self) -> list[Job]:
         return [self._job(sampling) for sampling in self.samplings]
 
-    def _asked(self, rows: range) -> Tensor:
-        return torch.tensor(rows) % self.context.num_classes
-
     def _job(self, sampling: Sampling) -> Job:
-        context = self.context
+        same = {"task": "generate", "num_inference_steps": sampling.steps}
+        same["guidance_scale"] = sampling.guidance_scale
+        same["guidance_interval"] = sampling.guidance_interval
 
-        def draw(rows: range) -> Tensor:
-            labels = self._asked(rows).tolist() if sampling.by_class else [None] * len(rows)
-            return context.sample(
-                "generate",
-                rows=rows,
-                class_label=labels,
-                guidance_scale=sampling.guidance_scale,
-                guidance_interval=sampling.guidance_interval,
-                num_inference_steps=sampling.steps,
-            )
+        def each(rows: range) -> Arguments:
+            return {"class_label": self._asked(sampling, rows)}
 
-        return context.job(f"generate-{sampling.name}", context.settings.num_images, draw)
+        count, sample = self.context.settings.num_images, self.context.sample
+        return Job(f"generate-{sampling.name}", count, sample, same, each)
+
+    def _asked(self, sampling: Sampling, rows: range) -> list[int | None]:
+        """The class label of each row."""
+        none = {"null_class": -1, "without_a_class": None}
+        count = len(self.context.pipe.class_names)
+        return [none.get(sampling.of, row % count) for row in rows]
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
-        context = self.context
+        context, names = self.context, self.context.pipe.class_names
         train, test = context.features_of("train"), context.features_of("test")
-        real, names = RealPower.of(context.train, context.num_classes), context.pipe.class_names
-        results: dict[str, Any] = {"floor": floor(train, test, context.settings.num_images)}
-        held_out = slice(results["floor"]["n"])
-        results["floor"] |= radial_power(
-            context.test.images[held_out], context.test.labels[held_out], real, names
-        )
-        plain = self.samplings[0]
+        real = real_power(context.train, len(names))
+
+        def figures(images: Tensor, labels: Tensor | None, features: Tensor) -> dict[str, Any]:
+            # As many training images as samples: the balls depend on it.
+            precision, recall = precision_recall(train[: len(features)], features)
+            return {
+                "frechet_distance_to_train": frechet_distance(features, train),
+                "frechet_distance_to_test": frechet_distance(features, test),
+                "precision": precision,
+                "recall": recall,
+                **radial_power(images, labels, real, names),
+            }
+
+        n = min(context.settings.num_images, len(train), len(test))
+        floor = figures(context.test.images[:n], context.test.labels[:n], test[:n])
+        floor["frechet_distance_to_test"] = frechet_distance(train[:n], test)
+        results: dict[str, Any] = {"floor": {"n": n, **floor}}
         for sampling in self.samplings:
             entry = drawn[f"generate-{sampling.name}"]
+            asked = self._asked(sampling, range(len(entry.values)))
+            asked = torch.tensor(asked) if sampling.of == "by_class" else None
             features = context.space.features(entry.values)
             results[sampling.name] = {
                 "n": len(entry.values),
                 "guidance_scale": sampling.guidance_scale,
-                "guidance_interval": sampling.guidance_interval if sampling.limited else None,
                 "num_inference_steps": sampling.steps,
-                "evaluations": entry.evaluations,
-                **distances(features, train, test),
+                **entry.cost,
+                **figures(entry.values, asked, features),
+                **({} if asked is None else self._classes(entry.values, asked)),
             }
-            if sampling == plain:
-                results["memorisation"] = memorisation(
-                    context, entry.values, features, train, test, folder
-                )
-            asked = self._asked(range(len(entry.values))) if sampling.by_class else None
-            results[sampling.name] |= radial_power(entry.values, asked, real, names)
-            if asked is not None:
-                results[sampling.name] |= self._classes(entry.values, asked)
-        shown = self.guided.name
-        plot(results[shown]["radial_power"], shown, folder / "radial_power.png")
+            if sampling == self.main[-1]:
+                results["memorisation"] = memorisation(features, train, test)
+                plot_radial_power(results[sampling.name]["radial_power"], sampling.name, folder)
+                self._picture(entry.values, features, train, folder)
+        self._plot(results, folder)
         return results
 
     def _classes(self, images: Tensor, asked: Tensor) -> dict[str, Any]:
         """The share of samples in which the classifier finds the requested class."""
-        right = self.context.classes_of(images) == asked
-        names = self.context.pipe.class_names
-        return {
-            **mean("class_accuracy", right),
-            "class_accuracy_by_class": {
-                name: right[asked == k].float().mean().item()
-                for k, name in enumerate(names)
-                if (asked == k).any()
-            },
-        }
+        right, names = self.context.classes_of(images) == asked, self.context.pipe.class_names
+        groups = {names[k]: right[asked == k].double() for k in asked.unique().tolist()}
+        by_class = {name: group.mean().item() for name, group in groups.items()}
+        return {**mean("class_accuracy", right), "class_accuracy_by_class": by_class}
 
-
-def plot_quality(models: Mapping[str, Mapping[str, Any]], n: int, space: str, folder: Path) -> None:
-    """Draws quality_against_evaluations.png: a line for each model and guidance scale.
-
-    Args:
-        models: name of a pipeline -> its figures of generate, of n samples each.
-    """
-    figure = "frechet_distance_to_train"
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for model, results in models.items():
-        for name, entry in results.items():
-            if name.startswith("by_class"):
-                line = f"{model}, guidance {entry['guidance_scale']:g}"
-                if entry["guidance_interval"]:
-                    line += " at sigma {:g} to {:g}".format(*entry["guidance_interval"])
+    def _plot(self, results: Mapping[str, Any], folder: Path) -> None:
+        """Draws quality_against_evaluations.png: a line for each guidance."""
+        figure, lines = "frechet_distance_to_train", {}
+        for sampling in self.samplings:
+            if sampling.of == "by_class":
+                line = sampling.name.partition("_steps_")[0].replace("_", " ")
+                entry = results[sampling.name]
                 lines.setdefault(line, []).append((entry["evaluations"], entry[figure]))
-    curves(
-        {line: sorted(points) for line, points in lines.items()},
-        f"evaluations of the network an image (n = {n})",
-        f"Frechet distance to the training split ({space})",
-        folder / "quality_against_evaluations.png",
-        levels={"real images": next(iter(models.values()))["floor"][figure]},
-    )
+        curves(
+            {line: sorted(points) for line, points in lines.items()},
+            f"evaluations of the network an image (n = {self.context.settings.num_images})",
+            f"Frechet distance to the training split ({self.context.space.name})",
+            folder / "quality_against_evaluations.png",
+            levels={"real images": results["floor"][figure]},
+        )
+
+    def _picture(self, images: Tensor, features: Tensor, train: Tensor, folder: Path) -> None:
+        """Draws nearest_training_images.png, of the first ten samples."""
+        order = torch.cdist(features[:10], train).argsort(1)[:, :5]
+        samples = zip(to_pictures(images[:10]), order, strict=True)
+        rows = [[one, *to_pictures(self.context.train.images[near])] for one, near in samples]
+        labels = ["sample", "nearest", "2nd", "3rd", "4th", "5th"]
+        grid(rows, column_labels=labels).save(folder / "nearest_training_images.png")
 
 
-def distances(features: Tensor, train: Tensor, test: Tensor) -> dict[str, float]:
-    """Distances from the features of samples (N, D) to those of both splits (.., D)."""
-    count = min(len(train), len(features))  # as many as samples: the balls depend on it
-    precision, recall = precision_recall(train[:count], features)
-    return {
-        **distance_to("train", features, train),
-        **distance_to("test", features, test),
-        "precision": precision,
-        "recall": recall,
-    }
-
-
-def distance_to(split: str, features: Tensor, reference: Tensor) -> dict[str, float]:
-    """Distances from features (N, D) to those of a split (M, D)."""
-    kernel, deviation = kernel_distance(features, reference)
-    return {
-        f"frechet_distance_to_{split}": frechet_distance(features, reference),
-        f"kernel_distance_to_{split}": kernel,
-        f"kernel_distance_to_{split}_subset_deviation": deviation,
-    }
-
-
-def floor(train: Tensor, test: Tensor, count: int) -> dict[str, Any]:
-    """The same figures of real images: held-out ones to the training split, and reversed."""
-    n = min(count, len(train), len(test))
-    precision, recall = precision_recall(train[:n], test[:n])
-    return {
-        "n": n,
-        **distance_to("train", test[:n], train),
-        **distance_to("test", train[:n], test),
-        "precision": precision,
-        "recall": recall,
-    }
-
-
-def memorisation(
-    context: Context, images: Tensor, features: Tensor, train: Tensor, test: Tensor, folder: Path
-) -> dict[str, Any]:
+def memorisation(features: Tensor, train: Tensor, test: Tensor) -> dict[str, Any]:
     """Distances of samples to the nearest training image, relative to those of held-out images.
 
-    The ratio is well below 1 for a model that copies.
-
-    Args:
-        images: (N, 3, H, W) uint8, and their features (N, D). train, test: features of the splits.
+    The ratio is well below 1 for a model that copies. The arguments are features (.., D).
     """
-    n = min(len(images), len(test))
-    distance, _ = nearest(features[:n], train)
-    real, _ = nearest(test[:n], train)
-    order = torch.cdist(features[:10], train).argsort(1)[:, :5]
-    rows = [
-        [sample, *to_pictures(context.train.images[order[i]])]
-        for i, sample in enumerate(to_pictures(images[:10]))
-    ]
-    labels = ["sample", "nearest", "2nd", "3rd", "4th", "5th"]
-    grid(rows, column_labels=labels).save(folder / "nearest_training_images.png")
+    n = min(len(features), len(test))
+    distance, real = nearest(features[:n], train), nearest(test[:n], train)
     return {
         "n": n,
         "nearest_distance_ratio": (distance.median() / real.median()).item(),

@@ -1,7 +1,7 @@
 """How good completions are, for each kind of hole, beside RePaint with the same weights."""
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ from ..pictures.grids import grid, to_pictures
 from ..pipeline.masks import MASKS, draw_masks
 from ..tools.rng import generator
 from ..tools.tensors import to_uint8, to_unit_range
-from .baselines import repaint
-from .bulk import Drawn, Job
-from .denoise import generate_denoiser, noise_levels
-from .distances import frechet_distance
-from .likeness import feature_distance, psnr, ssim
+from .bulk import Arguments, Drawn, Job
+from .distances import feature_distance, frechet_distance, masked_mean, psnr, ssim
+from .methods.denoisers import generate_denoiser, noise_levels
+from .methods.repaint import repaint
 from .parts import Context, Part, Seen, mean
 
 
@@ -30,125 +29,82 @@ class Inpaint(Part):
         super().__init__(context)
         self.count = min(context.settings.inpaint_images, len(context.test))
         self.images = context.test.images[: self.count]
-        self.masks = {
-            kind: draw_masks(
-                self.count,
-                context.pipe.size,
-                generator(context.settings.seed, "scorecard", kind),
-                kind,
-            )
-            for kind in MASKS
-        }
-
-    @cached_property
-    def originals(self) -> Seen:
-        """The unpainted images."""
-        return Seen.of(self.context, self.images)
+        self.seeds = range(context.settings.inpaint_seeds)
+        self.masks = {}
+        for kind in MASKS:  # each mask is drawn on its own: the same for any number of images
+            keys = ((context.settings.seed, "scorecard", kind, i) for i in range(self.count))
+            masks = (draw_masks(1, context.pipe.size, generator(*key), kind) for key in keys)
+            self.masks[kind] = torch.cat(list(masks))  # (N, 1, H, W)
 
     def jobs(self) -> list[Job]:
-        seeds = range(self.context.settings.inpaint_seeds)
-        found = [self._completion(kind, seed) for kind in MASKS for seed in seeds]
-        return found + [self._repaint(kind) for kind in MASKS if self.context.has_baselines]
+        found, sample = [], self.context.sample
+        for kind in MASKS:
+            each = partial(self._each, kind)
+            for seed in self.seeds:
+                same = {"task": "inpaint", "key": (kind, seed), "num_inference_steps": self.steps}
+                found.append(Job(f"inpaint-{kind}-{seed}", self.count, sample, same, each))
+            if self.context.has_baselines:
+                same = {"key": ("inpaint", kind, 0), "steps": self.steps}
+                found.append(Job(f"repaint-{kind}", self.count, self._repaint, same, each))
+        return found
 
-    def _completion(self, kind: str, seed: int) -> Job:
-        context, steps = self.context, self.steps
+    def _each(self, kind: str, rows: range) -> Arguments:
+        part = slice(rows.start, rows.stop)
+        return {"image": self.images[part], "mask_image": self.masks[kind][part]}
 
-        def draw(rows: range) -> Tensor:
-            return context.sample(
-                *("inpaint", kind, seed),
-                rows=rows,
-                image=self.images[rows.start : rows.stop].float() / 255,
-                mask_image=self.masks[kind][rows.start : rows.stop],
-                num_inference_steps=steps,
-            )
-
-        name = f"inpaint-{kind}-{seed}"
-        return context.job(name, self.count, draw, steps=steps, data=context.test.fingerprint)
-
-    def _repaint(self, kind: str) -> Job:
-        context, steps = self.context, self.steps
-
-        def draw(rows: range) -> Tensor:
-            device = context.pipe.device
-            known = to_unit_range(self.images[rows.start : rows.stop].to(device))
-            D = generate_denoiser(context.pipe, torch.full((len(rows),), -1, device=device))
-            painted = repaint(
-                D,
-                known,
-                self.masks[kind][rows.start : rows.stop].to(device),
-                noise_levels(context.pipe.scheduler, steps),
-                context.generators("inpaint", kind, 0, rows=rows),
-            )
-            return to_uint8(painted)
-
-        name = f"repaint-{kind}"
-        return context.job(name, self.count, draw, steps=steps, data=context.test.fingerprint)
+    def _repaint(
+        self, rows: range, image: Tensor, mask_image: Tensor, key: tuple, steps: int
+    ) -> Tensor:
+        pipe = self.context.pipe
+        D = generate_denoiser(pipe, torch.full((len(rows),), -1))
+        known, mask = to_unit_range(image.to(pipe.device)), mask_image.to(pipe.device)
+        random = self.context.generators(*key, rows=rows)
+        return to_uint8(repaint(D, known, mask, noise_levels(pipe.scheduler, steps), random))
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
-        settings = self.context.settings
-        results: dict[str, Any] = {"floor": self._floor()}
+        originals = Seen.of(self.context, self.images)
+        features = self.context.space.features(self.context.train.images[: self.count])
+        floor = frechet_distance(features, originals.features)
+        results: dict[str, Any] = {"floor": {"n": len(features), "frechet_distance": floor}}
         for kind, mask in self.masks.items():
-            repeats = [drawn[f"inpaint-{kind}-{seed}"] for seed in range(settings.inpaint_seeds)]
-            results[kind] = self._entry(repeats[0], mask)
+            repeats = [drawn[f"inpaint-{kind}-{seed}"] for seed in self.seeds]
+            results[kind] = self._figures(repeats[0], originals, mask)
             if len(repeats) > 1:
-                drawn_all = torch.stack([repeat.values for repeat in repeats])
-                results[kind] |= mean("diversity", diversity(drawn_all, mask))
-                results[kind] |= mean_completion(self.images, drawn_all, mask)
+                values = torch.stack([repeat.values for repeat in repeats])
+                results[kind] |= mean("diversity", diversity(values, mask))
+                results[kind] |= mean_completion(self.images, values, mask)
             if self.context.has_baselines:
-                results[kind]["repaint"] = self._entry(drawn[f"repaint-{kind}"], mask)
+                found = self._figures(drawn[f"repaint-{kind}"], originals, mask)
+                results[kind]["repaint"] = found
         self._picture(drawn, folder)
         return results
 
-    def _entry(self, entry: Drawn, mask: Tensor) -> dict[str, Any]:
+    def _figures(self, entry: Drawn, originals: Seen, mask: Tensor) -> dict[str, Any]:
+        """Completions against their originals; mask: (N, 1, H, W), 1 = hole."""
+        a, b = self.images.float() / 255, entry.values.float() / 255
+        seen = Seen.of(self.context, entry.values)
         return {
             "n": self.count,
             "num_inference_steps": self.steps,
-            "evaluations": entry.evaluations,
-            **completion_scores(self.context, self.images, self.originals, entry.values, mask),
-        }
-
-    def _floor(self) -> dict[str, Any]:
-        """The distance of as many training images to the originals."""
-        features = self.context.space.features(self.context.train.images[: self.count])
-        return {
-            "n": len(features),
-            "frechet_distance": frechet_distance(features, self.originals.features),
+            **entry.cost,
+            **mean("psnr_in_hole", psnr(a, b, mask)),
+            **mean("ssim_in_hole", ssim(a, b, mask)),
+            **mean("feature_distance", feature_distance(originals.features, seen.features)),
+            **mean("same_class", originals.classes == seen.classes),
+            "frechet_distance": frechet_distance(seen.features, originals.features),
         }
 
     def _picture(self, drawn: Mapping[str, Drawn], folder: Path) -> None:
         """For each kind: an original, what is left of it, completions, RePaint's."""
-        seeds = range(self.context.settings.inpaint_seeds)
-        jobs = [(f"seed {seed}", "inpaint-{}-" + str(seed)) for seed in seeds]
-        jobs += [("RePaint", "repaint-{}")] if self.context.has_baselines else []
-        rows = []
+        rows, grey = [], torch.tensor(128, dtype=torch.uint8)
         for i, (kind, mask) in enumerate(self.masks.items()):
-            one = slice(i % self.count, i % self.count + 1)
-            left = torch.where(
-                mask[one] > 0, torch.tensor(128, dtype=torch.uint8), self.images[one]
-            )
-            shown = [self.images[one], left, *(drawn[j.format(kind)].values[one] for _, j in jobs)]
-            rows.append([to_pictures(image)[0] for image in shown])
-        titles = ["original", "masked", *(title for title, _ in jobs)]
-        grid(rows, list(MASKS), titles).save(folder / "inpaint.png")
-
-
-def completion_scores(
-    context: Context, originals: Tensor, seen: Seen, completed: Tensor, mask: Tensor
-) -> dict[str, float]:
-    """Completions against their originals, both (N, 3, H, W) uint8.
-
-    Args:
-        seen: of the originals. mask: (N, 1, H, W), 1 = hole.
-    """
-    a, b = originals.float() / 255, completed.float() / 255
-    found = Seen.of(context, completed)
-    return {
-        **mean("psnr_in_hole", psnr(a, b, mask)),
-        **mean("ssim_in_hole", ssim(a, b, mask)),
-        **mean("feature_distance", feature_distance(seen.features, found.features)),
-        **mean("same_class", seen.classes == found.classes),
-        "frechet_distance": frechet_distance(found.features, seen.features),
-    }
+            i %= self.count
+            entries = (entry for name, entry in drawn.items() if name.split("-")[1] == kind)
+            left = self.images[i].where(mask[i] == 0, grey)
+            shown = [self.images[i], left, *(entry.values[i] for entry in entries)]
+            rows.append(to_pictures(torch.stack(shown)))
+        titles = ["original", "masked", *(f"seed {seed}" for seed in self.seeds), "RePaint"]
+        grid(rows, list(MASKS), titles[: len(rows[0])]).save(folder / "inpaint.png")
 
 
 def mean_completion(originals: Tensor, repeats: Tensor, mask: Tensor) -> dict[str, float]:
@@ -158,11 +114,10 @@ def mean_completion(originals: Tensor, repeats: Tensor, mask: Tensor) -> dict[st
         originals: (N, 3, H, W) uint8. repeats: (S, N, 3, H, W) uint8. mask: (N, 1, H, W), 1 = hole.
     """
     average = repeats.float().mean(0) / 255
-    found = mean("psnr_of_mean_in_hole", psnr(originals.float() / 255, average, mask))
-    return {"mean_of": len(repeats), **found}
+    likeness = psnr(originals.float() / 255, average, mask)
+    return {"mean_of": len(repeats), **mean("psnr_of_mean_in_hole", likeness)}
 
 
 def diversity(repeats: Tensor, mask: Tensor) -> Tensor:
     """(N,) deviation inside the hole, in [0, 1], over S completions (S, N, 3, H, W) uint8."""
-    spread = (repeats.float() / 255).var(0).mean(1, keepdim=True)  # (N, 1, H, W)
-    return ((spread * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))).sqrt()
+    return masked_mean((repeats.float() / 255).var(0), mask).sqrt()

@@ -1,13 +1,9 @@
-"""The parts of the scorecard: their common inputs, and their interface.
-
-A part lists its sampling jobs; all processes draw them; then it computes its figures.
-"""
+"""A part of the scorecard lists its jobs; all processes draw them; then it computes its figures."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,10 +14,16 @@ from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.rng import generator
-from ..tools.tensors import to_unit_range
-from .bulk import Drawn, Job, weights_digest
+from ..tools.tensors import to_unit_range, weights_digest
+from .bulk import Drawn, Job
 from .features import FeatureSpace
 from .settings import Settings
+
+# What the configurations hold besides: where they were loaded from, and which values are defaults.
+TRACES = ("_name_or_path", "_use_default_values", "is_local", "local_files_only")
+# The code of the methods, read at import, as the pipeline's is.
+_FILES = Path(__file__).parent.glob("methods/*.py")
+METHODS = {path.name: path.read_text(encoding="utf-8") for path in _FILES}
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,7 @@ class Context:
 
     Attributes:
         classifier: must not have been used in training or filtering of the pipeline.
-        train, test: the pipeline's training split, and held-out images; on the CPU, labelled in the
-            pipeline's order of classes.
+        train, test: on the CPU, labelled in the pipeline's order of classes.
         cache: folder for the features of the splits.
     """
 
@@ -43,19 +44,24 @@ class Context:
     settings: Settings
     cache: Path
 
-    @cached_property
-    def model(self) -> str:
-        """Digest of the weights."""
-        return weights_digest(self.pipe.unet)
+    def drawer(self) -> dict[str, Any]:
+        """All that decides what is drawn, except for the arguments of a call."""
+        pipe = self.pipe
+        configs = (pipe.config, pipe.unet.config, pipe.scheduler.config)
+        return {
+            "weights": weights_digest(pipe.unet),
+            "code": [type(pipe).code_files(), METHODS],
+            "scheduler": type(pipe.scheduler).__name__,
+            "vocabulary": pipe.tokenizer.get_vocab(),
+            "configs": [{k: v for k, v in c.items() if k not in TRACES} for c in configs],
+            "seed": self.settings.seed,
+        }
 
     @property
     def has_baselines(self) -> bool:
-        """Whether methods that need the generate task alone are measured, too."""
-        return self.settings.baselines and "generate" in self.pipe.tasks
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.pipe.class_names)
+        """Whether other methods are measured, too. They need generate at any noise level."""
+        pipe = self.pipe
+        return self.settings.baselines and "generate" in pipe.tasks and pipe.chains is None
 
     def features_of(self, split: str) -> Tensor:
         """(N, D) of "train" or "test"."""
@@ -65,33 +71,25 @@ class Context:
 
     def classes_of(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 -> (N,) their classes, in the pipeline's order."""
-        table = torch.tensor([self.pipe.class_names.index(n) for n in self.classifier.class_names])
-        batches = images.split(500)
-        return torch.cat(
-            [table[self.classifier(to_unit_range(b)).argmax(1).cpu()] for b in batches]
-        )
+        places = torch.tensor(list(map(self.pipe.class_names.index, self.classifier.class_names)))
+        logits = (self.classifier(to_unit_range(batch)) for batch in images.split(500))
+        return places[torch.cat([batch.argmax(1).cpu() for batch in logits])]
 
     def generators(self, *key: int | str, rows: range) -> list[torch.Generator]:
         """One a row, a function of key and row: with one key, methods get the same noise."""
         seed, device = self.settings.seed, self.pipe.device
         return [generator(seed, *key, row, device=device) for row in rows]
 
-    def sample(self, task: str, *key: int | str, rows: range, **arguments: Any) -> Tensor:
+    def sample(self, rows: range, task: str, key: tuple = (), **arguments: Any) -> Tensor:
         """Images (b, 3, H, W) uint8 of the pipeline, drawn from (task, key) and each row's number.
 
-        Args:
-            arguments: the pipeline's, for these rows.
+        Its arguments are the pipeline's, but an image is uint8 here, too.
         """
+        if "image" in arguments:
+            arguments["image"] = arguments["image"].float() / 255
         random = self.generators(task, *key, rows=rows)
         images = self.pipe(task=task, generator=random, output_type="pt", **arguments).images
         return (images * 255).round().to(torch.uint8)
-
-    def job(
-        self, name: str, count: int, draw: Callable[[range], Tensor], **key: str | float | None
-    ) -> Job:
-        """A job of this model; `key` is all else that its outcome depends on."""
-        facts = {"model": self.model, "seed": self.settings.seed, "name": name, **key}
-        return Job(name, facts, count, draw)
 
 
 @dataclass(frozen=True)
@@ -108,27 +106,20 @@ class Seen:
 
 
 class Part(ABC):
-    """One subject of the scorecard.
+    """One subject of the scorecard."""
 
-    Class attributes:
-        name: the key in metrics.json. task: the task that a model must have learned.
-    """
-
-    name: ClassVar[str]
-    task: ClassVar[str]
+    name: ClassVar[str]  # the key in metrics.json
+    task: ClassVar[str]  # that a model must have learned
 
     def __init__(self, context: Context):
         self.context = context
 
-    @property
-    def steps(self) -> int:
-        """Steps of the sampler."""
-        given = self.context.settings.num_inference_steps
-        return given or self.context.pipe.default_steps(self.task)
+        given, default = context.settings.num_inference_steps, context.pipe.default_steps
+        self.steps = given or default(self.task)  # of the sampler
 
     @abstractmethod
     def jobs(self) -> list[Job]:
-        """The jobs that have to be sampled."""
+        """What has to be sampled."""
 
     @abstractmethod
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ differences are in decades: 0.1 decades are 26 % more power.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +20,23 @@ from ..tools.tensors import to_unit_range
 
 # Upper ends in cycles per pixel. The last ring also has the corners of the plane, up to 0.71.
 RING_ENDS = (0.125, 0.25, 0.375, 0.5)
-LINES = 20  # classes in the plot, at most
 _ROUNDING = (2 / 255) ** 2 / 12  # the power of rounding to bytes, so that none is 0
 
 
-@dataclass(frozen=True)
-class RealPower:
-    """The mean power of real images.
-
-    Attributes:
-        whole: (H, W), of all images.
-        by_class: (K, H, W); NaN for a class without images.
-    """
-
-    whole: Tensor
-    by_class: Tensor
-
-    @classmethod
-    def of(cls, dataset: ImageDataset, num_classes: int) -> "RealPower":
-        """The mean power of a dataset on the CPU."""
-        sums = torch.zeros(max(num_classes, 1), dataset.resolution, dataset.resolution)
-        chunks = zip(dataset.images.split(1000), dataset.labels.split(1000), strict=True)
-        for images, labels in chunks:
-            sums.index_add_(0, labels, power(images))
-        counts = dataset.labels.bincount(minlength=len(sums))[:, None, None]
-        return cls(sums.sum(0) / len(dataset), sums / counts)
+def real_power(dataset: ImageDataset, num_classes: int) -> Tensor:
+    """(K + 1, H, W) mean power of real images of each class, NaN without any; at last of all."""
+    sums = torch.zeros(num_classes + 1, dataset.resolution, dataset.resolution)
+    places = dataset.labels.where(dataset.labels >= 0, num_classes)  # of images without a class
+    for images, place in zip(dataset.images.split(1000), places.split(1000), strict=True):
+        sums.index_add_(0, place, power(images))
+    counts = places.bincount(minlength=len(sums))[:, None, None]
+    return torch.cat([(sums / counts)[:-1], sums.sum(0, keepdim=True) / len(dataset)])
 
 
 def power(images: Tensor) -> Tensor:
     """(N, 3, H, W) uint8 -> (N, H, W) float32, the power of each image at each frequency."""
-    spectra = [
-        torch.fft.fft2(to_unit_range(part), norm="ortho").abs().square().mean(1)
-        for part in images.split(1000)
-    ]
-    return torch.cat(spectra) + _ROUNDING
+    spectra = (torch.fft.fft2(to_unit_range(part), norm="ortho") for part in images.split(1000))
+    return torch.cat([part.abs().square().mean(1) for part in spectra]) + _ROUNDING
 
 
 def rings_of(side: int) -> Tensor:
@@ -65,34 +47,32 @@ def rings_of(side: int) -> Tensor:
 
 
 def difference(spectra: Tensor, real: Tensor) -> dict[str, Any]:
-    """log10 power of samples minus that of real images, in each ring.
-
-    Args:
-        spectra: (N, H, W), of the samples. real: (H, W), a mean.
+    """log10 power of samples (N, H, W) minus the mean power of real images (H, W).
 
     Returns:
-        n; "decades" and their "standard_error" over the samples, both a list of four.
+        n; "decades" and their "standard_error" over the samples, both a list of one for each ring.
     """
-    mean = spectra.mean(0)
-    rings = rings_of(len(real))
+    mean, rings, count = spectra.mean(0), rings_of(len(real)), len(spectra)
     decades, errors = [], []
     for ring in range(len(RING_ENDS)):
         inside = rings == ring
         decades.append((mean[inside] / real[inside]).log10().mean().item())
         # The derivative of log10 of the mean by each sample.
         parts = (spectra[:, inside] / mean[inside]).mean(1) / math.log(10)
-        errors.append(parts.std().item() / math.sqrt(len(parts)) if len(parts) > 1 else 0.0)
-    return {"n": len(spectra), "decades": decades, "standard_error": errors}
+        errors.append(parts.std().item() / math.sqrt(count) if count > 1 else 0.0)
+    return {"n": count, "decades": decades, "standard_error": errors}
 
 
 def radial_power(
-    images: Tensor, labels: Tensor | None, real: RealPower, class_names: Sequence[str]
+    images: Tensor, labels: Tensor | None, real: Tensor, class_names: Sequence[str]
 ) -> dict[str, Any]:
     """A set of images against real ones of the same classes, as frequent as here.
 
     Args:
-        images: (N, 3, H, W) uint8. labels: (N,), or None: against all real images. Images of a
-            class of which there is no real one are left out.
+        images: (N, 3, H, W) uint8.
+        labels: (N,), or None: against all real images. Images without a class, and of a class of
+            which there is no real one, are left out.
+        real: the result of `real_power`.
 
     Returns:
         "radial_power": the result of `difference`, and "by_class"; and the largest absolute
@@ -100,23 +80,20 @@ def radial_power(
     """
     spectra = power(images)
     if labels is None:
-        found = difference(spectra, real.whole)
+        found = difference(spectra, real[-1])
         return {"radial_power": found, "radial_power_largest_difference": _largest(found)}
-    there = real.by_class.isfinite().all((1, 2))[labels]
+    there = real[:-1].isfinite().all((1, 2))[labels] & (labels >= 0)
     spectra, labels = spectra[there], labels[there]
-    shares = labels.bincount(minlength=len(real.by_class)) / len(labels)
-    mixed = torch.einsum("k,khw->hw", shares, real.by_class.nan_to_num(0))
+    shares = labels.bincount(minlength=len(class_names)) / len(labels)
+    found = difference(spectra, torch.einsum("k,khw->hw", shares, real[:-1].nan_to_num(0)))
     by_class = {
-        class_names[k]: difference(spectra[labels == k], real.by_class[k])
-        for k in labels.unique().tolist()
+        class_names[k]: difference(spectra[labels == k], real[k]) for k in labels.unique().tolist()
     }
-    found = difference(spectra, mixed)
+    largest = "radial_power_largest_difference"
     return {
         "radial_power": {**found, "by_class": by_class},
-        "radial_power_largest_difference": _largest(found),
-        "radial_power_largest_difference_by_class": max(
-            map(_largest, by_class.values()), default=math.nan
-        ),
+        largest: _largest(found),
+        f"{largest}_by_class": max(map(_largest, by_class.values()), default=math.nan),
     }
 
 
@@ -124,18 +101,15 @@ def _largest(found: dict[str, Any]) -> float:
     return max(map(abs, found["decades"]))
 
 
-def plot(found: dict[str, Any], title: str, path: Path) -> None:
-    """The differences in each ring: over all classes, and of the first twenty."""
+def plot_radial_power(found: dict[str, Any], title: str, folder: Path) -> None:
+    """Writes radial_power.png: the differences over all classes, and of the first of them."""
     centers = [end - RING_ENDS[0] / 2 for end in RING_ENDS]
-    by_class = list(found.get("by_class", {}).items())[:LINES]
+    entries = [*list(found.get("by_class", {}).items())[:20], ("all classes", found)]
     curves(
-        {
-            name: list(zip(centers, entry["decades"], strict=True))
-            for name, entry in [*by_class, ("all classes", found)]
-        },
+        {name: list(zip(centers, e["decades"], strict=True)) for name, e in entries},
         f"spatial frequency in cycles per pixel, in four rings ({title}, n = {found['n']})",
         "log10 power minus that of real images",
-        path,
+        folder / "radial_power.png",
         levels={"real images": 0.0},
         heavy="all classes",
     )

@@ -1,7 +1,9 @@
-"""Tensors: asynchronous copies from host to device, and the ranges of pixels."""
+"""Tensors: asynchronous copies from host to device, the ranges of pixels, and digests."""
+
+import hashlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -22,3 +24,17 @@ def to_unit_range(images: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """Pixels in [-1, 1] -> uint8, clipped and rounded: the inverse of `to_unit_range`."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """16 hex digits of the sha256 of a module's weights, the same on every device."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(raw_bytes(tensor))
+    return found.hexdigest()[:16]
+
+
+def raw_bytes(tensor: Tensor):
+    """The bytes of a tensor, as an array that hashlib reads."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()

@@ -1,9 +1,15 @@
 """Bulk work: the same outcome however it is cut and interrupted, and what it cost."""
 
+import copy
+
 import pytest
 import torch
+from diffusers import EDMEulerScheduler
 
 from mtl_diffusion.evaluation.bulk import Bulk, Job, evaluations_of
+from mtl_diffusion.evaluation.parts import Context
+from mtl_diffusion.evaluation.settings import Settings
+from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
 
 class Twice(torch.nn.Module):
@@ -14,16 +20,18 @@ class Twice(torch.nn.Module):
 NET = Twice()
 
 
-def job(log, count=7):
-    def draw(rows):
+def job(log, count=7, stop=None, **same):
+    def draw(rows, **_):
+        if rows.start == stop:
+            raise KeyboardInterrupt
         log.append(rows)
         return NET(torch.tensor(rows, dtype=torch.float32))
 
-    return Job("twice", {"seed": 0}, count, draw)
+    return Job("twice", count, draw, same, lambda rows: {"label": list(rows)})
 
 
-def bulk(folder, rank=0, world=1, batch_size=3):
-    made = Bulk(folder, NET, batch_size)
+def bulk(folder, rank=0, world=1, batch_size=3, model="m"):
+    made = Bulk(folder, NET, batch_size, {"weights": model})
 
     class State:
         process_index, num_processes, is_main_process = rank, world, rank == 0
@@ -37,15 +45,8 @@ def bulk(folder, rank=0, world=1, batch_size=3):
 
 def test_an_interrupted_job_goes_on(tmp_path):
     log = []
-    broken = job(log)
-
-    def stop(rows):
-        if rows.start >= 3:
-            raise KeyboardInterrupt
-        return broken.draw(rows)
-
     with pytest.raises(KeyboardInterrupt):
-        bulk(tmp_path).draw([Job("twice", {"seed": 0}, 7, stop)])
+        bulk(tmp_path).draw([job(log, stop=3)])
     bulk(tmp_path).draw([job(log)])
     assert log == [range(0, 3), range(3, 6), range(6, 7)]
     assert not list(tmp_path.rglob(".writing-*"))
@@ -59,11 +60,40 @@ def test_processes_share_the_chunks(tmp_path):
     assert bulk(tmp_path).read(job([])).values.tolist() == [0, 2, 4, 6, 8, 10, 12]
 
 
-def test_more_rows_reuse_the_full_chunks(tmp_path):
+def test_more_rows_reuse_the_full_chunks_and_others_reuse_nothing(tmp_path):
     log = []
     bulk(tmp_path).draw([job(log, count=6)])
     bulk(tmp_path).draw([job(log, count=8)])
     assert log == [range(0, 3), range(3, 6), range(6, 8)]
+    third = job(log)
+    same = job(log, steps=5)
+    each = Job("twice", 7, third.draw, {}, lambda rows: {"label": torch.zeros(len(rows))})
+    code = Job("twice", 7, lambda rows, **_: third.draw(rows), third.same, third.each)
+    for other, model in ((same, "m"), (each, "m"), (code, "m"), (third, "n")):
+        made = bulk(tmp_path, model=model)
+        log.clear()
+        made.draw([other])
+        made.draw([other])
+        assert log == [range(0, 3), range(3, 6), range(6, 7)]
+
+
+def test_what_another_pipeline_drew_is_not_scored(pipe, monkeypatch):
+    """Neither that of other code, nor of another scheduler, nor of other words."""
+
+    def drawer(pipe):
+        given = Context(pipe, None, None, None, None, Settings(), None)
+        return Bulk("x", pipe.unet, 3, given.drawer()).model
+
+    first = drawer(pipe)
+    again = MultiTaskPipeline(pipe.unet, pipe.tokenizer, copy.deepcopy(pipe.scheduler))
+    assert drawer(again) == first
+    again.scheduler = EDMEulerScheduler.from_config(pipe.scheduler.config)
+    other_kind = drawer(again)
+    again.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, rho=5.0)
+    other_levels = drawer(again)
+    changed = {"pipeline_12345678.py": "# edits start elsewhere"}
+    monkeypatch.setattr(MultiTaskPipeline, "code_files", classmethod(lambda cls: changed))
+    assert len({first, other_kind, other_levels, drawer(pipe)}) == 4
 
 
 def test_evaluations_count_the_samples_of_each_call(pipe):

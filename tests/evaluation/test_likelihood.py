@@ -7,13 +7,16 @@ import torch
 from gaussian import DIM, SHAPE, Gaussian, correlated, keyed
 
 from mtl_diffusion.evaluation.bulk import evaluations_of
-from mtl_diffusion.evaluation.denoise import generate_denoiser, noise_levels
-from mtl_diffusion.evaluation.likelihood import bits_per_dim, denoised_and_trace, log_density
+from mtl_diffusion.evaluation.methods.denoisers import generate_denoiser
+from mtl_diffusion.evaluation.methods.density import bits_per_dim, denoised_and_trace, log_density
 from mtl_diffusion.tools.tensors import to_unit_range
 
+LEVELS = {"low": 0.002, "high": 80.0}
 
-def even(steps, low=0.002, high=80.0):
-    return [*(high * (low / high) ** (i / (steps - 1)) for i in range(steps)), 0.0]
+
+def at_one_level(model):
+    """A Gaussian takes one noise level for all samples."""
+    return lambda x, sigma: model(x, float(sigma.flatten()[0]))
 
 
 def exact(model, x, low=0.002, high=80.0):
@@ -63,17 +66,15 @@ def test_the_trace_is_that_of_the_networks_jacobian(pipe):
 @pytest.mark.parametrize("covariance", [0.05, correlated(0.3)], ids=["independent", "correlated"])
 def test_the_density_is_that_of_the_flow_to_second_order(covariance, monkeypatch):
     model = Gaussian(0.2, covariance)
-    x = model.sample(4)
+    x, D = model.sample(4), at_one_level(model)
 
     def exact_trace(D, x, sigma, generators):
-        return D(x, sigma), D.gain(sigma).trace().expand(len(x))
+        return D(x, sigma), model.gain(float(sigma[0])).trace().expand(len(x))
 
-    monkeypatch.setattr("mtl_diffusion.evaluation.likelihood.denoised_and_trace", exact_trace)
+    monkeypatch.setattr("mtl_diffusion.evaluation.methods.density.denoised_and_trace", exact_trace)
     truth = exact(model, x)
-    error = [
-        (log_density(model, x, even(steps), keyed(4)) - truth).abs().max().item() / DIM
-        for steps in (20, 40, 80)
-    ]
+    found = (log_density(D, x, keyed(4), **LEVELS, steps=steps) for steps in (32, 64, 128))
+    error = [(one - truth).abs().max().item() / DIM for one in found]
     assert error[2] < 0.004
     assert error[0] > 3 * error[1] > 9 * error[2]  # four times smaller for twice the steps
     # The flow's own density is the data's but for the prior, which takes no account of the data.
@@ -86,7 +87,7 @@ def test_bits_per_dim_of_a_gaussian_are_its_cross_entropy():
     s = 0.25
     model = Gaussian(0.1, s**2)
     images = to_bytes(model.sample(64))
-    found = bits_per_dim(model, images, even(100), keyed(64))
+    found = bits_per_dim(at_one_level(model), images, keyed(64), **LEVELS, steps=128)
     assert found.shape == (64,) and found.dtype == torch.float64
     # -log2 of the density of a pixel uniform in its bin, in units of bins, for each image
     variance = s**2 + 0.002**2
@@ -104,15 +105,15 @@ def test_bits_per_dim_of_a_gaussian_are_its_cross_entropy():
 
 def test_a_batch_gives_what_its_images_give_alone(pipe):
     images = torch.randint(256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
-    labels, sigmas = torch.tensor([0, -1, 2]), noise_levels(pipe.scheduler, 5)
+    labels, ode = torch.tensor([0, -1, 2]), {**LEVELS, "steps": 8}
     D = generate_denoiser(pipe, labels)
     with torch.no_grad(), evaluations_of(pipe.unet) as seen:
-        batch = bits_per_dim(D, images, sigmas, keyed(3))
-    assert seen == [3 * (2 * 4 + 1)]
+        batch = bits_per_dim(D, images, keyed(3), **ode)
+    assert seen == [3 * (8 + 1)]
     assert batch.isfinite().all() and not batch.requires_grad
     for i in range(3):
         own = generate_denoiser(pipe, labels[i : i + 1])
-        alone = bits_per_dim(own, images[i : i + 1], sigmas, keyed(1, first=i))
+        alone = bits_per_dim(own, images[i : i + 1], keyed(1, first=i), **ode)
         torch.testing.assert_close(batch[i : i + 1], alone, atol=1e-4, rtol=1e-4)
-    assert not torch.equal(batch, bits_per_dim(D, images, sigmas, keyed(3, first=9)))
+    assert not torch.equal(batch, bits_per_dim(D, images, keyed(3, first=9), **ode))
     assert all(p.grad is None for p in pipe.unet.parameters())

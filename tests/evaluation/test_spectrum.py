@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mtl_diffusion.data.images import ImageDataset
-from mtl_diffusion.evaluation.spectrum import RealPower, difference, power, radial_power, rings_of
+from mtl_diffusion.evaluation.spectrum import difference, power, radial_power, real_power, rings_of
 
 SIDE = 16
 
@@ -35,7 +35,7 @@ def test_a_wave_is_in_the_ring_of_its_frequency(cycles, ring):
 
 
 def test_twice_the_contrast_is_log10_of_four_with_its_standard_error():
-    real = RealPower.of(dataset(noise(2000, 15), torch.zeros(2000).long()), 3).whole
+    real = real_power(dataset(noise(2000, 15), torch.zeros(2000).long()), 3)[-1]
     found = [difference(power(noise(50, 30, seed)), real) for seed in range(1, 21)]
     decades = torch.tensor([one["decades"] for one in found])
     errors = torch.tensor([one["standard_error"] for one in found])
@@ -46,7 +46,7 @@ def test_twice_the_contrast_is_log10_of_four_with_its_standard_error():
 
 def test_classes_that_err_oppositely_are_seen_by_class():
     labels = torch.arange(600) % 2
-    real = RealPower.of(dataset(noise(600, 20), labels), 3)
+    real = real_power(dataset(noise(600, 20), labels), 3)
     deviations = torch.where(labels == 0, 10.0, 26.5)[:, None, None, None]
     samples = 127.5 + deviations * torch.randn(
         600, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)
@@ -64,7 +64,7 @@ def test_real_images_are_weighted_like_the_samples_and_unknown_classes_left_out(
     """The classes have different power, and other frequencies among the samples."""
     images = torch.cat([noise(500, 10), noise(100, 40)])
     labels = torch.tensor([0] * 500 + [1] * 100)
-    real = RealPower.of(dataset(images, labels), 3)
+    real = real_power(dataset(images, labels), 3)
     few = torch.cat([noise(100, 10, 1), noise(500, 40, 1), noise(50, 60, 1)])
     asked = torch.tensor([0] * 100 + [1] * 500 + [2] * 50)
     found = radial_power(few, asked, real, ("a", "b", "c"))

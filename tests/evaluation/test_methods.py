@@ -4,11 +4,19 @@ import math
 
 import pytest
 import torch
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from gaussian import SHAPE, Gaussian, correlated, karras, keyed
 
-from mtl_diffusion.evaluation.baselines import ddim_inversion, flowedit, repaint, sdedit, start
 from mtl_diffusion.evaluation.bulk import evaluations_of
-from mtl_diffusion.evaluation.denoise import generate_denoiser, noise_levels
+from mtl_diffusion.evaluation.methods.ddim_inversion import ddim_inversion
+from mtl_diffusion.evaluation.methods.denoisers import generate_denoiser, noise_levels
+from mtl_diffusion.evaluation.methods.flowedit import flowedit
+from mtl_diffusion.evaluation.methods.repaint import repaint
+from mtl_diffusion.evaluation.methods.sdedit import sdedit
+from mtl_diffusion.pipeline.ode import ode_end
+from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+
+PIXELS = (3, 8, 8)  # of the pipeline's images
 
 
 def images(n, shape=SHAPE, seed=0):
@@ -29,6 +37,61 @@ def hole():
     mask = torch.zeros(1, 1, 2, 2)
     mask[..., 0] = 1
     return mask
+
+
+# --- the denoiser of a pipeline -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "guidance_scale"), [(EDMDPMSolverMultistepScheduler, 2.5), (EDMEulerScheduler, 1.0)]
+)
+def test_many_steps_give_what_the_pipeline_gives(build_pipe, guidance_scale, kind):
+    built = build_pipe()
+    with torch.no_grad():
+        built.unet.conv_out.weight *= 0.1  # so that many steps of any solver can follow the flow
+    scheduler = kind.from_config(built.scheduler.config)
+    pipe = MultiTaskPipeline(built.unet, built.tokenizer, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    label, noise = torch.tensor([0, 2]), torch.randn(2, *PIXELS, generator=keyed(1)[0])
+    tolerance = 5e-3 if kind is EDMDPMSolverMultistepScheduler else 3e-2
+    theirs = pipe(
+        task="generate",
+        class_label=label.tolist(),
+        guidance_scale=guidance_scale,
+        guidance_interval=(0, math.inf),
+        num_inference_steps=100 if kind is EDMDPMSolverMultistepScheduler else 300,
+        latents=noise,
+        output_type="latent",
+    ).images
+    high = torch.full((2, 1, 1, 1), noise_levels(scheduler, 5)[0])
+
+    def ours(label):
+        D = generate_denoiser(pipe, label, guidance_scale)
+        with torch.no_grad():
+            return ode_end(D, high * noise, high, 0 * high, 150)
+
+    torch.testing.assert_close(ours(label), theirs, atol=tolerance, rtol=0)
+    assert largest(ours(label.flip(0)) - theirs) > 2 * tolerance  # the class counts for more
+
+
+def test_a_class_and_none_are_told_apart(pipe):
+    x, sigma = images(1, PIXELS), 0.7
+    cat, dog, none = (generate_denoiser(pipe, torch.tensor([i]))(x, sigma) for i in (0, 1, -1))
+    assert not torch.equal(cat, dog) and not torch.equal(cat, none)
+    guided = generate_denoiser(pipe, torch.tensor([0]), 3.0)(x, sigma)
+    torch.testing.assert_close(guided, none + 3 * (cat - none))
+
+
+def test_noise_levels_are_the_schedulers_and_leave_it_alone(pipe):
+    before = pipe.scheduler.sigmas.clone()
+    sigmas = noise_levels(pipe.scheduler, 7)
+    assert torch.equal(pipe.scheduler.sigmas, before)
+    assert sigmas == pytest.approx(karras(7), rel=1e-4)
+    ends_at_sigma_min = EDMEulerScheduler(final_sigmas_type="sigma_min")
+    assert noise_levels(ends_at_sigma_min, 7) == pytest.approx(sigmas, rel=1e-4)
+
+
+# --- the methods ----------------------------------------------------------------------------------
 
 
 def test_repaint_paints_the_mean_and_spread_that_the_known_pixels_leave():
@@ -76,14 +139,6 @@ def test_sdedit_runs_from_the_source_to_the_target():
     assert found.std(0).mean().item() == pytest.approx(shrink * sigma, rel=0.03)
 
 
-@pytest.mark.parametrize(
-    ("strength", "steps"), [(0, 0), (0.05, 0), (0.1, 1), (0.35, 3), (0.7, 7), (0.99, 9), (1, 10)]
-)
-def test_strength_is_a_share_of_the_steps(strength, steps):
-    sigmas = karras(10)
-    assert start(sigmas, strength) == sigmas[10 - steps :]
-
-
 @pytest.mark.parametrize("sigma", [0.3, 2.0, 80.0])
 def test_ddim_inversion_returns_with_one_class_on_both_ways(sigma):
     """But for the lowest noise, which the way down takes off."""
@@ -113,53 +168,60 @@ def test_ddim_inversion_keeps_the_quantile():
 def test_flowedit_with_one_class_on_both_sides_returns_the_source_exactly(strength, pipe):
     source, model = images(4), Gaussian(0.1, correlated(0.4))
     assert torch.equal(flowedit(model, model, source, karras(10), strength, keyed(4)), source)
-    source, D = images(2, (3, 8, 8)), generate_denoiser(pipe, torch.tensor([0, 1]), 2.0)
+    source, D = images(2, PIXELS), generate_denoiser(pipe, torch.tensor([0, 1]), 2.0)
     sigmas = noise_levels(pipe.scheduler, 4)
     assert torch.equal(flowedit(D, D, source, sigmas, strength, keyed(2)), source)
 
 
 def test_flowedit_moves_by_the_difference_of_the_means():
-    source, s = images(4), 0.5
+    source, s, sigmas = images(4), 0.5, karras(200)
     ours, theirs = Gaussian(-0.2, s**2), Gaussian(0.3, s**2)
-    full = flowedit(ours, theirs, source, karras(200), 1.0, keyed(4)) - source
+    full = flowedit(ours, theirs, source, sigmas, 1.0, keyed(4)) - source
     torch.testing.assert_close(full, torch.full_like(full, 0.5), atol=0.02, rtol=0)
-    sigmas = karras(200)
     half = flowedit(ours, theirs, source, sigmas, 0.5, keyed(4)) - source
-    share = 1 - s / math.sqrt(s**2 + start(sigmas, 0.5)[0] ** 2)
+    share = 1 - s / math.sqrt(s**2 + sigmas[100] ** 2)  # the last half of the steps
     assert 0.1 < share < 0.9
     torch.testing.assert_close(half, torch.full_like(half, 0.5 * share), atol=0.02, rtol=0)
-    assert torch.equal(flowedit(ours, theirs, source, sigmas, 0.0, keyed(4)), source)
 
 
-def solved(name, D, other, image, sigmas, generators, strength=0.6):
-    if name == "repaint":
-        mask = torch.ones_like(image[:, :1])
-        mask[..., 1] = 0
-        return repaint(D, image, mask, sigmas, generators, resamplings=3)
-    if name == "sdedit":
-        return sdedit(D, image, 1.5, len(sigmas) - 1, generators)
-    if name == "ddim_inversion":
-        return ddim_inversion(other, D, image, 1.5, len(sigmas) - 1, 3)
-    return flowedit(other, D, image, sigmas, strength, generators)
+@pytest.mark.parametrize(("strength", "steps"), [(0, 0), (0.05, 0), (0.35, 3), (0.99, 9), (1, 10)])
+def test_the_strength_of_flowedit_is_a_share_of_the_steps(strength, steps):
+    source, model = images(2), Gaussian(0.1, 0.2)
+    edited = flowedit(model, Gaussian(0.3, 0.2), source, karras(10), strength, keyed(2))
+    assert model.evaluations == steps and torch.equal(edited, source) == (steps == 0)
 
 
-METHODS = ("repaint", "sdedit", "ddim_inversion", "flowedit")
+METHODS = {  # (D of the source, D of the target, image, noise levels, generators)
+    "repaint": lambda source, target, image, sigmas, random: repaint(
+        target, image, (torch.arange(8) != 1).float().expand(len(image), 1, 8, 8), sigmas, random, 3
+    ),
+    "sdedit": lambda source, target, image, sigmas, random: sdedit(target, image, 1.5, 5, random),
+    "ddim_inversion": lambda source, target, image, sigmas, random: ddim_inversion(
+        source, target, image, 1.5, 5, 3
+    ),
+    "flowedit": lambda source, target, image, sigmas, random: flowedit(
+        source, target, image, sigmas, 0.6, random
+    ),
+}
+# Of five steps, of FlowEdit three at this strength; the target is guided: double.
+EVALUATIONS = {"repaint": 26, "sdedit": 10, "ddim_inversion": 3 + 10, "flowedit": 6 + 3}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_batch_gives_what_its_images_give_alone(pipe, name):
-    image, sigmas = images(3, (3, 8, 8)), noise_levels(pipe.scheduler, 5)
+    image, sigmas = images(3, PIXELS), noise_levels(pipe.scheduler, 5)
     ours, theirs = torch.tensor([0, 1, -1]), torch.tensor([1, 2, 0])
 
     def run(rows, first):
-        D, other = generate_denoiser(pipe, theirs[rows], 2.0), generate_denoiser(pipe, ours[rows])
-        return solved(name, D, other, image[rows], sigmas, keyed(len(ours[rows]), first))
+        source, target = (
+            generate_denoiser(pipe, ours[rows]),
+            generate_denoiser(pipe, theirs[rows], 2.0),
+        )
+        return METHODS[name](source, target, image[rows], sigmas, keyed(len(ours[rows]), first))
 
     with evaluations_of(pipe.unet) as seen:
         batch = run(slice(None), 0)
-    # five steps, of FlowEdit three at this strength; the target is guided: double
-    expected = {"repaint": 26, "sdedit": 10, "ddim_inversion": 3 + 10, "flowedit": 6 + 3}
-    assert seen == [3 * expected[name]]
+    assert seen == [3 * EVALUATIONS[name]]
     assert not batch.requires_grad and batch.dtype == torch.float32
     for i in range(3):
         alone = run(slice(i, i + 1), i)
