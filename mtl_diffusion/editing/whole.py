@@ -6,6 +6,7 @@ it makes to *generate*, which has nothing but the class to go by, and most where
 """
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..pipeline.degradation import low_pass
@@ -28,7 +29,7 @@ def whole_edit(
     label: Tensor,
     source_label: Tensor,
     strength: Tensor,
-    generator: torch.Generator,
+    generator: torch.Generator | list[torch.Generator],
     guidance_scale: float = Edit.default_guidance_scale,
     steps: int = Edit.default_steps,
     inversion_steps: int = 8,
@@ -43,7 +44,7 @@ def whole_edit(
         label: (B,) the classes that are asked for.
         source_label: (B,) those of the sources, -1 where it is not known.
         strength: (B,) in [0, 1]; from `STRONGEST` on it acts as that.
-        generator: on the CPU, for the noise of the degradation and of the weights.
+        generator: one, or one for each image, for the noise of the degradation and of the weights.
         guidance_scale: of generate's direction; 0 is off, which gives the source back.
         local: weaker guidance where the class makes little difference. Off, it needs no weights.
 
@@ -63,6 +64,8 @@ def whole_edit(
     edited = image.clone()
     if not len(rows):
         return edited
+    if isinstance(generator, list):
+        generator = [generator[i] for i in rows.tolist()]
     edited[rows] = _edit(
         *(pipe, image[rows], mask[rows], label[rows], source_label[rows], strength[rows]),
         *(start[rows].view(-1, 1, 1, 1), generator, guidance_scale, steps, inversion_steps, local),
@@ -74,7 +77,7 @@ def _edit(
     pipe, image, mask, label, source_label, strength, start, generator, scale, steps, up, local
 ) -> Tensor:
     """`whole_edit` of samples that start (B, 1, 1, 1) above `LOWEST`."""
-    noise = torch.randn(image.shape, generator=generator).to(image.device)
+    noise = randn_tensor(image.shape, generator, image.device)
     hint = Edit().condition(image, mask, strength, noise)
     network = pipe.unet, pipe.scheduler
     base = Denoiser.of(*network, build_conditioning(hint, Edit(), source_label, pipe.vocabulary))
@@ -93,13 +96,14 @@ def _edit(
 
 
 def class_difference(
-    pipe, image: Tensor, toward: Conditioning, away: Conditioning, generator: torch.Generator
+    pipe, image: Tensor, toward: Conditioning, away: Conditioning, generator
 ) -> Tensor:
     """(B, 1, H, W) how much the class changes the answer of generate: squared, smoothed.
 
     Args:
         image: (B, 3, H, W) in [-1, 1].
         toward, away: generate's conditioning with the class, and without it.
+        generator: one, or one for each image.
 
     Source: DiffEdit, Couairon et al. 2022, arXiv:2210.11427.
     """
@@ -107,7 +111,7 @@ def class_difference(
     both = Denoiser.of(*network, Conditioning.cat([toward, away]))
     total = torch.zeros_like(image[:, :1])
     for _ in range(RELEVANCE_DRAWS):
-        noise = torch.randn(image.shape, generator=generator).to(image.device)
+        noise = randn_tensor(image.shape, generator, image.device)
         noisy = image + RELEVANCE_SIGMA * noise
         given, without = both(noisy.repeat(2, 1, 1, 1), RELEVANCE_SIGMA).chunk(2)
         total += (given - without).square().sum(1, keepdim=True)

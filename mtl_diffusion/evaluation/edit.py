@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..editing.whole import whole_edit
 from ..pictures.grids import grid, to_pictures
 from ..pictures.plots import curves
 from ..pipeline.pipeline import TASKS
@@ -25,7 +26,7 @@ from .methods.flowedit import flowedit
 from .methods.sdedit import sdedit
 from .parts import Context, Part, Seen, mean
 
-EDIT, BASELINES = "edit", ("sdedit", "ddim_inversion", "flowedit")
+EDIT, WHOLE, BASELINES = "edit", "whole_edit", ("sdedit", "ddim_inversion", "flowedit")
 INVERSION_STEPS = 8  # of DDIM inversion
 
 
@@ -41,12 +42,12 @@ class Edit(Part):
         count = context.settings.num_strengths
         even = (k / count for k in range(1, count + 1))
         self.strengths = sorted({*even, TASKS["edit"].default_strength})
-        self.ways = [EDIT, *(BASELINES if context.has_baselines else ())]
+        self.ways = [EDIT, *((WHOLE, *BASELINES) if context.has_baselines else ())]
 
     def guidance(self, way: str) -> float:
         """The guidance scale of the class."""
         baseline = self.context.settings.baseline_guidance_scale
-        return baseline if way in BASELINES else self.context.pipe.default_guidance("edit")
+        return baseline if way in BASELINES else self.context.pipe.default_guidance(EDIT)
 
     def jobs(self) -> list[Job]:
         return [self._job(way, strength) for way in self.ways for strength in self.strengths]
@@ -69,11 +70,16 @@ class Edit(Part):
         self, rows, image: Tensor, class_label, source_class, method, strength, guidance, steps
     ) -> Tensor:
         """Edits (b, 3, H, W) uint8 of these sources, of these classes, into the class labels."""
-        pipe = self.context.pipe
+        pipe, random = self.context.pipe, self.context.generators("edit", rows=rows)
+        image, strengths = to_unit_range(image.to(pipe.device)), torch.full((len(image),), strength)
+        if method == WHOLE:
+            given = (torch.ones_like(image[:, :1]), torch.tensor(class_label))
+            given = (*given, torch.tensor(source_class), strengths)
+            given = (part.to(pipe.device) for part in given)
+            return to_uint8(whole_edit(pipe, image, *given, random, guidance, steps))
         source = generate_denoiser(pipe, torch.tensor(source_class))
         target = generate_denoiser(pipe, torch.tensor(class_label), guidance)
-        image, sigmas = to_unit_range(image.to(pipe.device)), noise_levels(pipe.scheduler, steps)
-        random = self.context.generators("edit", rows=rows)
+        sigmas = noise_levels(pipe.scheduler, steps)
         # From the noise level where edit starts, in as many steps.
         start = min(TASKS["edit"].start(strength), sigmas[0])
         if method == "flowedit":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
+from ..editing import whole
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.rng import generator
 from ..tools.tensors import to_unit_range, weights_digest
@@ -22,7 +23,7 @@ from .settings import Settings
 # What the configurations hold besides: where they were loaded from, and which values are defaults.
 TRACES = ("_name_or_path", "_use_default_values", "is_local", "local_files_only")
 # The code of the methods, read at import, as the pipeline's is.
-_FILES = Path(__file__).parent.glob("methods/*.py")
+_FILES = [*Path(__file__).parent.glob("methods/*.py"), Path(whole.__file__)]
 METHODS = {path.name: path.read_text(encoding="utf-8") for path in _FILES}
 
 

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .task import Task
+
 MAX_COUNT = 10_000  # of steps, and of images for each sample
 UNSET = -2  # the label of a sample without one; any negative number is no class for the network
 WHITE_MODES = ("1", "L", "RGB")  # of PIL images that serve as masks: white is 255 in each
@@ -30,6 +32,46 @@ class Inputs:
     mask: Tensor
     label: Tensor
     strength: Tensor | None
+
+    def to(self, device: torch.device) -> "Inputs":
+        parts = (self.image, self.mask, self.label, self.strength)
+        return Inputs(*(part if part is None else part.to(device) for part in parts))
+
+
+def read_inputs(
+    task: Task, class_label, image, mask_image, strength, classes: Sequence[str], size: int, n: int
+) -> Inputs:
+    """The arguments of a call as tensors of one length, each entry n times.
+
+    Without a source the image is zero and all of it is painted.
+    """
+    parts = {"class_label": read_labels(class_label, classes)}
+    if "class_label" in task.required and (parts["class_label"] < 0).any():
+        raise ValueError(f"class_label has None in it; task {task.name!r} needs a class")
+    strength = task.default_strength if strength is None else strength
+    if strength is not None:
+        parts["strength"] = read_numbers(strength, 0, 1, "strength")
+    if image is not None:
+        parts["image"] = read_images(image, size)
+    if mask_image is not None:
+        parts["mask_image"] = read_masks(mask_image, size)
+    parts.setdefault("image", torch.zeros(1, 3, size, size))
+    parts.setdefault("mask_image", torch.ones(1, 1, size, size))
+    parts = {name: part.repeat_interleave(n, 0) for name, part in repeat_to_batch(parts).items()}
+    return Inputs(parts["image"], parts["mask_image"], parts["class_label"], parts.get("strength"))
+
+
+def check_callback(callback, inputs, known: Sequence[str]) -> None:
+    """Refuses a callback_on_step_end that is no function, and tensors that it can't get."""
+    if callback is not None and not callable(callback):
+        raise ValueError(
+            f"callback_on_step_end is {shown(callback)}; it must be a function or None"
+        )
+    if not isinstance(inputs, list | tuple) or any(name not in known for name in inputs):
+        raise ValueError(
+            f"callback_on_step_end_tensor_inputs is {shown(inputs)}; it must be a list, and may "
+            f"have {', '.join(known)}"
+        )
 
 
 def read_images(value, size: int, name: str = "image") -> Tensor:

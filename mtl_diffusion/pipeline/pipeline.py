@@ -31,15 +31,11 @@ from .generate import Generate
 from .inpaint import Inpaint
 from .inputs import (
     UNSET,
-    Inputs,
+    check_callback,
     read_count,
-    read_images,
+    read_inputs,
     read_interval,
-    read_labels,
-    read_masks,
     read_number,
-    read_numbers,
-    repeat_to_batch,
     shown,
 )
 from .loading import SelfContained
@@ -280,13 +276,16 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             image_guidance_scale=image_guidance_scale,
         )
         check_output_type(output_type)
-        self._check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        check_callback(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
+        )
         call = self._copy_for_call()
         call._set_guidance(task, guidance_scale, image_guidance_scale, guidance_interval)
         steps = self._read_steps(task, num_inference_steps)
         spec, device = self.spec(task), self._execution_device
         count = read_count(num_images_per_prompt, "num_images_per_prompt")
-        source = self._read_source(spec, class_label, image, mask_image, strength, count)
+        given = (class_label, image, mask_image, strength)
+        source = read_inputs(spec, *given, self.class_names, self.size, count).to(device)
         noise = initial_latents(latents, generator, tuple(source.image.shape), device)
         own = own_generators(noise)
         label = self._draw_unset(source.label, noise) if spec.draws_class else source.label
@@ -386,43 +385,3 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             raise ValueError(
                 f"task {task!r} takes no {', '.join(sorted(unknown))}; it takes {takes}"
             )
-
-    def _check_callback(self, callback: Callable | None, inputs: list[str]) -> None:
-        if callback is not None and not callable(callback):
-            raise ValueError(
-                f"callback_on_step_end is {shown(callback)}; it must be a function or None"
-            )
-        known = self._callback_tensor_inputs
-        if not isinstance(inputs, list | tuple) or any(name not in known for name in inputs):
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs is {shown(inputs)}; it must be a list, and "
-                f"may have {', '.join(known)}"
-            )
-
-    def _read_source(
-        self, spec: Task, class_label, image, mask_image, strength, repeat: int
-    ) -> Inputs:
-        """The arguments as tensors of one length on the device, each entry repeated.
-
-        Without a source the image is zero and all of it is painted.
-        """
-        parts = {"class_label": read_labels(class_label, self.class_names)}
-        if "class_label" in spec.required and (parts["class_label"] < 0).any():
-            raise ValueError(f"class_label has None in it; task {spec.name!r} needs a class")
-        strength = spec.default_strength if strength is None else strength
-        if strength is not None:
-            parts["strength"] = read_numbers(strength, 0, 1, "strength")
-        if image is not None:
-            parts["image"] = read_images(image, self.size)
-        if mask_image is not None:
-            parts["mask_image"] = read_masks(mask_image, self.size)
-        shape = (1, 3, self.size, self.size)
-        parts.setdefault("image", torch.zeros(shape, dtype=torch.float32))
-        parts.setdefault("mask_image", torch.ones(shape, dtype=torch.float32)[:, :1])
-        parts = {
-            name: part.repeat_interleave(repeat, 0).to(self._execution_device)
-            for name, part in repeat_to_batch(parts).items()
-        }
-        return Inputs(
-            parts["image"], parts["mask_image"], parts["class_label"], parts.get("strength")
-        )

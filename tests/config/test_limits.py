@@ -47,7 +47,7 @@ RANGES = {
     "dropout adam_beta1 adam_beta2": ["-0.1", "1"],
     "class_dropout task_dropout": ["-0.1", "1.1"],
     "ema_ramp lr_decay": ["0", "1.1"],
-    "teacher_steps": ["0"],
+    "teacher_steps edit_pairs": ["0"],
     "tasks task_weights": ["{edit: -1}", "{edit: 1e300}"],
     "dataset_name train_split output_dir tracker_project_name image_column hub_model_id": [""],
 }

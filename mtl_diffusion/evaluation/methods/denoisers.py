@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...pipeline.denoiser import build_conditioning, predict_guided
+from ...pipeline.denoiser import Guidance, build_conditioning
 from ...pipeline.pipeline import TASKS, MultiTaskPipeline
 
 Denoise = Callable[[Tensor, Tensor | float], Tensor]
@@ -26,14 +26,7 @@ def generate_denoiser(
     blank = torch.zeros(len(label), 3, pipe.size, pipe.size, device=unet.device)
     hint = task.condition(blank, blank[:, :1], None, blank)
     conditioning = build_conditioning(hint, task, label.to(unet.device), pipe.vocabulary)
-    null = pipe.vocabulary.null
-
-    def denoised(x: Tensor, sigma: Tensor | float) -> Tensor:
-        levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x), 1, 1, 1)
-        F = predict_guided(unet, scheduler, x, levels, conditioning, null, guidance_scale)
-        return scheduler.precondition_outputs(x, F, levels)
-
-    return denoised
+    return Guidance.of(unet, scheduler, conditioning, pipe.vocabulary.null).denoiser(guidance_scale)
 
 
 def noise_levels(scheduler, steps: int) -> tuple[float, ...]:
