@@ -64,9 +64,7 @@ def test_what_is_given_and_kept_otherwise_is_refused(pipe):
     with pytest.raises(ConfigError) as caught:
         with_model(parse(SOURCE + flags), pipe)
     assert [line.partition(":")[0] for line in caught.value.faults] == sorted(OTHERS)
-    with pytest.raises(
-        ConfigError, match=r"dropout: found 0\.5; the run starts from me/it"
-    ):
+    with pytest.raises(ConfigError, match=r"dropout: found 0\.5; the run starts from me/it"):
         with_model(replace(parse(SOURCE), dropout=0.5), pipe)
     # The defaults of the fields are not the model's: given, they are refused, too.
     with pytest.raises(ConfigError, match="token_dim: found 64"):
