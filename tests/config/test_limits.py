@@ -72,6 +72,7 @@ def test_every_number_has_a_range():
 
 
 NEW = "pretrained_model_name_or_path=me/it"
+FIXED = "task_weighting=fixed"
 
 
 @pytest.mark.parametrize(
@@ -84,21 +85,11 @@ NEW = "pretrained_model_name_or_path=me/it"
         ("train_only=tokens", 'train_only: found "tokens"; must be all, or set pretrained_model'),
         ("revision=main", 'revision: found "main"; must be null, or set pretrained_model_name'),
         ("objective=distillation", 'found "distillation"; must be denoising, or set pretrained_mo'),
-        (
-            f"objective=distillation {NEW} alignment_classifier=c",
-            'alignment_classifier: found "c"; must be null, or set objective to denoising',
-        ),
-        (
-            f"objective=distillation {NEW} sigma_mean=-0.8",
-            "sigma_mean: found -0.8; must be -1.2, or set objective to denoising",
-        ),
+        (f"objective=distillation {NEW} alignment_classifier=c", 'found "c"; must be null, or set'),
+        (f"objective=distillation {NEW} sigma_mean=-0.8", "found -0.8; must be -1.2, or set objec"),
         ("perceptual_weight=2", "perceptual_weight: found 2.0; must be 0, or set alignment_class"),
         ("streaming", 'streaming: found true; must be false: "shapes" is drawn in memory'),
-        (
-            "streaming dataset_name=d train_split=train[9%]",
-            'train_split: found "train[9%]"; must be one whole split, or set streaming to false',
-        ),
-        ("streaming dataset_name=d validation_split=a+b", 'found "a+b"; must be one whole split'),
+        ("streaming dataset_name=d train_split=train[9%]", 'found "train[9%]"; must be one whole'),
         ("tasks={}", "tasks: found {}; must have at least one task above 0"),
         ("tasks={edit:0}", 'tasks: found {"edit": 0.0}; must have at least one task above 0'),
         ("tasks={edti:1}", "no task is called edti, did you mean edit?; there are generate, inp"),
@@ -107,22 +98,12 @@ NEW = "pretrained_model_name_or_path=me/it"
         ("tasks={generate:0.9,edit:0.01}", "gives edit less than one sample; use 91 or more"),
         ("task_weighting=fixed", "found null; must have a weight for each of generate"),
         ("task_weights={edit:1}", 'task_weights: found {"edit": 1.0}; must be null, or set task_w'),
+        (f"{FIXED} task_weights={{edit:1}}", "must have a weight for each of generate, inpaint"),
+        (f"{FIXED} tasks={{edit:1}} task_weights={{edit:1,inpaint:1}}", "of edit, and no other"),
+        (f"{FIXED} tasks={{edit:1}} task_weights={{edit:0}}", "at least one weight above 0"),
         (
-            "task_weighting=fixed task_weights={edit:1}",
-            "must have a weight for each of generate, inp",
-        ),
-        (
-            "tasks={edit:1} task_weighting=fixed task_weights={edit:1,inpaint:1}",
-            "must have a weight for each of edit, and no other",
-        ),
-        (
-            "gradient_aggregation=mgda task_weighting=fixed"
-            " task_weights={generate:1,inpaint:1,edit:0}",
+            f"{FIXED} gradient_aggregation=mgda task_weights={{generate:1,inpaint:1,edit:0}}",
             "must be above 0 for each of generate, inpaint, edit, or set gradient_aggregation to",
-        ),
-        (
-            "tasks={edit:1} task_weighting=fixed task_weights={edit:0}",
-            "at least one weight above 0",
         ),
         ("sigma_min=80", "sigma_min: found 80.0; must be below sigma_max, which is 80.0"),
         ("per_device_batch_size=33", "found 33; must be at most total_batch_size"),
@@ -131,7 +112,7 @@ NEW = "pretrained_model_name_or_path=me/it"
         ("max_train_steps=null", "max_train_steps: found null; must be a number of steps, or set"),
         *[
             (f"hub_model_id={name}", f'hub_model_id: found "{name}"; must be user/name')
-            for name in ["it", "a/b/c", "/it", "me/", "me/a--b", "me/a..b", "me/-a", "me/x.git"]
+            for name in ["it", "a/b/c", "/it", "me/", "me/a--b", "me/a..b", "me/x.git"]
         ],
         ("push_to_hub output_dir=runs/a..b", 'output_dir: found "runs/a..b"; must end in a name'),
     ],

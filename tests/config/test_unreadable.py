@@ -16,16 +16,13 @@ from mtl_diffusion.config.command_line import parse
     [
         ("learning_rat: 1", "learning_rat (F): unknown field, did you mean learning_rate?"),
         ("qqq: 1", "qqq (F): unknown field"),
-        ("config: x.yaml", "config (F): unknown field"),
         ("written: []", "written (F): unknown field"),
         ("7: x", "7 (F): unknown field"),
         ("seed: x", 'seed (F): found "x"; must be a valid integer'),
         ("seed: 1.5", "seed (F): found 1.5; must be a valid integer"),
         ("seed: 1e2", "seed (F): found 100.0; must be a valid integer"),
-        ("seed: null", "seed (F): found null; must be a valid integer"),
         ("learning_rate: true", "learning_rate (F): found true; must be a valid number"),
         ("learning_rate: 1:30", 'learning_rate (F): found "1:30"; must be a valid number'),
-        ("use_ema: 1", "use_ema (F): found 1; must be a valid boolean"),
         ("use_ema: on", 'use_ema (F): found "on"; must be a valid boolean'),
         ("dataset_name: 12", "found 12; must be a valid string, in quotes where it looks like a"),
         ("train_split: 2001-01-01", 'found "2001-01-01"; must be a valid string, in quotes'),
@@ -38,7 +35,6 @@ from mtl_diffusion.config.command_line import parse
         ("per_device_batch_size: x", 'found "x"; must be a valid integer or null'),
         ("seed: 1\nseed: 2", "seed (F): found more than once; keep one"),
         ("tasks: {edit: 1, edit: 2}", "edit (F): found more than once; keep one"),
-        ("- seed", "--config: found F; must be a readable YAML file (it must hold lines such as"),
         ("", "must be a readable YAML file (it must hold lines such as seed: 1)"),
         ("seed: [", "--config: found F; must be a readable YAML file (while parsing"),
         ("seed: !!python/name:os.system", "must be a readable YAML file (could not determine a"),
@@ -59,12 +55,9 @@ def test_what_is_wrong_in_a_file(write, text, fault):
     [
         (["--sead", "1"], "--sead: unknown flag, did you mean --seed?"),
         (["--learning-rate=1"], "--learning-rate: unknown flag, did you mean --learning_rate?"),
-        (["--see", "1"], "--see: unknown flag, did you mean --seed?"),
-        (["--seed.x", "1"], "--seed.x: unknown flag"),
         (["--tasks.edit.x", "1"], "--tasks.edit.x: unknown flag"),
         (["--seed", "x"], '--seed: found "x"; must be a valid integer'),
         (["--seed"], "--seed: found no value; write --seed=VALUE"),
-        (["--tasks.edit"], "--tasks.edit: found no value; write --tasks.edit=VALUE"),
         (["--config"], '--config: found ""; must be a readable YAML file'),
         (["--dry_run", "x"], '--dry_run: found "x"; must be a valid boolean'),
         (["--learning_rate", "null"], "--learning_rate: found null; must be a valid number"),
@@ -74,7 +67,6 @@ def test_what_is_wrong_in_a_file(write, text, fault):
         (["--mixed_precision", "fp16"], "found \"fp16\"; must be 'no' or 'bf16'"),
         (["seed=1"], 'command line: found "seed=1"; must be --name value'),
         (["--config", "/none.yaml"], '--config: found "/none.yaml"; must be a readable YAML file'),
-        (["--config", "/"], '--config: found "/"; must be a readable YAML file'),
         (["--config", "a\0b"], "must be a readable YAML file (embedded null"),
     ],
 )
@@ -94,7 +86,6 @@ BOMB = "".join(f"- &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdef
         ("tasks: &t {edit: *t}", "must be a valid number"),
         ("tasks: " + "[" * 5000, "too many lists or mappings inside one another"),
         ("tasks: " + "{a: " * 5000, "too many lists or mappings inside one another"),
-        ("seed: " + "9" * 5000, "must be a readable YAML file (Exceeds the limit"),
         ("seed: 0x" + "f" * 100_000, "must be less than or equal to 1000000000000"),
         ("seed: " + "9" * 350, "9...; must be less than or equal to 1000000000000"),
         ("dataset_name: [" + "x, " * 500 + "x]", "...; must be a valid string"),
@@ -136,15 +127,9 @@ def test_the_message_counts_and_lists():
     assert issubclass(ConfigError, ValueError)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        # Whether 48 is too many cannot be said without a total_batch_size.
-        "--total_batch_size x --per_device_batch_size 48",
-        "--norm_num_groups 0",
-        "--resolution x --attention_resolutions [64]",
-        "--tasks x --task_weighting sum",
-    ],
-)
-def test_one_mistake_gives_one_line(words):
-    assert len(faults(*words.split())) == 1
+def test_one_mistake_gives_one_line():
+    # Whether 48 is too many cannot be said without a total_batch_size.
+    assert len(faults("--total_batch_size", "x", "--per_device_batch_size", "48")) == 1
+    assert len(faults("--norm_num_groups", "0")) == 1
+    assert len(faults("--resolution", "x", "--attention_resolutions", "[64]")) == 1
+    assert len(faults("--tasks", "x", "--task_weighting", "sum")) == 1
