@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,6 +36,7 @@ from .mixture import Mixture
 from .model import SCHEDULERS, build_scheduler, build_unet, freeze, train_mode
 from .noise import draw_sigma
 from .optimizers import build_optimizer
+from .validation import evaluating
 from .vocabulary import build_tokenizer, extend_tokenizer
 
 
@@ -52,6 +54,7 @@ class Run:
         ema: the averaged denoiser, or None.
         train_data, held_out: the two splits, labelled in the vocabulary's order.
         clock: the minutes of training.
+        first_length: optimiser steps that the run was first given; its warm-up is a share of them.
     """
 
     config: TrainConfig
@@ -73,16 +76,19 @@ class Run:
     train_data: ImageDataset | ImageStream
     held_out: ImageDataset
     clock: Clock
+    first_length: int
 
     @property
     def best_unet(self) -> UNet2DConditionModel:
         """The UNet that is validated and published: the average, if there is one."""
         return self.ema.module if self.ema else self.unet
 
-    def pipeline(self) -> MultiTaskPipeline:
-        """The pipeline of the best weights, which it shares, with a scheduler of its own."""
+    @contextmanager
+    def pipeline(self) -> Iterator[MultiTaskPipeline]:
+        """The pipeline of the best weights, which it shares; inside, they are in eval mode."""
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
-        return MultiTaskPipeline(self.best_unet, self.tokenizer, scheduler, self.chains)
+        with evaluating(self.best_unet):
+            yield MultiTaskPipeline(self.best_unet, self.tokenizer, scheduler, self.chains)
 
 
 def build(config: TrainConfig, accelerator: Accelerator) -> Run:
@@ -149,6 +155,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         train_data=train_data,
         held_out=held_out,
         clock=Clock(accelerator),
+        first_length=config.max_train_steps,
     )
 
 
