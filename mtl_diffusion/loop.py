@@ -15,13 +15,13 @@ from .config import ConfigError, TrainConfig
 from .config.command_line import check
 from .data.images import data_line
 from .data.loader import microbatches, process_rows
-from .launch.preflight import begin, check_room, describe, start_trackers
+from .launch.preflight import begin, check_room, start_trackers
 from .launch.stop import STOPPED, StopRequest
 from .publishing.export import BackgroundPublisher, export, push
 from .tools.distributed import Terminal, any_process, io_errors_logged
 from .tools.rng import generator
 from .tools.tensors import to_device
-from .training.length import with_length
+from .training.length import describe, with_length
 from .training.meter import Meter
 from .training.optimizers import trained_parameters
 from .training.reports import validate, validation_due
@@ -34,8 +34,12 @@ logger = logging.getLogger(__name__)
 REHEARSAL = (10, 30)  # steps that are run, and then steps that are timed, to learn the rate
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig, *, ends_process: bool = False) -> None:
     """Trains, validates, checkpoints and exports. Called again, it continues where it stopped.
+
+    Args:
+        ends_process: the process ends after a stop, and signals stay ignored until then. If False,
+            the handlers of before are installed again.
 
     Raises:
         ConfigError: before anything is trained, everything that forbids to.
@@ -47,7 +51,8 @@ def train(config: TrainConfig) -> None:
     """
     config = check(config)
     # The minutes are the run's length, or else where a longer one is cut.
-    stop = StopRequest(config.max_train_minutes if config.max_train_steps else None)
+    minutes = config.max_train_minutes if config.max_train_steps else None
+    stop = StopRequest(minutes, ends_process=ends_process)
     with begin(config) as accelerator:
         try:
             config = with_length(config, accelerator, seconds_per_step)
@@ -63,8 +68,9 @@ def train(config: TrainConfig) -> None:
             if accelerator.is_main_process:
                 print(describe(run))
             return
-        first = restore(run)
+        run, first = restore(run)
         run = with_pairs(run)
+        config = run.config
         start_trackers(run, first)
         with stop, BackgroundPublisher(config) as publisher, Saver(run, publisher.submit) as saver:
             done = loop(run, first, stop, saver)
@@ -72,8 +78,8 @@ def train(config: TrainConfig) -> None:
             accelerator.wait_for_everyone()
             if done < config.max_train_steps:
                 if accelerator.is_main_process:
-                    reason = stop.reason or "another process"
-                    logger.warning("stopped by %s after step %d; run again to go on", reason, done)
+                    why = stop.reason
+                    logger.warning("stopped by %s after step %d; run again to go on", why, done)
                 accelerator.end_training()
                 sys.exit(STOPPED)
         if accelerator.is_main_process:
@@ -136,6 +142,7 @@ def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:
         if validation_due(config, done):
             validate(run, done)
         if stopping:
+            stop.reason = stop.reason or "another process"
             return done
     progress.close()
     return last

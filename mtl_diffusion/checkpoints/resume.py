@@ -3,7 +3,7 @@
 import json
 import logging
 import platform
-from collections.abc import Callable, Collection
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,27 @@ from ..data.streaming_loader import Position
 from ..pipeline.pipeline import LEARNED
 from ..tools.distributed import from_all_processes
 from ..tools.names import on_hub
+from ..training import schedule
+from ..training.length import other_length
 from ..training.losses import Objective
 from ..training.run import Run
-from ..training.schedule import decay_start, learning_rate
 from .store import Checkpoint, CheckpointError, load, load_latest
 
 logger = logging.getLogger(__name__)
 
-# Fields that may differ between a run and its continuation: locations, the length, logging and
-# saving. The data may be at another path: its contents are compared.
+# Fields that may differ between a run and its continuation: locations, the length (see
+# `_leads_to`), logging and saving. The data may be at another path: its contents are compared.
 MAY_CHANGE = frozenset(
     (
         *("output_dir", "dataset_name", "resume_from_checkpoint", "dry_run", "num_threads"),
         *("num_processes", "alignment_classifier", "mixed_precision", "compile_mode"),
         "teacher_model_name_or_path",
         *("max_train_steps", "max_train_minutes", "checkpointing_steps", "checkpoints_total_limit"),
-        *("validation_steps", "validation_images", "logging_steps", "report_to"),
+        *("validation_steps", "validation_images", "logging_steps", "report_to", "gallery"),
         *("tracker_project_name", "push_to_hub", "hub_strategy", "hub_model_id"),
-        *("hub_private_repo", "gallery"),
+        *("hub_private_repo",),
     )
 )
-
-
 # Fields with the sources of a run: names on the Hub, or paths.
 SOURCES = ("dataset_name", "pretrained_model_name_or_path")
 
@@ -47,27 +46,29 @@ def folder_of(run: Run) -> Path:
     return Path(run.config.output_dir) / "checkpoints"
 
 
-def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Checkpoint:
-    """The state of a run as a checkpoint. Its tensors are not copies: training changes them.
+def modules_of(run: Run) -> dict[str, torch.nn.Module]:
+    """What has weights in a checkpoint, by the name of its file."""
+    modules = {"unet": run.unet, "weighting": run.weighting, "alignment": run.alignment}
+    modules["ema"] = run.ema and run.ema.module
+    return {name: module for name, module in modules.items() if module is not None}
 
-    Args:
-        positions: how far each process has read, if the data is streamed.
+
+def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Checkpoint:
+    """The state of a run as a checkpoint: copies on the CPU, which training does not change.
+
+    positions: how far each process has read, if the data is streamed.
     """
-    tensors = {
-        "unet": run.unet.state_dict(),
-        "weighting": run.weighting.state_dict(),
-        "optimizer": {
-            f"{key} of {name}": value
-            for name, parameter in _trained(run).items()
-            for key, value in run.optimizer.state[parameter].items()
-        },
+    tensors = {name: module.state_dict() for name, module in modules_of(run).items()}
+    tensors["optimizer"] = {
+        f"{key} of {name}": value
+        for name, parameter in _trained(run).items()
+        for key, value in run.optimizer.state[parameter].items()
     }
-    if run.ema is not None:
-        tensors["ema"] = run.ema.module.state_dict()
-    if run.alignment is not None:
-        tensors["alignment"] = run.alignment.state_dict()
+    for part in tensors.values():
+        part.update({name: value.detach().to("cpu", copy=True) for name, value in part.items()})
     facts = {
         "config": to_dict(run.config),
+        "first_length": run.first_length,
         "words": run.tokenizer.get_vocab(),
         # Configurations of the components, so that a checkpoint can be published.
         "unet": _plain(run.unet),
@@ -78,8 +79,8 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
         "alignment": run.alignment.fingerprint if run.alignment else None,
         "teacher": _objective(run).teacher,
         "images_seen": step * run.config.total_batch_size,
-        "learning_rate": learning_rate(run.config, step),
-        "versions": _versions(),
+        "learning_rate": schedule.learning_rate(run.config, step),
+        "versions": _versions(run),
         # For the model card. Elsewhere, a path can't be distinguished from a name on the Hub.
         "minutes": run.clock.read(),
         "on_hub": [name for name in SOURCES if on_hub(getattr(run.config, name) or "")],
@@ -87,84 +88,71 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
     return Checkpoint(step, tensors, facts)
 
 
-def _is_mapping(value: Any, kind: type = object) -> bool:
-    return isinstance(value, dict) and all(isinstance(entry, kind) for entry in value.values())
-
-
-def _is_list_of(value: Any, allowed: Collection[str]) -> bool:
-    return isinstance(value, list) and all(entry in allowed for entry in value)
-
-
-def _is_stream(value: Any) -> bool:
-    pairs = value if isinstance(value, list) else [None]
-    return value is None or all(
-        isinstance(pair, list) and [type(number) for number in pair] == [int, int] for pair in pairs
-    )
-
-
-# Name -> a check of a fact, and its description. Those that may be None are absent in old files.
-_FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "config": (_is_mapping, "a mapping"),
-    "words": (lambda value: _is_mapping(value, int), "words with their ids"),
-    "unet": (lambda value: value is None or _is_mapping(value), "a mapping"),
-    "scheduler": (lambda value: value is None or _is_mapping(value), "a mapping"),
-    "data": (
-        lambda value: _is_mapping(value, str) and {"train", "held_out"} <= value.keys(),
-        "the fingerprints of train and held_out",
-    ),
-    "stream": (_is_stream, "null, or an epoch and a number of rows for each process"),
-    "num_processes": (lambda value: type(value) is int and value > 0, "1 or more"),
-    "versions": (_is_mapping, "libraries with their versions"),
-    "minutes": (lambda value: value is None or _is_mapping(value, float), "hardware with minutes"),
-    "on_hub": (
-        lambda value: value is None or _is_list_of(value, SOURCES),
-        f"a list of some of {', '.join(SOURCES)}",
-    ),
+NAME, TEXT, ANY = "<name>", "<text>", None
+# Facts and their forms: NAME stands for any names, a list of one for any number of such. What is in
+# a tuple may be null, or absent in old checkpoints.
+_FORMS = {
+    "config": {NAME: ANY},
+    "words": {NAME: 0},
+    "data": {"train": TEXT, "held_out": TEXT},
+    "num_processes": 1,
+    "versions": {NAME: TEXT},
+    "unet": ({NAME: ANY},),
+    "scheduler": ({NAME: ANY},),
+    "stream": ([[0, 0]],),  # of each process: an epoch, and a number of rows
+    "first_length": (1,),
+    "minutes": ({NAME: 0.5},),
+    "on_hub": ([TEXT],),
 }
 
 
+def _has_form(value: Any, form: Any) -> bool:
+    if isinstance(form, tuple):
+        return value is None or _has_form(value, form[0])
+    if type(value) is not type(form):
+        return form is ANY
+    if isinstance(form, dict):
+        names = value if NAME in form else form
+        return all(n in value and _has_form(value[n], form.get(NAME, form.get(n))) for n in names)
+    if isinstance(form, list):
+        forms = form * len(value) if len(form) == 1 else form
+        return len(value) == len(forms) and all(map(_has_form, value, forms))
+    return True
+
+
 def check_facts(checkpoint: Checkpoint) -> None:
-    """Checks that the facts have the form in which `snapshot` writes them.
-
-    Raises:
-        CheckpointError: it names each fact that is missing or of another form.
-    """
-    found = checkpoint.facts
-    faults = [
-        f"{name}: found {show(found[name]) if name in found else 'nothing'}; must be {words}"
-        for name, (fits, words) in _FACTS.items()
-        if not fits(found.get(name))
-    ]
+    """Raises a CheckpointError that names each fact that is missing or has another form."""
+    facts, faults = checkpoint.facts, ""
+    for name, form in _FORMS.items():
+        if not _has_form(facts.get(name), form):
+            found = show(facts[name]) if name in facts else "nothing"
+            like = show(form[0] if isinstance(form, tuple) else form)
+            faults += f"\n  {name}: found {found}; must be like {like}"
     if faults:
-        lines = "".join(f"\n  {fault}" for fault in faults)
-        raise CheckpointError(f"the facts.json of step-{checkpoint.step} can't be used:{lines}")
+        raise CheckpointError(f"the facts.json of step-{checkpoint.step} can't be used:{faults}")
 
 
-def restore(run: Run) -> int:
-    """Restores the state of the run from its checkpoint; returns the number of steps done.
+def restore(run: Run) -> tuple[Run, int]:
+    """Restores the run from its checkpoint; returns it, with its first warm-up, and its steps done.
 
     Raises:
         ConfigError: the checkpoint is of another configuration or other data, or a run is there
             that was not to be resumed.
-        CheckpointError: the named checkpoint is missing or damaged, or could not be read on
-            one of the processes.
+        CheckpointError: it is missing or damaged, or could not be read on one of the processes.
     """
-    fault = None
+    checkpoint, fault = None, None
     try:
         checkpoint = _find(run)
     except (CheckpointError, ConfigError) as error:
-        checkpoint, fault = None, error
+        fault = error
     if faults := from_all_processes([str(fault)] if fault else []):
         raise fault or CheckpointError(f"another process: {faults[0]}")
     step = 0 if checkpoint is None else checkpoint.step
-    if len(found := from_all_processes([str(step)])) > 1:
-        raise ConfigError(
-            f"output_dir: found {run.config.output_dir}, where the processes see the steps "
-            f"{', '.join(found)}; it must be one folder for all machines"
-        )
+    if len(steps := from_all_processes([str(step)])) > 1:
+        where = f"{run.config.output_dir}, where the processes see the steps {', '.join(steps)}"
+        raise ConfigError(f"output_dir: found {where}; it must be one folder for all machines")
     if checkpoint is None:
-        return 0
-    check_facts(checkpoint)
+        return run, 0
     if faults := _mismatches(run, checkpoint):
         raise ConfigError([*faults, "to start anew, choose another output_dir"])
     try:
@@ -174,72 +162,86 @@ def restore(run: Run) -> int:
     if run.config.streaming:
         _go_on_reading(run, checkpoint)
     run.clock.go_on(checkpoint.facts.get("minutes") or {})
+    _, config, first_length = _lengths(run, checkpoint)
+    run = replace(run, config=config, first_length=first_length)
     if run.accelerator.is_main_process:
         logger.warning("resuming after step %d", step)
         _note_changes(run, checkpoint)
-    return step
+    return run, step
 
 
 def _find(run: Run) -> Checkpoint | None:
-    """The checkpoint that `resume_from_checkpoint` names."""
-    asked = run.config.resume_from_checkpoint
-    newest, skipped = load_latest(folder_of(run))
-    if newest and asked == "latest" and not _leads_to(run.config, newest):
-        newest = _before_the_decay(run, newest.step)
+    """The checkpoint to continue from, with checked facts; None: the run starts anew."""
+    asked, folder = run.config.resume_from_checkpoint, folder_of(run)
+    newest, skipped = load_latest(folder)
     if run.accelerator.is_main_process and newest:
         for reason in skipped:
             logger.warning("passed over a checkpoint: %s", reason)
     if asked == "latest":
         if newest is None and skipped:
-            raise CheckpointError(
-                f"{folder_of(run)} has no complete checkpoint; to start anew, choose another "
-                "output_dir:" + "".join(f"\n  {reason}" for reason in skipped)
-            )
-        return newest
+            none = f"{folder} has no complete checkpoint; to start anew, choose another output_dir:"
+            raise CheckpointError("\n  ".join([none, *skipped]))
+        return newest and _of_this_length(run, newest)
+    other = "resume it with latest, or choose another output_dir"
     if asked is None:
         if newest or skipped:
-            raise ConfigError(
-                f"resume_from_checkpoint: found none; {folder_of(run)} already holds a run: "
-                "resume it with latest, or choose another output_dir"
-            )
+            holds = f"{folder} already holds a run"
+            raise ConfigError(f"resume_from_checkpoint: found none; {holds}: {other}")
         return None
     named = load(Path(asked))
     if newest is None or newest.step <= named.step:
-        return named
+        if _leads_to(run, named):
+            return named
+        old, new, _ = _lengths(run, named)
+        free = [named.step] if named.step <= schedule.decay_start(old) else []
+        raise ConfigError(other_length(old, new, free, asked))
     check_facts(newest)
     if newest.facts["config"].get("resume_from_checkpoint") == asked:  # the same command again
-        return newest
-    raise ConfigError(
-        f"resume_from_checkpoint: found {asked}, of step {named.step}; {folder_of(run)} "
-        f"already holds step {newest.step}: resume it with latest, or choose another output_dir"
-    )
+        return _of_this_length(run, newest)
+    holds = f"of step {named.step}; {folder} already holds step {newest.step}"
+    raise ConfigError(f"resume_from_checkpoint: found {asked}, {holds}: {other}")
 
 
-def _leads_to(config: TrainConfig, checkpoint: Checkpoint) -> bool:
-    """Whether the steps up to the checkpoint are those of a run of this length."""
+# --- a run that is given another length -----------------------------------------------------------
+
+
+def _lengths(run: Run, checkpoint: Checkpoint) -> tuple[TrainConfig, TrainConfig, int]:
+    """The configuration that wrote it, this run's as its continuation, and the first length."""
     check_facts(checkpoint)
-    old = from_dict(checkpoint.facts["config"])
-    return (
-        old.lr_scheduler != "warmup_stable_decay"
-        or old.max_train_steps == config.max_train_steps
-        or checkpoint.step <= decay_start(old)
-    )
+    old = from_dict(config_of(checkpoint))
+    first = checkpoint.facts.get("first_length") or old.max_train_steps
+    return old, schedule.with_shares_of(run.config, first), first
 
 
-def _before_the_decay(run: Run, newest: int) -> Checkpoint:
-    """The newest checkpoint from which a lengthened run can continue."""
-    found, _ = load_latest(folder_of(run), lambda checkpoint: _leads_to(run.config, checkpoint))
-    if found is None:
-        raise ConfigError(
-            f"max_train_steps: found {run.config.max_train_steps}; step {newest} is in the "
-            f"decay of a run of another length, and {folder_of(run)} has no checkpoint from "
-            "before it: give the length that the run had, or choose another output_dir"
-        )
+def _leads_to(run: Run, checkpoint: Checkpoint) -> bool:
+    """Whether the steps up to the checkpoint are those of a run of this length."""
+    old, new, _ = _lengths(run, checkpoint)
+    return checkpoint.step <= schedule.same_steps(old, new)
+
+
+def _of_this_length(run: Run, newest: Checkpoint) -> Checkpoint:
+    """The newest checkpoint in the folder that leads to a run of this length."""
+    if _leads_to(run, newest):
+        return newest
+    old, new, _ = _lengths(run, newest)
+    chosen, folder, free = None, folder_of(run), []
+
+    def leads(checkpoint: Checkpoint) -> bool:
+        if checkpoint.step <= schedule.decay_start(_lengths(run, checkpoint)[0]):
+            free.append(checkpoint.step)
+        return _leads_to(run, checkpoint)
+
+    if old.lr_scheduler not in ("cosine", "linear"):
+        chosen, _ = load_latest(folder, leads)
+    if chosen is None:
+        raise ConfigError(other_length(old, new, free, str(folder)))
     if run.accelerator.is_main_process:
-        logger.warning(
-            "the run was of another length: it goes on from step %d, before the decay", found.step
-        )
-    return found
+        had = f"the run had {old.max_train_steps} steps and has {new.max_train_steps} now"
+        logger.warning("%s: it goes on from step %d, before the decay", had, chosen.step)
+    return chosen
+
+
+# --- whether the rest fits ------------------------------------------------------------------------
 
 
 def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -249,41 +251,34 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
     """A line for each reason why this run cannot continue the checkpoint."""
-    facts = checkpoint.facts
-    faults = differences(config_of(checkpoint), to_dict(run.config), MAY_CHANGE)
+    facts, (old, new, _) = checkpoint.facts, _lengths(run, checkpoint)
+    same = {  # one may be a share, and the other as many steps or images
+        "lr_warmup_steps": old.warmup_steps == new.warmup_steps,
+        "perceptual_images": schedule.perceptual_images(old) == schedule.perceptual_images(new),
+    }
+    allowed = MAY_CHANGE.union(name for name, is_same in same.items() if is_same)
+    faults = differences(config_of(checkpoint), to_dict(run.config), allowed)
     classifier = run.alignment.fingerprint if run.alignment else None
     teacher, data = _objective(run).teacher, facts["data"]
-    for field, what, old, new in (
-        ("alignment_classifier", "a classifier", facts.get("alignment"), classifier),
-        ("pretrained_model_name_or_path", "a teacher", facts.get("teacher"), teacher),
-        ("train_split", "data", data["train"], run.train_data.fingerprint),
-        ("validation_split", "data", data["held_out"], run.held_out.fingerprint),
-    ):
-        if old != new:
-            faults.append(
-                f"{field}: the checkpoint has {what} of the fingerprint {old}, this run has {new}"
-            )
-    words = run.tokenizer.get_vocab()
-    if facts["words"] != words:
-        moved = sorted(
-            w for w in {*facts["words"], *words} if facts["words"].get(w) != words.get(w)
+    faults += [
+        f"{field}: the checkpoint has {what} of the fingerprint {before}, this run has {now}"
+        for field, what, before, now in (
+            ("alignment_classifier", "a classifier", facts.get("alignment"), classifier),
+            ("pretrained_model_name_or_path", "a teacher", facts.get("teacher"), teacher),
+            ("train_split", "data", data["train"], run.train_data.fingerprint),
+            ("validation_split", "data", data["held_out"], run.held_out.fingerprint),
         )
-        faults.append(f"tasks: these tokens have another id in the checkpoint: {', '.join(moved)}")
-    if checkpoint.step > run.config.max_train_steps:
-        faults.append(
-            f"max_train_steps: found {run.config.max_train_steps}; the checkpoint has done "
-            f"{checkpoint.step} steps"
-        )
+        if before != now
+    ]
+    if moved := {word for word, _ in facts["words"].items() ^ run.tokenizer.get_vocab().items()}:
+        words = ", ".join(sorted(moved))
+        faults.append(f"tasks: these tokens have another id in the checkpoint: {words}")
     return faults
 
 
 def _load_state(run: Run, checkpoint: Checkpoint) -> None:
-    run.unet.load_state_dict(checkpoint.tensors["unet"])
-    run.weighting.load_state_dict(checkpoint.tensors["weighting"])
-    if run.ema is not None:
-        run.ema.module.load_state_dict(checkpoint.tensors["ema"])
-    if run.alignment is not None:
-        run.alignment.load_state_dict(checkpoint.tensors["alignment"])
+    for name, module in modules_of(run).items():
+        module.load_state_dict(checkpoint.tensors[name])
     parameters, state = _trained(run), run.optimizer.state
     for name, value in checkpoint.tensors["optimizer"].items():
         key, _, owner = name.partition(" of ")
@@ -297,10 +292,7 @@ def _load_state(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def _go_on_reading(run: Run, checkpoint: Checkpoint) -> None:
-    """Sets the position of this process in the stream.
-
-    With another number of processes the files are divided anew, from the next epoch on.
-    """
+    # With another number of processes the files are divided anew, from the next epoch on.
     positions = [Position(*numbers) for numbers in checkpoint.facts["stream"]]
     if len(positions) == run.accelerator.num_processes:
         position = positions[run.accelerator.process_index]
@@ -310,31 +302,20 @@ def _go_on_reading(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def _note_changes(run: Run, checkpoint: Checkpoint) -> None:
-    """Logs the differences that are allowed, and that may change the rounding."""
-    before, now = checkpoint.facts["num_processes"], run.accelerator.num_processes
-    if before != now:
-        what = (
-            "the data and the noise are the same, the rounding is not"
-            if not run.config.streaming
-            else "the stream is divided anew, and the rest of the epoch is left out"
-        )
-        logger.warning(
-            "the checkpoint is of %d processes and this run has %d: %s", before, now, what
-        )
-    old, new = checkpoint.facts["config"].get("mixed_precision"), run.config.mixed_precision
-    if old != new:
-        logger.warning(
-            "mixed_precision was %s and is %s now: the rounding is another one", old, new
-        )
-    versions = _versions()
-    for name, old in checkpoint.facts["versions"].items():
-        if old != versions.get(name):
-            logger.warning(
-                "the checkpoint is of %s %s and this is %s: the rounding may differ",
-                name,
-                old,
-                versions.get(name),
-            )
+    """Logs the differences that are allowed, and that change the bytes of the result."""
+    facts, config, world = checkpoint.facts, run.config, run.accelerator.num_processes
+    if (first := run.first_length) != config.max_train_steps:
+        kept = f"it keeps its warm-up of {config.warmup_steps} steps"
+        logger.warning("the run was of %d steps when it began: %s", first, kept)
+    rounding, before = "the rounding differs", facts["num_processes"]
+    divided = "the stream is divided anew, and the rest of the epoch is left out"
+    was = {"mixed_precision": facts["config"].get("mixed_precision"), **facts["versions"]}
+    now = {"mixed_precision": config.mixed_precision, **_versions(run)}
+    changes = [(f"{k} {v}", now.get(k), rounding) for k, v in was.items() if v != now.get(k)]
+    if before != world:
+        changes.append((f"{before} processes", world, divided if config.streaming else rounding))
+    for change in changes:
+        logger.warning("the checkpoint is of %s and this run has %s: %s", *change)
 
 
 def _plain(component) -> dict[str, Any]:
@@ -343,9 +324,11 @@ def _plain(component) -> dict[str, Any]:
     return {n: value for n, value in table.items() if n in LEARNED or not n.startswith("_")}
 
 
-def _versions() -> dict[str, str]:
+def _versions(run: Run) -> dict[str, str]:
+    """What else the rounding depends on: libraries, and the threads and type of the processor."""
     libraries = ("torch", "diffusers", "transformers", "accelerate", "datasets", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
+    others = {"python": platform.python_version(), "hardware": run.clock.hardware}
+    return others | {name: version(name) for name in libraries}
 
 
 def _trained(run: Run) -> dict[str, torch.nn.Parameter]:

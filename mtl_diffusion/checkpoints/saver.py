@@ -3,7 +3,6 @@
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,12 +23,11 @@ THREAD = "checkpoint"
 class Saver:
     """Saves a run, one checkpoint at a time. Leaving the context waits for the pending write.
 
-    If the process is killed during a write, that checkpoint is lost and the run resumes from the
-    one before it.
+    Args:
+        written: called with each complete checkpoint but the last, in the thread that writes.
     """
 
     def __init__(self, run: Run, written: Callable[[Path], None] = lambda path: None):
-        """written: called with each complete checkpoint but the last, in the thread that writes."""
         self.run, self.written = run, written
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -59,15 +57,14 @@ class Saver:
         positions = gather_object([run.loader.position]) if run.config.streaming else None
         if run.accelerator.is_main_process:
             self.wait()
-            copied = _on_host(snapshot(run, step, positions))
-            self._thread = threading.Thread(target=self._write, args=(copied, needed), name=THREAD)
+            given = (snapshot(run, step, positions), needed)
+            self._thread = threading.Thread(target=self._write, args=given, name=THREAD)
             self._thread.start()
         if needed:
             self.wait()
             if any_process(self._failure is not None):
-                raise self._failure or OSError(
-                    f"step {step}: the main process could not write the checkpoint"
-                )
+                fault = f"step {step}: the main process could not write the checkpoint"
+                raise self._failure or OSError(fault)
 
     def wait(self) -> None:
         """Waits for the pending write; raises its exception, unless that is an OSError."""
@@ -78,30 +75,16 @@ class Saver:
 
     def _write(self, checkpoint: Checkpoint, needed: bool) -> None:
         config, self._failure = self.run.config, None
+        kept = lengthening_steps(config)
         try:
-            path = write(
-                folder_of(self.run),
-                checkpoint,
-                config.checkpoints_total_limit,
-                keep=lengthening_steps(config),
-            )
+            path = write(folder_of(self.run), checkpoint, config.checkpoints_total_limit, keep=kept)
         except Exception as error:  # an exception of a thread is lost
             self._failure = error
             logger.error(
                 "the checkpoint of step %d could not be written: %s. Older ones are untouched%s",
-                checkpoint.step,
-                error,
+                *(checkpoint.step, error),
                 "" if needed else "; training goes on, and the next one is tried",
             )
-            return
-        if checkpoint.step < config.max_train_steps:
-            self.written(path)
-
-
-def _on_host(checkpoint: Checkpoint) -> Checkpoint:
-    """A copy on the CPU, which further training does not change."""
-    tensors = {
-        group: {name: tensor.detach().to("cpu", copy=True) for name, tensor in part.items()}
-        for group, part in checkpoint.tensors.items()
-    }
-    return replace(checkpoint, tensors=tensors)
+        else:
+            if checkpoint.step < config.max_train_steps:
+                self.written(path)

@@ -11,9 +11,8 @@ import json
 import logging
 import os
 import re
-import stat
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,8 +29,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FACTS = "facts.json"
 _NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
-# Seconds before each new attempt to read a file.
-DELAYS = (0.1, 1.0, 3.0)
+DELAYS = (0.1, 1.0, 3.0)  # seconds before each new attempt to read a file
 # Errors for a file that does not exist. Any other error may be temporary.
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
@@ -40,10 +38,6 @@ T = TypeVar("T")
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing or damaged: which file, what was found, what was expected."""
-
-
-class MissingError(CheckpointError):
-    """A file or a folder that is not there."""
 
 
 class UnreadableError(CheckpointError):
@@ -66,10 +60,7 @@ class Checkpoint:
 
 
 def save(
-    folder: Path,
-    checkpoint: Checkpoint,
-    total_limit: int | None = None,
-    keep: Collection[int] = (),
+    folder: Path, checkpoint: Checkpoint, total_limit: int | None = None, keep: Collection[int] = ()
 ) -> Path:
     """Writes folder/step-N, and then deletes the oldest checkpoints beyond total_limit.
 
@@ -87,17 +78,23 @@ def save(
     target = folder / f"step-{checkpoint.step}"
     if os.path.lexists(target) and not _is_ours(target):
         _move_aside(target)
+    manifest: dict[str, dict[str, Any]] = {}
     with replaced_folder(target) as temporary:
-        manifest = {}
-        for name, content in _contents(checkpoint):
+
+        def write(name: str, content: bytes) -> None:
             write_bytes(temporary / name, content)
-            digest = hashlib.sha256(content).hexdigest()
-            manifest[name] = {"size": len(content), "sha256": digest}
+            manifest[name] = _entry(content)
+
+        for group, tensors in checkpoint.tensors.items():  # one at a time, to spare memory
+            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            write(f"{group}.safetensors", safetensors.torch.save(plain))
+        facts = {"step": checkpoint.step, **checkpoint.facts}
+        write(FACTS, json.dumps(facts, indent=2).encode())
         write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
     if total_limit is not None:
         try:
             _rotate(folder, checkpoint.step, total_limit, keep)
-        except OSError as error:  # the new one is complete: nothing is lost
+        except (OSError, UnreadableError) as error:  # the new one is complete: nothing is lost
             logger.warning("old checkpoints in %s could not be deleted: %s", folder, error)
     return target
 
@@ -148,51 +145,33 @@ def load_latest(
     return None, skipped
 
 
-def _contents(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
-    """(file name, bytes) of everything but the manifest, one at a time to spare memory."""
-    for group, tensors in checkpoint.tensors.items():
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        yield f"{group}.safetensors", safetensors.torch.save(plain)
-    yield FACTS, json.dumps({"step": checkpoint.step, **checkpoint.facts}, indent=2).encode()
+def _entry(content: bytes) -> dict[str, Any]:
+    """What the manifest has for a file."""
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _verified(path: Path) -> dict[str, bytes]:
     """File name -> bytes, each as the manifest has it."""
-    contents = {}
-    for name, entry in _mapping(path / MANIFEST, _read(path / MANIFEST)).items():
-        match entry:
-            case {"size": int(size), "sha256": str(sha256)}:
-                pass
-            case _:
-                raise CheckpointError(
-                    f"{path / MANIFEST} has {entry!r} for {name}; size and sha256 were expected"
-                )
+    manifest, contents = path / MANIFEST, {}
+    for name, entry in _mapping(manifest, _read(manifest)).items():
         if Path(name).name != name:
-            raise CheckpointError(f"{path / MANIFEST} lists {name!r}, which is outside of {path}")
-        content = _read(path / name)
-        if len(content) != size:
-            raise CheckpointError(
-                f"{path / name} has {len(content)} bytes; the manifest has {size}"
-            )
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != sha256:
-            raise CheckpointError(
-                f"{path / name} has the sha256 {digest}; the manifest has {sha256}"
-            )
-        contents[name] = content
+            raise CheckpointError(f"{manifest} lists {name!r}, which is outside of {path}")
+        content = contents[name] = _read(path / name)
+        if (found := _entry(content)) != entry:
+            raise CheckpointError(f"{path / name} has {found}; the manifest has {entry}")
     if FACTS not in contents:
-        raise CheckpointError(f"{path / MANIFEST} does not list {FACTS}")
+        raise CheckpointError(f"{manifest} does not list {FACTS}")
     return contents
 
 
 def _mapping(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(content)
+        table = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is not a mapping: found {type(found).__name__}")
-    return found
+    if isinstance(table, dict):
+        return table
+    raise CheckpointError(f"{path} is not a mapping: found {type(table).__name__}")
 
 
 def _read(path: Path) -> bytes:
@@ -200,44 +179,34 @@ def _read(path: Path) -> bytes:
 
 
 def _insist(read: Callable[[], T], path: Path) -> T:
-    """Calls `read`, and repeats it after errors that may be temporary.
-
-    Raises:
-        MissingError: nothing of that kind is at `path`.
-        UnreadableError: another error, at each attempt.
-    """
-    for delay in (*DELAYS, None):
+    """Calls `read`, and repeats it after errors that may be temporary."""
+    delays = list(DELAYS)
+    while True:
         try:
             return read()
         except ValueError as error:  # a name that no file can have
-            raise MissingError(f"{path} can't be read: {error}") from error
+            raise CheckpointError(f"{path} can't be read: {error}") from error
         except OSError as error:
             if error.errno in _NOT_THERE:
-                raise MissingError(f"{path} can't be read: {error.strerror}") from error
-            if delay is None or isinstance(error, PermissionError):
+                raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+            if not delays or isinstance(error, PermissionError):
                 raise UnreadableError(
                     f"{path} could not be read ({error.strerror}), and may be complete all the "
                     "same: mend the cause and run again, or move the checkpoint away"
                 ) from error
-        time.sleep(delay)
-    raise AssertionError("the last attempt returns or raises")
+        time.sleep(delays.pop(0))
 
 
 def _by_step(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the folders that are called as checkpoints are, oldest first."""
+    """(step, path) of what has the name of a checkpoint, oldest first."""
     try:
         names = _insist(lambda: os.listdir(folder), folder)
-    except MissingError:
-        return []
+    except CheckpointError as error:
+        if isinstance(error, UnreadableError):
+            raise
+        return []  # there is no such folder yet
     matches = ((_NAME.fullmatch(name), folder / name) for name in names)
-    return sorted((int(match[1]), path) for match, path in matches if match and _is_folder(path))
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return stat.S_ISDIR(_insist(path.stat, path).st_mode)
-    except MissingError:
-        return False
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def _is_ours(path: Path) -> bool:
@@ -247,14 +216,12 @@ def _is_ours(path: Path) -> bool:
 
 def _rotate(folder: Path, step: int, total_limit: int, keep: Collection[int]) -> None:
     """Deletes the oldest checkpoints until total_limit are left up to this step."""
-    for path in folder.glob("step-*"):
-        if not (_NAME.fullmatch(path.name) and _is_ours(path)):
+    earlier = []
+    for other, path in _by_step(folder):
+        if not _is_ours(path):
             _warn_of(path)
-    earlier = [
-        path
-        for other, path in _by_step(folder)
-        if other < step and other not in keep and _is_ours(path)
-    ]
+        elif other < step and other not in keep:
+            earlier.append(path)
     for path in earlier[: max(0, len(earlier) + 1 - total_limit)]:
         delete(path)
 

@@ -4,14 +4,9 @@ Exit codes: 0 finished; 2 refused before training; 75 stopped after a checkpoint
 continues; 1 failed.
 """
 
-import signal
 import sys
 
-from mtl_diffusion.launch.stop import (  # first: it records which process launched this one
-    REFUSED,
-    SIGNALS,
-    STOPPED,
-)
+from mtl_diffusion.launch.stop import REFUSED  # first: it records which process launched this one
 
 # isort: split
 from mtl_diffusion.config import ConfigError
@@ -30,17 +25,11 @@ def main() -> None:
     from mtl_diffusion.publishing.upload import UploadError
 
     try:
-        train(config)
+        train(config, ends_process=True)
     except (ConfigError, CheckpointError) as error:
         refuse(error)
     except UploadError as error:
         sys.exit(str(error))
-    except SystemExit as stop:
-        if stop.code == STOPPED:
-            # All is saved. Further signals of a launcher must not change the exit code.
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
-        raise
 
 
 def refuse(error: ValueError) -> None:

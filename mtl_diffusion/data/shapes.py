@@ -9,12 +9,13 @@ import io
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
+from tqdm.auto import tqdm
 
 CLASSES = ("disc", "square", "triangle", "cross", "ring")
 
 _UNIT = 16  # lengths below are in sixteenths of the image's side
 _HUE, _SATURATION = 4, 5  # columns of a row's random numbers: the colour of its shape
-_CHUNK = 1024  # images rendered at once; bounds the memory
+_PIXELS = 2**18  # rendered at once: more of them would not fit into the cache of a processor
 
 
 def shapes(
@@ -72,10 +73,15 @@ def _split(
     turn = np.arange(count) // len(CLASSES)
     grey = np.floor((turn + 1) * grey_share) > np.floor(turn * grey_share)
     encoded = []
-    for start in range(0, count, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        images = _render(labels[part], draws[part], resolution)
-        encoded += [_png(*pair) for pair in zip(images, grey[part], strict=True)]
+    # Only what takes long is shown: large images.
+    with tqdm(total=count, desc="drawing shapes", unit="img", delay=2) as progress:
+        chunk = max(1, _PIXELS // resolution**2)
+        for start in range(0, count, chunk):
+            part = slice(start, start + chunk)
+            images = _render(labels[part], draws[part], resolution)
+            for pair in zip(images, grey[part], strict=True):
+                encoded.append(_png(*pair))
+                progress.update()
     features = Features(image=Image(), label=ClassLabel(names=list(CLASSES)))
     return Dataset.from_dict({"image": encoded, "label": labels}, features=features)
 

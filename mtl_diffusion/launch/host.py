@@ -8,18 +8,16 @@ import torch
 
 from .stop import LAUNCHER
 
-# mallopt's names in malloc.h, and the largest threshold that every version of glibc takes.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST = 2**31 - 1
-LARGEST_MMAP = 4 * 1024 * 1024 * ctypes.sizeof(ctypes.c_long)
+# mallopt's names in malloc.h. glibc ignores a threshold above its limit, and keeps the one before.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST, _LARGEST_MMAP = 2**31 - 1, 4 * 1024 * 1024 * ctypes.sizeof(ctypes.c_long)
 
 
 def choose_threads(num_threads: int | None) -> None:
     """Sets torch's number of threads.
 
     Args:
-        num_threads: of the configuration. None: that of OMP_NUM_THREADS, or else the
-            cores of this machine, shared evenly by its processes.
+        num_threads: None: OMP_NUM_THREADS, or else this machine's cores, shared by its processes.
     """
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -32,17 +30,13 @@ def choose_threads(num_threads: int | None) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc reuse the memory of freed tensors, and not return it to the system.
+    """Lets glibc reuse the memory of freed tensors; other C libraries are left as they are.
 
-    Every step allocates the same activations. By default glibc gives large ones back, and the
-    system clears their pages when they are touched again: 28,000 page faults a step of
-    `configs/cifar10_cpu.yaml`, a tenth of its time. Other C libraries are left as they are.
+    Every step allocates the same activations, whose pages the system would clear each time: a tenth
+    of the time of `configs/cifar10_cpu.yaml`.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        # glibc ignores a threshold above its limit, and keeps the one before.
-        mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP)
-        mallopt(M_MMAP_THRESHOLD, LARGEST)
-        mallopt(M_TRIM_THRESHOLD, LARGEST)
+    if sys.platform.startswith("linux"):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
+        mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP)
+        mallopt(_MMAP_THRESHOLD, _LARGEST)
+        mallopt(_TRIM_THRESHOLD, _LARGEST)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import (
     ProjectConfiguration,
     get_int_from_env,
@@ -21,12 +22,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from torch.utils.tensorboard.summary import hparams
 
-from ..checkpoints.resume import folder_of
-from ..config import ConfigError, TrainConfig, resolved, to_dict
+from ..checkpoints.resume import folder_of, modules_of
+from ..config import ConfigError, TrainConfig, to_dict
 from ..publishing.export import PIPELINE, PUBLISHED, check_target
 from ..publishing.upload import check_right_to_write
 from ..tools.distributed import from_all_processes
-from ..tools.flops import flops_of_unet
 from ..training.aggregation import REQUIRED
 from ..training.optimizers import trained_parameters
 from ..training.run import Run
@@ -55,38 +55,36 @@ def begin(config: TrainConfig) -> Iterator[Accelerator]:
         ConfigError: every fault of every process at once, each naming the field.
     """
     keep_freed_memory()
+    ours = not is_initialized()
     try:
         started = get_int_from_env(_WORLD_SIZES, 1)
         several_on_cpu = started > 1 and not torch.accelerator.is_available()
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or several_on_cpu)
     except ValueError as error:  # a variable that is no number, or that is missing
-        fault = f"num_processes: the launcher's variables can't be used: {error}"
-        raise ConfigError(fault) from error
+        given = "the launcher's variables can't be used"
+        raise ConfigError(f"num_processes: {given}: {error}") from error
     choose_threads(config.num_threads)  # after accelerate, which sets a number too
-    output_dir = Path(config.output_dir)
     with ExitStack() as held:
         faults = [
             *_process_faults(config, state.num_processes, started),
             *_launcher_faults(config, os.environ),
-            *_precision_faults(config, state.device),
-            *_tracker_faults(config),
-            *_aggregation_faults(config),
+            *_precision_faults(config, state.device, None if ours else AcceleratorState()),
+            *_extra_faults(config),
         ]
         if state.is_main_process:
-            folder_faults = list(_folder_faults(config))
-            if not folder_faults and not config.dry_run:
-                folder_faults += _lock_faults(output_dir, held)
-            faults += folder_faults
-            if config.push_to_hub and not config.dry_run:
-                faults += _hub_faults(config)
+            of_folders, dry = list(_folder_faults(config)), config.dry_run
+            faults += of_folders or ([] if dry else _lock_faults(Path(config.output_dir), held))
+            faults += _hub_faults(config) if config.push_to_hub and not dry else []
         _refuse(faults)
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             log_with=None if config.report_to == "none" else config.report_to,
-            project_config=ProjectConfiguration(config.output_dir, str(output_dir / "logs")),
+            project_config=ProjectConfiguration(config.output_dir, f"{config.output_dir}/logs"),
         )
         if accelerator.num_processes > 1:
             _groups.append(torch.distributed.group.WORLD)
+        elif ours:  # accelerate keeps its state for the process: the next run has another precision
+            held.callback(AcceleratorState._reset_state)
         yield accelerator
 
 
@@ -98,9 +96,8 @@ def start_trackers(run: Run, first: int) -> None:
     """
     config, accelerator, faults = run.config, run.accelerator, []
     # Trackers take flat tables of plain values.
-    table = to_dict(config).items()
-    plain = {k: v if isinstance(v, int | float) else str(v) for k, v in table}
-    tensorboard = config.report_to == "tensorboard"
+    plain = {k: v if isinstance(v, int | float) else str(v) for k, v in to_dict(config).items()}
+    tensorboard, main = config.report_to == "tensorboard", accelerator.is_main_process
     try:
         accelerator.init_trackers(
             config.tracker_project_name,
@@ -108,7 +105,7 @@ def start_trackers(run: Run, first: int) -> None:
             config=None if tensorboard else plain,
             init_kwargs={"tensorboard": {"purge_step": first + 1}},
         )
-        main = accelerator.is_main_process  # the others have no trackers
+        # The others have no trackers.
         if main and config.report_to != "none" and not accelerator.trackers:
             raise RuntimeError("accelerate passes it over")  # with a warning only
         if main and tensorboard:
@@ -117,10 +114,8 @@ def start_trackers(run: Run, first: int) -> None:
                 writer.add_summary(summary)
     except Exception as error:  # each tracker has its own
         reason = " ".join(str(error).split()) or type(error).__name__
-        faults = [
-            f"report_to: found {config.report_to!r}, which could not be started: {reason}; "
-            "correct that, or choose another one, or none"
-        ]
+        fault = f"report_to: found {config.report_to!r}, which could not be started: {reason}"
+        faults = [f"{fault}; correct that, or choose another one, or none"]
     _refuse(faults)
 
 
@@ -132,44 +127,20 @@ def check_room(run: Run) -> None:
     """
     faults = []
     if run.accelerator.is_main_process:
-        modules = [run.unet, run.weighting, run.ema and run.ema.module, run.alignment]
-        size = sum(t.nbytes for m in modules if m for t in m.state_dict().values())
+        modules = modules_of(run).values()
+        size = sum(t.nbytes for module in modules for t in module.state_dict().values())
         for parameter in trained_parameters(run.optimizer):
             state = run.optimizer.state.get(parameter, {}).values()
             # AdamW makes its two moments in the first step.
             size += sum(t.nbytes for t in state) if state else 2 * parameter.nbytes
-        folder = folder_of(run)
-        there = any(folder.glob("step-*"))
         export = sum(t.nbytes for t in run.best_unet.state_dict().values()) + _SMALL_FILES
-        needed = (1 if there else 2) * size + export
+        needed = (1 if any(folder_of(run).glob("step-*")) else 2) * size + export
         free = shutil.disk_usage(run.config.output_dir).free
         if free < needed:
-            faults.append(
-                f"output_dir: found {run.config.output_dir}, with {free / 1e6:,.0f} MB free; "
-                f"{needed / 1e6:,.0f} MB are needed, a checkpoint being {size / 1e6:,.1f} MB and "
-                f"the exported pipeline {export / 1e6:,.1f} MB"
-            )
+            has = f"output_dir: found {run.config.output_dir}, with {free / 1e6:,.0f} MB free"
+            parts = f"a checkpoint being {size / 1e6:,.1f} MB and the exported pipeline"
+            faults = [f"{has}; {needed / 1e6:,.0f} MB are needed, {parts} {export / 1e6:,.1f} MB"]
     _refuse(faults)
-
-
-def describe(run: Run) -> str:
-    """The resolved configuration, the number of parameters, and the cost of a step."""
-    config, unet = run.config, run.unet
-    forward, both = flops_of_unet(unet)
-    total = sum(p.numel() for p in unet.parameters())
-    trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
-    step = both * config.total_batch_size
-    return "\n".join(
-        [
-            resolved(config),
-            f"parameters: {total / 1e6:.2f}M, of which {trained / 1e6:.2f}M are trained",
-            f"forward pass: {forward / 1e9:.3f} GFLOP an image",
-            f"step: {step / 1e9:.1f} GFLOP over {config.total_batch_size} images, "
-            f"on {run.accelerator.num_processes} process(es)",
-            f"run: {step * config.max_train_steps / 1e15:.3f} PFLOP over "
-            f"{config.total_batch_size * config.max_train_steps:,} images",
-        ]
-    )
 
 
 def _refuse(faults: list[str]) -> None:
@@ -179,70 +150,59 @@ def _refuse(faults: list[str]) -> None:
 
 
 def _process_faults(config: TrainConfig, processes: int, started: int) -> Iterator[str]:
+    asked, batch = config.num_processes, config.total_batch_size
+    several = "launch with ACCELERATE_USE_CPU=true, and accelerate with --multi_gpu, not --cpu"
     if started != processes:
-        yield (
-            f"num_processes: {started} processes were started, and accelerate joins {processes}; "
-            "launch with ACCELERATE_USE_CPU=true to train on CPUs, or start one process"
-        )
-    elif config.num_processes not in (None, processes):
-        yield f"num_processes: found {config.num_processes}; {processes} were started"
+        joins = f"{started} processes were started, and accelerate joins {processes}"
+        yield f"num_processes: {joins}. To train on CPUs, {several}; or start one process"
+    elif asked not in (None, processes):
+        yield f"num_processes: found {asked}; {processes} were started"
     elif (
         # `accelerate launch --cpu --num_processes 2` sets an address for its processes to meet at,
         # and then starts one.
-        config.num_processes is None
-        and processes == 1
+        (asked, processes) == (None, 1)
         and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
         and "WORLD_SIZE" not in os.environ
     ):
-        yield (
-            "num_processes: found null; accelerate launch started one process, and MASTER_ADDR and "
-            "MASTER_PORT are set, as it sets them for several. For several on CPUs, launch with "
-            "ACCELERATE_USE_CPU=true and --multi_gpu in place of --cpu; if one is meant, set "
-            "num_processes to 1"
-        )
-    if config.total_batch_size < processes:
-        yield (
-            f"total_batch_size: found {config.total_batch_size}; there are {processes} processes, "
-            "and each needs a sample or more"
-        )
+        one = "accelerate launch started one process, and set MASTER_ADDR and MASTER_PORT as for"
+        means = f"for several on CPUs, {several}; if one is meant, set num_processes to 1"
+        yield f"num_processes: found null; {one} several: {means}"
+    if batch < processes:
+        yield f"total_batch_size: found {batch}; each of {processes} processes needs one or more"
 
 
 def _launcher_faults(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[str]:
     """Settings of the launcher that contradict those of this run."""
-    name = "ACCELERATE_MIXED_PRECISION"  # accelerate launch always sets it
-    if environ.get(name, "no").lower() not in ("no", config.mixed_precision):
-        yield (
-            f"mixed_precision: found {config.mixed_precision!r}; the launcher was given "
-            f"{environ[name]!r} ({name}): set mixed_precision, to no or bf16, and give the "
-            "launcher the same or no"
-        )
-    name = "ACCELERATE_DYNAMO_BACKEND"
-    if environ.get(name, "no").lower() != "no":
-        yield (
-            f"compile: found {str(config.compile).lower()}; the launcher was given the dynamo "
-            f"backend {environ[name]!r} ({name}): give it no, and set compile to true"
-        )
-    name = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-    if environ.get(name, "1") != "1":
-        yield (
-            f"per_device_batch_size: {name} is {environ[name]!r}: unset it. A process accumulates "
-            "what its share of total_batch_size has beyond per_device_batch_size"
-        )
-    for name in (f"ACCELERATE_USE_{plugin}" for plugin in _PLUGINS):
-        if environ.get(name, "false").lower() == "true":
-            yield f"num_processes: {name} is set: unset it. Training is data-parallel only (DDP)"
+    precision = f"set it to no or bf16 (found {config.mixed_precision}), and give the same or no"
+    share = "unset it. A process accumulates what exceeds per_device_batch_size"
+    for field, name, allowed, cure in (
+        ("mixed_precision", "MIXED_PRECISION", ("no", config.mixed_precision), precision),
+        ("compile", "DYNAMO_BACKEND", ("no",), "give it no, and set compile to true"),
+        ("per_device_batch_size", "GRADIENT_ACCUMULATION_STEPS", ("1",), share),
+        *(
+            ("num_processes", f"USE_{plugin}", ("false",), "unset it. Training is DDP only")
+            for plugin in _PLUGINS
+        ),
+    ):
+        given = environ.get(f"ACCELERATE_{name}", allowed[0]).lower()
+        if given not in allowed:
+            yield f"{field}: the launcher sets ACCELERATE_{name} to {given!r}: {cure}"
 
 
-def _precision_faults(config: TrainConfig, device: torch.device) -> Iterator[str]:
-    if config.mixed_precision == "no":
+def _precision_faults(
+    config: TrainConfig, device: torch.device, others: AcceleratorState | None
+) -> Iterator[str]:
+    """others: accelerate's state, if this process had one before the run."""
+    wanted = config.mixed_precision
+    if others is not None and others.mixed_precision != wanted:
+        used = f"accelerate is in use in this process with {others.mixed_precision!r}"
+        yield f"mixed_precision: found {wanted!r}; {used}: set that, or train in another process"
+    if wanted == "no":
         return
     if device.type == "cpu":
-        # torch's own questions to the processor are private; it has no public ones before 2.12.
+        # torch has no public questions to the processor before 2.12.
         if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-            logger.warning(
-                "mixed_precision bf16 is slower than no on this CPU, which has neither AVX512_BF16 "
-                "nor AMX"
-            )
+            logger.warning("mixed_precision bf16 is slower than no on a CPU without AVX512_BF16")
         return
     if device.type == "cuda":  # emulation is slower than float32
         possible = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -252,27 +212,22 @@ def _precision_faults(config: TrainConfig, device: torch.device) -> Iterator[str
         yield f"mixed_precision: found bf16, which this {device.type} device can't do; use no"
 
 
-def _tracker_faults(config: TrainConfig) -> Iterator[str]:
-    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
-        yield (
-            f"report_to: found {config.report_to!r}, which is not installed; "
-            f"pip install {config.report_to}, or choose another one, or none"
-        )
-
-
-def _aggregation_faults(config: TrainConfig) -> Iterator[str]:
-    if config.gradient_aggregation == "sum":
-        return
-    if missing := [name for name in REQUIRED if importlib.util.find_spec(name) is None]:
-        yield (
-            f"gradient_aggregation: found {config.gradient_aggregation!r}, which needs "
-            f"{', '.join(missing)}; pip install 'mtl_diffusion[torchjd]', or choose sum"
-        )
+def _extra_faults(config: TrainConfig) -> Iterator[str]:
+    """Packages that a choice needs, and that are not installed."""
+    tracker, aggregation = config.report_to, config.gradient_aggregation
+    for field, value, needed, install, others in (
+        ("report_to", tracker, (tracker,), tracker, "another one, or none"),
+        ("gradient_aggregation", aggregation, REQUIRED, "'mtl_diffusion[torchjd]'", "sum"),
+    ):
+        missing = [name for name in needed if importlib.util.find_spec(name) is None]
+        if missing and value not in ("none", "sum"):
+            needs = f"{value!r}, which needs {', '.join(missing)}"
+            yield f"{field}: found {needs}; pip install {install}, or choose {others}"
 
 
 def _folder_faults(config: TrainConfig) -> Iterator[str]:
     """Every folder that the run writes to, now or at its end."""
-    output_dir = Path(config.output_dir)
+    output_dir, source = Path(config.output_dir), config.pretrained_model_name_or_path
     parts = [output_dir / name for name in ("checkpoints", "validation", "logs")]
     for folder in [output_dir, *(part for part in parts if os.path.lexists(part))]:
         try:
@@ -283,9 +238,12 @@ def _folder_faults(config: TrainConfig) -> Iterator[str]:
         except OSError as error:
             yield f"output_dir: found {output_dir}; can't write to {folder}: {error}"
             return
-    for name in (PIPELINE, PUBLISHED):
+    for target in (output_dir / PIPELINE, output_dir / PUBLISHED):
+        if source is not None and Path(source).resolve() == target.resolve():
+            replaced = f"its {target.name}, which the export replaces, is {source}"
+            yield f"output_dir: {replaced}, the pretrained model; choose another output_dir"
         try:
-            check_target(output_dir / name)
+            check_target(target)
         except (ValueError, OSError) as error:
             yield str(error)
 
@@ -304,11 +262,10 @@ def _lock_faults(output_dir: Path, held: ExitStack) -> Iterator[str]:
 
 def _hub_faults(config: TrainConfig) -> Iterator[str]:
     """Creates the repository, unless it is there, and asks whether this account may write to it."""
-    repository = config.repository
-    api = HfApi()
+    api, name = HfApi(), config.repository
     try:
         api.whoami()
-        created = api.create_repo(repository, private=config.hub_private_repo, exist_ok=True)
+        created = api.create_repo(name, private=config.hub_private_repo, exist_ok=True)
         try:
             check_right_to_write(created.repo_id)
         except HfHubHTTPError as error:
@@ -316,11 +273,9 @@ def _hub_faults(config: TrainConfig) -> Iterator[str]:
                 raise
     except HfHubHTTPError as error:
         code = error.response.status_code
-        meaning = {401: "log in with `hf auth login`", 403: "use a token that may write there"}
-        yield (
-            f"push_to_hub: {api.endpoint} refuses to write {repository} with HTTP {code}; "
-            f"{meaning.get(code, 'try again later')}, or turn push_to_hub off"
-        )
+        cures = {401: "log in with `hf auth login`", 403: "use a token that may write there"}
+        cure = f"{cures.get(code, 'try again later')}, or turn push_to_hub off"
+        yield f"push_to_hub: {api.endpoint} refuses to write {name} with HTTP {code}; {cure}"
     except Exception as error:  # no token, no network; its HTTP library depends on its version
         reason = " ".join(str(error).split())
-        yield f"push_to_hub: can't write {repository} on {api.endpoint}: {reason}"
+        yield f"push_to_hub: can't write {name} on {api.endpoint}: {reason}"

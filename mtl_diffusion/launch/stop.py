@@ -1,20 +1,23 @@
-"""Stopping cleanly: on SIGTERM, Ctrl-C or SIGHUP, when the launcher dies, or when time is up.
+"""Stopping cleanly: on a signal, when the launcher dies, or when time is up.
 
 Nothing here imports torch, so that `scripts/train.py` can import it before everything else.
 """
 
+import logging
 import os
 import signal
+import threading
 import time
+
+logger = logging.getLogger(__name__)
 
 # Exit codes. 0 is a finished run, and 1 a run that failed.
 REFUSED = 2  # nothing was trained: the configuration, the data or the checkpoint is at fault
 STOPPED = 75  # a checkpoint was saved: sysexits.h's EX_TEMPFAIL, "try again later"
 
-# Windows has no SIGHUP.
-SIGNALS = [
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
-]
+# Batch systems warn with the last three. Windows has the first two alone.
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 # SIGTERM to `accelerate launch` with one process kills the launcher and leaves the trainer running.
 # So the launcher's process id is noted at import, and `StopRequest` checks that it is still alive.
@@ -28,25 +31,34 @@ class StopRequest:
 
     Further signals are ignored: a launcher sends its own after the user's Ctrl-C, and none of them
     may interrupt the last checkpoint.
+
+    Args:
+        max_minutes: wall-clock minutes from now after which a stop is due; None: no limit.
+        ends_process: the process ends after a stop: signals, which would change its exit code, stay
+            ignored. If False, the handlers of before are installed again.
     """
 
-    def __init__(self, max_minutes: float | None):
-        """max_minutes: wall-clock minutes from now after which a stop is due; None: no limit."""
+    def __init__(self, max_minutes: float | None, *, ends_process: bool = False):
         self.reason: str | None = None
+        self._ends_process = ends_process
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._previous = {}
 
     def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is not threading.main_thread():
+            logger.warning("training in a thread: no signal stops it, but max_train_minutes does")
+            return self
         for number in SIGNALS:
-            # A process that `nohup` or `&` started ignores some signals, and keeps doing so.
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            # What `nohup` or `&` has started ignores some signals, and keeps doing so. None stands
+            # for a handler of C, which could not be restored.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *exception) -> None:
+        ignore = self._ends_process and self.reason is not None
         for number, handler in self._previous.items():
-            # After a stop the process is about to end, and its exit code must not be a signal's.
-            signal.signal(number, handler if self.reason is None else signal.SIG_IGN)
+            signal.signal(number, signal.SIG_IGN if ignore else handler)
 
     def _on_signal(self, number: int, frame) -> None:
         self.reason = self.reason or signal.Signals(number).name

@@ -85,9 +85,10 @@ def _newest(path: Path) -> Checkpoint:
 def export(run: Run) -> Path:
     """Writes <output_dir>/pipeline: weights, tokenizer, scheduler, sources and model card."""
     config = run.config
-    trained = Trained(run.pipeline(), config, config.max_train_steps, run.clock.minutes)
     repository = full_name(config.repository) if config.push_to_hub else None
-    return write(trained, Path(config.output_dir) / PIPELINE, repository=repository)
+    with run.pipeline() as pipe:
+        trained = Trained(pipe, config, config.max_train_steps, run.clock.minutes)
+        return write(trained, Path(config.output_dir) / PIPELINE, repository=repository)
 
 
 def write(

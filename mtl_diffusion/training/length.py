@@ -1,4 +1,4 @@
-"""The length of a run in steps, given in steps or in minutes."""
+"""The length of a run in steps, given in steps or in minutes, and what it costs."""
 
 import json
 import logging
@@ -10,8 +10,11 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..config import ConfigError, TrainConfig
+from ..config import ConfigError, TrainConfig, resolved
 from ..tools.files import write_text
+from ..tools.flops import flops_of_unet
+from .run import Run
+from .schedule import same_steps, shortest_length
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,48 @@ def with_length(
             *(seconds, config.max_train_minutes, steps, steps * config.total_batch_size),
         )
     return replace(config, max_train_steps=steps)
+
+
+def other_length(old: TrainConfig, new: TrainConfig, free: list[int], where: str) -> str:
+    """Why a run of the configuration `old` can't have the length of `new`; the lengths it can have.
+
+    Args:
+        free: steps of the checkpoints from before the decay. where: words for where these are.
+    """
+    has, asked = old.max_train_steps, new.max_train_steps
+    if old.lr_scheduler in ("cosine", "linear"):
+        return (
+            f"max_train_steps: found {asked}; {where} is of a run of {has} steps, on which all "
+            f"learning rates of lr_scheduler {old.lr_scheduler} depend. Give {has}; or train its "
+            "exported pipeline further: another output_dir, and pretrained_model_name_or_path; "
+            "or begin again with lr_scheduler warmup_stable_decay, whose runs can be lengthened"
+        )
+    can_have = f"{shortest_length(new, min(free))} steps or more" if free else f"{has} steps"
+    return (
+        f"max_train_steps: found {asked}; {where} has no checkpoint from step "
+        f"{same_steps(old, new)} or before, up to which runs of {has} and of {asked} steps are the "
+        f"same. With what is there it can have {can_have}; or choose another output_dir"
+    )
+
+
+def describe(run: Run) -> str:
+    """The resolved configuration, the number of parameters, and the cost of a step."""
+    config, parameters = run.config, list(run.unet.parameters())
+    forward, both = flops_of_unet(run.unet)
+    total, trained = (
+        sum(p.numel() for p in parameters if every or p.requires_grad) for every in (True, False)
+    )
+    size, steps = config.total_batch_size, config.max_train_steps
+    return "\n".join(
+        [
+            resolved(config),
+            f"parameters: {total / 1e6:.2f}M, of which {trained / 1e6:.2f}M are trained",
+            f"forward pass: {forward / 1e9:.3f} GFLOP an image",
+            f"step: {both * size / 1e9:.1f} GFLOP over {size} images, "
+            f"on {run.accelerator.num_processes} process(es)",
+            f"run: {both * size * steps / 1e15:.3f} PFLOP over {size * steps:,} images",
+        ]
+    )
 
 
 def _read(noted: Path) -> float | None:

@@ -14,7 +14,7 @@ from ..pictures.grids import task_picture, to_pictures
 from ..tools.distributed import any_process, io_errors_logged
 from ..tools.files import write_text
 from .run import Run
-from .validation import HeldOutLoss, evaluating, held_out_loss
+from .validation import HeldOutLoss, held_out_loss
 
 
 def validation_due(config: TrainConfig, done: int) -> bool:
@@ -83,13 +83,12 @@ def _losses(run: Run) -> HeldOutLoss:
 def _pictures(run: Run) -> dict[str, Image]:
     """Task -> its grid, on all processes. Each process draws every world-th task."""
     accelerator = run.accelerator
-    pipe = run.pipeline()
-    pipe.set_progress_bar_config(disable=True)
     count = min(8, len(run.held_out))
     sources = to_pictures(run.held_out.images[:count])
     labels = run.held_out.labels[:count].tolist()
-    mine = pipe.tasks[accelerator.process_index :: accelerator.num_processes]
-    with evaluating(pipe.unet):
+    with run.pipeline() as pipe:
+        pipe.set_progress_bar_config(disable=True)
+        mine = pipe.tasks[accelerator.process_index :: accelerator.num_processes]
         drawn = [
             (name, task_picture(pipe, name, sources, labels, run.config.seed)) for name in mine
         ]

@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,6 +38,7 @@ from .mixture import Mixture
 from .model import SCHEDULERS, build_scheduler, build_unet, freeze, train_mode
 from .optimizers import build_optimizer
 from .pretrained import with_model
+from .validation import evaluating
 from .vocabulary import build_tokenizer, extend_tokenizer
 
 
@@ -55,6 +57,7 @@ class Run:
         train_data, held_out: the two splits, labelled in the vocabulary's order.
         held_out_pairs: edits by the teacher that are not trained on, or None.
         clock: the minutes of training.
+        first_length: optimiser steps that the run was first given; its warm-up is a share of them.
     """
 
     config: TrainConfig
@@ -78,6 +81,7 @@ class Run:
     held_out_pairs: EditPairs | None
     decoder: Decoder
     clock: Clock
+    first_length: int
 
     @property
     def best_unet(self) -> UNet2DConditionModel:
@@ -89,10 +93,12 @@ class Run:
         """The objective, not wrapped."""
         return self.accelerator.unwrap_model(self.objective, keep_torch_compile=False)
 
-    def pipeline(self) -> MultiTaskPipeline:
-        """The pipeline of the best weights, which it shares, with a scheduler of its own."""
+    @contextmanager
+    def pipeline(self) -> Iterator[MultiTaskPipeline]:
+        """The pipeline of the best weights, which it shares; inside, they are in eval mode."""
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
-        return MultiTaskPipeline(self.best_unet, self.tokenizer, scheduler)
+        with evaluating(self.best_unet):
+            yield MultiTaskPipeline(self.best_unet, self.tokenizer, scheduler)
 
 
 def build(config: TrainConfig, accelerator: Accelerator) -> Run:
@@ -169,6 +175,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         held_out_pairs=None,
         decoder=decoder,
         clock=Clock(accelerator),
+        first_length=config.max_train_steps,
     )
 
 

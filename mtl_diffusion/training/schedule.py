@@ -1,8 +1,12 @@
 """Schedules of a run: the learning rate, and the weight of the perceptual loss."""
 
 import math
+from bisect import bisect_left
+from dataclasses import replace
 
 from ..config import TrainConfig
+
+LONGEST = 10**12  # steps; no run has more
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -23,20 +27,56 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def decay_start(config: TrainConfig) -> int:
-    """The step at which the decay of warmup_stable_decay begins.
+    """The step from which on the learning rate depends on the length of the run."""
+    last, warmup = config.max_train_steps, config.warmup_steps
+    if config.lr_scheduler == "warmup_stable_decay":
+        return max(warmup, last - round(config.lr_decay * last))
+    return last if config.lr_scheduler == "constant" else warmup
 
-    Up to there a longer run of the same configuration takes the same steps.
+
+def same_steps(one: TrainConfig, other: TrainConfig) -> int:
+    """The step up to which two runs are the same, if they differ in nothing but their lengths."""
+    if one.max_train_steps == other.max_train_steps:
+        return one.max_train_steps
+    if any(config.warmup_steps > config.max_train_steps for config in (one, other)):
+        return 0
+    return min(decay_start(one), decay_start(other))
+
+
+def shortest_length(config: TrainConfig, step: int) -> int:
+    """The smallest max_train_steps with which `decay_start` is at this step or later."""
+    return bisect_left(
+        range(LONGEST),
+        step,
+        lo=max(step, config.warmup_steps),
+        key=lambda length: decay_start(replace(config, max_train_steps=length)),
+    )
+
+
+def with_shares_of(config: TrainConfig, first_length: int) -> TrainConfig:
+    """The configuration of a run that was first given another length, in steps.
+
+    The warm-up and the perceptual loss, if they are shares of the run, stay as long as they were.
+    So the steps that were done are those of a run of the new length with these values.
     """
-    decay = round(config.lr_decay * config.max_train_steps)
-    return max(config.warmup_steps, config.max_train_steps - decay)
+    if config.max_train_steps == first_length:
+        return config
+    first = replace(config, max_train_steps=first_length)
+    kept = replace(config, lr_warmup_steps=float(first.warmup_steps))
+    if config.perceptual_weight:
+        kept = replace(kept, perceptual_images=max(1.0, perceptual_images(first)))
+    return kept
+
+
+def perceptual_images(config: TrainConfig) -> float:
+    """How long the perceptual loss lasts, in images."""
+    length = config.perceptual_images
+    return length if length >= 1 else length * (config.max_train_steps * config.total_batch_size)
 
 
 def perceptual_weight(config: TrainConfig, step: int) -> float:
     """perceptual_weight for the first half of perceptual_images, then linearly down to zero."""
-    length = config.perceptual_images
-    if length < 1:
-        length *= config.max_train_steps * config.total_batch_size
-    done = step * config.total_batch_size / max(length, 1)
+    done = step * config.total_batch_size / max(perceptual_images(config), 1)
     return config.perceptual_weight * min(1.0, max(0.0, 2 * (1 - done)))
 
 

@@ -1,7 +1,5 @@
 """A run that is killed and run again is the run that was not: the same bytes."""
 
-import hashlib
-import json
 import shutil
 from functools import partial
 
@@ -79,119 +77,95 @@ def refused(run, *faults, **arguments):
     return run.text
 
 
-def test_another_configuration_is_refused_field_by_field(halfway):
-    text = refused(halfway, seed=5, learning_rate=0.5, dropout=0.2, train_split="train[:50]")
-    assert "seed: the checkpoint has 0, this run has 5" in text
-    assert "learning_rate: the checkpoint has 0.002, this run has 0.5" in text
-    assert "dropout: the checkpoint has 0.1, this run has 0.2" in text
-    assert 'train_split: the checkpoint has "train", this run has "train[:50]"' in text
-    assert "train_split: the checkpoint has data of the fingerprint" in text
-    assert "choose another output_dir" in text and "5 faults" not in text
-    assert halfway.steps == [3, 6]
-
-
 def other_images():
-    import mtl_diffusion.data.source
+    import mtl_diffusion.data.source as source
 
-    make = mtl_diffusion.data.source.shapes
-    mtl_diffusion.data.source.shapes = partial(make, seed=1)
-
-
-def test_other_data_under_the_same_name_is_refused(halfway):
-    text = refused(halfway, other_images)
-    assert "train_split: the checkpoint has data of the fingerprint" in text
-    assert "validation_split: the checkpoint has data of the fingerprint" in text
-
-
-def test_a_run_that_is_shorter_than_its_checkpoint_is_refused(halfway):
-    text = refused(halfway, max_train_steps=5)
-    assert "max_train_steps: found 5; the checkpoint has done 6 steps" in text
+    source.shapes = partial(source.shapes, seed=1)
 
 
 def shifted_words():
-    import mtl_diffusion.training.run
+    import mtl_diffusion.training.run as module
 
-    build = mtl_diffusion.training.run.build_tokenizer
-
-    def shifted(tasks, *arguments):
-        return build(["zoom", *list(tasks)], *arguments)
-
-    mtl_diffusion.training.run.build_tokenizer = shifted
+    build = module.build_tokenizer
+    module.build_tokenizer = lambda tasks, *rest: build(["zoom", *tasks], *rest)
 
 
-def test_shifted_tokens_are_refused_by_name(halfway):
-    text = refused(halfway, shifted_words)
-    assert "tasks: these tokens have another id in the checkpoint:" in text and "zoom" in text
+OTHER = {"seed": 5, "learning_rate": 0.5, "dropout": 0.2, "train_split": "train[:50]"}
+DATA = "_split: the checkpoint has data of the fingerprint"
 
 
-def test_the_precision_may_change_and_an_old_checkpoint_has_no_younger_fields(halfway, tmp_path):
+@pytest.mark.parametrize(
+    ("fault", "fields", "words"),
+    [
+        (
+            str,
+            OTHER,
+            [
+                "seed: the checkpoint has 0, this run has 5",
+                "learning_rate: the checkpoint has 0.002, this run has 0.5",
+                "dropout: the checkpoint has 0.1, this run has 0.2",
+                'train_split: the checkpoint has "train", this run has "train[:50]"',
+                f"train{DATA}",
+                "choose another output_dir",
+            ],
+        ),
+        (other_images, {}, [f"train{DATA}", f"validation{DATA}"]),
+        (shifted_words, {}, ["tasks: these tokens have another id in the checkpoint:", "zoom"]),
+    ],
+)
+def test_what_may_not_change_is_refused_field_by_field(halfway, fault, fields, words):
+    text = refused(halfway, fault, **fields)
+    assert [word for word in words if word not in text] == [] and halfway.steps == [3, 6]
+
+
+def another_machine():
+    """Another version of torch, and twice as many threads."""
+    import torch
+
+    import mtl_diffusion.checkpoints.resume as resume
+
+    versions = resume._versions
+    resume._versions = lambda run: versions(run) | {"torch": "1.0"}
+    torch.get_num_threads = lambda: 2
+
+
+def test_the_logging_the_precision_and_the_machine_may_change(halfway, tmp_path):
     folder = shutil.copytree(halfway.folder, tmp_path / "run")
-    for facts in folder.glob("checkpoints/*/facts.json"):
-        # As before there was a choice of optimisers, and of what else has a default since.
-        table = json.loads(facts.read_text())
-        for younger in ("lr_decay", "alignment_weight", "compile_mode"):
-            del table["config"][younger]
-        content = json.dumps(table).encode()
-        facts.write_bytes(content)
-        manifest = json.loads((facts.parent / "manifest.json").read_text())
-        digest = hashlib.sha256(content).hexdigest()
-        manifest["facts.json"] = {"size": len(content), "sha256": digest}
-        (facts.parent / "manifest.json").write_text(json.dumps(manifest))
-    code, run = train(folder, *SHORT, mixed_precision="bf16")
-    assert code == 0, run.text
-    assert "resuming after step 6" in run.text
-    assert "mixed_precision was no and is bf16 now" in run.text
+    every = {"logging_steps": 2, "checkpointing_steps": 2, "validation_images": 8}
+    code, run = train(folder, *SHORT, another_machine, **every, mixed_precision="bf16")
+    assert code == 0 and run.steps == [10, 12], run.text
+    assert " and this run has 1.0: the rounding differs" in run.text
+    assert "is of hardware 1 thread of" in run.text and "this run has 2 threads of" in run.text
+    assert "mixed_precision no and this run has bf16: the rounding differs" in run.text
 
 
-def older_library():
-    import mtl_diffusion.checkpoints.resume
-
-    versions = mtl_diffusion.checkpoints.resume._versions
-    mtl_diffusion.checkpoints.resume._versions = lambda: versions() | {"torch": "1.0"}
-
-
-def test_the_length_the_logging_and_the_libraries_may_change(tmp_path):
-    code, run = train(tmp_path / "run", *SHORT, partial(die, 4))
-    assert code == -9
-    code, run = train(
-        *(tmp_path / "run", *SHORT, older_library),
-        max_train_steps=6,
-        logging_steps=2,
-        checkpointing_steps=2,
-        validation_images=8,
-    )
-    assert code == 0 and run.steps == [4, 6], run.text
-    assert "and this is 1.0: the rounding may differ" in run.text
-
-
-def test_a_finished_run_can_be_made_longer(tmp_path):
-    assert train(tmp_path / "run", *SHORT, max_train_steps=3)[0] == 0
-    code, run = train(tmp_path / "run", *SHORT, max_train_steps=5)
-    assert code == 0 and run.steps == [3, 5]
-    assert train(tmp_path / "run", *SHORT, max_train_steps=5)[0] == 0  # and run again in vain
-
-
-MISSING = object()
+def test_an_old_checkpoint_has_no_younger_facts(halfway, tmp_path):
+    old = load(halfway.folder / "checkpoints" / "step-6")
+    for younger in ("lr_decay", "alignment_weight", "compile_mode"):
+        del old.facts["config"][younger]
+    for younger in ("first_length", "minutes", "on_hub"):
+        del old.facts[younger]
+    del old.facts["versions"]["hardware"]
+    save(tmp_path / "run" / "checkpoints", old)
+    code, run = train(tmp_path / "run", *SHORT)
+    assert code == 0 and "resuming after step 6" in run.text, run.text
 
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("config", MISSING, "config: found nothing; must be a mapping"),
-        ("config", [], "config: found []; must be a mapping"),
-        ("words", MISSING, "words: found nothing; must be words with their ids"),
-        ("words", {"<null>": "0"}, 'words: found {"<null>": "0"}; must be words with their ids'),
+        ("config", [], 'config: found []; must be like {"<name>": null}'),
+        ("words", {"<null>": "0"}, 'found {"<null>": "0"}; must be like {"<name>": 0}'),
         ("words", {"<null>": 0}, "don't fit its configuration"),
-        ("unet", "big", 'unet: found "big"; must be a mapping'),
+        ("unet", "big", 'unet: found "big"; must be like {'),
         ("unet", {"sample_size": {}}, "don't fit its configuration"),
         ("scheduler", {"sigma_min": "low"}, "don't fit its configuration"),
-        ("data", {"train": "abc"}, "the fingerprints of train and held_out"),
-        ("data", {"train": 1, "held_out": 2}, "the fingerprints of train and held_out"),
-        ("stream", [[0]], "stream: found [[0]]; must be null, or an epoch and a number of rows"),
-        ("stream", 3, "stream: found 3; must be null, or"),
-        ("num_processes", "two", 'num_processes: found "two"; must be 1 or more'),
-        ("num_processes", 0, "num_processes: found 0; must be 1 or more"),
-        ("versions", None, "versions: found null; must be libraries with their versions"),
+        ("data", {"train": "abc"}, 'must be like {"train": "<text>", "held_out": "<text>"}'),
+        ("data", {"train": 1, "held_out": 2}, 'must be like {"train": "<text>", "held_out":'),
+        ("stream", [[0]], "stream: found [[0]]; must be like [[0, 0]]"),
+        ("stream", 3, "stream: found 3; must be like"),
+        ("num_processes", "two", 'num_processes: found "two"; must be like 1'),
+        ("versions", None, 'versions: found null; must be like {"<name>": "<text>"}'),
     ],
 )
 def test_facts_of_another_form_are_named(halfway, name, value, words, tmp_path):
@@ -200,21 +174,19 @@ def test_facts_of_another_form_are_named(halfway, name, value, words, tmp_path):
 
     checkpoint = load(halfway.folder / "checkpoints" / "step-6")
     checkpoint.facts[name] = value
-    if value is MISSING:
-        del checkpoint.facts[name]
     with pytest.raises(CheckpointError) as raised:
         of_checkpoint(save(tmp_path, checkpoint))
     assert words in str(raised.value)
 
 
-def test_facts_of_another_form_are_refused(halfway, tmp_path):
+def test_facts_that_are_missing_are_refused(halfway, tmp_path):
     checkpoint = load(halfway.folder / "checkpoints" / "step-6")
     del checkpoint.facts["words"], checkpoint.facts["data"]
     save(tmp_path / "run" / "checkpoints", checkpoint)
     code, run = train(tmp_path / "run", *SHORT)
     assert code == 2 and "Traceback" not in run.text
-    assert "the facts.json of step-6 can't be used:\n  words: found nothing" in run.text
-    assert "data: found nothing; must be the fingerprints of train and held_out" in run.text
+    assert "the facts.json of step-6 can't be used:\n  words: found nothing; must be" in run.text
+    assert "\n  data: found nothing; must be like" in run.text
 
 
 # --- which checkpoint -----------------------------------------------------------------------------
@@ -251,7 +223,7 @@ def errors_of_the_disk(folder, processes):
 def test_one_that_cannot_be_read_is_neither_passed_over_nor_deleted(processes, tmp_path):
     common = {"processes": processes, "checkpoints_total_limit": 1}
     folder = tmp_path / "run"
-    assert train(folder, *SHORT, max_train_steps=6, **common)[0] in (0, [0, 0])
+    assert train(folder, *SHORT, partial(die, 7), **common)[0] in (-9, [-9, -9])
     fault = partial(errors_of_the_disk, folder / "checkpoints", processes)
     code, run = train(folder, *SHORT, fault, **common)
     assert code in (2, [2, 2]) and "Traceback" not in run.text and run.steps == [6], run.text
@@ -288,14 +260,12 @@ def test_an_explicit_path_that_is_missing_or_damaged(halfway, tmp_path):
     code, run = train(tmp_path / "run", *SHORT, resume_from_checkpoint=asked)
     assert code == 2 and "Traceback" not in run.text
     assert f"{asked}/manifest.json can't be read: No such file or directory" in run.text
-    asked.mkdir()
-    for file in (halfway.folder / "checkpoints" / "step-3").iterdir():
-        (asked / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(halfway.folder / "checkpoints" / "step-3", asked)
     content = (asked / "ema.safetensors").read_bytes()
     (asked / "ema.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     code, run = train(tmp_path / "run", *SHORT, resume_from_checkpoint=asked)
     assert code == 2 and "Traceback" not in run.text
-    assert f"{asked}/ema.safetensors has the sha256" in run.text and "the manifest has" in run.text
+    assert f"{asked}/ema.safetensors has" in run.text and "; the manifest has" in run.text
     assert run.steps == []
 
 
@@ -326,37 +296,60 @@ def test_a_validation_that_a_kill_cut_off_is_caught_up(tmp_path):
     assert (run.folder / "pipeline" / "model_index.json").exists()
 
 
-# --- a run of warmup_stable_decay that is given more steps goes on from before its decay ----------
+# --- a run that is given another length -----------------------------------------------------------
 
-PLATEAU = {
-    "lr_scheduler": "warmup_stable_decay",
-    "lr_decay": 0.5,
-    "lr_warmup_steps": 2,
-    "checkpoints_total_limit": 1,
-}
+PLATEAU = {"lr_scheduler": "warmup_stable_decay", "lr_decay": 0.5, "lr_warmup_steps": 0.25}
 
 
-def test_a_lengthened_run_is_the_longer_run(tmp_path):
-    whole = train(tmp_path / "whole", *SHORT, max_train_steps=12, **PLATEAU)[1]
-    code, run = train(tmp_path / "run", *SHORT, max_train_steps=8, **PLATEAU)
-    # The decay begins after step 4, and that checkpoint is kept beside the newest one.
-    assert code == 0 and run.steps == [4, 8], run.text
+@pytest.mark.parametrize(("first", "second", "since"), [(8, 12, 4), (12, 8, 3)])
+def test_a_run_of_another_length_is_the_run_of_that_length(first, second, since, tmp_path):
+    """It goes on from before the decays of both, and keeps the warm-up of its first length."""
+    warmup = PLATEAU | {"lr_warmup_steps": first // 4}
+    whole = train(tmp_path / "whole", *SHORT, max_train_steps=second, **warmup)[1]
+    limit = {"checkpoints_total_limit": 1 if first < second else "null"}
+    code, run = train(tmp_path / "run", *SHORT, max_train_steps=first, **PLATEAU, **limit)
+    # The decay begins after half of the run, and that checkpoint is kept beside the newest one.
+    assert code == 0 and first // 2 in run.steps and run.steps[-1] == first, run.text
 
-    code, run = train(tmp_path / "run", *SHORT, partial(die, 5), max_train_steps=12, **PLATEAU)
-    assert code == -9 and "it goes on from step 4, before the decay" in run.text
-    code, run = train(tmp_path / "run", *SHORT, max_train_steps=12, **PLATEAU)
+    again = PLATEAU | {"max_train_steps": second, "checkpoints_total_limit": "null"}
+    code, run = train(tmp_path / "run", *SHORT, partial(die, since + 1), **again)
+    assert code == -9, run.text
+    assert f"has {second} now: it goes on from step {since}, before the decay" in run.text
+    assert f"it keeps its warm-up of {first // 4} steps" in run.text
+    code, run = train(tmp_path / "run", *SHORT, **again)
     assert code == 0, run.text
-    assert run.state(12) == whole.state(12)
+    assert run.state(second) == whole.state(second)
 
     # Run again with its own length it has nothing left to do.
-    code, run = train(tmp_path / "run", *SHORT, max_train_steps=12, **PLATEAU)
-    assert code == 0 and "resuming after step 12" in run.text
+    code, run = train(tmp_path / "run", *SHORT, **again)
+    assert code == 0 and f"resuming after step {second}" in run.text
 
 
 def test_without_a_checkpoint_from_before_the_decay_it_is_refused(tmp_path):
-    code, run = train(tmp_path / "run", *SHORT, max_train_steps=8, **PLATEAU)
-    assert code == 0
-    shutil.rmtree(run.folder / "checkpoints" / "step-4")
     code, run = train(tmp_path / "run", *SHORT, max_train_steps=12, **PLATEAU)
-    assert code == 2 and "max_train_steps: found 12; step 8 is in the decay" in run.text
-    assert run.steps == [8]
+    assert code == 0 and run.steps == [6, 9, 12]
+    text = refused(run, max_train_steps=8, **PLATEAU)
+    assert "max_train_steps: found 8;" in text and "no checkpoint from step 4 or before" in text
+    assert "it can have 12 steps or more" in text
+    shutil.rmtree(run.folder / "checkpoints" / "step-6")
+    text = refused(run, max_train_steps=24, **PLATEAU)
+    assert "no checkpoint from step 6 or before" in text and "it can have 12 steps;" in text
+    named = {"resume_from_checkpoint": run.folder / "checkpoints" / "step-9"}
+    code, branch = train(tmp_path / "branch", *SHORT, **named, max_train_steps=24, **PLATEAU)
+    assert code == 2 and "step-9 has no checkpoint from step 6 or before" in branch.text
+    assert run.steps == [9, 12]
+
+
+@pytest.mark.parametrize("steps", [3, 9, 24])
+def test_a_cosine_has_one_length(halfway, steps):
+    text = refused(halfway, max_train_steps=steps)
+    assert f"max_train_steps: found {steps}; " in text and "of a run of 12 steps" in text
+    assert "Give 12; or train its exported pipeline further" in text
+    assert halfway.steps == [3, 6]
+
+
+def test_a_constant_rate_goes_on_from_anywhere(tmp_path):
+    constant = {"lr_scheduler": "constant", "lr_warmup_steps": 2}
+    assert train(tmp_path / "run", *SHORT, max_train_steps=3, **constant)[0] == 0
+    code, run = train(tmp_path / "run", *SHORT, max_train_steps=5, **constant)
+    assert code == 0 and run.steps == [3, 5] and "resuming after step 3" in run.text

@@ -64,7 +64,7 @@ def test_what_is_not_ours_is_neither_deleted_nor_in_the_way(tmp_path, caplog):
     }
     assert (folder / "moved-aside-1-step-20").read_text() == "step-20"
     assert same(load(elsewhere), checkpoint(3))
-    for name in ("step-99", "step-3", "step-5", long):
+    for name in ("step-99", "step-3", "step-5"):
         assert caplog.text.count(f"{folder / name} is not a checkpoint of this package") == 1
 
 

@@ -1,4 +1,4 @@
-"""Faults that are injected into a run, and its state after them. docs/reliability.md lists all."""
+"""Faults that are injected into a run, and its state after them."""
 
 import json
 import os
@@ -34,10 +34,14 @@ def ends_like(reference, run, **arguments):
     return run.state() == reference.state()
 
 
+def newest_of(run):
+    return load_latest(run.folder / "checkpoints")[0]
+
+
 # --- stops ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
 def test_a_signal_finishes_the_step_and_saves_once(name, reference, tmp_path):
     """And the ones that follow it, every ten milliseconds until the process is gone, do no harm."""
     run = Run(tmp_path / "run", *SHORT, partial(slow_steps, 0.1))
@@ -51,14 +55,8 @@ def test_a_signal_finishes_the_step_and_saves_once(name, reference, tmp_path):
     assert ends_like(reference, run)
 
 
-def signal_myself():
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_a_signal_while_it_saves(reference, tmp_path):
-    run = Run(tmp_path / "run", *SHORT, signal_in_save, partial(slow_steps, 0.05))
-    assert run.wait() == STOPPED and run.steps[0] == 3 and len(run.steps) == 2, run.text
-    assert ends_like(reference, run)
+def signal_myself(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
 
 
 def signal_in_save():
@@ -74,15 +72,17 @@ def signal_in_save():
     module.write_bytes = interrupted
 
 
-def ignore_hangups():
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def test_a_signal_while_it_saves(reference, tmp_path):
+    run = Run(tmp_path / "run", *SHORT, signal_in_save, partial(slow_steps, 0.05))
+    assert run.wait() == STOPPED and run.steps[0] == 3 and len(run.steps) == 2, run.text
+    assert ends_like(reference, run)
 
 
 def test_nohup_is_respected(tmp_path):
-    run = Run(tmp_path / "run", *SHORT, ignore_hangups, partial(slow_steps, 0.05))
-    run.wait_for(lambda: run.steps == [3])
-    run.signal(signal.SIGHUP)
-    assert run.wait() == 0 and run.steps == [9, STEPS]
+    ignore = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    hang_up = partial(before_step, 4, partial(signal_myself, signal.SIGHUP))
+    code, run = train(tmp_path / "run", *SHORT, ignore, hang_up)
+    assert code == 0 and run.steps == [9, STEPS]
 
 
 def test_one_signalled_rank_stops_both_at_the_same_step(tmp_path):
@@ -96,10 +96,8 @@ def test_one_signalled_rank_stops_both_at_the_same_step(tmp_path):
 
 def test_the_wall_clock_budget(reference, tmp_path):
     slow = partial(slow_steps, 0.2)
-    started = time.monotonic()
     code, run = train(tmp_path / "run", *SHORT, slow, max_train_minutes=0.6 / 60)
     assert code == STOPPED and "stopped by max_train_minutes after step" in run.text
-    assert time.monotonic() - started < 60
     assert ends_like(reference, run)
 
 
@@ -122,27 +120,26 @@ def test_a_run_outlives_the_reader_of_its_output(reference, tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(processes, tmp_path):
-    last = processes - 1
-    whole = train(tmp_path / "whole", *SHORT, processes=processes, per_device_batch_size=2)[1]
+    last, arguments = processes - 1, {"processes": processes, "per_device_batch_size": 2}
+    whole = train(tmp_path / "whole", *SHORT, **arguments)[1]
     fault = partial(poison, "loss", 4, row=1, only_rank=last)
-    arguments = {"processes": processes, "per_device_batch_size": 2}
-    run = Run(tmp_path / "run", *SHORT, fault, **arguments)
-    assert run.wait() in (1, [1, 1]) and run.steps == [3]
+    code, run = train(tmp_path / "run", *SHORT, fault, **arguments)
+    assert code in (1, [1, 1]) and run.steps == [3]
     messages = re.findall(r"FloatingPointError: (.*)", run.text)
     assert len(messages) == processes
     for message in messages:  # every rank knows where it was
         assert message.startswith("step 5: a loss or a gradient is not finite")
         assert re.search(rf"process {last}: (generate|inpaint|edit) at sigma [\d.]+: nan", message)
-    checkpoint, _ = load_latest(run.folder / "checkpoints")
-    for tensors in checkpoint.tensors.values():
+    for tensors in newest_of(run).tensors.values():
         assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert ends_like(whole, run, **arguments)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_gradient_that_is_not_finite(processes, tmp_path):
-    run = Run(tmp_path / "run", *SHORT, partial(poison, "gradient", 5), processes=processes)
-    assert run.wait() in (1, [1, 1]) and run.steps == [3]
+    fault = partial(poison, "gradient", 5)
+    code, run = train(tmp_path / "run", *SHORT, fault, processes=processes)
+    assert code in (1, [1, 1]) and run.steps == [3]
     assert "step 6: a loss or a gradient is not finite" in run.text
     assert re.search(r"Worst losses: process 0: \w+ at sigma [\d.]+: \d", run.text)
 
@@ -150,21 +147,18 @@ def test_a_gradient_that_is_not_finite(processes, tmp_path):
 def test_a_learning_rate_that_blows_up(tmp_path):
     code, run = train(tmp_path / "run", *SHORT, learning_rate=1e25, checkpointing_steps=1)
     assert code == 1 and "FloatingPointError: step" in run.text
-    checkpoint, _ = load_latest(run.folder / "checkpoints")
-    if checkpoint is not None:
-        assert all(weight.isfinite().all() for weight in checkpoint.tensors["unet"].values())
+    if (newest := newest_of(run)) is not None:
+        assert all(weight.isfinite().all() for weight in newest.tensors["unet"].values())
 
 
 # --- a disk that is full --------------------------------------------------------------------------
 
 
-def unlimited_before_step(number):
-    limit_before_step(number, -1)
+FULL = partial(limit_before_step, 4, 30_000)
 
 
 def test_a_periodic_save_that_fails_is_logged_and_tried_again(reference, tmp_path):
-    faults = (partial(limit_before_step, 4, 30_000), partial(unlimited_before_step, 7))
-    code, run = train(tmp_path / "run", *SHORT, *faults)
+    code, run = train(tmp_path / "run", *SHORT, FULL, partial(limit_before_step, 7, -1))
     assert code == 0 and run.steps == [9, STEPS], run.text
     file = run.folder / "checkpoints" / ".writing-step-6" / "unet.safetensors"
     assert (
@@ -175,7 +169,7 @@ def test_a_periodic_save_that_fails_is_logged_and_tried_again(reference, tmp_pat
 
 
 def test_a_last_save_that_fails_ends_the_run(reference, tmp_path):
-    code, run = train(tmp_path / "run", *SHORT, partial(limit_before_step, 4, 30_000))
+    code, run = train(tmp_path / "run", *SHORT, FULL)
     assert code == 1 and run.steps == [3]
     for step in (6, 9, 12):
         assert f"the checkpoint of step {step} could not be written: [Errno 27]" in run.text
@@ -184,9 +178,8 @@ def test_a_last_save_that_fails_ends_the_run(reference, tmp_path):
 
 
 def test_a_save_that_fails_at_a_stop_ends_all_ranks(tmp_path):
-    full = partial(limit_before_step, 4, 30_000)
     stop = partial(before_step, 4, signal_myself)
-    code, run = train(tmp_path / "run", *SHORT, full, stop, processes=2)
+    code, run = train(tmp_path / "run", *SHORT, FULL, stop, processes=2)
     assert code == [1, 1] and run.steps == [3], run.text
     assert "the main process could not write the checkpoint" in run.text
 

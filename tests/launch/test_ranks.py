@@ -1,122 +1,108 @@
-"""Several processes, and the launcher that started them. docs/reliability.md lists these tests."""
+"""Several processes, and the launcher that started them."""
 
+import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
-from forked import ARGUMENTS, SCRIPT, SHORT, Run, die
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from forked import SHORT, STEPS, Run, die, free_port, train
+from launches import Launch
+from safetensors.torch import load_file
 from tables import write_images
 
-from mtl_diffusion.checkpoints.store import load_latest
-
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs/accelerate"
 STOPPED = 75
 
 
 def test_a_rank_that_dies_ends_the_other(tmp_path):
     """Without a launcher; with gloo, whose connection breaks."""
     run = Run(tmp_path / "run", *SHORT, partial(die, 4, only_rank=1), processes=2)
-    run.processes[1].join(60)
-    codes = run.wait(60)  # gloo's own limit is half an hour
+    codes = run.wait()  # gloo's own limit is half an hour
     assert codes[1] == -9 and codes[0] not in (0, STOPPED)
     assert run.steps == [3]
 
 
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    """Sixty images in folders."""
-    places = [("train", i) for i in range(60)] + [("test", i) for i in range(10)]
-    names = [f"{split}/class {i % 5}/{i}.png" for split, i in places]
-    return write_images(tmp_path_factory.mktemp("pictures"), *names)
+def note_reductions(folder):
+    """Each all-reduce of gradients is a line of a file: step and number of values."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+    from torch.nn.parallel import DistributedDataParallel
+
+    import mtl_diffusion.loop
+
+    build, step_of = DistributedDataParallel.__init__, mtl_diffusion.loop.train_step
+    now = []
+
+    def noting(group, bucket):
+        with open(folder / f"rank-{os.environ['RANK']}", "a") as file:
+            file.write(f"{now[-1]} {bucket.buffer().numel()}\n")
+        return allreduce_hook(group, bucket)
+
+    def hooked(self, *arguments, **options):
+        build(self, *arguments, **options)
+        self.register_comm_hook(None, noting)
+
+    def step(run, index, *rest):
+        now.append(index)
+        step_of(run, index, *rest)
+
+    DistributedDataParallel.__init__ = hooked
+    mtl_diffusion.loop.train_step = step
 
 
-def heed_interrupts():
-    """In the background of a shell the tests ignore SIGINT, and what they start would, too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@pytest.mark.parametrize("microbatch", [6, 2])
+def test_gradients_cross_once_an_optimiser_step(microbatch, tmp_path):
+    """With one microbatch or with three: each value of the gradient once, four bytes."""
+    arguments = {"total_batch_size": 12, "per_device_batch_size": microbatch, "processes": 2}
+    code, run = train(tmp_path / "run", *SHORT, partial(note_reductions, tmp_path), **arguments)
+    assert code == [0, 0], run.text
+    moments = load_file(run.folder / f"checkpoints/step-{STEPS}/optimizer.safetensors")
+    first = ("exp_avg of", "momentum of")
+    trained = sum(value.numel() for name, value in moments.items() if name.startswith(first))
+    for rank in (0, 1):
+        values = [0] * STEPS
+        for line in (tmp_path / f"rank-{rank}").read_text().splitlines():
+            step, count = map(int, line.split())
+            values[step] += count
+        assert values == [trained] * STEPS
 
 
-class Launch:
-    """A real `accelerate launch`, in a session of its own."""
+# --- launchers ------------------------------------------------------------------------------------
 
-    def __init__(self, folder, pictures, *launcher, **arguments):
-        given = ARGUMENTS | {
-            "output_dir": folder,
-            "dataset_name": pictures,
-            "validation_split": "test",
-            "max_train_steps": 100_000,
-            "checkpointing_steps": 100_000,
-        }
-        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-        command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", *launcher]
-        command += [SCRIPT, *(f"--{name}={value}" for name, value in (given | arguments).items())]
-        self.folder, self.log = Path(folder), Path(f"{folder}.log")
-        with open(self.log, "w") as log:
-            self.launcher = subprocess.Popen(
-                [str(word) for word in command],
-                stdout=log,
-                stderr=log,
-                env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-                start_new_session=True,
-                preexec_fn=heed_interrupts,
-            )
 
-    @property
-    def text(self):
-        return self.log.read_text()
-
-    @property
-    def steps(self):
-        return [int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step-*")]
-
-    def trainers(self):
-        """Ids of the processes that train, by rank."""
-        path = f"/proc/{self.launcher.pid}/task/{self.launcher.pid}/children"
-        return [
-            int(pid)
-            for pid in Path(path).read_text().split()
-            if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
-
-    def wait_for_training(self):
-        deadline = time.monotonic() + 120
-        while not re.search(r"[1-9]\d*\.?\d*k?/800k", self.text):
-            assert self.launcher.poll() is None and time.monotonic() < deadline, self.text
-            time.sleep(0.05)
-        return self.trainers()
-
-    def wait_for_end(self, pids, seconds=120):
-        """Until none of the processes is left."""
-        deadline = time.monotonic() + seconds
-        while any(running(pid) for pid in pids) or self.launcher.poll() is None:
-            assert time.monotonic() < deadline, f"still running after {seconds} s: {self.text}"
-            time.sleep(0.02)
-
-    def stop(self, name):
-        """Sends a signal, SIGINT to the whole group as a terminal does, and waits for the end."""
-        pids = self.wait_for_training()
-        if name == "SIGINT":
-            os.killpg(self.launcher.pid, signal.SIGINT)
-        else:
-            self.launcher.send_signal(signal.Signals[name])
-        self.wait_for_end(pids)
-        (step,) = self.steps  # saved once
-        assert load_latest(self.folder / "checkpoints")[0].step == step
-        return pids, step
+def test_accelerate_reads_each_file_and_the_docs_name_no_other():
+    found = {}
+    for path in CONFIGS.iterdir():
+        config = load_config_from_file(str(path))  # refuses keys that it doesn't know
+        found[path.stem] = (config.distributed_type, config.num_machines, config.num_processes)
+        # The run's own configuration has precision and compilation; these would be in its way.
+        assert config.mixed_precision == "no" and not config.dynamo_config
+        assert not config.use_cpu  # with it accelerate starts a single process
+    assert found == {
+        "one_gpu": (DistributedType.NO, 1, 1),
+        "one_machine_8gpu": (DistributedType.MULTI_GPU, 1, 8),
+        "two_machines_8gpu": (DistributedType.MULTI_GPU, 2, 16),
+        "two_cpu_processes": (DistributedType.MULTI_GPU, 1, 2),
+    }
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    assert set(re.findall(r"configs/accelerate/(\w+)\.yaml", text)) == set(found)
 
 
 @pytest.fixture
-def launch(pictures, tmp_path):
-    """Starts a launch, of which nothing is left after the test."""
+def launch(tmp_path):
+    """Starts launches, of which nothing is left after the test."""
     launches = []
 
-    def start(*launcher):
-        launches.append(Launch(tmp_path / "run", pictures, *launcher))
+    def start(*launcher, **arguments):
+        log = tmp_path / f"log-{len(launches)}"
+        launches.append(Launch(tmp_path / "run", log, *launcher, **arguments))
         return launches[-1]
 
     yield start
@@ -126,21 +112,40 @@ def launch(pictures, tmp_path):
         each.launcher.wait()
 
 
-def running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+@pytest.fixture
+def endless(launch, tmp_path):
+    """Starts a launch of a run that does not end by itself, on sixty images in folders."""
+    places = [("train", i) for i in range(60)] + [("test", i) for i in range(10)]
+    names = [f"{split}/class {i % 5}/{i}.png" for split, i in places]
+    data = {"dataset_name": write_images(tmp_path / "pictures", *names)}
+    data |= {"max_train_steps": 100_000, "checkpointing_steps": 100_000}
+    plain = ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
+    return lambda *launcher: launch(*plain, *launcher, **data)
 
 
 TWO = ("--multi_gpu", "--num_processes=2", "--main_process_port=0")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("machines", [1, 2])
+def test_the_files_start_two_processes(machines, launch):
+    """On one machine; or on two, whose launchers meet at an address, and here both are this one."""
+    started, name = [], "two_cpu_processes" if machines == 1 else "two_machines_8gpu"
+    common = (f"--config_file={CONFIGS / name}.yaml", f"--main_process_port={free_port()}")
+    for rank in range(machines):
+        meet = ("--num_processes=2", "--main_process_ip=127.0.0.1", f"--machine_rank={rank}")
+        started.append(launch(*common, *(meet if machines == 2 else ()), num_processes=2))
+    for each in started:
+        assert each.launcher.wait(300) == 0, each.text
+    facts = json.loads((each.folder / f"checkpoints/step-{STEPS}/facts.json").read_text())
+    assert facts["num_processes"] == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGINT"])
-def test_one_process_under_a_launcher_that_dies(name, launch):
+def test_one_process_under_a_launcher_that_dies(name, endless):
     """The launcher is gone at once; the trainer notices, saves and ends. SIGINT goes to both."""
-    launch = launch("--num_processes=1")
+    launch = endless("--num_processes=1")
     pids, step = launch.stop(name)
     assert len(pids) == 1
     reason = "SIGINT" if name == "SIGINT" else "the end of its launcher"
@@ -149,16 +154,16 @@ def test_one_process_under_a_launcher_that_dies(name, launch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGINT"])
-def test_two_processes_under_a_launcher_that_is_told_to_stop(name, launch):
-    launch = launch(*TWO)
+def test_two_processes_under_a_launcher_that_is_told_to_stop(name, endless):
+    launch = endless(*TWO)
     pids, _ = launch.stop(name)
     assert len(pids) == 2 and launch.launcher.returncode != 0, launch.text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_is_killed_ends_the_launch(rank, launch):
-    launch = launch(*TWO)
+def test_a_rank_that_is_killed_ends_the_launch(rank, endless):
+    launch = endless(*TWO)
     pids = launch.wait_for_training()
     os.kill(pids[rank], signal.SIGKILL)
     launch.wait_for_end(pids)
@@ -166,8 +171,8 @@ def test_a_rank_that_is_killed_ends_the_launch(rank, launch):
 
 
 @pytest.mark.slow
-def test_the_launch_that_starts_one_process_instead_of_two(launch):
-    launch = launch("--cpu", "--num_processes=2")
+def test_the_launch_that_starts_one_process_instead_of_two(endless):
+    launch = endless("--cpu", "--num_processes=2")
     assert launch.launcher.wait(120) != 0
-    assert "accelerate launch started one process, and MASTER_ADDR and" in launch.text
+    assert "accelerate launch started one process, and set MASTER_ADDR" in launch.text
     assert not launch.steps

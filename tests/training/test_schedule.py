@@ -11,6 +11,9 @@ from mtl_diffusion.training.schedule import (
     learning_rate,
     lengthening_steps,
     perceptual_weight,
+    same_steps,
+    shortest_length,
+    with_shares_of,
 )
 
 CONFIG = TrainConfig(
@@ -47,12 +50,37 @@ def test_the_cosine():
         assert learning_rate(COSINE, step) == pytest.approx(expected)
 
 
-def test_a_longer_run_takes_the_same_steps_up_to_the_decay():
-    longer = replace(CONFIG, max_train_steps=3000)
-    assert decay_start(CONFIG) == 800 and lengthening_steps(CONFIG) == (800,)
+@pytest.mark.parametrize("warmup", [40, 0.04])
+def test_a_longer_run_takes_the_same_steps_up_to_the_decay(warmup):
+    first = replace(CONFIG, lr_warmup_steps=warmup)
+    longer = with_shares_of(replace(first, max_train_steps=3000), 1000)
+    assert decay_start(first) == 800 and lengthening_steps(first) == (800,)
+    assert same_steps(first, longer) == 800 and same_steps(first, first) == 1000
     for step in range(800):
-        assert learning_rate(longer, step) == learning_rate(CONFIG, step)
+        assert learning_rate(longer, step) == learning_rate(first, step)
     assert learning_rate(longer, 2400) == 2e-3 and learning_rate(longer, 2700) == 1e-3
+    assert longer.lr_warmup_steps == 40 and with_shares_of(first, 1000) == first
+
+
+def test_the_perceptual_loss_of_a_longer_run_lasts_as_long():
+    first = replace(CONFIG, perceptual_weight=2.0)
+    longer = with_shares_of(replace(first, max_train_steps=3000), 1000)
+    for step in range(1000):
+        assert perceptual_weight(longer, step) == perceptual_weight(first, step)
+
+
+def test_a_run_of_cosine_shares_its_warm_up_with_longer_ones():
+    longer = replace(COSINE, max_train_steps=3000, lr_warmup_steps=40)
+    assert same_steps(COSINE, longer) == 40
+    shorter = replace(COSINE, max_train_steps=30, lr_warmup_steps=40)
+    assert same_steps(COSINE, shorter) == 0  # it would end in its warm-up
+
+
+@pytest.mark.parametrize(("step", "length"), [(0, 40), (40, 40), (400, 500), (801, 1001)])
+def test_the_shortest_length(step, length):
+    assert shortest_length(CONFIG, step) == length
+    if step > 40:
+        assert decay_start(replace(CONFIG, max_train_steps=length - 1)) < step
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])

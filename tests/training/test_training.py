@@ -16,6 +16,7 @@ from mtl_diffusion import loop
 from mtl_diffusion.config import ConfigError
 from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+from mtl_diffusion.publishing import export
 from mtl_diffusion.training import reports
 from mtl_diffusion.training.aggregation import AGGREGATORS
 
@@ -62,6 +63,7 @@ def test_a_run_leaves_everything_it_should(config):
 
 
 def test_pictures_of_a_run_without_an_average_are_drawn_without_dropout(config, monkeypatch):
+    """Those of its validation, and the gallery of its card."""
     modes = []
 
     def draw(pipe, *arguments):
@@ -69,8 +71,9 @@ def test_pictures_of_a_run_without_an_average_are_drawn_without_dropout(config, 
         return Image.new("RGB", (8, 8))
 
     monkeypatch.setattr(reports, "task_picture", draw)
-    train(replace(config, use_ema=False, dropout=0.5, max_train_steps=2))
-    assert modes == [False] * len(config.tasks)
+    monkeypatch.setattr(export, "_draw", lambda pipe, folder: draw(pipe) and None)
+    train(replace(config, use_ema=False, dropout=0.5, max_train_steps=2, gallery=True))
+    assert modes == [False] * (len(config.tasks) + 1)
 
 
 @pytest.mark.slow
