@@ -12,7 +12,7 @@ import torch
 
 from ..config import ConfigError, TrainConfig, differences, show, to_dict
 from ..config.command_line import from_dict
-from ..data.streaming_loader import Position
+from ..data.streaming_loader import ORDER, Position
 from ..tools.distributed import from_all_processes
 from ..tools.names import on_hub
 from ..training.losses import Objective
@@ -73,6 +73,7 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
         "chains": run.chains,
         "data": {"train": run.train_data.fingerprint, "held_out": run.held_out.fingerprint},
         "stream": positions,
+        "stream_order": ORDER if positions else None,
         "num_processes": run.accelerator.num_processes,
         "alignment": run.alignment.fingerprint if run.alignment else None,
         "teacher": _objective(run).teacher,
@@ -262,6 +263,12 @@ def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
             faults.append(
                 f"{field}: the checkpoint has {what} of the fingerprint {old}, this run has {new}"
             )
+    if run.config.streaming and facts["stream"] and facts.get("stream_order") != ORDER:
+        faults.append(
+            "streaming: the checkpoint has read its stream in the order of an earlier version of"
+            " mtl_diffusion, which this one can't continue: publish it (--checkpoint), and start a"
+            " new run with the export as pretrained_model_name_or_path"
+        )
     words = run.tokenizer.get_vocab()
     if facts["words"] != words:
         moved = sorted(

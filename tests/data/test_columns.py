@@ -1,8 +1,12 @@
 """Which columns are read, and what the classes are."""
 
 import datasets
+import numpy as np
 import pytest
-from tables import IMAGE, NAMED, encoded, load, write_images, write_parquet
+from tables import IMAGE, NAMED, encoded, load, noise, write_images, write_parquet
+
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.data.stream import open_streams
 
 
 @pytest.mark.parametrize(
@@ -19,6 +23,9 @@ from tables import IMAGE, NAMED, encoded, load, write_images, write_parquet
             ("A", "NA", "a", "null"),
             [0, 2, 1, 3],
         ),
+        # Numbers go by their size, and an accent is the same in both of its Unicode forms.
+        (datasets.Value("string"), ["10", "2", "0", "1"], ("0", "1", "2", "10"), [3, 2, 0, 1]),
+        (datasets.Value("string"), ["caf\u00e9", "cafe\u0301"] * 2, ("caf\u00e9",), [0] * 4),
         (datasets.Value("bool"), [True, False, False, True], ("False", "True"), [1, 0, 0, 1]),
     ],
 )
@@ -46,10 +53,45 @@ def test_columns_are_found_by_type_or_named(tmp_path):
         load(name, image_column="image")
     with pytest.raises(ValueError, match="image_column: there is no column 'img'"):
         load(name, image_column="img")
-    with pytest.raises(ValueError, match="image_column: 'fine' is not a column of type Image"):
+    with pytest.raises(ValueError, match="image_column: 'fine' is not a column of images or of"):
         load(name, image_column="fine")
     assert load(name, image_column="image", label_column="coarse").labels.tolist() == [1] * 4
     assert load(name, image_column="image", label_column="none").class_names == ()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("names", [["dog", "cat"], ["bird", "cat", "dog"]])
+@pytest.mark.parametrize("layout", ["shards", "splits", "saved"])
+def test_files_that_number_their_classes_differently(tmp_path, layout, names, streaming):
+    """`datasets` gives the names of the first file to the numbers of all."""
+    columns, tables = {"image": encoded(2), "label": [0, 1]}, {}
+    for split, own in (("train", ["cat", "dog"]), ("test", names)):
+        features = {"image": IMAGE, "label": datasets.ClassLabel(names=own)}
+        tables[split] = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    folder = tmp_path / "d"
+    if layout == "saved":
+        datasets.DatasetDict(tables).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        for part, (split, table) in enumerate(tables.items()):
+            shard = f"train-{part:05d}-of-00002" if layout == "shards" else split
+            table.to_parquet(folder / f"{shard}.parquet")
+    message = rf"label_column: .*'label' are cat, dog in .*, and {', '.join(names)} in "
+    with pytest.raises(ValueError, match=message):
+        if streaming:
+            config = TrainConfig(dataset_name=str(folder), streaming=True, resolution=8)
+            open_streams(config, ["train_split"])
+        else:
+            load(folder)
+
+
+def test_a_column_of_paths(tmp_path):
+    """A table in CSV has no type of images: the column is named, and may hold paths."""
+    write_images(tmp_path / "d", "pics/0.png", "pics/1.png")
+    (tmp_path / "d/train.csv").write_text("file,label\npics/1.png,b\npics/0.png,a\n")
+    data = load(tmp_path / "d", image_column="file")
+    assert np.array_equal(data.images[0].permute(1, 2, 0), noise(8, 8, 3, seed=1))
+    assert data.class_names == ("a", "b") and data.labels.tolist() == [1, 0]
 
 
 def test_images_without_labels(tmp_path):

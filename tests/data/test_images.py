@@ -63,6 +63,31 @@ def test_the_line_of_a_run(tmp_path, imagefolder):
     )
 
 
+def test_the_line_says_what_a_number_means(tmp_path):
+    columns = {"image": encoded(6), "label": [255, 0, 128] * 2}
+    features = {"image": IMAGE, "label": datasets.Value("int64")}
+    line = data_line(*splits(write_parquet(tmp_path / "d", columns, features)))
+    assert ", 3 classes (class 1 is '128', class 2 is '255')" in line
+
+
+# Held out, and trained on
+
+
+def test_copies_in_both_splits(tmp_path):
+    """They are told; from a tenth of the held-out split on they are refused."""
+    images = encoded(60)
+    for split, rows in (("train", images[:40]), ("test", images[39:])):  # one of 21 in both
+        table = {"image": rows, "label": [0] * len(rows)}
+        write_parquet(tmp_path / "d", table, {"image": IMAGE, "label": NAMED}, split)
+    line = data_line(*splits(tmp_path / "d"))
+    assert ", 1 of the held-out images among the training images, from" in line
+    for train, held_out in (("train", "train"), ("train[:80%]", "train[50%:]")):
+        message = r"validation_split: \d+ of the \d+ images .* \"train\[:90%\]\" and"
+        with pytest.raises(ValueError, match=message):
+            splits(tmp_path / "d", train, held_out)
+    assert len(splits(tmp_path / "d", "train[:90%]", "train[90%:]")[1]) == 4
+
+
 # A dataset with one split
 
 
@@ -86,7 +111,7 @@ def test_a_tenth_is_held_out(tmp_path, kind):
     )
     # Whoever asks for them later, to measure a model, gets the same ones.
     assert load(name, split="test").fingerprint == held_out.fingerprint
-    assert len(load(name)) == 40 and len(splits(name, "train", "train[:5]")[0]) == 40
+    assert len(load(name)) == 40 and len(splits(name, "train[5:]", "train[:5]")[0]) == 35
 
 
 def test_copies_of_an_image_are_on_one_side(tmp_path):
