@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import datasets
 import fsspec
@@ -176,11 +177,19 @@ def decode_rows(
     return images
 
 
+def undecoded(rows: Any, column: str) -> Any:
+    """The rows with {"bytes", "path"} for each image, or path of one, in a column.
+
+    One that failed to decode inside `datasets` could not be named.
+    """
+    if isinstance(rows.features[column], datasets.Value):  # only short strings become images
+        rows = rows.cast_column(column, datasets.Value("string"))
+    return rows.cast_column(column, datasets.Image(decode=False))
+
+
 def _batches(rows: Rows, column: str) -> Iterator[list[Encoded]]:
-    # Undecoded, because a row that fails to decode inside `datasets` cannot be named.
-    table = rows.table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     first = 0
-    for batch in table.iter(_BATCH):
+    for batch in undecoded(rows.table.select_columns([column]), column).iter(_BATCH):
         named = enumerate(batch[column], first)
         yield [Encoded.of(item, rows.name(place), rows.folders) for place, item in named]
         first += len(batch[column])

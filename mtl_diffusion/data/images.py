@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +77,16 @@ class ImageDataset:
         places = {name: place for place, name in enumerate(class_names)}
         table = torch.tensor([*(places[name] for name in self.class_names), -1])
         return dataclasses.replace(self, labels=table[self.labels], class_names=class_names)
+
+    def spread(self, count: int) -> "ImageDataset":
+        """So many of the images, of as many classes as possible: always the same ones."""
+        seen: Counter[int] = Counter()
+        turns = []
+        for row, label in enumerate(self.labels.tolist()):
+            turns.append((seen[label], row))
+            seen[label] += 1
+        rows = [row for _, row in sorted(turns)[:count]]
+        return dataclasses.replace(self, images=self.images[rows], labels=self.labels[rows])
 
     def to(self, device: str | torch.device) -> "ImageDataset":
         """The same dataset with both tensors on `device`."""

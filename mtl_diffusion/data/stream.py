@@ -22,7 +22,7 @@ from .columns import (
     find_label_column,
     listed,
 )
-from .decode import Decoder, Encoded, check_depth
+from .decode import Decoder, Encoded, check_depth, undecoded
 from .images import ImageDataset
 from .source import Source, explained, open_source
 
@@ -157,8 +157,7 @@ def _open(
     names = class_names(feature) if label_column else ()
     source.check_declared(label_column)
     columns = [image_column, label_column] if label_column else [image_column]
-    rows = source.splits[split].cast_column(image_column, datasets.Image(decode=False))
-    rows = rows.select_columns(columns)
+    rows = undecoded(source.splits[split], image_column).select_columns(columns)
     files, whole = source.files[split], len(source.files[split]) == rows.num_shards
 
     def read(shards: list[int]) -> Iterator[dict[str, Any]]:

@@ -84,9 +84,8 @@ def _pictures(run: Run) -> dict[str, Image]:
     accelerator = run.accelerator
     pipe = run.pipeline()
     pipe.set_progress_bar_config(disable=True)
-    count = min(8, len(run.held_out))
-    sources = to_pictures(run.held_out.images[:count])
-    labels = run.held_out.labels[:count].tolist()
+    shown = run.held_out.spread(8)
+    sources, labels = to_pictures(shown.images), shown.labels.tolist()
     mine = pipe.tasks[accelerator.process_index :: accelerator.num_processes]
     with evaluating(pipe.unet):
         drawn = [

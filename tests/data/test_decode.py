@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
-from tables import IMAGE, NAMED, encoded, load, noise, png, write_images, write_parquet
+from tables import encoded, load, noise, png, write_images, write_table
 
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data import decode as decode_module
@@ -103,23 +103,17 @@ def test_the_decoding_is_kept_across_runs(tmp_path, monkeypatch):
     assert load(tmp_path).fingerprint == first.fingerprint
 
 
-def test_a_picture_that_is_replaced_is_read_again(tmp_path):
-    write_images(tmp_path, "1.png", "2.png")
-    first = load(tmp_path)
-    replace(tmp_path / "2.png", png(noise(8, 8, 3, seed=5)))
-    second = load(tmp_path)
-    assert np.array_equal(second.images[1].permute(1, 2, 0), noise(8, 8, 3, seed=5))
-    assert second.fingerprint != first.fingerprint
-
-
-def test_a_picture_behind_a_table_that_is_replaced_is_read_again(tmp_path):
-    write_images(tmp_path / "pictures", "1.png")
-    columns = {"image": [{"bytes": None, "path": str(tmp_path / "pictures/1.png")}], "label": [0]}
-    name = write_parquet(tmp_path / "d", columns, {"image": IMAGE, "label": NAMED})
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_a_picture_that_is_replaced_is_read_again(tmp_path, kind):
+    name = write_images(tmp_path / "pictures", "1.png")
+    if kind == "table":
+        stored = [{"bytes": None, "path": str(name / "1.png")}]
+        name = write_table(tmp_path / "d", [0], images=stored)
     first = load(name)
     replace(tmp_path / "pictures/1.png", png(noise(8, 8, 3, seed=5)))
-    assert np.array_equal(load(name).images[0].permute(1, 2, 0), noise(8, 8, 3, seed=5))
-    assert load(name).fingerprint != first.fingerprint
+    second = load(name)
+    assert np.array_equal(second.images[0].permute(1, 2, 0), noise(8, 8, 3, seed=5))
+    assert second.fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -127,9 +121,7 @@ def test_a_relative_path_is_relative_to_its_table(tmp_path, monkeypatch, streami
     """Not to where one stands, where there may be other pictures of the same name."""
     write_images(tmp_path, "d/pics/0.png", "pics/0.png", "elsewhere/pics/0.png")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    columns = {"image": [{"bytes": None, "path": "pics/0.png"}], "label": [0]}
-    features = {"image": IMAGE, "label": NAMED}
-    name = write_parquet(tmp_path / "d", columns, features)
+    name = write_table(tmp_path / "d", [0], images=[{"bytes": None, "path": "pics/0.png"}])
 
     def image() -> torch.Tensor:
         if not streaming:
@@ -147,18 +139,13 @@ def test_a_relative_path_of_two_tables(tmp_path, monkeypatch):
     write_images(tmp_path, "d/train/0.png", "d/train-more/0.png")
     monkeypatch.chdir(tmp_path / "d/train")
     for folder in ("train", "train-more"):
-        columns = {"image": [{"bytes": None, "path": "0.png"}], "label": [0]}
-        write_parquet(tmp_path / "d" / folder, columns, {"image": IMAGE, "label": NAMED})
+        write_table(tmp_path / "d" / folder, [0], images=[{"bytes": None, "path": "0.png"}])
     with pytest.raises(ValueError, match=r"row 0 of 'train' names 0\.png, which is both .* and"):
         load(tmp_path / "d")
 
 
 def test_a_table_that_is_replaced_is_read_again(tmp_path):
-    features = {"image": IMAGE, "label": NAMED}
-    names = [
-        write_parquet(tmp_path / str(i), {"image": encoded(2), "label": [0, i]}, features)
-        for i in (0, 1)
-    ]
+    names = [write_table(tmp_path / str(i), [0, i]) for i in (0, 1)]
     assert load(names[0]).labels.tolist() == [0, 0]
     (file,) = Path(names[0]).iterdir()
     replace(file, Path(names[1], file.name).read_bytes())
@@ -200,7 +187,6 @@ def test_a_truncated_image_is_located(tmp_path):
 
 @pytest.mark.parametrize("bad", [None, {"bytes": b"not an image", "path": None}])
 def test_a_row_without_an_image_is_located(tmp_path, bad):
-    columns = {"image": [*encoded(3), bad], "label": [0] * 4}
-    name = write_parquet(tmp_path / "d", columns, {"image": IMAGE, "label": NAMED})
+    name = write_table(tmp_path / "d", [0] * 4, images=[*encoded(3), bad])
     with pytest.raises(ValueError, match=r"image_column: row 1 of 'train\[2:\]' does not decode"):
         load(name, split="train[2:]")
