@@ -115,14 +115,10 @@ def _dtype(feature: Any) -> str:
 def read_labels(
     splits: Mapping[str, datasets.Dataset], rows: Rows, column: str | None
 ) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Labels (N,) int64 of the rows, and the names of the classes.
+    """Labels (N,) int64 of the rows, and the names of the classes; without a column -1 and ().
 
     A ClassLabel column has its names. Of other columns, the classes are the values that occur in
-    any of the splits, in order; so that the splits of a dataset agree.
-
-    Args:
-        splits: all splits of the dataset. rows: those that are read.
-        column: None for images without classes: the labels are -1, and there are no names.
+    any of the splits of the dataset, in order; so that the splits agree.
 
     Raises:
         DataError: a label is missing, empty, negative or not among the names; the message names the

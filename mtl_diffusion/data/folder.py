@@ -91,9 +91,11 @@ def read_folder(
     if "image" not in kinds:
         return None
     if "data" in kinds:
+        held = (Counter(path.suffix.lower() for path in kinds[kind]) for kind in ("image", "data"))
+        counts = (listed(f"{n:,} {suffix}" for suffix, n in part.most_common()) for part in held)
         raise DataError(
-            f"dataset_name: {root} holds {_count(kinds['image'])} and {_count(kinds['data'])}; give"
-            " a folder that holds the ones or the others."
+            f"dataset_name: {root} holds {' and '.join(counts)}; give a folder that holds the ones"
+            " or the others."
         )
     if "table" in kinds:
         return _tables(kinds["table"])
@@ -104,7 +106,11 @@ def read_folder(
         splits = _with_metadata(root, parts, kinds["metadata"])
     else:
         splits = _with_classes(root, parts)
-        ignored += [f"images in {folder}" for folder in _empty(root, parts)]
+        for top, found in parts.values():  # the folders without an image beside those of classes
+            classes = {file.parts[0] for file in found if len(file.parts) > 1}
+            folders = {entry.name for entry in os.scandir(root / top) if entry.is_dir()}
+            empty = sorted(folders - classes) if classes else []
+            ignored += [f"images in {top / name}" for name in empty if name[0] not in "._"]
     files = {split: [row["path"] for row in rows["image"][:]] for split, rows in splits.items()}
     return Folder(splits, files, ", ".join(ignored))
 
@@ -123,8 +129,9 @@ def _kind(path: Path, image_column: str | None) -> str:
             return "table"
     if suffix in _OTHER_DATA:
         return "data"
-    kinds = {".parquet": "table", ".zip": "zip", ".md": "" if path.name == "README.md" else "other"}
-    return kinds.get(suffix, "other")
+    if path.name == "README.md":
+        return "card"
+    return {".parquet": "table", ".zip": "zip"}.get(suffix, "other")
 
 
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -230,16 +237,6 @@ def _with_classes(root: Path, parts: _Parts) -> dict[str, datasets.Dataset]:
     return splits
 
 
-def _empty(root: Path, parts: _Parts) -> list[PurePath]:
-    """The folders without an image beside the folders of classes."""
-    empty = []
-    for top, files in parts.values():
-        classes = {file.parts[0] for file in files if len(file.parts) > 1}
-        folders = (entry.name for entry in os.scandir(root / top) if entry.is_dir() and classes)
-        empty += [top / name for name in sorted(set(folders) - classes) if name[0] not in "._"]
-    return empty
-
-
 def _with_metadata(
     root: Path, parts: _Parts, metadata: Sequence[Path]
 ) -> dict[str, datasets.Dataset]:
@@ -268,25 +265,21 @@ def _with_metadata(
             listed(metadata),
             listed(sorted(folders)),
         )
-    named = {path: row for row, path in enumerate(rows["image"])}
-    splits = {}
+    rows = rows.set_index("image", drop=False)
+    splits, left = {}, set(rows.index)
     for split, (top, files) in parts.items():
         paths = [os.path.normpath(root / top / file) for file in files]
-        if missing := [path for path in paths if path not in named]:
+        if missing := [path for path in paths if path not in left]:
             raise DataError(
                 f"dataset_name: {listed(metadata)} names no {listed(missing)}; add a row for each,"
                 " or move them away."
             )
-        picked = rows.iloc[[named.pop(path) for path in paths]].reset_index(drop=True)
+        left -= set(paths)
+        picked = rows.loc[paths].reset_index(drop=True)
         picked["image"] = [{"bytes": None, "path": path} for path in paths]
         splits[split] = datasets.Dataset.from_pandas(picked, preserve_index=False).cast_column(
             "image", datasets.Image(decode=False)
         )
-    if named:
-        raise DataError(f"dataset_name: {listed(metadata)} names {listed(named)}, not there.")
+    if left:
+        raise DataError(f"dataset_name: {listed(metadata)} names {listed(left)}, not there.")
     return splits
-
-
-def _count(paths: Sequence[Path]) -> str:
-    kinds = Counter(path.suffix.lower() for path in paths)
-    return listed(f"{count:,} {kind}" for kind, count in kinds.most_common())

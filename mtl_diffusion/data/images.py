@@ -132,14 +132,10 @@ def load_images(
 def load_splits(
     config: Any, resolution: int, fields: tuple[str, str] = ("train_split", "validation_split")
 ) -> tuple[ImageDataset, ImageDataset]:
-    """The images to train on, and those that are held out.
+    """The images to train on, and those that are held out: the splits named by two fields.
 
     Where the second split is "test" and the dataset has only the first one, a tenth of that is
     held out: the same images each time, and no copy of one of them is among the others.
-
-    Args:
-        config: has dataset_name, dataset_config_name, image_column, label_column and the fields.
-        fields: those that hold the splits.
 
     Raises:
         DataError: as `load_images` does; or a tenth of the second split is in the first one.
@@ -178,11 +174,7 @@ def load_split(config: Any, split_field: str, resolution: int) -> ImageDataset:
 
 
 def data_line(train: Any, held_out: ImageDataset) -> str:
-    """One line: how many images and classes, from where.
-
-    Args:
-        train: an ImageDataset or an ImageStream.
-    """
+    """One line about an ImageDataset or ImageStream: how many images and classes, from where."""
     names = train.class_names
     classes = f"{len(names):,} class{'' if len(names) == 1 else 'es'}" if names else "no classes"
     images = "a stream of"  # of which the number is not known, nor the classes of its images

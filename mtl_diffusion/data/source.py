@@ -48,10 +48,8 @@ class Source:
     def check_declared(self, column: str | None, files: Iterable[str] | None = None) -> None:
         """Raises a DataError if two files number the classes of a column differently.
 
-        `datasets` would give the names of the first one to the numbers of all.
-
-        Args:
-            files: those to compare with the first one; None: all that are on this machine.
+        `datasets` would give the names of the first one to the numbers of all. `files` are compared
+        with the first one; if None, all that are on this machine.
         """
         every = [file for names in self.files.values() for file in names]
         first = _declared(every[0], column) if every and column else None
@@ -142,11 +140,7 @@ def _open_builder(
     root: Path | None = None,
     tables: Mapping[str, list[str]] | None = None,
 ) -> Source:
-    """Opens a folder of files other than images, or a name on the Hub, through `datasets`.
-
-    Args:
-        root: the folder. tables: those of its files that are read; None: `datasets` chooses.
-    """
+    """Opens a folder, or those of its files that are `tables`, or a name on the Hub."""
     cache, given, where = None, name, f"{name} on the Hub"
     if root is not None:
         given = where = str(root)
@@ -189,11 +183,11 @@ def _open_builder(
                 f" delete {builder.cache_dir}"
             ) from error
         raise
-    if root is None:  # the copies of the files that declare names of classes
-        files = {
-            split: builder.dl_manager.download([n for n in names if Path(n).suffix in _SCHEMAS])
-            for split, names in files.items()
-        }
+    if root is None:
+        for split, names in files.items():  # the copies of those that declare names of classes
+            declaring = [name for name in names if Path(name).suffix in _SCHEMAS]
+            copies = dict(zip(declaring, builder.dl_manager.download(declaring), strict=True))
+            files[split] = [copies.get(name, name) for name in names]
     return Source(name, where, splits, files)
 
 

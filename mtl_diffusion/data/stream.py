@@ -104,11 +104,6 @@ def open_streams(
     The classes are those that the dataset declares, in a `ClassLabel` column: no row is read to
     find others.
 
-    Args:
-        config: has dataset_name, dataset_config_name, image_column, label_column, resolution and
-            the fields.
-        fields: those that hold the splits, each another one.
-
     Raises:
         DataError: the dataset, configuration, split or a column is not there or is ambiguous, or
             the classes have no names.
