@@ -22,7 +22,7 @@ from .tools.distributed import Terminal, any_process, io_errors_logged
 from .tools.rng import generator
 from .tools.tensors import to_device
 from .training.length import describe, with_length
-from .training.meter import Meter
+from .training.meter import Meter, StepRecord
 from .training.optimizers import trained_parameters
 from .training.reports import validate, validation_due
 from .training.run import Run, build
@@ -165,6 +165,7 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     noise = torch.randn(batch_size, 3, size, size, generator=random, device=device)
     perceptual = perceptual_weight(config, step)
 
+    losses = []
     pieces = microbatches(process_rows(batch_size, rank, world), config.per_device_batch_size)
     for i, rows in enumerate(pieces):
         batch = run.loader.batch(step, rows)
@@ -174,20 +175,21 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
         torch.manual_seed(generator(config.seed, step, i, rank, "dropout").initial_seed())
         inputs = (images, noise[rows], sigma[rows], conditioning, task)
         is_last = i == len(pieces) - 1
-        plain = run.gradients.add(
-            inputs, draw.counts, is_last=is_last, perceptual_weight=perceptual
+        losses.append(
+            run.gradients.add(inputs, draw.counts, is_last=is_last, perceptual_weight=perceptual)
         )
-        meter.add(plain, sigma[rows], draw.task[rows])
 
     run.gradients.finish(draw.counts)
     parameters = trained_parameters(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    loss, mine = torch.cat(losses), slice(pieces[0].start, pieces[-1].stop)
     # If this is 1 the optimiser skips the step, as it does for a GradScaler. It stays on the
     # device: `loop` learns of it when it next reads the meter.
-    run.optimizer.found_inf = meter.end_step(step, norm)
+    run.optimizer.found_inf = 1 - (loss.isfinite().all() & norm.isfinite()).float()
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     run.optimizer.step()
     run.optimizer.zero_grad()
+    meter.add(StepRecord(step, loss, sigma[mine].flatten(), draw.task[mine], norm))
     if run.ema is not None:
         run.ema.update((step + 1) * batch_size, batch_size)

@@ -76,7 +76,7 @@ def step_parts(run: Run, step: int, meter: Meter) -> Counter[str]:
         ),
         ema=run.ema and SimpleNamespace(update=average(run.ema.update)),
     )
-    record = SimpleNamespace(add=logging(meter.add), end_step=logging(meter.end_step))
+    record = SimpleNamespace(add=logging(meter.add))
     hooks = [
         run.objective.register_forward_pre_hook(lambda *_: clock.start("forward")),
         run.objective.register_forward_hook(lambda *_: clock.stop()),

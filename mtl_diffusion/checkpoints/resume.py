@@ -12,8 +12,9 @@ import torch
 
 from ..config import ConfigError, TrainConfig, differences, show, to_dict
 from ..config.command_line import from_dict
-from ..data.streaming_loader import Position
-from ..pipeline.pipeline import LEARNED
+from ..data.streaming_loader import ORDER, Position
+from ..pipeline.pipeline import FREQUENCIES, LEARNED
+from ..pipeline.tokens import NULL
 from ..tools.distributed import from_all_processes
 from ..tools.names import on_hub
 from ..training import schedule
@@ -58,6 +59,7 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
 
     positions: how far each process has read, if the data is streamed.
     """
+    run.note_classes()
     tensors = {name: module.state_dict() for name, module in modules_of(run).items()}
     tensors["optimizer"] = {
         f"{key} of {name}": value
@@ -75,6 +77,7 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
         "scheduler": _plain(run.scheduler),
         "data": {"train": run.train_data.fingerprint, "held_out": run.held_out.fingerprint},
         "stream": positions,
+        "stream_order": ORDER if positions else None,
         "num_processes": run.accelerator.num_processes,
         "alignment": run.alignment.fingerprint if run.alignment else None,
         "teacher": _objective(run).teacher,
@@ -270,6 +273,12 @@ def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
         )
         if before != now
     ]
+    if run.config.streaming and facts["stream"] and facts.get("stream_order") != ORDER:
+        faults.append(
+            "streaming: the checkpoint has read its stream in the order of an earlier version of"
+            " mtl_diffusion, which this one can't continue: publish it (--checkpoint), and start a"
+            " new run with the export as pretrained_model_name_or_path"
+        )
     if moved := {word for word, _ in facts["words"].items() ^ run.tokenizer.get_vocab().items()}:
         words = ", ".join(sorted(moved))
         faults.append(f"tasks: these tokens have another id in the checkpoint: {words}")
@@ -299,6 +308,9 @@ def _go_on_reading(run: Run, checkpoint: Checkpoint) -> None:
     else:
         position = Position(max(position.epoch for position in positions) + 1, 0)
     run.loader.go_to(checkpoint.step, position)
+    seen = (checkpoint.facts.get("unet") or {}).get(FREQUENCIES) or {}
+    labels = {NULL: -1} | {name: i for i, name in enumerate(run.vocabulary.classes)}
+    run.loader.seen.update({labels[name]: count for name, count in seen.items()})
 
 
 def _note_changes(run: Run, checkpoint: Checkpoint) -> None:

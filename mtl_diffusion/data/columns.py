@@ -1,14 +1,14 @@
 """Rows of a dataset: the columns of images and labels, and the classes."""
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import datasets
 import torch
 
-_LABEL_NAMES = ("label", "labels", "class", "classes", "target")
+LABEL_NAMES = ("label", "labels", "class", "classes", "target", "cls")
 _NO_LABELS = "none"  # the value of label_column that trains without classes
 
 
@@ -24,13 +24,17 @@ class Rows:
         table: the rows.
         numbers: their numbers in `split`, for messages.
         split: the split or slices of it, as named.
+        folders: of the files that they come from; relative paths of images begin there.
         part: words for the part of `split` that they are.
+        digests: of the images, if they are known; see `decode.digests_of`.
     """
 
     table: datasets.Dataset
     numbers: Sequence[int]
     split: str
+    folders: Sequence[str] = ()
     part: str | None = None
+    digests: Sequence[bytes] | None = None
 
     def name(self, place: int) -> str:
         """Words for a row."""
@@ -45,13 +49,16 @@ def listed(names: Iterable[Any], most: int = 5) -> str:
     """Names with commas between them; of more than `most` the first ones, and how many more."""
     names = [str(name) for name in names]
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(islice(names, most)) + more
+    return ", ".join(names[:most]) + more
 
 
 def find_image_column(features: datasets.Features, given: str | None) -> str:
-    """The column named, or else the only one of type Image."""
+    """The column named, which may hold paths of images, or else the only one of type Image."""
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    return _choose("image_column", given, images, features, "of type Image")
+    if given is None:
+        return _choose("image_column", None, images, features, "of type Image")
+    paths = [name for name, feature in features.items() if _dtype(feature).endswith("string")]
+    return _choose("image_column", given, images + paths, features, "of images or of their paths")
 
 
 def find_label_column(features: datasets.Features, given: str | None) -> str | None:
@@ -60,20 +67,23 @@ def find_label_column(features: datasets.Features, given: str | None) -> str | N
     Returns:
         None if there is none, or if "none" was named: the images have no classes.
     """
-    classes = [key for key, feature in features.items() if _is_class_label(feature)]
-    usable = [key for key, feature in features.items() if _is_usable(feature)]
-    kind = "of classes, integers, booleans or strings"
-    or_none = f', or "{_NO_LABELS}"'
     if given == _NO_LABELS and given not in features:
         return None
-    if given is not None:
-        return _choose("label_column", given, usable, features, kind, or_none)
-    candidates = classes or [key for key in features if key.lower() in _LABEL_NAMES]
-    if not candidates:
+    classes = [key for key, feature in features.items() if _dtype(feature) == "ClassLabel"]
+    kinds = ("string", "large_string", "bool", "ClassLabel")
+    usable = [
+        key
+        for key, feature in features.items()
+        if _dtype(feature) in kinds or _dtype(feature).startswith(("int", "uint"))
+    ]
+    candidates = classes or [key for key in features if key.lower() in LABEL_NAMES]
+    if given is None and not candidates:
         return None
-    if len(candidates) == 1:  # raises if it can't be used
-        return _choose("label_column", candidates[0], usable, features, kind)
-    return _choose("label_column", None, candidates, features, "of labels", or_none)
+    if given is None and len(candidates) == 1:
+        given = candidates[0]  # raises if it can't be used
+    kind = "of labels" if given is None else "of classes, integers, booleans or strings"
+    fitting = candidates if given is None else usable
+    return _choose("label_column", given, fitting, features, kind, f', or "{_NO_LABELS}"')
 
 
 def _choose(
@@ -84,50 +94,31 @@ def _choose(
     kind: str,
     or_else: str = "",
 ) -> str:
-    columns = ", ".join(f"{name} ({_type_name(feature)})" for name, feature in features.items())
-    if given is not None:
-        if given not in features:
-            raise DataError(
-                f"{field}: there is no column {given!r}; the columns are {columns}. Name one of"
-                f" them{or_else}."
-            )
-        if given not in fitting:
-            raise DataError(f"{field}: {given!r} is not a column {kind}; there are {columns}.")
+    columns = ", ".join(f"{name} ({_dtype(feature)})" for name, feature in features.items())
+    if given is None and len(fitting) == 1:
+        return fitting[0]
+    if given in fitting:
         return given
-    if len(fitting) != 1:
-        count = f"{len(fitting)} columns" if fitting else "no column"
-        raise DataError(
-            f"{field}: found {count} {kind}; the columns are {columns}. Name the one to use"
-            f"{or_else}."
-        )
-    return fitting[0]
+    if given in features:
+        what = f"{given!r} is not a column {kind}"
+    elif given is not None:
+        what = f"there is no column {given!r}"
+    else:
+        what = f"found {len(fitting) or 'no'} columns {kind}"
+    raise DataError(f"{field}: {what}; the columns are {columns}. Name the one to use{or_else}.")
 
 
-def _is_class_label(feature) -> bool:
-    return isinstance(feature, datasets.ClassLabel)
-
-
-def _is_usable(feature) -> bool:
-    if not isinstance(feature, datasets.Value):
-        return _is_class_label(feature)
-    return "int" in feature.dtype or feature.dtype in ("string", "large_string", "bool")
-
-
-def _type_name(feature) -> str:
+def _dtype(feature: Any) -> str:
     return feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
 
 
 def read_labels(
     splits: Mapping[str, datasets.Dataset], rows: Rows, column: str | None
 ) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Labels (N,) int64 of the rows, and the names of the classes.
+    """Labels (N,) int64 of the rows, and the names of the classes; without a column -1 and ().
 
     A ClassLabel column has its names. Of other columns, the classes are the values that occur in
-    any of the splits, in order; so that the splits of a dataset agree.
-
-    Args:
-        splits: all splits of the dataset. rows: those that are read.
-        column: None for images without classes: the labels are -1, and there are no names.
+    any of the splits of the dataset, in order; so that the splits agree.
 
     Raises:
         DataError: a label is missing, empty, negative or not among the names; the message names the
@@ -136,19 +127,39 @@ def read_labels(
     if column is None:
         return torch.full((len(rows.table),), -1), ()
     feature, values = rows.table.features[column], rows.table[column][:]
-    if _is_class_label(feature):
-        names = tuple(feature.names)
-        check_names(names, declared=True)
+    if isinstance(feature, datasets.ClassLabel):
+        names = class_names(feature)
     else:
         seen = {value for part in splits.values() for value in part.unique(column)}
-        classes = sorted(value for value in seen if _is_name(value))
-        names = tuple(str(value) for value in classes)
-        numbers = {value: number for number, value in enumerate(classes)}
-        values = [numbers.get(value, value) for value in values]
+        name_of = {value: normal(str(value)) for value in seen if _is_name(value)}
+        names = in_order(name_of.values())
         check_names(names)
+        places = {name: place for place, name in enumerate(names)}
+        numbers = {value: places[name] for value, name in name_of.items()}
+        values = [numbers.get(value, value) for value in values]
     for place, value in enumerate(values):
         check_label(value, len(names), column, rows.name(place))
     return torch.tensor(values, dtype=torch.int64), names
+
+
+def class_names(feature: datasets.ClassLabel) -> tuple[str, ...]:
+    """The names that a column declares, in its order."""
+    names = tuple(normal(name) for name in feature.names)
+    check_names(names, declared=True)
+    return names
+
+
+def normal(name: str) -> str:
+    """The name with each accented letter as one character, in whichever way it was written."""
+    return unicodedata.normalize("NFC", name)
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The different names in the order of the alphabet; if all are numbers, by their size."""
+    names = sorted(set(names))
+    if all(name.isdecimal() for name in names):
+        names.sort(key=int)
+    return tuple(names)
 
 
 def _is_name(value: str | int | None) -> bool:
@@ -163,10 +174,13 @@ def check_label(value: int | str | None, num_classes: int, column: str, row: str
         return
     what = f"the label {value!r} in column {column!r}, none of its {num_classes:,} classes"
     if value is None:
-        what = f"no label in column {column!r}; tables in CSV read NA, null and the like as nothing"
+        what = (
+            f"no label in column {column!r}; tables in CSV read NA, null and the like as nothing,"
+            " and an image in no folder of a class has none"
+        )
     raise DataError(
-        f"label_column: {row} has {what}. Correct it, remove the row, or set label_column to"
-        f" {_NO_LABELS}."
+        f"label_column: {row} has {what}. Correct it, remove the row, name another split, or set"
+        f" label_column to {_NO_LABELS}."
     )
 
 
@@ -177,11 +191,11 @@ def check_names(names: Iterable[str], declared: bool = False) -> None:
     """
     known: dict[str, str] = {}
     for name in names:
+        key = name if declared else name.strip()
         if not name.strip():
             raise DataError("label_column: a class has an empty name; give it one.")
-        if declared:
-            continue
-        key = name.strip().casefold() if len(name.strip()) > 1 else name.strip()
+        if not declared and len(key) > 1:
+            key = key.casefold()
         if key in known:
             raise DataError(
                 f"label_column: the classes {known[key]!r} and {name!r} differ in nothing but"

@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ class ImageDataset:
         fingerprint: 16 hex digits of the sha256 of the pixels, labels and names. It tells data
             apart, not files: the same pixels from another folder or machine have the same one.
         where: words for the dataset. split: words for the split.
+        copies: how many of the images are in the split that is trained on, too.
     """
 
     images: torch.Tensor
@@ -35,6 +37,7 @@ class ImageDataset:
     fingerprint: str
     where: str = field(default="memory", compare=False)
     split: str = field(default="all", compare=False)
+    copies: int = field(default=0, compare=False)
 
     @classmethod
     def of(
@@ -60,8 +63,8 @@ class ImageDataset:
     @property
     def absent_classes(self) -> tuple[str, ...]:
         """Names of the classes that no image is of."""
-        counts = torch.bincount(self.labels[self.labels >= 0], minlength=len(self.class_names))
-        return tuple(self.class_names[i] for i in (counts == 0).nonzero().flatten().tolist())
+        present = set(self.labels.tolist())
+        return tuple(name for i, name in enumerate(self.class_names) if i not in present)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,11 +78,20 @@ class ImageDataset:
         table = torch.tensor([*(places[name] for name in self.class_names), -1])
         return dataclasses.replace(self, labels=table[self.labels], class_names=class_names)
 
+    def spread(self, count: int) -> "ImageDataset":
+        """So many of the images, of as many classes as possible: always the same ones."""
+        seen: Counter[int] = Counter()
+        turns = []
+        for row, label in enumerate(self.labels.tolist()):
+            turns.append((seen[label], row))
+            seen[label] += 1
+        rows = [row for _, row in sorted(turns)[:count]]
+        return dataclasses.replace(self, images=self.images[rows], labels=self.labels[rows])
+
     def to(self, device: str | torch.device) -> "ImageDataset":
         """The same dataset with both tensors on `device`."""
-        return dataclasses.replace(
-            self, images=self.images.to(device), labels=self.labels.to(device)
-        )
+        tensors = {"images": self.images.to(device), "labels": self.labels.to(device)}
+        return dataclasses.replace(self, **tensors)
 
 
 def load_images(
@@ -94,19 +106,15 @@ def load_images(
 ) -> ImageDataset:
     """Load one split of an image dataset, decoded to uint8.
 
-    How images are decoded is described in `decode.Decoder`, what a folder of images is in
+    How images are decoded is described in `decode.decode`, what a folder of images is in
     `folder.read_folder`, and which the classes are in `columns.read_labels`.
 
     Args:
-        dataset_name: "shapes" for the embedded dataset, drawn at `resolution`; else a folder of
-            images, or a name for `datasets.load_dataset`: a folder of parquet or other files, or a
-            repository on the Hub. A folder named shapes is reached as "./shapes".
-        dataset_config_name: the dataset's configuration, where it has several.
+        dataset_name: "shapes" for the embedded dataset; else a folder of images, or a name for
+            `datasets.load_dataset`. A folder named shapes is reached as "./shapes".
         split: a split, or slices of it: "train", "train[:90%]", "train[:90%]+test". Of a dataset
             with one split, "test" is a tenth of it, always the same one.
-        image_column: None for the one column of type Image.
-        label_column: None for the one ClassLabel column, else the one called label, labels, class,
-            classes or target; without one the images have no classes. "none": no classes.
+        image_column, label_column: as `find_image_column` and `find_label_column` take them.
         resolution: side in pixels.
         split_field: the name of `split` in error messages: "train_split", "validation_split".
 
@@ -115,35 +123,41 @@ def load_images(
             ambiguous, the split is empty, an image does not decode, or a label is not among its
             names. The last two name the row of `split`.
     """
-    source = _open(dataset_name, dataset_config_name, resolution)
-    columns = (image_column, label_column, resolution)
+    source = open_source(dataset_name, dataset_config_name, resolution, image_column)
     only = only_split(source.splits, split)
-    if only is None:
-        return _load(source, _slices(source, split, split_field), *columns)
-    return _load(source, _parts(source, only, image_column)[1], *columns)
+    rows = _parts(source, only, image_column)[1] if only else _slices(source, split, split_field)
+    return _load(source, rows, image_column, label_column, resolution)[0]
 
 
 def load_splits(
     config: Any, resolution: int, fields: tuple[str, str] = ("train_split", "validation_split")
 ) -> tuple[ImageDataset, ImageDataset]:
-    """The images to train on, and those that are held out.
+    """The images to train on, and those that are held out: the splits named by two fields.
 
     Where the second split is "test" and the dataset has only the first one, a tenth of that is
     held out: the same images each time, and no copy of one of them is among the others.
 
-    Args:
-        config: has dataset_name, dataset_config_name, image_column, label_column and the fields.
-        fields: those that hold the splits.
+    Raises:
+        DataError: as `load_images` does; or a tenth of the second split is in the first one.
     """
-    source = _open(config.dataset_name, config.dataset_config_name, resolution)
+    named = (config.dataset_name, config.dataset_config_name)
+    source = open_source(*named, resolution, config.image_column)
     columns = (config.image_column, config.label_column, resolution)
     splits = [getattr(config, name) for name in fields]
     if splits[0] == only_split(source.splits, splits[1]):
         parts = _parts(source, splits[0], config.image_column)
     else:
         parts = [_slices(source, *pair) for pair in zip(splits, fields, strict=True)]
-    train, held_out = (_load(source, rows, *columns) for rows in parts)
-    return train, held_out
+    (train, trained), (held_out, digests) = (_load(source, rows, *columns) for rows in parts)
+    trained = set(trained)
+    copies = sum(digest in trained for digest in digests)
+    if copies * 10 >= len(digests):
+        raise DataError(
+            f"{fields[1]}: {copies:,} of the {len(digests):,} images of {splits[1]!r} are also in"
+            f" {splits[0]!r}, which is trained on. Give splits that share none, such as"
+            ' "train[:90%]" and "train[90%:]", or remove the copies from one of them.'
+        )
+    return train, dataclasses.replace(held_out, copies=copies)
 
 
 def load_split(config: Any, split_field: str, resolution: int) -> ImageDataset:
@@ -151,20 +165,16 @@ def load_split(config: Any, split_field: str, resolution: int) -> ImageDataset:
     return load_images(
         config.dataset_name,
         config.dataset_config_name,
-        split=getattr(config, split_field),
-        image_column=config.image_column,
-        label_column=config.label_column,
-        resolution=resolution,
+        getattr(config, split_field),
+        config.image_column,
+        config.label_column,
+        resolution,
         split_field=split_field,
     )
 
 
 def data_line(train: Any, held_out: ImageDataset) -> str:
-    """One line: how many images and classes, from where.
-
-    Args:
-        train: an ImageDataset or an ImageStream.
-    """
+    """One line about an ImageDataset or ImageStream: how many images and classes, from where."""
     names = train.class_names
     classes = f"{len(names):,} class{'' if len(names) == 1 else 'es'}" if names else "no classes"
     images = "a stream of"  # of which the number is not known, nor the classes of its images
@@ -172,27 +182,33 @@ def data_line(train: Any, held_out: ImageDataset) -> str:
         images = f"{len(train):,}"
         if absent := train.absent_classes:
             classes += f", {len(absent):,} of them without a training image: {listed(absent)}"
+    numbered = [
+        f"class {number} is {name!r}"
+        for number, name in enumerate(names)
+        if name.isdecimal() and name != str(number)
+    ]
+    classes += f" ({listed(numbered)})" if numbered else ""
+    if held_out.copies:
+        classes += f", {held_out.copies:,} of the held-out images among the training images"
     return (
         f"Data: {images} training and {len(held_out):,} held-out images, {classes}, from "
         f"{train.where} ({train.split}; {held_out.split})"
     )
 
 
-def _open(name: str, config: str | None, resolution: int) -> Source:
-    if resolution < 1:
-        raise DataError(f"resolution: {resolution} is not a size in pixels; give 1 or more.")
-    return open_source(name, config, resolution)
-
-
 def _load(
     source: Source, rows: Rows, image_column: str | None, label_column: str | None, resolution: int
-) -> ImageDataset:
+) -> tuple[ImageDataset, Sequence[bytes]]:
+    """The images of the rows, and the digests of their files."""
+    threads = torch.get_num_threads()
     with explained(source.name):
         image_column = find_image_column(rows.table.features, image_column)
         label_column = find_label_column(rows.table.features, label_column)
-        labels, class_names = read_labels(source.splits, rows, label_column)
-        images = decode_rows(rows, image_column, resolution, torch.get_num_threads())
-    return ImageDataset.of(images, labels, class_names, where=source.where, split=rows.words)
+        source.check_declared(label_column)
+        labels, names = read_labels(source.splits, rows, label_column)
+        digests = rows.digests or digests_of(rows, image_column, threads)
+        images = decode_rows(rows, image_column, resolution, threads, digests)
+    return ImageDataset.of(images, labels, names, where=source.where, split=rows.words), digests
 
 
 def only_split(splits: Mapping[str, Any], split: str) -> str | None:
@@ -201,24 +217,26 @@ def only_split(splits: Mapping[str, Any], split: str) -> str | None:
     return name if split == TEST and not others and name != TEST else None
 
 
-def _parts(source: Source, split: str, image_column: str | None) -> tuple[Rows, Rows]:
+def _parts(source: Source, split: str, image_column: str | None) -> list[Rows]:
     """The images of the only split that are trained on, and the tenth that is held out."""
-    whole = Rows(source.splits[split], range(len(source.splits[split])), split)
+    table, folders = source.splits[split], source.folders(split)
+    whole = Rows(table, range(len(table)), split, folders)
     with explained(source.name):
-        column = find_image_column(whole.table.features, image_column)
+        column = find_image_column(table.features, image_column)
         digests = digests_of(whole, column, torch.get_num_threads())
     last = sorted(digests)[max(1, len(digests) // 10) - 1] if digests else b""
-    held_out = [row for row, digest in enumerate(digests) if digest <= last]
-    kept = [row for row, digest in enumerate(digests) if digest > last]
-    if not kept:
+    words = f"the rest of {split}", f"a tenth of {split}, by a fixed key"
+    parts = []
+    for held_out in (False, True):
+        rows = [row for row, digest in enumerate(digests) if (digest <= last) == held_out]
+        picked = [digests[row] for row in rows]
+        parts.append(Rows(table.select(rows), rows, split, folders, words[held_out], picked))
+    if not parts[0].numbers:
         raise DataError(
             f"validation_split: {source.name!r} has one split, {split}, of too few different"
             f" images to hold some of them out: {len(digests)} in all; add some, or a split {TEST}."
         )
-    return (
-        Rows(whole.table.select(kept), kept, split, f"the rest of {split}"),
-        Rows(whole.table.select(held_out), held_out, split, f"a tenth of {split}, by a fixed key"),
-    )
+    return parts
 
 
 def _slices(source: Source, split: str, split_field: str) -> Rows:
@@ -232,15 +250,13 @@ def _slices(source: Source, split: str, split_field: str) -> Rows:
             f"Of a dataset with one split, --validation_split {TEST} holds a tenth out. Slices"
             ' work, too: --train_split "train[:90%]" --validation_split "train[90%:]".'
         ) from error
-    chosen = [
-        source.splits[part.splitname].select(range(part.from_, part.to))
-        for part in parts
-        if part.from_ < part.to
-    ]
-    if not chosen:
+    parts = [part for part in parts if part.from_ < part.to]
+    if not parts:
         raise DataError(
             f"{split_field}: {split!r} of {source.name!r} has no rows; it has {there}."
             " Choose another split or slice."
         )
-    rows = datasets.concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
-    return Rows(rows, range(len(rows)), split)
+    chosen = [source.splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    rows = datasets.concatenate_datasets(chosen)
+    folders = dict.fromkeys(f for part in parts for f in source.folders(part.splitname))
+    return Rows(rows, range(len(rows)), split, tuple(folders))

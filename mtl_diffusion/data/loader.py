@@ -11,12 +11,7 @@ from .images import ImageDataset
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and labels for a training step.
-
-    Attributes:
-        images: (B, 3, H, W) float32 in [-1, 1].
-        labels: (B,) int64.
-    """
+    """Images (B, 3, H, W) float32 in [-1, 1] and labels (B,) int64 for a training step."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -68,20 +63,20 @@ class Loader:
                 " of the dataset; give a smaller batch or a larger split."
             )
         self.device = torch.device(device)
-        self.resident = _fits(dataset, self.device)
+        # On CUDA they must take less than half of the memory that is free now.
+        self.resident = (
+            self.device.type != "cuda"
+            or dataset.images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2
+        )
         self.dataset = dataset.to(self.device) if self.resident else dataset
+        self.length = len(dataset)
         self.total_batch_size = total_batch_size
         self.seed = seed
         self.random_flip = random_flip
         self._orders: dict[int, torch.Tensor] = {}
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
-        """Samples `rows` of the global batch of `step`.
-
-        Args:
-            step: 0, 1, 2, ...; any order.
-            rows: the part of `range(total_batch_size)` that this process or microbatch takes.
-        """
+        """Samples `rows` of the global batch of `step`; steps may come in any order."""
         picked = range(self.total_batch_size)[rows]
         index = self._rows(step)[picked.start : picked.stop : picked.step]
         index = to_device(index, self.dataset.images.device)
@@ -96,16 +91,15 @@ class Loader:
         """Row numbers (total_batch_size,) of the global batch of `step`."""
         start = step * self.total_batch_size
         k = torch.arange(start, start + self.total_batch_size)
-        epochs, places = k // len(self.dataset), k % len(self.dataset)
-        # A batch is no larger than an epoch.
-        first, last = (i // len(self.dataset) for i in (start, start + self.total_batch_size - 1))
+        epochs, places = k // self.length, k % self.length
+        first, last = int(epochs[0]), int(epochs[-1])  # a batch is no larger than an epoch
         self._orders = {epoch: self._order(epoch) for epoch in {first, last}}
         return torch.where(epochs == first, self._orders[first][places], self._orders[last][places])
 
     def _order(self, epoch: int) -> torch.Tensor:
         if epoch in self._orders:
             return self._orders[epoch]
-        return torch.randperm(len(self.dataset), generator=generator(self.seed, epoch, "order"))
+        return torch.randperm(self.length, generator=generator(self.seed, epoch, "order"))
 
 
 def flipped(
@@ -116,10 +110,3 @@ def flipped(
     draws = torch.rand(total_batch_size, generator=generator(seed, step, "flip"))
     flip = to_device((draws < 0.5)[picked.start : picked.stop : picked.step], images.device)
     return torch.where(flip[:, None, None, None], images.flip(-1), images)
-
-
-def _fits(dataset: ImageDataset, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return dataset.images.nbytes < free / 2

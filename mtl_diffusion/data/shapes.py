@@ -34,27 +34,18 @@ def shapes(
 
     Args:
         resolution: side in pixels, at least 8; below 16 rings and discs start to look alike.
-        num_train: rows of the train split, at least 1.
-        num_test: rows of the test split, at least 1.
+        num_train, num_test: rows of the splits, at least 1.
         seed: a non-negative integer. Train and test are different draws of the same seed.
         grey_share: share of the rows, 0 to 1, that are made grey (R = G = B), the same in every
             class. The other rows don't depend on it.
-        class_hues: give every class its own hue, so that the class determines the colour.
-            Otherwise hue and class are independent.
+        class_hues: give every class its own hue. Otherwise hue and class are independent.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: the resolution is too low.
     """
-    for name, value, lowest in (
-        ("resolution", resolution, 8),
-        ("num_train", num_train, 1),
-        ("num_test", num_test, 1),
-        ("seed", seed, 0),
-    ):
-        if value < lowest:
-            raise ValueError(f"{name}: {value} is too low; give {lowest} or more.")
-    if not 0 <= grey_share <= 1:
-        raise ValueError(f"grey_share: {grey_share} is not a share; give 0 to 1.")
+    if resolution < 8:
+        raise ValueError(f"resolution: {resolution} is too low for the shapes; give 8 or more.")
+    assert num_train > 0 and num_test > 0 and seed >= 0 and 0 <= grey_share <= 1
     return DatasetDict(
         train=_split(resolution, num_train, [seed, 0], grey_share, class_hues),
         test=_split(resolution, num_test, [seed, 1], grey_share, class_hues),
@@ -132,26 +123,10 @@ def _signed_distance(labels, x, y, radius, angle) -> np.ndarray:
     return distance
 
 
-def _disc(x, y, r):
-    return np.hypot(x, y) - r
-
-
-def _square(x, y, r):
-    return _box(x, y, 0.88 * r, 0.88 * r)
-
-
 def _triangle(x, y, r):
     # Equilateral, point up (y runs down), of circumradius 1.15 r around its centroid.
     sides = np.maximum(y, 0.5 * (np.sqrt(3.0) * np.abs(x) - y))
     return sides - 0.575 * r
-
-
-def _cross(x, y, r):
-    return np.minimum(_box(x, y, r, 0.32 * r), _box(x, y, 0.32 * r, r))
-
-
-def _ring(x, y, r):
-    return np.abs(np.hypot(x, y) - 0.74 * r) - 0.26 * r
 
 
 def _box(x, y, half_width, half_height):
@@ -159,11 +134,11 @@ def _box(x, y, half_width, half_height):
 
 
 _OUTLINES = {
-    "disc": _disc,
-    "square": _square,
+    "disc": lambda x, y, r: np.hypot(x, y) - r,
+    "square": lambda x, y, r: _box(x, y, 0.88 * r, 0.88 * r),
     "triangle": _triangle,
-    "cross": _cross,
-    "ring": _ring,
+    "cross": lambda x, y, r: np.minimum(_box(x, y, r, 0.32 * r), _box(x, y, 0.32 * r, r)),
+    "ring": lambda x, y, r: np.abs(np.hypot(x, y) - 0.74 * r) - 0.26 * r,
 }
 
 

@@ -2,44 +2,35 @@
 
 import dataclasses
 import hashlib
-from collections import deque
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import fsspec
 import torch
+from datasets.distributed import split_dataset_by_node
 
 from ..tools.rng import generator
 from .columns import (
     DataError,
     check_label,
-    check_names,
+    class_names,
     find_image_column,
     find_label_column,
     listed,
 )
-from .decode import Decoder, Encoded, check_depth
+from .decode import Decoder, Encoded, check_depth, undecoded
 from .images import ImageDataset
 from .source import Source, explained, open_source
 
-# Files that are read in turn, and the rows that are taken of each at a time. Neighbouring rows of a
-# file are often alike, so the shuffle buffer should hold rows of several files.
-_LANES = 8
-_TURN = 64
+_READ = 64  # rows that are read of a file at a time
 
 
-@dataclass(frozen=True)
-class Example:
-    """A row, undecoded.
-
-    Attributes:
-        image: undecoded.
-        label: index into the class names of its stream, -1 for no class.
-    """
+class Example(NamedTuple):
+    """A row, undecoded; its label is -1 without classes."""
 
     image: Encoded
     label: int
@@ -50,10 +41,8 @@ class ImageStream:
     """One split of an image dataset, in an order that is keyed, without random access.
 
     Attributes:
-        rows: the undecoded rows, of an image column and perhaps a label column.
-        label_column: None if the images have no classes.
-        split: its name.
-        where: words for the dataset.
+        rows: dicts with an `image` (`Encoded`) and a `label`, as it is stored.
+        split: its name. where: words for the dataset.
         class_names: one name a class; empty if the images have no labels.
         table: (C,) stored label -> index into `class_names`.
         fingerprint: 16 hex digits of the sha256 of the names and sizes of the files and of the
@@ -61,8 +50,6 @@ class ImageStream:
     """
 
     rows: datasets.IterableDataset
-    image_column: str
-    label_column: str | None
     split: str
     where: str
     class_names: tuple[str, ...]
@@ -71,9 +58,7 @@ class ImageStream:
 
     def relabelled(self, class_names: tuple[str, ...]) -> "ImageStream":
         """The same stream with labels that index into `class_names`, which has all of ours."""
-        numbers = {name: number for number, name in enumerate(class_names)}
-        places = [numbers[name] for name in self.class_names]
-        table = tuple(places[label] for label in self.table)
+        table = tuple(class_names.index(self.class_names[label]) for label in self.table)
         return dataclasses.replace(self, class_names=class_names, table=table)
 
     def epoch(
@@ -81,29 +66,17 @@ class ImageStream:
     ) -> Iterator[Example]:
         """This process's rows of one epoch, in an order that is a function of the arguments.
 
-        The files are read in a shuffled order, eight at a time, and their rows pass through a
-        buffer from which each step takes one at random. Where the number of files is a multiple
-        of the number of processes, each process reads its own; else all read everything, and each
-        keeps one row in `world`. Either way every row is seen by one process, once.
-
-        Args:
-            buffer_size: rows in the buffer, 1 or more; 1 keeps the order of the files.
-            rank: this process.
-            world: how many processes there are.
+        It is the order of `IterableDataset.shuffle` in this version of `datasets`. Every row is
+        seen by one process of `world`, once: where their number divides the number of files, each
+        reads its own files; else all read everything, and each keeps one row in `world`.
 
         Raises:
-            ValueError: a label is not among the classes; the message names the row.
+            DataError: a label is not among the classes; the message names the row.
         """
-        shards = torch.randperm(
-            self.rows.num_shards, generator=generator(seed, epoch, "shards")
-        ).tolist()
-        if len(shards) % world == 0:
-            own = self._interleaved(shards[rank::world])
-            yield from _shuffled(own, buffer_size, generator(seed, epoch, rank, "rows"))
-        else:
-            everything = self._interleaved(shards)
-            shuffled = _shuffled(everything, buffer_size, generator(seed, epoch, "rows"))
-            yield from islice(shuffled, rank, None, world)
+        key = generator(seed, epoch, "rows").initial_seed()
+        rows = self.rows.shuffle(seed=key, buffer_size=buffer_size)
+        for row in split_dataset_by_node(rows, rank, world):
+            yield Example(row["image"], self.table[row["label"]] if self.table else -1)
 
     def head(self, num_images: int, buffer_size: int, decoder: Decoder) -> ImageDataset:
         """The first `num_images` rows of an epoch of a fixed key, or all if there are fewer.
@@ -122,33 +95,6 @@ class ImageStream:
         dataset = ImageDataset.of(images, labels, self.class_names, **words)
         return dataclasses.replace(dataset, fingerprint=self.fingerprint)
 
-    def _interleaved(self, shards: list[int]) -> Iterator[Example]:
-        """The rows of these files, a few of each of several files in turn."""
-        lanes = deque(self._lane(shards[i::_LANES]) for i in range(_LANES))
-        while lanes:
-            lane = lanes.popleft()
-            turn = list(islice(lane, _TURN))
-            yield from turn
-            if len(turn) == _TURN:
-                lanes.append(lane)
-
-    def _lane(self, shards: list[int]) -> Iterator[Example]:
-        for shard in shards:
-            rows = self.rows.shard(self.rows.num_shards, shard)
-            row = 0
-            for part in rows.iter(batch_size=_TURN):
-                images = part[self.image_column]
-                labels = [-1] * len(images)
-                if self.label_column is not None:
-                    labels = part[self.label_column]
-                for stored, label in zip(images, labels, strict=True):
-                    name = f"row {row} of file {shard} of {self.split!r}"
-                    if self.label_column is not None:
-                        check_label(label, len(self.table), self.label_column, name)
-                        label = self.table[label]
-                    yield Example(Encoded.of(stored, name), label)
-                    row += 1
-
 
 def open_streams(
     config: Any, fields: Sequence[str] = ("train_split", "validation_split")
@@ -158,19 +104,26 @@ def open_streams(
     The classes are those that the dataset declares, in a `ClassLabel` column: no row is read to
     find others.
 
-    Args:
-        config: has dataset_name, dataset_config_name, image_column, label_column, resolution and
-            the fields.
-        fields: those that hold the splits.
-
     Raises:
         DataError: the dataset, configuration, split or a column is not there or is ambiguous, or
             the classes have no names.
     """
-    name, columns = config.dataset_name, (config.image_column, config.label_column)
-    source = open_source(name, config.dataset_config_name, config.resolution, streaming=True)
-    with explained(name):
-        return tuple(_open(source, getattr(config, field), field, *columns) for field in fields)
+    source = open_source(
+        config.dataset_name,
+        config.dataset_config_name,
+        config.resolution,
+        config.image_column,
+        streaming=True,
+    )
+    splits = {getattr(config, field): field for field in fields}
+    if len(splits) < len(fields):
+        raise DataError(
+            f"{fields[-1]}: {listed(splits)} is trained on, too; the dataset has"
+            f" {listed(source.splits)}: name another split, or set streaming to false."
+        )
+    columns = (config.image_column, config.label_column)
+    with explained(source.name):
+        return tuple(_open(source, split, field, *columns) for split, field in splits.items())
 
 
 def _open(
@@ -181,58 +134,57 @@ def _open(
             f"{field}: {split!r} is not in {source.name!r}, which has {listed(source.splits)}; a"
             " stream is a whole split, no part of one: add a split, or set streaming to false."
         )
-    rows = source.splits[split]
-    if rows.features is None:
+    features = source.splits[split].features
+    if features is None:
         raise DataError(
             f"dataset_name: {source.name!r} does not declare its columns, which streaming needs;"
             " set streaming to false."
         )
-    image_column = find_image_column(rows.features, image_column)
-    label_column = find_label_column(rows.features, label_column)
-    names: tuple[str, ...] = ()
-    if label_column is not None:
-        feature = rows.features[label_column]
-        if not isinstance(feature, datasets.ClassLabel):
-            raise DataError(
-                f"label_column: {label_column!r} ({feature.dtype}) has no names of its classes, and"
-                " a stream isn't read to find them; make it a ClassLabel column, or set streaming"
-                " to false."
-            )
-        names = tuple(feature.names)
-        check_names(names, declared=True)
-    rows = rows.cast_column(image_column, datasets.Image(decode=False))
+    image_column = find_image_column(features, image_column)
+    label_column = find_label_column(features, label_column)
+    feature = features.get(label_column)
+    if label_column and not isinstance(feature, datasets.ClassLabel):
+        raise DataError(
+            f"label_column: {label_column!r} ({feature.dtype}) has no names of its classes, and a"
+            " stream isn't read to find them; make it a ClassLabel column, or set streaming to"
+            " false."
+        )
+    names = class_names(feature) if label_column else ()
+    source.check_declared(label_column)
+    columns = [image_column, label_column] if label_column else [image_column]
+    rows = undecoded(source.splits[split], image_column).select_columns(columns)
+    files, whole = source.files[split], len(source.files[split]) == rows.num_shards
+
+    def read(shards: list[int]) -> Iterator[dict[str, Any]]:
+        for shard in shards:
+            file, folders = f"part {shard}", source.folders(split)
+            if whole:
+                file, folders = os.path.basename(files[shard]), [os.path.dirname(files[shard])]
+                source.check_declared(label_column, [files[shard]])
+            row = 0
+            for part in rows.shard(rows.num_shards, shard).iter(_READ):
+                labels = part[label_column] if label_column else [-1] * len(part[image_column])
+                for stored, label in zip(part[image_column], labels, strict=True):
+                    words = f"row {row} of {file} of {split!r}"
+                    if label_column:
+                        check_label(label, len(names), label_column, words)
+                    yield {"image": Encoded.of(stored, words, folders), "label": label}
+                    row += 1
+
+    shards = {"shards": list(range(rows.num_shards))}
     return ImageStream(
-        rows=rows.select_columns([image_column, *([label_column] if label_column else [])]),
-        image_column=image_column,
-        label_column=label_column,
+        rows=datasets.IterableDataset.from_generator(read, gen_kwargs=shards),
         split=split,
         where=source.where,
         class_names=names,
         table=tuple(range(len(names))),
-        fingerprint=_fingerprint(source.files[split], names),
+        fingerprint=_fingerprint(files, names),
     )
-
-
-def _shuffled(
-    examples: Iterator[Example], buffer_size: int, random: torch.Generator
-) -> Iterator[Example]:
-    """Shuffle buffer: returns a random entry and puts the new one in its place."""
-    buffer = list(islice(examples, buffer_size))
-    places = iter(())
-    for example in examples:
-        place = next(places, None)
-        if place is None:
-            places = iter(torch.randint(len(buffer), (1024,), generator=random).tolist())
-            place = next(places)
-        yield buffer[place]
-        buffer[place] = example
-    for place in torch.randperm(len(buffer), generator=random).tolist():
-        yield buffer[place]
 
 
 def _fingerprint(files: list[str], class_names: tuple[str, ...]) -> str:
     digest = hashlib.sha256(repr(class_names).encode())
     for file in files:
         system, path = fsspec.core.url_to_fs(file)
-        digest.update(repr((Path(path).name, system.size(path))).encode())
+        digest.update(repr((os.path.basename(path), system.size(path))).encode())
     return digest.hexdigest()[:16]

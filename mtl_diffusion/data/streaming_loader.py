@@ -1,21 +1,22 @@
 """Batches of a stream, decoded in background threads during training."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 
-from ..tools.tensors import to_unit_range
+from ..tools.tensors import to_device, to_unit_range
 from .columns import DataError
 from .decode import Decoder
 from .loader import Batch, flipped
 from .stream import Example, ImageStream
 
-# Batches that are decoded ahead of the current step, to bridge slow reads.
-_AHEAD = 4
+ORDER = "datasets"  # who shuffles a stream; a checkpoint holds it, and continues no other order
+_AHEAD = 4  # batches that are decoded ahead of the current step, to bridge slow reads
 
 
 class Position(NamedTuple):
@@ -23,15 +24,6 @@ class Position(NamedTuple):
 
     epoch: int
     rows: int
-
-
-@dataclass(frozen=True)
-class _Share:
-    """This process's samples of one global batch: uint8, on the CPU."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    end: Position
 
 
 @dataclass(eq=False)
@@ -43,16 +35,15 @@ class StreamingLoader:
     resume a run, call `go_to(step, position)`.
 
     Args:
-        stream: the split to read.
         total_batch_size: samples in a global batch, over all processes.
-        mine: the rows of a global batch that this process sees.
-        rank: this process.
-        world: how many processes there are.
-        buffer_size: rows in the shuffle buffer.
+        mine: the rows of a global batch that this process, `rank` of `world`, sees.
+        buffer_size: rows that are shuffled among.
         seed: keys the order and the flips.
         random_flip: mirror each sample left-right with probability one half.
-        decoder: decodes the images.
         device: where batches are delivered.
+
+    Attributes:
+        seen: label -> how many rows of it this process has taken; -1 for rows without a class.
     """
 
     stream: ImageStream
@@ -68,85 +59,60 @@ class StreamingLoader:
 
     def __post_init__(self):
         self.device = torch.device(self.device)
+        self.seen: Counter[int] = Counter()
         self._reader = ThreadPoolExecutor(1)  # one thread: it advances a generator
         self.go_to(0, Position(0, 0))
-
-    @property
-    def position(self) -> Position:
-        """The position of the next step's rows."""
-        return self._current.end if self._current else self._start
 
     def go_to(self, step: int, position: Position) -> None:
         """Makes `step` the next step, with rows from `position` on.
 
         Earlier rows of that epoch are read again and skipped without decoding.
         """
-        self._start = position
-        self._step, self._current = step - 1, None
-        self._shares = self._read(position)
-        self._ahead: deque[Future[_Share]] = deque()
+        self.position, self._step = position, step - 1  # `position` is that of the next step
+        self._shares, self._ahead = self._read(position), deque()
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
-        """Samples `rows` of the global batch of `step`.
-
-        Args:
-            step: the current step or the one after it.
-            rows: the part of `range(total_batch_size)` that a microbatch takes, within `mine`.
+        """Samples `rows` of the global batch of `step`, the current step or the one after it.
 
         Raises:
-            ValueError: a row that was read is bad, or there is none for this process.
+            DataError: a row that was read is bad, or there is none for this process.
         """
         picked = range(self.total_batch_size)[rows]
         assert picked[0] in self.mine and picked[-1] in self.mine, f"{rows} is not ours"
-        share = self._share_of(step)
-        first = self.mine.start
-        cut = slice(picked.start - first, picked.stop - first, picked.step)
-        images, labels = share.images[cut], share.labels[cut]
-        if self.device.type != "cpu":  # pinned, if it is a GPU: the copy overlaps with its work
-            images = images.to(self.device, non_blocking=True)
-            labels = labels.to(self.device, non_blocking=True)
-        if self.random_flip:
-            images = flipped(images, self.seed, step, self.total_batch_size, picked)
-        return Batch(to_unit_range(images), labels)
-
-    def _share_of(self, step: int) -> _Share:
         if step != self._step:
             assert step == self._step + 1, f"step {step} after {self._step}: a stream only goes on"
-            # Only the reader's thread advances the generator.
             while len(self._ahead) < _AHEAD:
                 self._ahead.append(self._reader.submit(next, self._shares))
-            self._current = self._ahead.popleft().result()
+            self._images, self._labels, self.position = self._ahead.popleft().result()
             self._step = step
-        return self._current
+            self.seen.update(self._labels.tolist())
+        first = self.mine.start
+        cut = slice(picked.start - first, picked.stop - first, picked.step)
+        images = to_device(self._images[cut], self.device)
+        if self.random_flip:
+            images = flipped(images, self.seed, step, self.total_batch_size, picked)
+        return Batch(to_unit_range(images), to_device(self._labels[cut], self.device))
 
-    def _read(self, position: Position) -> Iterator[_Share]:
-        taken: list[Example] = []
-        for end, example in self._examples(position):
-            taken.append(example)
-            if len(taken) == len(self.mine):
-                yield self._decoded(taken, end)
-                taken = []
+    def _read(self, position: Position) -> Iterator[tuple[torch.Tensor, torch.Tensor, Position]]:
+        """This process's samples of each global batch, uint8, and the position after them."""
+        examples = self._examples(position)
+        while taken := list(islice(examples, len(self.mine))):
+            images, _ = self.decoder([example.image for example, _ in taken])
+            labels = torch.tensor([example.label for example, _ in taken])
+            yield images, labels, taken[-1][1]
 
-    def _examples(self, position: Position) -> Iterator[tuple[Position, Example]]:
+    def _examples(self, position: Position) -> Iterator[tuple[Example, Position]]:
         """Each row from `position` on without end, with the position after it."""
         epoch, skipped = position
+        how = (self.buffer_size, self.rank, self.world)
         while True:
-            seen = 0
-            rows = self.stream.epoch(self.seed, epoch, self.buffer_size, self.rank, self.world)
-            for example in rows:
-                seen += 1
-                if seen > skipped:
-                    yield Position(epoch, seen), example
-            if not seen:
+            done = 0
+            for done, example in enumerate(self.stream.epoch(self.seed, epoch, *how), 1):
+                if done > skipped:
+                    yield example, Position(epoch, done)
+            if not done:
                 raise DataError(
                     f"train_split: {self.stream.split!r} has no rows for process {self.rank} of"
                     f" {self.world}; use fewer processes."
                 )
             epoch, skipped = epoch + 1, 0
-
-    def _decoded(self, examples: list[Example], end: Position) -> _Share:
-        images, _ = self.decoder([example.image for example in examples])
-        labels = torch.tensor([example.label for example in examples])
-        if self.device.type == "cuda":
-            images, labels = images.pin_memory(), labels.pin_memory()
-        return _Share(images, labels, end)

@@ -1,1 +1,1 @@
-"""Small helpers, a file each: distributed, files, flags, flops, names, rng, tensors."""
+"""Small helpers, a file each: distributed, fields, files, flags, flops, names, rgb, rng, tensors, yaml_reader."""

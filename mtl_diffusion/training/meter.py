@@ -33,27 +33,12 @@ class Meter:
     def __init__(self, run: Run):
         self.run = run
         self.names = [task.name for task in run.mixture.tasks]
-        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []  # the microbatches of this step
         self.unread: list[StepRecord] = []
         self.sums = torch.zeros(2, len(self.names))  # on the CPU: losses, samples
 
-    def add(self, loss: Tensor, sigma: Tensor, task: Tensor) -> None:
-        """loss: (b,) as measured. sigma: (b, 1, 1, 1). task: (b,) indices, on the CPU."""
-        self.parts.append((loss, sigma.flatten(), task))
-
-    def end_step(self, step: int, norm: Tensor) -> Tensor:
-        """Ends the record of a step, without waiting for the device.
-
-        Args:
-            norm: () of the averaged gradient.
-
-        Returns:
-            () on the device: 1.0 if a loss or the norm is not finite, else 0.0.
-        """
-        loss, sigma, task = (torch.cat(parts) for parts in zip(*self.parts, strict=True))
-        self.parts.clear()
-        self.unread.append(StepRecord(step, loss, sigma, task, norm))
-        return 1 - (loss.isfinite().all() & norm.isfinite()).float()
+    def add(self, record: StepRecord) -> None:
+        """Keeps the record of a step, without waiting for the device."""
+        self.unread.append(record)
 
     def check(self) -> None:
         """Waits for the device, and for all processes.

@@ -83,9 +83,8 @@ def _losses(run: Run) -> HeldOutLoss:
 def _pictures(run: Run) -> dict[str, Image]:
     """Task -> its grid, on all processes. Each process draws every world-th task."""
     accelerator = run.accelerator
-    count = min(8, len(run.held_out))
-    sources = to_pictures(run.held_out.images[:count])
-    labels = run.held_out.labels[:count].tolist()
+    shown = run.held_out.spread(8)
+    sources, labels = to_pictures(shown.images), shown.labels.tolist()
     with run.pipeline() as pipe:
         pipe.set_progress_bar_config(disable=True)
         mine = pipe.tasks[accelerator.process_index :: accelerator.num_processes]

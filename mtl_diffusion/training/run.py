@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,6 +89,20 @@ class Run:
         """The UNet that is validated and published: the average, if there is one."""
         return self.ema.module if self.ema else self.unet
 
+    def note_classes(self) -> None:
+        """Writes into the UNets' configurations how often training draws each class.
+
+        Of a stream, how often this process has drawn it. Without classes nothing is written.
+        """
+        if isinstance(self.loader, StreamingLoader):
+            counts = self.loader.seen
+        else:
+            counts = Counter(self.train_data.labels.clamp(min=-1).tolist())
+        names = [*self.vocabulary.classes, NULL]  # the last is that of -1
+        found = {names[label]: n for label, n in sorted(counts.items())}
+        for unet in (self.unet, self.best_unet) if len(names) > 1 and found else ():
+            unet.register_to_config(**{FREQUENCIES: found})
+
     @property
     def unwrapped(self) -> Objective:
         """The objective, not wrapped."""
@@ -97,6 +112,7 @@ class Run:
     def pipeline(self) -> Iterator[MultiTaskPipeline]:
         """The pipeline of the best weights, which it shares; inside, they are in eval mode."""
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        self.note_classes()
         with evaluating(self.best_unet):
             yield MultiTaskPipeline(self.best_unet, self.tokenizer, scheduler)
 
@@ -120,7 +136,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         **{
             CHAINS: chains,
             EDITS_AT_ONCE: teacher is not None and Edit.name in config.shares,
-            FREQUENCIES: _frequencies(train_data, tuple(vocabulary.classes)),
+            FREQUENCIES: None,
         }
     )
     for network in [unet] if teacher is None else [unet, teacher.unet]:
@@ -275,14 +291,6 @@ def _classifier(config: TrainConfig, field: str, device: torch.device) -> Classi
             f"{config.resolution}; train one for it"
         )
     return classifier
-
-
-def _frequencies(data: ImageDataset | ImageStream, classes: tuple[str, ...]) -> dict | None:
-    """How often training draws each class, and a row without one; None: as often as each other."""
-    if not classes or not isinstance(data, ImageDataset):
-        return None
-    counts = torch.bincount(data.labels.clamp(min=-1) + 1, minlength=len(classes) + 1).tolist()
-    return {name: n for name, n in zip((NULL, *classes), counts, strict=True) if n}
 
 
 def _components(config: TrainConfig, class_names: tuple[str, ...]):

@@ -1,8 +1,12 @@
 """Which columns are read, and what the classes are."""
 
 import datasets
+import numpy as np
 import pytest
-from tables import IMAGE, NAMED, encoded, load, write_images, write_parquet
+from tables import IMAGE, NAMED, encoded, load, noise, write_images, write_parquet, write_table
+
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.data.stream import open_streams
 
 
 @pytest.mark.parametrize(
@@ -12,26 +16,21 @@ from tables import IMAGE, NAMED, encoded, load, write_images, write_parquet
         (datasets.Value("int64"), [0, 2, 0, 2], ("0", "2"), [0, 1, 0, 1]),
         (datasets.Value("int64"), [3, 9 * 10**18] * 2, ("3", str(9 * 10**18)), [0, 1, 0, 1]),
         (datasets.Value("int64"), [200000, 90, 90, 90], ("90", "200000"), [1, 0, 0, 0]),
-        (datasets.Value("string"), ["y", "x", "y", "x"], ("x", "y"), [1, 0, 1, 0]),
-        (
-            datasets.Value("string"),
-            ["A", "a", "NA", "null"],
-            ("A", "NA", "a", "null"),
-            [0, 2, 1, 3],
-        ),
+        (datasets.Value("string"), ["a", "NA"] * 2, ("NA", "a"), [1, 0, 1, 0]),
+        # Numbers go by their size, and an accent is the same in both of its Unicode forms.
+        (datasets.Value("string"), ["10", "2", "0", "1"], ("0", "1", "2", "10"), [3, 2, 0, 1]),
+        (datasets.Value("string"), ["caf\u00e9", "cafe\u0301"] * 2, ("caf\u00e9",), [0] * 4),
         (datasets.Value("bool"), [True, False, False, True], ("False", "True"), [1, 0, 0, 1]),
     ],
 )
 def test_classes_are_the_values_that_occur(tmp_path, feature, values, names, labels):
-    columns = {"picture": encoded(), "label": values}
-    data = load(write_parquet(tmp_path / "d", columns, {"picture": IMAGE, "label": feature}))
+    data = load(write_table(tmp_path / "d", values, feature))
     assert data.class_names == names and data.labels.tolist() == labels
 
 
 def test_splits_agree_on_names_that_only_one_of_them_has(tmp_path):
-    features = {"image": IMAGE, "label": datasets.Value("string")}
-    write_parquet(tmp_path / "d", {"image": encoded(), "label": list("abcd")}, features)
-    write_parquet(tmp_path / "d", {"image": encoded(), "label": list("cccc")}, features, "test")
+    for split, values in (("train", "abcd"), ("test", "cccc")):
+        write_table(tmp_path / "d", list(values), datasets.Value("string"), split)
     test = load(tmp_path / "d", split="test")
     assert test.class_names == tuple("abcd") and test.labels.tolist() == [2] * 4
 
@@ -46,10 +45,47 @@ def test_columns_are_found_by_type_or_named(tmp_path):
         load(name, image_column="image")
     with pytest.raises(ValueError, match="image_column: there is no column 'img'"):
         load(name, image_column="img")
-    with pytest.raises(ValueError, match="image_column: 'fine' is not a column of type Image"):
+    with pytest.raises(ValueError, match="image_column: 'fine' is not a column of images or of"):
         load(name, image_column="fine")
     assert load(name, image_column="image", label_column="coarse").labels.tolist() == [1] * 4
     assert load(name, image_column="image", label_column="none").class_names == ()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("names", [["dog", "cat"], ["bird", "cat", "dog"]])
+@pytest.mark.parametrize("layout", ["shards", "splits", "saved"])
+def test_files_that_number_their_classes_differently(tmp_path, layout, names, streaming):
+    """`datasets` gives the names of the first file to the numbers of all."""
+    if layout == "saved" and datasets.__version__ < "5":
+        pytest.skip("this version of datasets does not read the folder of a saved dataset by name")
+    columns, tables = {"image": encoded(2), "label": [0, 1]}, {}
+    for split, own in (("train", ["cat", "dog"]), ("test", names)):
+        features = {"image": IMAGE, "label": datasets.ClassLabel(names=own)}
+        tables[split] = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    folder = tmp_path / "d"
+    if layout == "saved":
+        datasets.DatasetDict(tables).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        for part, (split, table) in enumerate(tables.items()):
+            shard = f"train-{part:05d}-of-00002" if layout == "shards" else split
+            table.to_parquet(folder / f"{shard}.parquet")
+    message = rf"label_column: .*'label' are cat, dog in .*, and {', '.join(names)} in "
+    with pytest.raises(ValueError, match=message):
+        if streaming:
+            config = TrainConfig(dataset_name=str(folder), streaming=True, resolution=8)
+            open_streams(config, ["train_split"])
+        else:
+            load(folder)
+
+
+def test_a_column_of_paths(tmp_path):
+    """A table in CSV has no type of images: the column is named, and may hold paths."""
+    write_images(tmp_path / "d", "pics/0.png", "pics/1.png")
+    (tmp_path / "d/train.csv").write_text("file,label\npics/1.png,b\npics/0.png,a\n")
+    data = load(tmp_path / "d", image_column="file")
+    assert np.array_equal(data.images[0].permute(1, 2, 0), noise(8, 8, 3, seed=1))
+    assert data.class_names == ("a", "b") and data.labels.tolist() == [1, 0]
 
 
 def test_images_without_labels(tmp_path):
@@ -63,9 +99,7 @@ def test_images_without_labels(tmp_path):
 
 
 def test_labels_of_a_type_that_is_none_are_not_left_out_in_silence(tmp_path):
-    columns = {"image": encoded(), "label": [0.5, 1.0, 1.5, 2.0]}
-    features = {"image": IMAGE, "label": datasets.Value("float64")}
-    name = write_parquet(tmp_path / "d", columns, features)
+    name = write_table(tmp_path / "d", [0.5, 1.0, 1.5, 2.0], datasets.Value("float64"))
     with pytest.raises(ValueError, match=r"'label' is not a column of classes.*label \(float64\)"):
         load(name)
 
@@ -74,35 +108,28 @@ def test_labels_of_a_type_that_is_none_are_not_left_out_in_silence(tmp_path):
     "feature, bad, what",
     [
         (NAMED, -1, "the label -1 in"),
-        (NAMED, None, "no label in"),
-        (datasets.Value("int64"), -1, "the label -1 in"),
         (datasets.Value("int64"), None, "no label in"),
         (datasets.Value("string"), None, "no label in column 'label'; tables in CSV read NA, null"),
-        (datasets.Value("string"), "", "the label '' in"),
         (datasets.Value("string"), " ", "the label ' ' in"),
     ],
 )
 def test_a_label_that_is_no_class_is_located(tmp_path, feature, bad, what):
     good = "x" if feature == datasets.Value("string") else 0
-    columns = {"image": encoded(), "label": [good, good, bad, good]}
-    name = write_parquet(tmp_path / "d", columns, {"image": IMAGE, "label": feature})
+    name = write_table(tmp_path / "d", [good, good, bad, good], feature)
     with pytest.raises(ValueError, match=f"label_column: row 2 of 'train' has {what}"):
         load(name)
 
 
 def test_a_declared_name_that_is_empty(tmp_path):
-    features = {"image": IMAGE, "label": datasets.ClassLabel(names=["", "Cat", "cat"])}
-    name = write_parquet(tmp_path / "d", {"image": encoded(2), "label": [0, 1]}, features)
+    name = write_table(tmp_path / "d", [0, 1], datasets.ClassLabel(names=["", "Cat", "cat"]))
     with pytest.raises(ValueError, match="label_column: a class has an empty name"):
         load(name)
 
 
 def test_names_that_differ_in_blanks_or_capitals(tmp_path):
-    columns = {"image": encoded(2), "label": ["Cat ", "cat"]}
-    features = {"image": IMAGE, "label": datasets.Value("string")}
     message = "label_column: the classes 'Cat ' and 'cat' differ in nothing but blanks or capitals"
     with pytest.raises(ValueError, match=message):
-        load(write_parquet(tmp_path / "d", columns, features))
+        load(write_table(tmp_path / "d", ["Cat ", "cat"], datasets.Value("string")))
     with pytest.raises(ValueError, match=message):
         load(write_images(tmp_path / "f", "Cat /1.png", "cat/1.png"))
     write_images(tmp_path / "letters", "a/1.png", "A/1.png")  # not words: letters are classes

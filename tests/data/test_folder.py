@@ -1,13 +1,15 @@
 """What a folder of images is taken for: which files are read, of which splits and classes."""
 
+import io
 import json
 import os
+import tarfile
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from tables import IMAGE, NAMED, encoded, load, noise, write_images, write_parquet
+from tables import load, noise, png, write_images, write_table
 
 from mtl_diffusion.data.folder import read_folder
 
@@ -49,8 +51,7 @@ def test_the_order_is_that_of_datasets(tmp_path):
 def test_a_name_with_brackets_is_no_pattern(tmp_path):
     write_images(tmp_path, "run1/a/1.png", "run1/b/1.png", "run[12]/x/1[2].png", "run[12]/y/*.png")
     assert load(tmp_path / "run[12]").class_names == ("x", "y")
-    table = {"image": encoded(), "label": [0] * 4}
-    write_parquet(tmp_path / "rows[1]", table, {"image": IMAGE, "label": NAMED})
+    write_table(tmp_path / "rows[1]", [0] * 4)
     with pytest.raises(ValueError, match=r"dataset_name: .*rows\[1\] has \[ \] in its name"):
         load(tmp_path / "rows[1]")
 
@@ -79,14 +80,16 @@ def test_an_image_beside_class_folders_is_named(tmp_path):
         load(tmp_path)
 
 
-def test_one_class(tmp_path):
-    write_images(tmp_path, "cat/1.png", "cat/2.png")
-    assert labels(tmp_path) == ["cat", "cat"]
-
-
 def test_a_class_that_is_called_train(tmp_path):
     write_images(tmp_path, "bus/1.png", "car/1.png", "train/1.png")
     assert labels(tmp_path) == ["bus", "car", "train"]
+
+
+def test_names_of_classes_that_are_numbers_or_have_accents(tmp_path):
+    write_images(tmp_path / "n", *(f"{name}/1.png" for name in ("0", "1", "10", "2")))
+    assert load(tmp_path / "n").class_names == ("0", "1", "2", "10")
+    write_images(tmp_path / "e", "caf\u00e9/1.png", "cafe\u0301/2.png")
+    assert load(tmp_path / "e").class_names == ("caf\u00e9",)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +119,15 @@ def test_splits_by_their_usual_names(tmp_path):
 def test_a_split_without_labels_matters_when_it_is_read(tmp_path):
     write_images(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/1.png")
     assert labels(tmp_path) == ["cat", "dog"]
-    with pytest.raises(ValueError, match="label_column: row 0 of 'test' has no label"):
+    message = "row 0 of 'test' has no label .* an image in no folder of a class has none.*another"
+    with pytest.raises(ValueError, match=message):
         load(tmp_path, split="test")
 
 
-def test_folders_in_class_folders(tmp_path):
-    write_images(tmp_path, "cat/indoors/1.png", "cat/2.png", "dog/indoors/1.png")
-    assert labels(tmp_path) == ["cat", "cat", "dog"]
+@pytest.mark.parametrize("second", ["cat/2.png", "dog/indoors/1.png"])
+def test_one_class_and_folders_in_class_folders(tmp_path, second):
+    write_images(tmp_path, "cat/indoors/1.png", second)
+    assert labels(tmp_path) == ["cat", second[:3]]
 
 
 def test_what_is_no_image_is_named(tmp_path):
@@ -133,21 +138,60 @@ def test_what_is_no_image_is_named(tmp_path):
     assert load(tmp_path).where == f"the images of {tmp_path}, without 1 .csv, 2 .txt"
 
 
-def test_images_beside_tables_are_refused(tmp_path):
-    write_images(tmp_path, "logo.png")
-    table = {"image": encoded(), "label": [0] * 4}
-    name = write_parquet(tmp_path, table, {"image": IMAGE, "label": NAMED})
-    with pytest.raises(ValueError, match=r"holds 1 \.png and 1 \.parquet; give a folder"):
+def test_tables_beside_images(tmp_path):
+    """A table of parquet is the dataset: the images are what it names, or nothing to it."""
+    write_images(tmp_path, "logo.png", "pics/0.png")
+    for split in ("train", "test"):
+        name = write_table(tmp_path, [0] * 4, split=split)
+    assert len(load(name)) == len(load(name, split="test")) == 4
+    (tmp_path / "rows.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"holds 2 \.png and 1 \.tar; give a folder"):
         load(name)
-    card = "---\nconfigs:\n- config_name: default\n  data_files: '*.parquet'\n---\n"
-    (tmp_path / "README.md").write_text(card)
-    assert len(load(name)) == 4
+
+
+@pytest.mark.parametrize(
+    ("archive", "beside", "cure"),
+    [
+        ("train.zip", "", r"unpack train\.zip into a folder train, and move"),
+        ("images.zip", "metadata.jsonl", r"unpack images\.zip, and move"),
+        ("more.zip", "cat/1.png", r"unpack more\.zip, and move"),
+    ],
+)
+def test_archives_are_to_be_unpacked(tmp_path, archive, beside, cure):
+    for name in filter(None, (archive, beside)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(ValueError, match=f"dataset_name: .* has archives.*{cure}"):
+        load(tmp_path)
+
+
+def test_a_tar_of_webdataset(tmp_path):
+    with tarfile.open(tmp_path / "train-000.tar", "w") as tar:
+        for i in range(4):
+            for kind, data in (("png", png(noise(8, 8, 3, seed=i))), ("cls", b"%d" % (i % 2))):
+                member = tarfile.TarInfo(f"{i}.{kind}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    data = load(tmp_path)
+    assert data.class_names == ("0", "1") and data.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    write_images(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/cat/1.png")
+    (tmp_path / "train/bird/.cache").mkdir(parents=True)
+    assert load(tmp_path).where == f"the images of {tmp_path}, without images in train/bird"
+
+
+def test_folders_beside_metadata_are_no_classes(tmp_path, caplog):
+    write_images(tmp_path, "cat/1.png", "dog/1.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\ncat/1.png,x\ndog/1.png,y\n")
+    assert load(tmp_path).class_names == ()
+    assert "metadata.csv has no column called label" in caplog.text and "cat, dog" in caplog.text
 
 
 def test_a_table_that_no_split_has_is_named(tmp_path, caplog):
     for split in ("train", "extra"):
-        table = {"image": encoded(), "label": [0] * 4}
-        name = write_parquet(tmp_path / "d", table, {"image": IMAGE, "label": NAMED}, split)
+        name = write_table(tmp_path / "d", [0] * 4, split=split)
     for path in (tmp_path / "d").iterdir():
         path.rename(path.with_name(f"{path.name.split('-')[0]}.parquet"))
     assert len(load(name)) == 4

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
-from tables import IMAGE, NAMED, encoded, load, noise, png, write_images, write_parquet
+import torch
+from tables import encoded, load, noise, png, write_images, write_table
 
 from mtl_diffusion.data.images import ImageDataset, data_line, load_splits
 
@@ -63,6 +64,36 @@ def test_the_line_of_a_run(tmp_path, imagefolder):
     )
 
 
+def test_the_line_says_what_a_number_means(tmp_path):
+    name = write_table(tmp_path / "d", [255, 0, 128] * 2, datasets.Value("int64"))
+    line = data_line(*splits(name))
+    assert ", 3 classes (class 1 is '128', class 2 is '255')" in line
+
+
+def test_the_images_shown_are_of_many_classes(imagefolder):
+    """The rows are sorted by class: four cats, four dogs."""
+    data = load(imagefolder)
+    assert data.spread(3).labels.tolist() == [0, 1, 0] and len(data.spread(100)) == 8
+    assert torch.equal(data.spread(3).images, data.images[[0, 4, 1]])
+
+
+# Held out, and trained on
+
+
+def test_copies_in_both_splits(tmp_path):
+    """They are told; from a tenth of the held-out split on they are refused."""
+    images = encoded(60)
+    for split, rows in (("train", images[:40]), ("test", images[39:])):  # one of 21 in both
+        write_table(tmp_path / "d", [0] * len(rows), split=split, images=rows)
+    line = data_line(*splits(tmp_path / "d"))
+    assert ", 1 of the held-out images among the training images, from" in line
+    for train, held_out in (("train", "train"), ("train[:80%]", "train[50%:]")):
+        message = r"validation_split: \d+ of the \d+ images .* \"train\[:90%\]\" and"
+        with pytest.raises(ValueError, match=message):
+            splits(tmp_path / "d", train, held_out)
+    assert len(splits(tmp_path / "d", "train[:90%]", "train[90%:]")[1]) == 4
+
+
 # A dataset with one split
 
 
@@ -75,8 +106,7 @@ def test_a_tenth_is_held_out(tmp_path, kind):
     if kind == "images":
         name = write_images(tmp_path / "d", *(f"{'ab'[i % 2]}/{i}.png" for i in range(40)))
     else:
-        columns = {"image": encoded(40), "label": [0, 1] * 20}
-        name = write_parquet(tmp_path / "d", columns, {"image": IMAGE, "label": NAMED})
+        name = write_table(tmp_path / "d", [0, 1] * 20)
     train, held_out = splits(name)
     assert (len(train), len(held_out)) == (36, 4) and train.class_names == held_out.class_names
     assert pixels(train) + pixels(held_out) == pixels(load(name))
@@ -86,7 +116,7 @@ def test_a_tenth_is_held_out(tmp_path, kind):
     )
     # Whoever asks for them later, to measure a model, gets the same ones.
     assert load(name, split="test").fingerprint == held_out.fingerprint
-    assert len(load(name)) == 40 and len(splits(name, "train", "train[:5]")[0]) == 40
+    assert len(load(name)) == 40 and len(splits(name, "train[5:]", "train[:5]")[0]) == 35
 
 
 def test_copies_of_an_image_are_on_one_side(tmp_path):
@@ -129,9 +159,8 @@ def test_a_missing_split_lists_what_there_is_and_how_to_slice(imagefolder):
 
 @pytest.mark.parametrize("split", ["train[4:4]", "test"])
 def test_an_empty_split(tmp_path, split):
-    features = {"image": IMAGE, "label": NAMED}
-    write_parquet(tmp_path / "d", {"image": encoded(), "label": [0] * 4}, features)
-    write_parquet(tmp_path / "d", {"image": [], "label": []}, features, "test")
+    write_table(tmp_path / "d", [0] * 4)
+    write_table(tmp_path / "d", [], split="test")
     with pytest.raises(ValueError, match=r"train_split: .* has no rows; it has train \(4 rows\)"):
         load(tmp_path / "d", split=split)
     assert len(load(tmp_path / "d")) == 4
@@ -166,8 +195,7 @@ def test_a_configuration_that_is_not_there(imagefolder):
 
 @pytest.fixture
 def table(tmp_path):
-    columns = {"image": encoded(), "label": [0] * 4}
-    return write_parquet(tmp_path / "d", columns, {"image": IMAGE, "label": NAMED})
+    return write_table(tmp_path / "d", [0] * 4)
 
 
 def test_a_damaged_file_is_named(table):
@@ -195,6 +223,3 @@ def test_a_full_disk_is_said(table, monkeypatch):
     cache = datasets.config.HF_DATASETS_CACHE
     with pytest.raises(ValueError, match=f"dataset_name: .*No space left.* make room in {cache}"):
         load(table)
-
-
-# The real thing

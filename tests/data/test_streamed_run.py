@@ -36,21 +36,17 @@ def data(tmp_path_factory):
     return write(tmp_path_factory.mktemp("data") / "shapes", 4)
 
 
-def test_a_run_from_parquet_files(data, tmp_path):
-    code, run = train(tmp_path / "run", dataset_name=data, **STREAM)
-    assert code == 0, run.text
-    table = json.loads((run.folder / f"validation/step-{STEPS}.json").read_text())
-    assert table["step"] == STEPS and (run.folder / "pipeline/model_index.json").exists()
-    facts = json.loads((run.folder / f"checkpoints/step-{STEPS}/facts.json").read_text())
-    assert facts["stream"] == [[1, STEPS * 8 - 60]]
-
-
 def test_a_run_from_folders_of_images(tmp_path):
     places = [("train", i) for i in range(60)] + [("test", i) for i in range(8)]
     names = [f"{split}/class {i % 5}/{i}.png" for split, i in places]
     photos = write_images(tmp_path / "photos", *names)
     code, run = train(tmp_path / "run", *SHORT, dataset_name=photos, **STREAM)
     assert code == 0, run.text
+    facts = json.loads((run.folder / f"checkpoints/step-{STEPS}/facts.json").read_text())
+    assert facts["stream"] == [[1, STEPS * 8 - 60]]
+    # An export draws classes as often as the run has seen them.
+    seen = json.loads((run.folder / "pipeline/unet/config.json").read_text())["_class_frequencies"]
+    assert sum(seen.values()) == STEPS * 8 and len(seen) == 5
 
 
 @pytest.mark.parametrize(
@@ -80,9 +76,17 @@ def test_another_number_of_processes_begins_the_next_epoch(data, tmp_path):
     assert facts["stream"] == [[2, 12]]
 
 
-def test_other_data_is_refused(data, tmp_path):
+def another_order() -> None:
+    import mtl_diffusion.checkpoints.resume
+
+    mtl_diffusion.checkpoints.resume.ORDER = "another"
+
+
+def test_other_data_and_another_order_are_refused(data, tmp_path):
     code, run = train(tmp_path / "run", *SHORT, partial(die, 4), dataset_name=data, **STREAM)
     assert code == -9
+    code, run = train(tmp_path / "run", *SHORT, another_order, dataset_name=data, **STREAM)
+    assert code == 2 and "streaming: the checkpoint has read its stream in the order" in run.text
     other = write(tmp_path / "other", 3)
     code, run = train(tmp_path / "run", *SHORT, dataset_name=other, **STREAM)
     assert code == 2 and "train_split: the checkpoint has data of the fingerprint" in run.text
@@ -103,7 +107,7 @@ def test_a_bad_row_ends_the_run_and_names_itself(data, tmp_path):
         folder / "train-00000-of-00001.parquet"
     )
     code, run = train(tmp_path / "run", *SHORT, dataset_name=folder, **STREAM)
-    assert code == 1 and "row 41 of file 0 of 'train' does not decode" in run.text
+    assert code == 1 and "row 41 of train-00000-of-00001.parquet of 'train' does not" in run.text
 
 
 @pytest.mark.slow

@@ -38,6 +38,14 @@ def write_parquet(
     return str(folder)
 
 
+def write_table(
+    folder: Path, labels: list, feature=NAMED, split: str = "train", images: list | None = None
+) -> str:
+    """A folder of parquet with the columns image and label."""
+    columns = {"image": encoded(len(labels)) if images is None else images, "label": labels}
+    return write_parquet(folder, columns, {"image": IMAGE, "label": feature}, split)
+
+
 def write_images(folder: Path, *names: str) -> Path:
     """PNG files of these names, with folders in them, each of other pixels."""
     for number, name in enumerate(names):

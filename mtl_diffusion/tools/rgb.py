@@ -1,0 +1,93 @@
+"""Any image that Pillow opens -> RGB of 8 bits as a model means it: upright, in sRGB, opaque."""
+
+import io
+from functools import lru_cache
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> Pillow's mode
+
+
+def read_rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB of 8 bits, of the same pixels where it is that already.
+
+    Palettes, CMYK and the like are converted. Grey of 16 bits keeps its range: 65,535 becomes 255.
+    Colours with an embedded profile are converted to sRGB; a profile that can't be read, or that is
+    of another kind of pixels, is left out, as browsers do. Transparency is composited over white.
+    EXIF's orientation is applied. Of several frames the current one is read.
+
+    Raises:
+        ValueError: the pixels are floating point numbers, or integers outside 0 to 65,535.
+        OSError: the file of an image that is not loaded yet is damaged.
+    """
+    turn = _turn(image)
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith("I"):
+        image = _upper_8_bits(image)
+    if image.mode == "F":
+        raise ValueError(
+            "its pixels are floating point numbers, whose range is not known; save it as integers"
+        )
+    rgb = _srgb(image, profile)
+    if image.has_transparency_data:
+        rgb.putalpha(image.convert("RGBA").getchannel("A"))
+        white = Image.new("RGBA", image.size, "white")
+        rgb = Image.alpha_composite(white, rgb).convert("RGB")
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """The turn that EXIF's orientation asks for, or None. Other tags may be damaged."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # no orientation can be read
+        return None
+
+
+def _upper_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits as 8 bits, white where it is transparent: `convert` would clip it at 255."""
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError(f"it has values from {grey.min()} to {grey.max()}, not 0 to 65535")
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey = np.where(grey == clear, 65535, grey)
+    return Image.fromarray((grey >> 8).astype(np.uint8))
+
+
+def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """The colours of an image of 8 bits, without its transparency."""
+    if image.mode == "LAB":
+        spaces = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, *spaces, outputMode="RGB")
+    rgb = image.convert("RGB")
+    if not profile:
+        return rgb
+    try:
+        transform, mode = _transform(profile)
+    except (ImageCms.PyCMSError, OSError, KeyError):
+        return rgb
+    if mode != "RGB" and image.mode not in (mode, mode + "A"):
+        return rgb
+    converted = ImageCms.applyTransform(rgb if mode == "RGB" else image.convert(mode), transform)
+    difference = np.asarray(converted, np.int16) - np.asarray(rgb, np.int16)
+    # The profile of sRGB itself: its conversion may round, so it is not applied.
+    return rgb if np.abs(difference).max() <= 2 else converted
+
+
+@lru_cache(16)
+def _transform(profile: bytes) -> tuple[ImageCms.ImageCmsTransform, str]:
+    """The transform to sRGB, and the mode of the pixels that it takes."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    mode = _MODES[source.profile.xcolor_space.strip()]
+    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB"), mode
