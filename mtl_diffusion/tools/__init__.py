@@ -1,1 +1,1 @@
-"""Small helpers, a file each: distributed, fields, files, flags, flops, names, rgb, rng, tensors, yaml_reader."""
+"""Small helpers: distributed, fields, files, flags, flops, names, rgb, rng, tensors, yaml_reader."""
