@@ -84,10 +84,7 @@ def check(config: TrainConfig) -> TrainConfig:
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """Undoes `to_dict`, of an older version too; raises ConfigError where a value is not allowed.
-
-    Fields are checked one by one only.
-    """
+    """Undoes `to_dict`, of older versions too. Fields are checked one by one only (ConfigError)."""
     config, lines = _typed({name: v for name, v in values.items() if name not in REMOVED})
     if lines:
         raise ConfigError([f"{name}: {what}" for name, what in lines.items()])

@@ -87,7 +87,6 @@ def _tasks(c: TrainConfig, known_tasks: Collection[str]) -> Faults:
     if c.total_batch_size < smallest:
         what = f"gives {rarest} less than one sample; use {smallest} or more, or change tasks"
         yield "total_batch_size tasks", what
-
     weights, needed, what = c.task_weights, listed(c.shares), None
     if c.task_weighting != "fixed":
         what = None if weights is None else "must be null, or set task_weighting to fixed"

@@ -50,10 +50,9 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: %(default)s)"
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        # For the parser alone, the value of a flag may be absent: its absence is reported later.
-        return (
-            action.metavar if action.nargs == "?" else super()._format_args(action, default_metavar)
-        )
+        if action.nargs == "?":  # for the parser only: a missing value is reported later
+            return action.metavar
+        return super()._format_args(action, default_metavar)
 
 
 def parser(description: str, kind: type = argparse.ArgumentParser, **options) -> Any:

@@ -69,7 +69,7 @@ def test_lists_and_mappings_as_flags():
     assert config.block_out_channels == [8, 16]
     assert config.tasks == {"generate": 1, "edit": 1}
     assert config.task_weights == {"generate": 1, "edit": 0.5}
-    assert parse(["--tasks.edit", "2", "--tasks", '{"edit": 1}']).tasks == {"edit": 2}
+    assert parse(["--tasks", '{"edit": 1}', "--tasks.edit", "2"]).tasks == {"edit": 2}
     assert parse([]) == TrainConfig()  # no default was written to
 
 

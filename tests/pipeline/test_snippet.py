@@ -16,7 +16,7 @@ PRETRAINED = "pretrained/mtl-cifar10"
 FEW_STEPS = "pretrained/mtl-cifar10-fewstep"
 ALONE = """
 import importlib.util
-for name in ("mtl_diffusion", "accelerate", "datasets", "jsonargparse", "matplotlib", "pytest"):
+for name in ("mtl_diffusion", "accelerate", "datasets", "matplotlib", "pytest"):
     assert importlib.util.find_spec(name) is None, name
 """
 # The snippet's own calls are seen from outside.

@@ -81,7 +81,7 @@ def bare_environment(folder: Path, *names: str) -> Path:
     Nothing is downloaded: the packages are links to those that are installed here.
 
     Args:
-        names: requirements, such as "torch" or "jsonargparse[signatures]>=4.40".
+        names: requirements, such as "torch" or "ruamel.yaml>=0.18".
     """
     venv.create(folder, with_pip=False, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
