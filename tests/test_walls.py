@@ -20,7 +20,7 @@ MAY_SHIP = {"torch", "diffusers", "transformers", "safetensors", "PIL", "numpy"}
 # No network, no process, no pickle.
 STANDARD_LIBRARY_TO_SHIP = {"abc", "collections", "copy", "dataclasses", "functools", "hashlib"}
 STANDARD_LIBRARY_TO_SHIP |= {"itertools", "json", "math", "numbers", "pathlib", "re", "time"}
-STANDARD_LIBRARY_TO_SHIP |= {"typing", "warnings"}
+STANDARD_LIBRARY_TO_SHIP |= {"contextlib", "tempfile", "typing", "warnings"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "open", "input", "breakpoint"}
 
 
