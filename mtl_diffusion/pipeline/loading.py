@@ -22,6 +22,7 @@ from .parts import (
     plain_unet,
     read_json,
     replaced_by,
+    stamp,
 )
 from .source import source
 
@@ -131,9 +132,7 @@ class SelfContained:
         if (unet := plain_unet(self.unet)) is not self.unet:
             plain = type(self)(unet, self.tokenizer, self.scheduler, self.chains)
             return plain.save_pretrained(target, True, push_to_hub=push_to_hub, **options)
-        name = id_of(unet) or digest_of(unet)
-        for part in (unet, self.scheduler):
-            part.register_to_config(**{MODEL_ID: name})
+        stamp(unet, self.scheduler, id_of(unet) or digest_of(unet))
         if push_to_hub:
             options.setdefault("repo_id", target.name)
         target.mkdir(parents=True, exist_ok=True)
@@ -164,7 +163,13 @@ class SelfContained:
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _upload_folder(
-        self, working_dir, repo_id, token=None, commit_message=None, create_pr=False
+        self,
+        working_dir,
+        repo_id,
+        token=None,
+        commit_message=None,
+        create_pr=False,
+        subfolder=None,
     ):
         """Uploads the model in one commit, and deletes what it replaces.
 
@@ -177,13 +182,14 @@ class SelfContained:
             folder = self._move(folder, folder.parent)
         index = {}
         with suppress(OSError, ValueError):  # no model is there
-            index = type(self).load_config(repo_id, token=token)
+            index = type(self).load_config(repo_id, token=token, subfolder=subfolder)
         return upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             token=token,
             commit_message=commit_message or f"Upload {type(self).__name__}",
             create_pr=create_pr,
+            path_in_repo=subfolder,
             allow_patterns=names,
             delete_patterns=replaced_by(names, index, id_of(self.unet)),
         )

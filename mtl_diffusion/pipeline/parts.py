@@ -48,14 +48,20 @@ def id_of(component) -> str | None:
     return plain_module(component).config.get(MODEL_ID)
 
 
+def stamp(unet, scheduler, model_id: str) -> None:
+    """Notes that both are of a model."""
+    for part in (plain_module(unet), scheduler):
+        part.register_to_config(**{MODEL_ID: model_id})
+
+
 def digest_of(unet: nn.Module) -> str:
     """12 hex digits of the sha256 of the weights: the id of a model that has none yet."""
     digest = hashlib.sha256()
     for name, tensor in sorted(unet.state_dict().items()):
         digest.update(name.encode())
         if type(tensor) in (Tensor, nn.Parameter):
-            pixels = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(pixels.numpy())
+            plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(plain.numpy())
     return digest.hexdigest()[:12]
 
 
