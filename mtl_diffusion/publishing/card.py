@@ -13,9 +13,10 @@ from huggingface_hub import ModelCardData
 from .. import __version__
 from ..checkpoints.resume import MAY_CHANGE, SOURCES
 from ..config import TrainConfig, to_dict
-from ..pipeline.pipeline import MultiTaskPipeline
+from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..tools.names import on_hub
 from .results import Dataset, eval_results, tables
+from .upload import signed
 
 # A template with $names. The file at the top of the repository is its source.
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -55,7 +56,7 @@ def model_card(
     metrics: Mapping[str, Any] | None = None,
     picture: str | None = None,
 ) -> str:
-    """The card as Markdown with its YAML header.
+    """The card as Markdown with its YAML header, signed.
 
     Args:
         source: the name that the snippet loads: user/name on the Hub, or a folder.
@@ -67,7 +68,7 @@ def model_card(
     """
     pipe, config = trained.pipeline, trained.config
     name = source.rpartition("/")[2] if on_hub(source) else config.repository.rpartition("/")[2]
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+    text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         header=_header(trained, name, metrics),
         name=name,
         tasks=", ".join(f"`{task}`" for task in pipe.tasks),
@@ -91,6 +92,7 @@ def model_card(
         results=tables(metrics) if metrics else "Nothing was measured of this model.",
         version=__version__,
     )
+    return signed(text)
 
 
 def _header(trained: Trained, name: str, metrics: Mapping[str, Any] | None) -> str:
@@ -179,33 +181,39 @@ def training_command(trained: Trained) -> str:
 
 
 def snippet(pipe: MultiTaskPipeline, source: str) -> str:
-    """Python that loads the pipeline and does each of its tasks; it runs as it stands."""
-    names = pipe.class_names
-    lines = [
-        "from diffusers import DiffusionPipeline",
-        "from PIL import Image",
-        "",
-        f"pipe = DiffusionPipeline.from_pretrained({_literal(source)}, trust_remote_code=True)",
-        "",
-    ]
-    if "generate" in pipe.tasks:
-        label = f", class_label={_literal(names[-1])}" if names else ""
-        lines.append(f'image = pipe(task="generate"{label}).images[0]')
-    else:
+    """Python that loads the pipeline and does each of its tasks; it runs as it stands.
+
+    A task gets what it requires. Those that need no image come first: the first of them draws the
+    image of the others.
+    """
+    names = [_literal(name) for name in pipe.class_names]
+    tasks = [TASKS[task] for task in pipe.tasks]
+    tasks = [task for task in tasks if names or not task.required & {"class_label", "source_class"}]
+    tasks.sort(key=lambda task: "image" in task.required)
+    needed = frozenset().union(*(task.required for task in tasks))
+    lines = []
+    if "mask_image" in needed:
+        lines += [
+            'mask = Image.new("L", (pipe.size, pipe.size), 0)  # black is kept, byte for byte',
+            "mask.paste(255, (0, 0, pipe.size // 2, pipe.size))  # white is repainted",
+        ]
+    if all("image" in task.required for task in tasks):
         lines.append('image = Image.new("RGB", (pipe.size, pipe.size), "gray")  # yours')
-    for task in pipe.tasks:
-        if task == "inpaint":
-            lines += [
-                'mask = Image.new("L", image.size, 0)  # black is kept, byte for byte',
-                "mask.paste(255, (0, 0, pipe.size // 2, pipe.size))  # white is repainted",
-                'inpainted = pipe(task="inpaint", image=image, mask_image=mask).images[0]',
-            ]
-        elif task == "edit":
-            call = f'pipe(task="edit", image=image, class_label={_literal(names[0])})'
-            lines.append(f"edited = {call}.images[0]")
-        elif task != "generate":
-            lines.append(f'{task}d = pipe(task="{task}", image=image).images[0]')
-    return "\n".join(lines)
+    for i, task in enumerate(tasks):
+        has_image = "image" in task.required
+        given = {"image": "image", "mask_image": "mask", "strength": str(task.default_strength)}
+        given |= {"num_inversion_steps": "4", "image_guidance_scale": "1.5"}
+        wanted = set(task.required)
+        if names:  # that of an edit is not that of its source
+            given |= {"class_label": names[0 if has_image else -1], "source_class": names[-1]}
+            wanted |= {"class_label"} & task.optional if not has_image else set()
+        call = "".join(f", {name}={given[name]}" for name in sorted(wanted, key=list(given).index))
+        result = f"{task.name}_image" if i or has_image else "image"
+        lines.append(f'{result} = pipe(task="{task.name}"{call}).images[0]')
+    imports = ["from diffusers import DiffusionPipeline"]
+    imports += ["from PIL import Image"] if any("Image.new" in line for line in lines) else []
+    load = f"DiffusionPipeline.from_pretrained({_literal(source)}, trust_remote_code=True)"
+    return "\n".join([*imports, "", f"pipe = {load}", "", *lines])
 
 
 def _literal(text: str) -> str:

@@ -3,9 +3,13 @@
 import copy
 import json
 import logging
+import os
 import shlex
+import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +21,26 @@ from ..checkpoints.store import MANIFEST, Checkpoint, CheckpointError, load, loa
 from ..config import TrainConfig
 from ..config.command_line import from_dict
 from ..pictures import grids
+from ..pipeline.parts import INDEX, MODEL_ID, digest_of, read_json, replaced_by, stamp
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_folder
 from ..training.model import build_scheduler, build_unet
 from ..training.run import Run
 from ..training.vocabulary import tokenizer_of
 from .card import Trained, model_card
-from .upload import UploadError, full_name, upload, without_secrets
+from .upload import GENERATED, README, UploadError, full_name, is_edited, upload, without_secrets
 
 logger = logging.getLogger(__name__)
 
 # Folders of a run: its export, and that of the checkpoint that was published last.
 PIPELINE, PUBLISHED = "pipeline", "published"
+GALLERY, METRICS = "gallery.png", "metrics.json"
 # The files of an exported folder that are uploaded, besides the sources. Nothing else is.
-UPLOADED = ("*.safetensors", "*.json", "README.md", "*.png")
+UPLOADED = (
+    "unet/*.safetensors",
+    *(f"{part}/*.json" for part in ("unet", "tokenizer", "scheduler")),
+)
+UPLOADED += (INDEX, README, GENERATED, GALLERY, METRICS)
 LAST_WAIT = 30.0  # seconds that a stopping run waits for an upload
 
 
@@ -102,6 +112,9 @@ def write(
 ) -> Path:
     """Writes a folder for `from_pretrained`, which replaces an earlier export only when complete.
 
+    What an export did not write stays, and so does a README.md that was edited: the new card is
+    `GENERATED` beside it.
+
     Args:
         repository: user/name on the Hub, for the card's snippet. None: hub_model_id, if the
             configuration has one, or else the folder.
@@ -116,6 +129,7 @@ def write(
     """
     check_target(target)
     pipeline = trained.pipeline
+    stamp(pipeline.unet, pipeline.scheduler, digest_of(pipeline.unet))
     if half:
         unet = copy.deepcopy(pipeline.unet).half()
         pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler, pipeline.chains)
@@ -124,11 +138,38 @@ def write(
         wanted = trained.config.gallery if pictures is None else pictures
         drawn = _draw(trained.pipeline, folder) if wanted else None
         if metrics is not None:
-            (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
         source = repository or trained.config.hub_model_id or _as_given(target)
         text = model_card(trained, source, metrics, drawn)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        card = target / README
+        edited = card.is_file() and is_edited(card.read_text("utf-8", "replace"))
+        (folder / (GENERATED if edited else README)).write_text(text, encoding="utf-8")
+        if edited:
+            logger.warning("%s was edited, and is kept; the new card is %s", card, GENERATED)
+        _keep_others(target, folder)
     return target
+
+
+def _keep_others(old: Path, new: Path) -> None:
+    """Links or copies what is in an earlier folder, and is not of its export, to the new one."""
+    if not old.is_dir():
+        return
+    names = [path.relative_to(new).as_posix() for path in new.rglob("*")]
+    ids = [{}, read_json(new / INDEX)]
+    with suppress(OSError, ValueError):  # an empty folder, or a damaged index
+        ids[0] = read_json(old / INDEX)
+    parts = [*replaced_by(names, ids[0], ids[1][MODEL_ID]), INDEX, GALLERY, METRICS, GENERATED]
+    for path in sorted(old.rglob("*")):
+        name = path.relative_to(old).as_posix()
+        if os.path.lexists(new / name) or any(fnmatch(name, part) for part in parts):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            (new / name).mkdir()
+            continue
+        try:
+            os.link(path, new / name, follow_symlinks=False)
+        except (OSError, NotImplementedError):  # of a file system without such links
+            shutil.copy2(path, new / name, follow_symlinks=False)
 
 
 def _as_given(target: Path) -> str:
@@ -161,20 +202,24 @@ def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
     sources = grids.own_samples(pipe, 10)
     pictures = grids.pictures_of(pipe, sources, samples=2, edits=2)
     pipe.set_progress_bar_config(**bar)
-    grids.side_by_side(list(pictures.values())).save(folder / "gallery.png")
-    return "gallery.png"
+    grids.side_by_side(list(pictures.values())).save(folder / GALLERY)
+    return GALLERY
 
 
 # --- to the Hub ---------------------------------------------------------------------------------
 
 
-def files_to_upload(folder: Path) -> dict[str, Path]:
-    """Path in the repository -> file, of the files of an exported folder that are uploaded."""
-    files = [path for pattern in UPLOADED for path in folder.rglob(pattern)]
-    files += [folder / name for name in MultiTaskPipeline.code_files()]
+def files_to_upload(folder: Path, code: Iterable[str] | None = None) -> dict[str, Path]:
+    """Path in the repository -> file, of the files of an exported folder that are uploaded.
+
+    Args:
+        code: patterns of the source files. None: those that this package writes.
+    """
+    patterns = [*UPLOADED, *(MultiTaskPipeline.code_files() if code is None else code)]
+    files = sorted(path for pattern in patterns for path in folder.glob(pattern))
     return {
         path.relative_to(folder).as_posix(): path
-        for path in sorted(files)
+        for path in files
         if path.is_file() and not path.is_symlink()
     }
 
@@ -182,11 +227,7 @@ def files_to_upload(folder: Path) -> dict[str, Path]:
 def push(
     folder: Path, config: TrainConfig, *, checkpoint: str | Path | None = None, step: int = 0
 ) -> str:
-    """Uploads an export of a run: the last one, or that of a checkpoint after `step` steps.
-
-    Raises:
-        UploadError: see `push_folder`.
-    """
+    """As `push_folder`, of a run: its last export, or that of a checkpoint after `step` steps."""
     return push_folder(
         folder,
         config.repository,
@@ -205,7 +246,7 @@ def push_folder(
     private: bool = False,
     revision: str | None = None,
 ) -> str:
-    """Uploads an exported folder.
+    """Uploads an exported folder, and returns the commit's address.
 
     Args:
         checkpoint: the source of the folder, for the command that tries again.

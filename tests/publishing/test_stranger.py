@@ -37,7 +37,7 @@ card = Path(hf_hub_download("me/trained", "README.md")).read_text()
 code = re.search(r"```python\\n(.*?)```", card, re.DOTALL)[1]
 snippet = {}
 exec(code, snippet)
-assert {"image", "inpainted", "edited"} <= set(snippet)
+assert {"image", "inpaint_image", "edit_image"} <= set(snippet)
 
 last = load("me/trained")
 first = load("me/trained", revision=first_commit)
