@@ -35,7 +35,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def url(build_pipe):
-    page = serve(build_pipe(), "tiny", wait=False)
+    # A class may have the name of the menu's own first line.
+    page = serve(build_pipe(classes=("any", "cat", "ship")), "tiny", wait=False)
     yield page.local_url.rstrip("/")
     page.close()
 
@@ -127,6 +128,12 @@ def upload(tmp_path_factory):
     return str(path), colours
 
 
+@pytest.fixture
+def broken(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    return str(tmp_path / "text.png")
+
+
 def generate(page):
     click(page, "#generate-draw")
     return results(page, "generate", 8)
@@ -134,16 +141,27 @@ def generate(page):
 
 def test_generate(page):
     images = generate(page)
+    menu = find(page, "input[aria-label='Class']")[0]
+    assert menu.get_attribute("value") == "any"
+    menu.click()
+    lines = wait(page, lambda: [e.text for e in find(page, "ul[role=listbox] li")])
+    assert [line.lstrip("✓ \n") for line in lines] == ["(any)", "any", "cat", "ship"]
     assert len({image.tobytes() for image in images}) == 8
 
 
-def test_a_mask_is_painted_and_inpainted(page, upload):
+def test_a_mask_is_painted_and_inpainted(page, upload, broken):
     path, colours = upload
     click(page, "button[role=tab]", "Inpaint")
     wait(page, lambda: find(page, "#inpaint-source canvas"))
     click(page, "#inpaint-draw")
     message(page, "no picture yet")
 
+    file = page.find_element(By.CSS_SELECTOR, "#inpaint-source input[type=file]")
+    file.send_keys(broken)
+    message(page, "can't be read as a picture")
+    page.refresh()
+    click(page, "button[role=tab]", "Inpaint")
+    wait(page, lambda: find(page, "#inpaint-source canvas"))
     page.find_element(By.CSS_SELECTOR, "#inpaint-source input[type=file]").send_keys(path)
     # Cropped in view of the user: then the corner of the canvas is a colour of the middle.
     canvas = find(page, "#inpaint-source canvas")[0]
@@ -172,14 +190,12 @@ def shown_square(canvas):
     return int(np.ptp(coloured)) if square else None
 
 
-def test_an_example_is_edited(page, tmp_path):
+def test_an_example_is_edited(page, broken):
     click(page, "button[role=tab]", "Edit")
     wait(page, lambda: len(find(page, ".examples img")) == 3)
     click(page, "#edit-draw")
     message(page, "no picture yet")
-    (tmp_path / "text.png").write_text("no picture")
-    file = page.find_element(By.CSS_SELECTOR, "#edit-source input[type=file]")
-    file.send_keys(str(tmp_path / "text.png"))
+    page.find_element(By.CSS_SELECTOR, "#edit-source input[type=file]").send_keys(broken)
     message(page, "can't be read as a picture")
     find(page, ".examples img")[1].click()
     wait(page, lambda: find(page, "#edit-source img"))
@@ -194,7 +210,7 @@ def test_an_example_is_edited(page, tmp_path):
     assert (source == example).all()
     assert len({image.tobytes() for image in images}) == 5
     captions = [e.text for e in find(page, "#edit-results .caption-label")]
-    assert captions == ["source", *(f"strength {s}" for s in (0.5, 0.6, 0.7, 0.8, 0.9))]
+    assert captions == ["source", *(f"strength {s}" for s in (0.6, 0.7, 0.8, 0.9, 1))]
     click(page, "#edit-in-mask input")
     click(page, "#edit-draw")
     wait(page, lambda: (results(page, "edit", 6)[1] != images[0]).any())
@@ -224,3 +240,8 @@ def test_telemetry_is_off(url):
 
     assert not analytics.analytics_enabled()
     assert utils.get_upload_folder().startswith(os.environ["GRADIO_TEMP_DIR"])
+
+
+def test_a_port_that_cannot_be():
+    with pytest.raises(ValueError, match="port is 80000; it must be from 1 to 65535"):
+        serve(None, "tiny", port=80000)

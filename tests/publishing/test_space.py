@@ -1,5 +1,6 @@
 """A Space: pushed to the loopback Hub, fetched, and opened where this package is not installed."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -68,7 +69,11 @@ def test_a_space_opens_where_this_package_is_not_installed(pushed, tmp_path):
     code = NOT_INSTALLED + "import runpy, sys\nsys.path.insert(0, '.')\nrunpy.run_path('app.py')"
     with open(tmp_path / "log", "w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=tmp_path, stdout=log, stderr=log
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"TMPDIR": str(tmp_path)},
         )
     try:
         deadline = time.monotonic() + 240
@@ -78,6 +83,10 @@ def test_a_space_opens_where_this_package_is_not_installed(pushed, tmp_path):
             time.sleep(0.2)
         with urllib.request.urlopen(found[0]) as answer:
             assert "mtl_diffusion: me/page" in answer.read().decode()
+        assert list(tmp_path.glob("mtl_diffusion-demo-*"))
+        server.terminate()  # uploads and results go with it
+        server.wait(60)
+        assert not list(tmp_path.glob("mtl_diffusion-demo-*"))
     finally:
         server.kill()
         server.wait()
