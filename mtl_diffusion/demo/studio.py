@@ -123,7 +123,7 @@ class Studio:
             ValueError: there is none.
         """
         if image is None:
-            raise ValueError("There is no picture yet: upload one, or take an example.")
+            raise ValueError("There is no picture yet: upload a PNG or a JPEG, or take an example.")
         image = square(read_rgb(image))
         small = image.resize((self.size, self.size), Image.Resampling.NEAREST)
         again = small.resize(image.size, Image.Resampling.NEAREST)

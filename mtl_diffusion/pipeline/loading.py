@@ -217,7 +217,9 @@ class SelfContained:
         for old in (path for pattern in patterns for path in target.glob(pattern)):
             old.unlink()
         for file, name in zip(files, names, strict=True):
-            if name != CARD or not (target / name).exists():
+            if name == CARD and (target / name).exists():
+                file.unlink()
+            else:
                 file.replace(target / name)
         return target
 

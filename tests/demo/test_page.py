@@ -7,6 +7,7 @@ import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-from mtl_diffusion.demo.serve import serve  # noqa: E402
+from mtl_diffusion.demo.page import _read_part, _said  # noqa: E402
+from mtl_diffusion.demo.serve import serve  # noqa: E402, first: it sets gradio's folder
 
 pytestmark = [
     pytest.mark.slow,
@@ -149,19 +151,13 @@ def test_generate(page):
     assert len({image.tobytes() for image in images}) == 8
 
 
-def test_a_mask_is_painted_and_inpainted(page, upload, broken):
+def test_a_mask_is_painted_and_inpainted(page, upload):
     path, colours = upload
     click(page, "button[role=tab]", "Inpaint")
     wait(page, lambda: find(page, "#inpaint-source canvas"))
     click(page, "#inpaint-draw")
     message(page, "no picture yet")
 
-    file = page.find_element(By.CSS_SELECTOR, "#inpaint-source input[type=file]")
-    file.send_keys(broken)
-    message(page, "can't be read as a picture")
-    page.refresh()
-    click(page, "button[role=tab]", "Inpaint")
-    wait(page, lambda: find(page, "#inpaint-source canvas"))
     page.find_element(By.CSS_SELECTOR, "#inpaint-source input[type=file]").send_keys(path)
     # Cropped in view of the user: then the corner of the canvas is a colour of the middle.
     canvas = find(page, "#inpaint-source canvas")[0]
@@ -240,6 +236,11 @@ def test_telemetry_is_off(url):
 
     assert not analytics.analytics_enabled()
     assert utils.get_upload_folder().startswith(os.environ["GRADIO_TEMP_DIR"])
+
+
+def test_a_picture_of_the_editor_that_cannot_be_read(broken):
+    with pytest.raises(gradio.Error, match="can't be read as a picture"):
+        _said(_read_part)(SimpleNamespace(path=broken), flatten_on_white=True)
 
 
 def test_a_port_that_cannot_be():

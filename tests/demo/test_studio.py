@@ -96,7 +96,7 @@ def test_image_i_is_drawn_from_seed_plus_i_and_steps_are_told(studio):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda s: s.edit(None, SETTINGS, 0.5, False, ignore), "no picture yet: upload one"),
+        (lambda s: s.edit(None, SETTINGS, 0.5, False, ignore), "no picture yet: upload a"),
         (lambda s: s.inpaint(noise(8, 8), [layer()], SETTINGS, 1, ignore), "paint over what is"),
         (lambda s: s.edit(noise(8, 8), Settings(None, 0, 2), 0.5, True, ignore), "Choose the clas"),
         (lambda s: s.generate(Settings("dog", -1, 2), 1, ignore), "seed is -1"),

@@ -20,6 +20,12 @@ from mtl_diffusion.publishing.space import GRADIO, PAGE
 ROOT = Path(__file__).parents[2]
 
 
+# Of another model; and what its owner put there.
+OLD = ("model_index.json", "unet/diffusion_pytorch_model-00001-of-00002.safetensors")
+OLD += ("unet/diffusion_pytorch_model.safetensors.index.json", "pipeline_01234567.py")
+MINE = {"pipeline/mine.txt": b"mine", "examples.json": b"{}"}
+
+
 @pytest.fixture(scope="module")
 def pipeline(build_pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "pipeline"
@@ -36,11 +42,13 @@ def pushed(pipeline, tmp_path_factory):
     )
     with LoopbackHub() as hub:
         home = tmp_path_factory.mktemp("home")
+        hub.create("me/page", "space", private=True)
+        hub.add("me/page", {f"pipeline/{name}": b"{}" for name in OLD} | MINE, kind="space")
         for _ in range(2):
             done = hub.run([sys.executable, *shlex.split(command)], home)
             assert done.returncode == 0, done.stderr
         space = hub.repositories["space", "me/page"]
-        assert space.private and len(space.branches["main"]) == 2  # the second call changed nothing
+        assert space.private and len(space.branches["main"]) == 3  # the second call changed nothing
         assert f"{hub.url}/spaces/me/page" in done.stdout or f"{hub.url}/me/page" in done.stdout
         return hub.tree("me/page", kind="space")
 
@@ -50,7 +58,7 @@ def test_what_a_space_is_made_of(pushed, pipeline):
     page = {f"demo/{path.name}" for path in PAGE.glob("*.py")}
     model = {f"pipeline/{p.relative_to(pipeline)}" for p in pipeline.rglob("*") if p.is_file()}
     own = {"README.md", "app.py", "requirements.txt"}
-    assert set(pushed) == own | page | model - {"pipeline/notes.txt"}
+    assert set(pushed) == own | page | model - {"pipeline/notes.txt"} | set(MINE)
     assert pushed["demo/page.py"] == (PAGE / "page.py").read_bytes()
     header = RepoCard(pushed["README.md"].decode()).data.to_dict()
     assert header["title"] == "page" and header["app_file"] == "app.py"
