@@ -235,8 +235,10 @@ def _examples(studio: Studio, tab: gr.Tab, source: Source) -> None:
     def take(event: gr.SelectData):
         return source.show(studio.enlarged(studio.examples()[event.index]))
 
+    def draw():
+        return [studio.enlarged(image) for image in studio.examples()]
+
     row.select(take, None, source.component, **AT_ONCE)
-    draw = lambda: [studio.enlarged(image) for image in studio.examples()]  # noqa: E731
     tab.select(draw, None, row, **ONE_AT_A_TIME)
 
 

@@ -17,7 +17,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ..checkpoints.resume import check_facts
-from ..checkpoints.store import MANIFEST, Checkpoint, CheckpointError, load, load_latest
+from ..checkpoints.store import MANIFEST, CheckpointError, load, load_latest
 from ..config import TrainConfig
 from ..config.command_line import from_dict
 from ..pictures import grids
@@ -36,10 +36,7 @@ logger = logging.getLogger(__name__)
 PIPELINE, PUBLISHED = "pipeline", "published"
 GALLERY, METRICS = "gallery.png", "metrics.json"
 # The files of an exported folder that are uploaded, besides the sources. Nothing else is.
-UPLOADED = (
-    "unet/*.safetensors",
-    *(f"{part}/*.json" for part in ("unet", "tokenizer", "scheduler")),
-)
+UPLOADED = ("unet/*.safetensors", "unet/*.json", "tokenizer/*.json", "scheduler/*.json")
 UPLOADED += (INDEX, README, GENERATED, GALLERY, METRICS)
 LAST_WAIT = 30.0  # seconds that a stopping run waits for an upload
 
@@ -54,15 +51,22 @@ def of_checkpoint(path: Path) -> Trained:
         CheckpointError: there is no checkpoint, it is damaged, or its weights don't fit its
             configuration.
     """
-    checkpoint = load(path) if (path / MANIFEST).exists() else _newest(path)
+    if (path / MANIFEST).exists():
+        checkpoint = load(path)
+    else:
+        folder = path if path.name == "checkpoints" else path / "checkpoints"
+        checkpoint, skipped = load_latest(folder)
+        for reason in skipped:
+            logger.warning("passed over a checkpoint: %s", reason)
+        if checkpoint is None:
+            raise CheckpointError(f"{path} is no checkpoint, and no run with a complete one")
     check_facts(checkpoint)
     facts = checkpoint.facts
     config = from_dict(facts["config"])
     tensors = checkpoint.tensors.get("ema") or checkpoint.tensors.get("unet", {})
     try:
         tokenizer, scheduler = tokenizer_of(facts["words"]), build_scheduler(config)
-        # On "meta", building draws nothing from the generators, which a run in this process may
-        # use.
+        # On "meta", building draws nothing from the generators, which a run may use.
         with torch.device("meta"):
             if facts.get("unet"):
                 unet = UNet2DConditionModel.from_config(facts["unet"])
@@ -80,16 +84,6 @@ def of_checkpoint(path: Path) -> Trained:
     return Trained(
         pipeline, config, checkpoint.step, facts.get("minutes") or {}, facts.get("on_hub")
     )
-
-
-def _newest(path: Path) -> Checkpoint:
-    folder = path if path.name == "checkpoints" else path / "checkpoints"
-    newest, skipped = load_latest(folder)
-    for reason in skipped:
-        logger.warning("passed over a checkpoint: %s", reason)
-    if newest is None:
-        raise CheckpointError(f"{path} is no checkpoint, and no run with a complete one")
-    return newest
 
 
 def export(run: Run) -> Path:
@@ -139,7 +133,9 @@ def write(
         drawn = _draw(trained.pipeline, folder) if wanted else None
         if metrics is not None:
             (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
-        source = repository or trained.config.hub_model_id or _as_given(target)
+        here = target.absolute()  # or relative to the working directory, if it is inside
+        here = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
+        source = repository or trained.config.hub_model_id or here.as_posix()
         text = model_card(trained, source, metrics, drawn)
         card = target / README
         edited = card.is_file() and is_edited(card.read_text("utf-8", "replace"))
@@ -152,13 +148,11 @@ def write(
 
 def _keep_others(old: Path, new: Path) -> None:
     """Links or copies what is in an earlier folder, and is not of its export, to the new one."""
-    if not old.is_dir():
-        return
-    names = [path.relative_to(new).as_posix() for path in new.rglob("*")]
-    ids = [{}, read_json(new / INDEX)]
-    with suppress(OSError, ValueError):  # an empty folder, or a damaged index
-        ids[0] = read_json(old / INDEX)
-    parts = [*replaced_by(names, ids[0], ids[1][MODEL_ID]), INDEX, GALLERY, METRICS, GENERATED]
+    names, index = [path.relative_to(new).as_posix() for path in new.rglob("*")], {}
+    with suppress(OSError, ValueError):  # there is none, or a damaged one
+        index = read_json(old / INDEX)
+    parts = replaced_by(names, index, read_json(new / INDEX)[MODEL_ID])
+    parts += [INDEX, GALLERY, METRICS, GENERATED]
     for path in sorted(old.rglob("*")):
         name = path.relative_to(old).as_posix()
         if os.path.lexists(new / name) or any(fnmatch(name, part) for part in parts):
@@ -172,26 +166,18 @@ def _keep_others(old: Path, new: Path) -> None:
             shutil.copy2(path, new / name, follow_symlinks=False)
 
 
-def _as_given(target: Path) -> str:
-    """The folder's path, relative to the working directory if it is inside."""
-    path, here = target.absolute(), Path.cwd()
-    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
-
-
 def check_target(target: Path) -> None:
     """Refuses a target that an export may not replace.
 
     Raises:
         ValueError: it is a file, a link or a folder of something else.
     """
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        kind = "a link" if target.is_symlink() else "a file"
+    other = "a link" if target.is_symlink() else "a file" if target.is_file() else None
+    if target.is_dir() and not (target / INDEX).is_file() and any(target.iterdir()):
+        other = other or "neither empty nor an exported pipeline"
+    if other:
         raise ValueError(
-            f"output_dir: {target} is {kind}, and is left alone: an export is a folder of its own"
-        )
-    if target.exists() and not (target / "model_index.json").is_file() and any(target.iterdir()):
-        raise ValueError(
-            f"output_dir: {target} is neither empty nor an exported pipeline, and is left alone"
+            f"output_dir: {target} is {other}, and is left alone: an export is a folder of its own"
         )
 
 
@@ -265,8 +251,7 @@ def push_folder(
     except UploadError as error:
         command = ["mtl-diffusion", "publish", "--checkpoint", str(checkpoint)]
         command += ["--output_dir", str(folder), "--push_to_hub", "--hub_model_id", repository]
-        command += ["--private"] if private else []
-        command += ["--revision", revision] if revision else []
+        command += ["--private"] * private + (["--revision", revision] if revision else [])
         raise UploadError(
             f"{error}\nThe export is in {folder}. To try again:\n  {shlex.join(command)}"
         ) from None
@@ -288,7 +273,7 @@ class BackgroundPublisher:
         return self
 
     def __exit__(self, kind, *error) -> None:
-        # The retries are bounded. A run that was stopped, or failed, waits less for them.
+        # Retries are bounded. A run that was stopped, or failed, waits less for them.
         if self._thread is not None:
             self._thread.join(None if kind is None else LAST_WAIT)
 

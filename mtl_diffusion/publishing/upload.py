@@ -7,19 +7,16 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from ..pipeline.parts import INDEX, MODEL_ID, replaced_by
+from ..pipeline.parts import INDEX, MODEL_ID, read_json, replaced_by
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +98,7 @@ def upload(
             if path not in there:
                 return ""
             copy = api.hf_hub_download(name, path, revision=head.sha, **of_kind)
-            return Path(copy).read_text(encoding="utf-8")
+            return Path(copy).read_text("utf-8", "replace")
 
         operations = _deletions(files, there, read, under) + additions
         if README in files and (card := read(README)) and is_edited(card):
@@ -109,15 +106,9 @@ def upload(
             if card != files[README].read_text(encoding="utf-8"):
                 logger.warning("%s of %s was edited, and is kept; see %s", README, name, GENERATED)
                 operations.append(CommitOperationAdd(GENERATED, str(files[README])))
-        return api.create_commit(
-            name,
-            operations,
-            commit_message=message,
-            commit_description=mark,
-            revision=revision,
-            **of_kind,
-            parent_commit=head.sha,
-        ).commit_url
+        words = {"commit_message": message, "commit_description": mark}
+        where = {"revision": revision, "parent_commit": head.sha, **of_kind}
+        return api.create_commit(name, operations, **words, **where).commit_url
 
     return _insist(commit, name)
 
@@ -129,8 +120,9 @@ def _deletions(
     index = f"{under}{INDEX}"
     if index not in files:
         return []
-    new_id = json.loads(files[index].read_text(encoding="utf-8")).get(MODEL_ID)
-    old = json.loads(read(index) or "{}")
+    new_id, old = read_json(files[index]).get(MODEL_ID), {}
+    with suppress(ValueError):  # there is none, or a damaged one
+        old = json.loads(read(index))
     names = [name.removeprefix(under) for name in files if name.startswith(under)]
     patterns = [under + pattern for pattern in replaced_by(names, old, new_id)]
     gone = [name for name in sorted(there) if any(fnmatch(name, p) for p in patterns)]
@@ -153,10 +145,7 @@ def _digest(card: str) -> str:
 
 
 def full_name(repository: str) -> str | None:
-    """user/name, also of a repository that is named without its user.
-
-    None: the account is not known, and so an upload would fail too.
-    """
+    """user/name of a repository; None if the account is not known: an upload would fail too."""
     if "/" in repository:
         return repository
     try:
@@ -182,49 +171,31 @@ def _insist(request: Callable[[], T], repository: str) -> T:
         try:
             return request()
         except Exception as error:
-            if delay is None or not _may_pass(error):
+            cause, status = _failure(error)
+            lost = bool(_LOST_CONNECTION & {base.__name__ for base in type(cause).__mro__})
+            # 412: another commit came first, and this one has to follow it.
+            may_pass = status in (408, 412, 429) or status >= 500 if status else lost
+            if delay is None or not may_pass:
                 # Without the cause: its traceback could contain a token that the Hub repeated.
                 raise UploadError(_explanation(error, repository)) from None
-            delay = min(max(delay, _asked_delay(error)), LONGEST_DELAY)
+            asked = cause.response.headers.get("Retry-After", "") if status else ""
+            delay = min(max(delay, float(asked) if asked.isdigit() else 0), LONGEST_DELAY)
             logger.warning("%s; next attempt in %g s", _explanation(error, repository), delay)
         time.sleep(delay)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _root(error: BaseException) -> BaseException:
-    """The cause of an error of the client, which wraps those of single files."""
-    wrappers = (RuntimeError, LocalEntryNotFoundError)
-    while type(error) in wrappers and error.__cause__ is not None:
+def _failure(error: BaseException) -> tuple[BaseException, int | None]:
+    """The cause of an error of the client, which may wrap it, and its HTTP status if it has one."""
+    while type(error) in (RuntimeError, LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
-    return error
-
-
-def _status(error: BaseException) -> int | None:
-    error = _root(error)
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return error.response.status_code
-    return None
-
-
-def _may_pass(error: Exception) -> bool:
-    status = _status(error)
-    if status is not None:
-        # 412: another commit came first, and this one has to follow it.
-        return status in (408, 412, 429) or status >= 500
-    return bool(_LOST_CONNECTION & {base.__name__ for base in type(_root(error)).__mro__})
-
-
-def _asked_delay(error: Exception) -> float:
-    """The Hub's Retry-After in seconds; 0 if there is none."""
-    if _status(error) is None:
-        return 0.0
-    asked = _root(error).response.headers.get("Retry-After", "")
-    return float(asked) if asked.isdigit() else 0.0
+    answered = isinstance(error, HfHubHTTPError) and error.response is not None
+    return error, error.response.status_code if answered else None
 
 
 def _explanation(error: Exception, repository: str) -> str:
-    status = _status(error)
-    if status == 401 or isinstance(error, LocalTokenNotFoundError):
+    cause, status = _failure(error)
+    if status == 401 or isinstance(cause, LocalTokenNotFoundError):
         return (
             f"the Hub refuses {repository} (HTTP 401): you are not logged in, or the token is "
             f"not valid. Run `hf auth login`, with a token that has the right to write {repository}"
@@ -235,8 +206,8 @@ def _explanation(error: Exception, repository: str) -> str:
             f"{repository}. Give it that right (write access to the repository or to all of its "
             "owner's) at https://huggingface.co/settings/tokens"
         )
-    said = without_secrets(" ".join(str(_root(error)).split()))[:400]
-    what = f"HTTP {status}" if status else type(_root(error)).__name__
+    said = without_secrets(" ".join(str(cause).split()))[:400]
+    what = f"HTTP {status}" if status else type(cause).__name__
     return f"{repository} could not be uploaded ({what}): {said}"
 
 

@@ -95,12 +95,8 @@ def test_a_failed_push_leaves_the_export_and_the_command(hub, calls, trained):
         assert code == 1 and words in said and name in said
         assert (Path(folders[number]) / "model_index.json").exists()
         command = shlex.split(said.splitlines()[-1])
-        assert command[:4] == [
-            "mtl-diffusion",
-            "publish",
-            "--checkpoint",
-            str(trained / "checkpoints" / "step-4"),
-        ]
+        step = str(trained / "checkpoints" / "step-4")
+        assert command[:4] == ["mtl-diffusion", "publish", "--checkpoint", step]
         assert command[command.index("--output_dir") + 1] == folders[number]
         assert command[command.index("--hub_model_id") + 1] == name
         assert "--push_to_hub" in command
