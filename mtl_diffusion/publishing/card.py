@@ -15,12 +15,16 @@ from ..checkpoints.resume import MAY_CHANGE, SOURCES
 from ..config import TrainConfig, to_dict
 from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..tools.names import on_hub
-from .results import Dataset, eval_results, tables
+from .results import eval_results, tables
 from .upload import signed
 
 # A template with $names. The file at the top of the repository is its source.
 TEMPLATE = Path(__file__).with_name("model_card.md")
 BUILT_IN = "shapes"
+GALLERY = (
+    "![Samples of the model in each of its tasks]({})\n\n"
+    "*Each task on samples of the model itself: first seeds, nothing picked.*\n"
+)
 MOST_CLASSES = 20  # that a card lists
 TAGS = ("diffusers", "multi-task", "inpainting", "image-editing", "image-generation")
 
@@ -67,7 +71,8 @@ def model_card(
         ValueError: `metrics` are not those of mtl-diffusion evaluate.
     """
     pipe, config = trained.pipeline, trained.config
-    name = source.rpartition("/")[2] if on_hub(source) else config.repository.rpartition("/")[2]
+    name = (source if on_hub(source) else config.repository).rpartition("/")[2]
+    dataset = trained.hub_name("dataset_name")
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         header=_header(trained, name, metrics),
         name=name,
@@ -75,9 +80,9 @@ def model_card(
         resolution=pipe.size,
         classes=_classes(pipe.class_names),
         parameters=f"{sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.1f}",
-        dataset=_dataset(trained).name,
+        dataset=f"`{dataset}`" if dataset else _data(trained),
         base=_base(trained),
-        gallery=_gallery(picture),
+        gallery=GALLERY.format(picture) if picture else "",
         snippet=snippet(pipe, source),
         steps=f"{trained.step:,}",
         batch_size=config.total_batch_size,
@@ -98,7 +103,8 @@ def model_card(
 def _header(trained: Trained, name: str, metrics: Mapping[str, Any] | None) -> str:
     classes = trained.pipeline.class_names
     dataset, base = trained.hub_name("dataset_name"), trained.hub_name(SOURCES[1])
-    results = eval_results(metrics, _dataset(trained)) if metrics else []
+    measured = (dataset or "other", dataset or _data(trained), trained.config.validation_split)
+    results = eval_results(metrics, *measured) if metrics else []
     return ModelCardData(
         license="apache-2.0",
         library_name="diffusers",
@@ -111,14 +117,10 @@ def _header(trained: Trained, name: str, metrics: Mapping[str, Any] | None) -> s
     ).to_yaml()
 
 
-def _dataset(trained: Trained) -> Dataset:
-    name = trained.hub_name("dataset_name")
-    split = trained.config.validation_split
-    if name is not None:
-        return Dataset(f"`{name}`", name, split)
+def _data(trained: Trained) -> str:
+    """Words for a dataset that is not on the Hub."""
     built_in = trained.config.dataset_name == BUILT_IN
-    words = "the shapes that mtl_diffusion draws" if built_in else "images of a local folder"
-    return Dataset(words, "other", split)
+    return "the shapes that mtl_diffusion draws" if built_in else "images of a local folder"
 
 
 def _base(trained: Trained) -> str:
@@ -141,15 +143,6 @@ def _classes(names: Collection[str]) -> str:
     shown = ", ".join(" ".join(name.split()) for name in list(names)[:MOST_CLASSES])
     more = len(names) - MOST_CLASSES
     return f"Classes: {shown}{f', and {more} more' if more > 0 else ''}."
-
-
-def _gallery(picture: str | None) -> str:
-    if picture is None:
-        return ""
-    return (
-        f"![Samples of the model in each of its tasks]({picture})\n\n"
-        "*Each task on samples of the model itself: first seeds, nothing picked.*\n"
-    )
 
 
 def _minutes(minutes: Mapping[str, float]) -> str:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult
@@ -49,32 +48,27 @@ TITLES = {
 _KINDS = {"generate": "unconditional-image-generation"}  # the Hub's names for tasks
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """The data of the figures: its description, its type on the Hub, and the split."""
+def eval_results(metrics: Mapping[str, Any], kind: str, name: str, split: str) -> list[EvalResult]:
+    """The model's own figures, not those of baselines or of real images.
 
-    name: str
-    type: str
-    split: str
-
-
-def eval_results(metrics: Mapping[str, Any], dataset: Dataset) -> list[EvalResult]:
-    """The model's own figures, not those of baselines or of real images."""
+    Args:
+        kind, name, split: of the dataset; the first is its name on the Hub, or "other".
+    """
     return [
         EvalResult(
             task_type=_KINDS.get(task, "image-to-image"),
-            dataset_type=dataset.type,
-            dataset_name=dataset.name.strip("`"),
-            dataset_split=dataset.split,
+            dataset_type=kind,
+            dataset_name=name,
+            dataset_split=split,
             metric_type="accuracy" if figure == "class_accuracy" else figure,
-            metric_name=f"{task}, {_words(setting)}: {name}",
+            metric_name=f"{task}, {_words(setting)}: {words}",
             metric_value=entry[figure],
         )
         for task, settings in _summary(metrics).items()
         if task in ("generate", "inpaint", "edit")
         for setting, entry in settings.items()
         if setting != "floor"
-        for figure, name in NAMES.items()
+        for figure, words in NAMES.items()
         if figure in entry and figure not in ("evaluations", "largest_share")
     ]
 
