@@ -1,29 +1,31 @@
 """The page: a tab for each task, built of gradio's components. Their functions are in studio.py."""
 
+import io
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 
 import gradio as gr
 from PIL import Image
 
+from .reading import read_file
 from .studio import MAX_SEED, Settings, Studio
 
-ANY = "any"  # the choice of no class
+NO_CLASS = -1  # the value of the menu's first line; those of the classes are their numbers
 STRENGTH = "how much of the source is hidden; the strengths around it are drawn too"
-PAINT = "#ff00ff"  # a colour that hardly any picture has
-IN_MASK = "edit the 60% of the pixels where the class makes the most difference"
 TASKS = {"generate": "Generate", "inpaint": "Inpaint", "edit": "Edit"}  # id of a tab -> its name
 MOST_IMAGES = 16
-# One call at a time, of whichever button: they share the model. More wait in the queue.
+# Seconds: so often, files that are older than the second number are deleted.
+DELETE = (600, 3600)
+# One call at a time, of whichever button: they share the processor. More wait in the queue.
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-PROGRESS = gr.Progress()  # as a default, it has gradio pass the event's own
 AT_ONCE = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-
-
+PROGRESS = gr.Progress()  # as a default, it has gradio pass the event's own
 CSS = ".grid-wrap { min-height: 0 !important; overflow-y: auto !important }"  # as high as its rows
+PICTURES = {"object_fit": "contain", "format": "png", "interactive": False}  # of galleries
+UPLOAD = {"type": "pil", "format": "png", "sources": ["upload", "clipboard"], "buttons": []}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def build(studio: Studio, name: str) -> gr.Blocks:
         name: of the model, for the heading.
     """
     present = [task for task in TASKS if task in studio.tasks]
-    with gr.Blocks(title=f"mtl_diffusion: {name}", analytics_enabled=False) as page:
+    options = {"analytics_enabled": False, "delete_cache": DELETE}
+    with gr.Blocks(title=f"mtl_diffusion: {name}", **options) as page:
         classes = f", {len(studio.class_names)} classes" if studio.class_names else ""
         gr.Markdown(
             f"# {name}\nOne small model that does several jobs, at {studio.size}x{studio.size} "
@@ -69,27 +72,23 @@ def _generate_tab(studio: Studio, present: list[str]) -> tuple[gr.Gallery, dict[
     """Returns the gallery of results, and the buttons that take one of them to another tab."""
     with gr.Row():
         with gr.Column(scale=1):
-            label = _class_menu(studio, studio.class_names[0] if studio.class_names else ANY)
-            count = _count(8)
-            settings = _settings(studio, "generate")
-            draw = gr.Button("Generate", variant="primary", elem_id="generate-draw")
+            label = _class_menu(studio, 0 if studio.class_names else NO_CLASS)
+            count = gr.Slider(1, MOST_IMAGES, 8, step=1, label="Images")
+            settings, draw = _settings(studio, "generate")
         with gr.Column(scale=2):
-            gallery, took = _results("generate")
+            results = _results("generate", columns=4)
             with gr.Row():
+                others = [task for task in present if task != "generate"]
                 buttons = {
-                    task: gr.Button(f"{TASKS[task]} the chosen one", size="sm")
-                    for task in present
-                    if task != "generate"
+                    task: gr.Button(f"{TASKS[task]} the chosen one", size="sm") for task in others
                 }
 
-    @_timed
     def generate(label, count, seed, steps, guidance, progress=PROGRESS):
-        chosen = _chosen(label, seed, steps, guidance)
-        images = studio.generate(chosen, count, _shown(progress))
+        images = studio.generate(_chosen(label, seed, steps, guidance), count, _shown(progress))
         return [studio.enlarged(image) for image in images]
 
-    draw.click(generate, [label, count, *settings], [gallery, took], **ONE_AT_A_TIME)
-    return gallery, buttons
+    _on_click(draw, generate, [label, count, *settings], results)
+    return results[0], buttons
 
 
 def _inpaint_tab(studio: Studio, tab: gr.Tab) -> Source:
@@ -97,43 +96,40 @@ def _inpaint_tab(studio: Studio, tab: gr.Tab) -> Source:
         with gr.Column(scale=1):
             editor = gr.ImageEditor(
                 label="Upload a picture or take an example, then paint over what is to be replaced",
-                type="pil",
-                format="png",
-                sources=["upload", "clipboard"],
                 transforms=[],
                 layers=False,
-                brush=gr.Brush(default_size=48, colors=[PAINT], color_mode="fixed"),
+                # A colour that hardly any picture has.
+                brush=gr.Brush(default_size=48, colors=["#ff00ff"], color_mode="fixed"),
                 canvas_size=(studio.side, studio.side),
                 height=studio.side + 130,  # and its tools
-                buttons=[],
                 elem_id="inpaint-source",
+                **UPLOAD,
             )
+            # Not in a subclass: gradio would write a file of types beside this one.
+            editor.convert_and_format_image = _said(_read_part)
             source = Source(
                 editor, lambda image: {"background": image, "layers": [], "composite": None}
             )
             _examples(studio, tab, source)
         with gr.Column(scale=1):
             with gr.Row():
-                label = _class_menu(studio, ANY)
-                count = _count(5)
-            settings = _settings(studio, "inpaint")
-            draw = gr.Button("Inpaint", variant="primary", elem_id="inpaint-draw")
-            gallery, took = _results("inpaint", columns=3)
+                label = _class_menu(studio, NO_CLASS)
+                count = gr.Slider(1, MOST_IMAGES, 5, step=1, label="Images")
+            settings, draw = _settings(studio, "inpaint")
+            results = _results("inpaint", columns=3)
 
-    @_timed
     def inpaint(value, label, count, seed, steps, guidance, progress=PROGRESS):
         value = value or {"background": None, "layers": []}
         chosen = _chosen(label, seed, steps, guidance)
         image, layers = value["background"], value["layers"]
-        results = studio.inpaint(image, layers, chosen, count, _shown(progress))
-        return [(studio.enlarged(result), caption) for result, caption in results]
+        drawn = studio.inpaint(image, layers, chosen, count, _shown(progress))
+        return [(studio.enlarged(result), caption) for result, caption in drawn]
 
-    @_said
     def crop(value):
         return source.show(studio.enlarged(studio.fit(value and value["background"])))
 
-    editor.upload(crop, editor, editor, **AT_ONCE)
-    draw.click(inpaint, [editor, label, count, *settings], [gallery, took], **ONE_AT_A_TIME)
+    editor.upload(_said(crop), editor, editor, **AT_ONCE)
+    _on_click(draw, inpaint, [editor, label, count, *settings], results)
     return source
 
 
@@ -142,73 +138,49 @@ def _edit_tab(studio: Studio, tab: gr.Tab) -> Source:
         with gr.Column(scale=1):
             picture = gr.Image(
                 label="Upload a picture or take an example",
-                type="pil",
-                format="png",
-                sources=["upload", "clipboard"],
                 height=studio.side,
-                buttons=[],
                 elem_id="edit-source",
+                **UPLOAD,
             )
-            # Not in a subclass: gradio would write a file of types beside this one.
-            picture.preprocess = _readable(picture.preprocess)
+            picture.preprocess = _said(lambda file: file and read_file(file.path))
             source = Source(picture, lambda image: image)
             _examples(studio, tab, source)
         with gr.Column(scale=1):
             with gr.Row():
-                label = gr.Dropdown(list(studio.class_names), value=None, label="Turn it into")
-                strength = gr.Slider(0.0, 1.0, 0.7, step=0.05, label="Strength", info=STRENGTH)
-            in_mask = gr.Checkbox(
-                False, label="Keep the background", info=IN_MASK, elem_id="edit-in-mask"
-            )
-            settings = _settings(studio, "edit")
-            draw = gr.Button("Edit", variant="primary", elem_id="edit-draw")
-            gallery, took = _results("edit", columns=3)
+                classes = [(name, number) for number, name in enumerate(studio.class_names)]
+                label = gr.Dropdown(classes, value=None, label="Turn it into")
+                usual = studio.default_strength("edit")
+                strength = gr.Slider(0.0, 1.0, usual, step=0.05, label="Strength", info=STRENGTH)
+            settings, draw = _settings(studio, "edit")
+            results = _results("edit", columns=3)
 
-    @_timed
-    def edit(image, label, strength, in_mask, seed, steps, guidance, progress=PROGRESS):
+    def edit(image, label, strength, seed, steps, guidance, progress=PROGRESS):
         chosen = _chosen(label, seed, steps, guidance)
-        results = studio.edit(image, chosen, strength, in_mask, _shown(progress))
-        return [(studio.enlarged(result), caption) for result, caption in results]
+        drawn = studio.edit(image, chosen, strength, _shown(progress))
+        return [(studio.enlarged(result), caption) for result, caption in drawn]
 
-    @_said
     def crop(image):
         return studio.enlarged(studio.fit(image))
 
-    picture.upload(crop, picture, picture, **AT_ONCE)
-    draw.click(
-        edit, [picture, label, strength, in_mask, *settings], [gallery, took], **ONE_AT_A_TIME
-    )
+    picture.upload(_said(crop), picture, picture, **AT_ONCE)
+    _on_click(draw, edit, [picture, label, strength, *settings], results)
     return source
 
 
 # --- parts of a tab -----------------------------------------------------------------------------
 
 
-def _class_menu(studio: Studio, value: str) -> gr.Dropdown:
-    return gr.Dropdown([ANY, *studio.class_names], value=value, label="Class")
+def _class_menu(studio: Studio, value: int) -> gr.Dropdown:
+    no_class = "any"
+    while no_class in studio.class_names:
+        no_class = f"({no_class})"
+    choices = [(no_class, NO_CLASS)]
+    choices += [(name, number) for number, name in enumerate(studio.class_names)]
+    return gr.Dropdown(choices, value=value, label="Class")
 
 
-def _count(value: int) -> gr.Slider:
-    return gr.Slider(1, MOST_IMAGES, value, step=1, label="Images")
-
-
-def _results(task: str, columns: int = 4) -> tuple[gr.Gallery, gr.Markdown]:
-    """The gallery, and the line below it for the time that they took."""
-    gallery = gr.Gallery(
-        label="Results",
-        columns=columns,
-        object_fit="contain",
-        format="png",
-        type="pil",
-        interactive=False,
-        buttons=["download", "fullscreen"],
-        elem_id=f"{task}-results",
-    )
-    return gallery, gr.Markdown(elem_id=f"{task}-took")
-
-
-def _settings(studio: Studio, task: str) -> list[gr.components.Component]:
-    """The seed, the steps and the guidance."""
+def _settings(studio: Studio, task: str) -> tuple[list[gr.components.Component], gr.Button]:
+    """The seed, the steps and the guidance; and the button that draws."""
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, scale=3)
         another = gr.Button("Another", size="sm", scale=1, min_width=60)
@@ -224,23 +196,37 @@ def _settings(studio: Studio, task: str) -> list[gr.components.Component]:
         guidance = gr.Number(
             None, label="Guidance scale", info="1 is off; left empty, it is the task's own"
         )
-    return [seed, steps, guidance]
+    draw = gr.Button(TASKS[task], variant="primary", elem_id=f"{task}-draw")
+    return [seed, steps, guidance], draw
+
+
+def _results(task: str, columns: int) -> tuple[gr.Gallery, gr.Markdown]:
+    """The gallery, and the line below it for the time that they took."""
+    buttons = ["download", "fullscreen"]
+    options = {"columns": columns, "type": "pil", "buttons": buttons, **PICTURES}
+    gallery = gr.Gallery(label="Results", elem_id=f"{task}-results", **options)
+    return gallery, gr.Markdown(elem_id=f"{task}-took")
+
+
+def _on_click(button: gr.Button, function, inputs: list, results: tuple) -> None:
+    """Has the button draw; the elapsed time is one more result."""
+    function = _said(function)
+
+    @wraps(function)  # gradio reads the arguments from its signature
+    def timed(*arguments):
+        start = time.perf_counter()
+        drawn = function(*arguments)
+        return drawn, f"{time.perf_counter() - start:.1f} s"
+
+    button.click(timed, inputs, list(results), **ONE_AT_A_TIME)
 
 
 def _examples(studio: Studio, tab: gr.Tab, source: Source) -> None:
     """Samples to click on; they are drawn when the tab is first opened."""
     if "generate" not in studio.tasks:
         return
-    row = gr.Gallery(
-        label="Examples, drawn by the model",
-        columns=5,
-        object_fit="contain",
-        format="png",
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
-        elem_classes="examples",
-    )
+    options = {"columns": 5, "allow_preview": False, "buttons": [], **PICTURES}
+    row = gr.Gallery(label="Examples, drawn by the model", elem_classes="examples", **options)
 
     def take(event: gr.SelectData):
         return source.show(studio.enlarged(studio.examples()[event.index]))
@@ -259,74 +245,50 @@ def _hand_over(studio, tabs, gallery, buttons, sources) -> None:
     def remember(event: gr.SelectData):
         return event.index
 
-    def take(source: Source, task: str, images, index):
-        if not images:
-            raise gr.Error("There is no result yet: generate some, and click on one.", title="")
-        image, _ = images[min(index, len(images) - 1)]
-        return source.show(studio.enlarged(image)), gr.Tabs(selected=task)
+    def taking(source: Source, task: str):
+        def take(images, index):
+            if not images:
+                raise ValueError("There is no result yet: generate some, and click on one.")
+            image, _ = images[min(index, len(images) - 1)]
+            return source.show(studio.enlarged(image)), gr.Tabs(selected=task)
+
+        return _said(take)
 
     gallery.select(remember, None, index, **AT_ONCE)
     for task, button in buttons.items():
-        button.click(
-            partial(take, sources[task], task),
-            [gallery, index],
-            [sources[task].component, tabs],
-            **AT_ONCE,
-        )
+        outputs = [sources[task].component, tabs]
+        button.click(taking(sources[task], task), [gallery, index], outputs, **AT_ONCE)
 
 
 # --- between gradio and the studio --------------------------------------------------------------
 
 
-def _chosen(label: str | None, seed, steps: int, guidance) -> Settings:
+def _chosen(label: int | None, seed, steps: int, guidance) -> Settings:
     if seed is None:
         raise ValueError("The seed is empty; give a whole number.")
-    return Settings(None if label == ANY else label, int(seed), steps, guidance)
+    return Settings(None if label == NO_CLASS else label, int(seed), steps, guidance)
 
 
 def _shown(progress: gr.Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress((done, total), unit="steps")
 
 
-def _readable(preprocess):
-    """gradio's reading of an upload, with a message on the page for a file that is no picture."""
-
-    @wraps(preprocess)
-    def call(payload):
-        try:
-            return preprocess(payload)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise gr.Error(
-                "This file can't be read as a picture; give a PNG or a JPEG, for example.",
-                title="",
-                print_exception=False,
-            ) from error
-
-    return call
+def _read_part(file, flatten_on_white: bool = False) -> Image.Image | None:
+    """A part of the editor's value, a file or its bytes: the picture, or a layer of paint."""
+    if file is None:
+        return None
+    file = io.BytesIO(file) if isinstance(file, bytes | bytearray | memoryview) else file.path
+    return read_file(file) if flatten_on_white else Image.open(file).convert("RGBA")
 
 
 def _said(function):
     """Shows a ValueError about the input as a message on the page."""
 
     @wraps(function)
-    def call(*arguments):
+    def call(*arguments, **options):
         try:
-            return function(*arguments)
+            return function(*arguments, **options)
         except ValueError as error:
             raise gr.Error(str(error), title="", print_exception=False) from error
-
-    return call
-
-
-def _timed(function):
-    """As `_said`; the elapsed time is one more result."""
-    function = _said(function)
-
-    @wraps(function)
-    def call(*arguments):
-        start = time.perf_counter()
-        results = function(*arguments)
-        results = results if isinstance(results, tuple) else (results,)
-        return *results, f"{time.perf_counter() - start:.1f} s"
 
     return call

@@ -1,6 +1,7 @@
 """A server of the page on this machine, which asks nothing of any other machine."""
 
 import os
+import signal
 import tempfile
 
 # gradio and the Hub's client read these when they are imported.
@@ -43,11 +44,16 @@ def serve(pipe, name: str, port: int | None = None, wait: bool = True) -> gr.Blo
         pipe: a `MultiTaskPipeline`.
         name: of the model, for the heading.
         port: None: the first free one from 7860 on.
-        wait: return only when the server is stopped, by Ctrl-C.
+        wait: return only when the server is stopped, by Ctrl-C or SIGTERM.
 
     Raises:
+        ValueError: there is no such port.
         OSError: the port is taken.
     """
+    if port is not None and not 0 < port < 2**16:
+        raise ValueError(f"port is {port}; it must be from 1 to {2**16 - 1}")
+    if wait:  # SIGTERM would leave the files
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     page = build(Studio(pipe), name)
     page.launch(
         server_port=port,

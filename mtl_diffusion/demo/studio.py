@@ -1,12 +1,14 @@
 """The page's calls of the pipeline: pictures of any size and plain numbers in, pictures out."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from threading import Lock
 from uuid import uuid4
 
 import torch
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops
+
+from .reading import read_rgb
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 Captioned = tuple[Image.Image, str]
@@ -21,20 +23,20 @@ class Settings:
     """The settings that all tasks share.
 
     Attributes:
-        class_label: a class's name, or None for any.
+        class_label: a class's name or number, or None for any.
         seed: 0 to `MAX_SEED`. Image i is drawn from seed + i.
         steps: evaluations of the denoiser.
         guidance_scale: how much more the class counts; 1 is off. None: the task's default.
     """
 
-    class_label: str | None
+    class_label: str | int | None
     seed: int
     steps: int
     guidance_scale: float | None = None
 
 
 class Studio:
-    """One pipeline, used by one caller at a time: its scheduler has a state."""
+    """What the page asks a pipeline for."""
 
     def __init__(self, pipe):
         """pipe: a `MultiTaskPipeline`, installed here or loaded with its own code."""
@@ -42,8 +44,11 @@ class Studio:
         self.pipe = pipe
         self.tasks, self.class_names, self.size = pipe.tasks, pipe.class_names, pipe.size
         self.side = self.size * -(-SHOWN // self.size)  # of a picture that is enlarged
-        self._lock = Lock()
-        self._examples: list[Image.Image] | None = None
+        self._examples: list[Image.Image] = []
+
+    def default_strength(self, task: str) -> float:
+        """The strength of a task, if it is not given."""
+        return sys.modules[type(self.pipe).__module__].TASKS[task].default_strength
 
     def generate(self, settings: Settings, count: int, progress: Progress) -> list[Image.Image]:
         """`count` images of `size` pixels."""
@@ -64,15 +69,10 @@ class Studio:
             layers: RGBA, of the image's shape; opaque where it is painted over.
         """
         source, mask = self.fit(image), hole(layers, self.size)
-        grey = Image.new("RGB", source.size, "gray")
-        results = self._draw(
-            *("inpaint", settings, count, progress),
-            image=source,
-            mask_image=mask,
-            num_images_per_prompt=count,
-        )
+        arguments = {"image": source, "mask_image": mask, "num_images_per_prompt": count}
+        results = self._draw("inpaint", settings, count, progress, **arguments)
         captions = [f"seed {settings.seed + i}" for i in range(count)]
-        given = Image.composite(grey, source, mask)
+        given = Image.composite(Image.new("RGB", source.size, "gray"), source, mask)
         return [(given, "given"), *zip(results, captions, strict=True)]
 
     def edit(
@@ -80,48 +80,33 @@ class Studio:
         image: Image.Image | None,
         settings: Settings,
         strength: float,
-        in_mask: bool,
         progress: Progress,
     ) -> list[Captioned]:
-        """The source, and its edits at several strengths, all from the same noise.
-
-        Args:
-            in_mask: they are painted where the class makes a difference, and nowhere else.
-        """
+        """The source, and its edits at several strengths, all from the same noise."""
         source = self.fit(image)
         if settings.class_label is None:
             raise ValueError("Choose the class that the picture is to be turned into.")
         strengths = sorted({min(max(round(strength + d, 2), 0.0), 1.0) for d in STRENGTH_STEPS})
-        mask = None
-        if in_mask:
-            random = torch.Generator().manual_seed(0)  # the mask is that of the picture and class
-            with self._lock:
-                mask = self.pipe.generate_mask(source, settings.class_label, generator=random)
-        results = self._draw(
-            *("edit", settings, len(strengths), progress),
-            same_noise=True,
-            image=source,
-            mask_image=mask,
-            strength=strengths,
-        )
+        arguments = {"image": source, "strength": strengths}
+        one_noise = {"same_noise": True, **arguments}
+        results = self._draw("edit", settings, len(strengths), progress, **one_noise)
         labels = [f"strength {value:g}" for value in strengths]
         return [(source, "source"), *zip(results, labels, strict=True)]
 
     def examples(self) -> list[Image.Image]:
         """A sample of each class, or a few without one; drawn once."""
-        with self._lock:
-            if self._examples is None:
-                names = list(self.class_names[:10])
-                self._examples = self.pipe(
-                    task="generate",
-                    class_label=names or None,
-                    num_images_per_prompt=1 if names else 6,
-                    generator=torch.Generator().manual_seed(0),
-                ).images
+        if not self._examples:
+            names = list(self.class_names[:10])
+            self._examples = self.pipe(
+                task="generate",
+                class_label=names or None,
+                num_images_per_prompt=1 if names else 6,
+                generator=torch.Generator().manual_seed(0),
+            ).images
         return self._examples
 
     def fit(self, image: Image.Image | None) -> Image.Image:
-        """The square in the middle, upright, in RGB over white, `size` pixels wide.
+        """The square in the middle, as `read_rgb` reads it, `size` pixels wide.
 
         It inverts `enlarged` exactly.
 
@@ -129,12 +114,8 @@ class Studio:
             ValueError: there is none.
         """
         if image is None:
-            raise ValueError("There is no picture yet: upload one, or take an example.")
-        image = ImageOps.exif_transpose(image).convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
+            raise ValueError("There is no picture yet: upload a PNG or a JPEG, or take an example.")
+        image = square(read_rgb(image))
         small = image.resize((self.size, self.size), Image.Resampling.NEAREST)
         again = small.resize(image.size, Image.Resampling.NEAREST)
         if ImageChops.difference(image, again).getbbox() is None:
@@ -164,27 +145,36 @@ class Studio:
             progress(step + 1, pipe.num_timesteps)
 
         seeds = [settings.seed + (0 if same_noise else i) for i in range(count)]
-        with self._lock:
-            return self.pipe(
-                task=task,
-                class_label=settings.class_label,
-                num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance_scale,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                callback_on_step_end=on_step_end,
-                **arguments,
-            ).images
+        return self.pipe(
+            task=task,
+            class_label=settings.class_label,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            callback_on_step_end=on_step_end,
+            **arguments,
+        ).images
+
+
+def square(image: Image.Image) -> Image.Image:
+    """The square in the middle."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def hole(layers: Sequence[Image.Image], size: int) -> Image.Image:
     """White where at least half of a pixel of the model is painted over; mode L.
+
+    Args:
+        layers: any size; as of a picture, the square in the middle counts.
 
     Raises:
         ValueError: nowhere.
     """
     mask = Image.new("L", (size, size), 0)
     for layer in layers:
-        alpha = layer.convert("RGBA").getchannel("A")
+        alpha = square(layer.convert("RGBA").getchannel("A"))
         mask = ImageChops.lighter(mask, alpha.resize((size, size), Image.Resampling.BOX))
     mask = mask.point(lambda value: 255 if value >= 128 else 0)
     if mask.getbbox() is None:

@@ -1,28 +1,36 @@
-"""Saves a pipeline as a folder that loads without this package, and checks what was loaded."""
+"""Saves a pipeline as a folder that loads without this package."""
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping
+import warnings
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from diffusers.utils.hub_utils import upload_folder
 
-from .components import plain_module
+from .parts import (
+    INDEX,
+    MODEL_ID,
+    WORDS,
+    check_files,
+    check_loaded,
+    check_variant,
+    digest_of,
+    id_of,
+    plain_unet,
+    read_json,
+    replaced_by,
+    stamp,
+)
 from .source import source
 
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 # Local paths and options that the libraries note in a configuration when they load it.
 LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only")
-WORDS = "_vocabulary"  # in unet/config.json: the words the weights were trained with
 CARD = "README.md"
-AGAIN = "download or save the model again"
-SHARD = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a part of the weights
-FUSED = re.compile(r"\.to_q?kv\.(weight|bias)$")  # copies that fuse_qkv_projections() adds
-FINITE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SAVING = ".saving-"  # prefix of a folder in the target where a model is written first
 
 
 class SelfContained:
@@ -49,40 +57,93 @@ class SelfContained:
         )
         return {f"{module}.py": source(), "pipeline.py": entry}
 
+    def __setattr__(self, name: str, value):
+        super().__setattr__(name, value)
+        if name in ("unet", "scheduler"):
+            parts = (self.__dict__.get("unet"), self.__dict__.get("scheduler"))
+            ids = [id_of(part) for part in parts if part is not None]
+            if len(ids) == 2 and None not in ids and ids[0] != ids[1]:
+                warnings.warn(
+                    f"unet is of the model {ids[0]} and scheduler of {ids[1]}: its noise levels "
+                    "may not be those that the unet was trained with",
+                    stacklevel=3,
+                )
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As in diffusers, with an error that names the file where diffusers' own does not."""
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (ValueError, RuntimeError):
+        except (ValueError, RuntimeError, OSError):
             folder = Path(pretrained_model_name_or_path, "unet")
             if folder.is_dir() and "unet" not in kwargs:
+                check_variant(folder, kwargs.get("variant"))
                 check_files(folder)
             raise
 
-    def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
+    @classmethod
+    def from_pipe(cls, pipeline, **kwargs):
+        """As in diffusers, but the components, which both share, keep their type."""
+        if not {"torch_dtype", "dtype"} & kwargs.keys():
+            kwargs["torch_dtype"] = pipeline.dtype
+        return super().from_pipe(pipeline, **kwargs)
+
+    def to(self, *args, **kwargs):
+        """As in diffusers.
+
+        Raises:
+            ValueError: there is no such device, or it is "meta", which would drop the weights.
+        """
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, str | torch.device):
+                check_device(value)
+        return super().to(*args, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ):
         """As in diffusers, in safetensors only. The files are read again and compared.
+
+        A model that is there is replaced as a whole, once this one is written; of the same model
+        other variants stay. Files that belong to no model stay too.
 
         Raises:
             ValueError: safe_serialization is False, or a component can't be saved so that it loads.
+            OSError: a full disk, for example; what is there is unchanged.
         """
         if not safe_serialization:
             raise ValueError(
                 "safe_serialization is False; weights are saved as safetensors only, because a "
                 "pickle can run code where it is loaded"
             )
+        target = Path(save_directory)
+        if target.parts[:1] and target.parts[0].startswith("~"):
+            raise ValueError(
+                f"save_directory is {str(target)!r}; Python does not expand ~: give "
+                "Path(save_directory).expanduser()"
+            )
+        options = {"variant": variant, "max_shard_size": max_shard_size, **kwargs}
         if (unet := plain_unet(self.unet)) is not self.unet:
             plain = type(self)(unet, self.tokenizer, self.scheduler)
-            return plain.save_pretrained(save_directory, safe_serialization, *args, **kwargs)
-        # A string: diffusers splits it for the name of a repository.
-        return super().save_pretrained(str(save_directory), True, *args, **kwargs)
+            return plain.save_pretrained(target, True, push_to_hub=push_to_hub, **options)
+        stamp(unet, self.scheduler, id_of(unet) or digest_of(unet))
+        if push_to_hub:
+            options.setdefault("repo_id", target.name)
+        target.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=SAVING, dir=target) as folder:
+            super().save_pretrained(folder, True, push_to_hub=push_to_hub, **options)
+            self._move(Path(folder), target)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Writes model_index.json and the source files; `save_pretrained` calls it last."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.glob(f"pipeline_{'[0-9a-f]' * 8}.py"):  # of another version
-            file.unlink()
         for name, text in self.code_files().items():
             (folder / name).write_text(text, encoding="utf-8")
         changes = {
@@ -94,24 +155,80 @@ class SelfContained:
             for file in (folder / name).glob("*config.json"):
                 text = tidy(file.read_text(encoding="utf-8"), changes.get(name, {}))
                 file.write_text(text, encoding="utf-8")
+                for weights in file.parent.glob("*.safetensors"):  # safetensors writes them 0600
+                    weights.chmod(file.stat().st_mode)
         # transformers 4 repeats the configuration here, differently after a loading.
         (folder / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
         check_files(folder / "unet")  # before the index and an upload, which make it count
-        # diffusers writes another card over this one before it uploads.
-        card = folder / CARD
-        self._card = card.read_text(encoding="utf-8") if card.is_file() else None
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
-    def _upload_folder(self, working_dir, *args, **kwargs):
-        if self._card is not None:
-            Path(working_dir, CARD).write_text(self._card, encoding="utf-8")
-        return super()._upload_folder(working_dir, *args, **kwargs)
+    def _upload_folder(
+        self,
+        working_dir,
+        repo_id,
+        token=None,
+        commit_message=None,
+        create_pr=False,
+        subfolder=None,
+    ):
+        """Uploads the model in one commit, and deletes what it replaces.
+
+        diffusers has written a card: that of the repository, with its own tags. One that lies
+        where the model is saved goes before it.
+        """
+        folder = Path(working_dir)
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")]
+        if folder.name.startswith(SAVING):
+            folder = self._move(folder, folder.parent)
+        index = {}
+        with suppress(OSError, ValueError):  # no model is there
+            index = type(self).load_config(repo_id, token=token, subfolder=subfolder)
+        return upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            token=token,
+            commit_message=commit_message or f"Upload {type(self).__name__}",
+            create_pr=create_pr,
+            path_in_repo=subfolder,
+            allow_patterns=names,
+            delete_patterns=replaced_by(names, index, id_of(self.unet)),
+        )
+
+    def _move(self, new: Path, target: Path) -> Path:
+        """Moves a model that was saved to its place; what it replaces goes.
+
+        The index goes first and comes last, so that a mixture of two models can't be loaded.
+        """
+        files = sorted(new.rglob("*.*"), key=lambda path: path.name == INDEX)
+        if not files:
+            return target  # for an upload it was moved before
+        names = [file.relative_to(new).as_posix() for file in files]
+        own, index = id_of(self.unet), {}
+        with suppress(OSError, ValueError):  # no index, or a damaged one
+            index = read_json(target / INDEX)
+        if Path(self.unet.config.get("_name_or_path") or "") == target / "unet":
+            index = {MODEL_ID: own} | index  # it was loaded from there, where it had no id yet
+        patterns = replaced_by(names, index, own)
+        (target / INDEX).unlink(missing_ok=True)
+        for folder in {(target / name).parent for name in names} - {target}:
+            if folder.is_symlink():  # to the folder of another model, which stays as it is
+                folder.unlink()
+            folder.mkdir(exist_ok=True)
+        for old in (path for pattern in patterns for path in target.glob(pattern)):
+            old.unlink()
+        for file, name in zip(files, names, strict=True):
+            if name == CARD and (target / name).exists():
+                file.unlink()
+            else:
+                file.replace(target / name)
+        return target
 
     def to_json_string(self) -> str:
         """The text of model_index.json, with the class named as a file of the folder has it."""
         changes = {
             "_class_name": [self.module_name(), type(self).__name__],
             "tokenizer": ["transformers", TOKENIZER_CLASS],
+            MODEL_ID: id_of(self.unet),
         }
         return tidy(super().to_json_string(), changes)
 
@@ -130,124 +247,23 @@ class SelfContained:
         super().register_to_config(**kwargs)
 
 
+def check_device(device: str | torch.device) -> None:
+    """Refuses a device that is not there.
+
+    Raises:
+        ValueError: it is "meta", or a GPU that torch can't use.
+    """
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; give cpu, cuda or cuda:1, for example") from error
+    if place.type == "meta":
+        raise ValueError("device is meta, where the weights would be lost; give cpu or cuda")
+    if place.type == "cuda" and (place.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device is {device}, but torch finds {count} GPUs here; give cpu")
+
+
 def tidy(text: str, changes: dict) -> str:
     """A configuration in JSON with some entries changed, and without the traces of a loading."""
     table = {key: value for key, value in json.loads(text).items() if key not in LOADING_TRACES}
     return json.dumps(table | changes, indent=2, sort_keys=True) + "\n"
-
-
-def check_loaded(pipeline: str, unet, tokenizer) -> None:
-    """Checks the UNet and the tokenizer of a pipeline that was loaded.
-
-    diffusers only warns of a tensor that is missing, and initializes it at random.
-
-    Args:
-        pipeline: folder or name on the Hub, as it was given for loading.
-        unet: loaded now, or given by the user; only the files that were loaded now are checked.
-
-    Raises:
-        ValueError: a tensor is missing, unexpected, of another shape or not finite; the weights
-            aren't safetensors; or they were trained with another vocabulary.
-    """
-    module = plain_module(unet)
-    folder = Path(module.config.get("_name_or_path") or "unet")
-    cache = "models--" + str(pipeline).replace("/", "--")  # where the Hub's client keeps it
-    if folder.name == "unet" and (folder.parent == Path(pipeline) or cache in folder.parts):
-        check_files(folder)
-    check_values(module.state_dict(), f"{folder}: ", f" after loading; {AGAIN}")
-    trained, words = module.config.get(WORDS), tokenizer.get_vocab()
-    if trained is not None and trained != words:
-        moved = sorted(w for w in {*trained, *words} if trained.get(w) != words.get(w))
-        raise ValueError(
-            f"{folder.with_name('tokenizer') / 'tokenizer.json'} is of another model than "
-            f"{folder}: they differ in the ids of {', '.join(moved[:8])}; {AGAIN}"
-        )
-
-
-def check_values(state: Mapping[str, Tensor], where: str, advice: str) -> None:
-    """Refuses tensors without values, and plain ones that are not finite."""
-    for name, tensor in state.items():
-        if tensor.is_meta:
-            raise ValueError(f"{where}{name} has no value{advice}")
-        is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in FINITE_DTYPES
-        if is_plain and not tensor.isfinite().all():
-            raise ValueError(f"{where}{name} has NaN or infinite values{advice}")
-
-
-def check_files(folder: Path) -> None:
-    """Compares the files of weights in a UNet's folder with its configuration.
-
-    Raises:
-        ValueError: it names the file and the tensor.
-    """
-    found: dict[Path, dict[str, list[int]]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        whole = file.with_name(SHARD.sub("", file.name))  # the parts of a file count as one
-        found.setdefault(whole, {}).update(_shapes_in(file))
-    if not found:
-        others = sorted(file.name for file in folder.glob("*.bin"))
-        raise ValueError(
-            f"{folder} has no weights as safetensors, only {', '.join(others) or 'other files'}; "
-            "save them again with `save_pretrained`"
-        )
-    expected = _shapes_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    for file, shapes in found.items():
-        _compare(str(file), shapes, expected, AGAIN)
-
-
-def plain_unet(unet) -> UNet2DConditionModel:
-    """The UNet as its configuration describes it, for saving; its tensors are shared.
-
-    It differs from the one given if that is compiled or has fused projections.
-
-    Raises:
-        ValueError: it has an adapter, or was changed in a way that its files couldn't describe.
-    """
-    module = plain_module(unet)
-    if adapters := getattr(module, "peft_config", None):
-        raise ValueError(
-            f"unet has the adapters {', '.join(adapters)}, which save_pretrained can't save: save "
-            "them with pipe.unet.save_lora_adapter(folder), or merge them into the weights with "
-            "pipe.unet.fuse_lora() and pipe.unet.unload_lora()"
-        )
-    state, expected = module.state_dict(), _shapes_of(module.config)
-    kept = {name: tensor for name, tensor in state.items() if not FUSED.search(name)}
-    advice = "save the pipeline before its unet is changed"
-    _compare("unet", {name: list(t.shape) for name, t in kept.items()}, expected, advice)
-    check_values(kept, "unet: ", "; it is not saved")
-    if len(kept) == len(state):
-        return module
-    with torch.device("meta"):
-        plain = UNet2DConditionModel.from_config(module.config)
-    plain.load_state_dict(kept, assign=True)
-    return plain
-
-
-def _shapes_of(config: Mapping) -> dict[str, list[int]]:
-    """Tensor -> shape of a UNet with this configuration."""
-    with torch.device("meta"):
-        state = UNet2DConditionModel.from_config(dict(config)).state_dict()
-    return {name: list(tensor.shape) for name, tensor in state.items()}
-
-
-def _shapes_in(file: Path) -> dict[str, list[int]]:
-    """Tensor -> shape of a safetensors file."""
-    try:
-        with safe_open(file, "pt") as tensors:
-            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a whole safetensors file ({error}); {AGAIN}") from error
-
-
-def _compare(where: str, found: Mapping, expected: Mapping, advice: str) -> None:
-    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected)
-    for kind, names in (("lacks", missing), ("has the unexpected", unexpected)):
-        if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            raise ValueError(f"{where} {kind} {', '.join(names[:4])}{more}; {advice}")
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise ValueError(
-                f"{where} has {name} of shape {found[name]}; the configuration says {shape}; "
-                f"{advice}"
-            )

@@ -125,11 +125,14 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         self._check_vocabulary()
 
     def __setattr__(self, name: str, value):
+        if name.startswith("_"):  # the state of a call, and no component
+            object.__setattr__(self, name, value)
+            if name == "_interrupt" and value and self._caller is None:
+                for call in list(self._running.values()):
+                    call._interrupt = True
+            return
         check_component(name, value)
         super().__setattr__(name, value)
-        if name == "_interrupt" and value and self._caller is None:
-            for call in list(self._running.values()):
-                call._interrupt = True
         if name == "tokenizer":
             self.vocabulary = Vocabulary.of(value.get_vocab())
 

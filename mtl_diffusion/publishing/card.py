@@ -13,13 +13,18 @@ from huggingface_hub import ModelCardData
 from .. import __version__
 from ..checkpoints.resume import MAY_CHANGE, SOURCES
 from ..config import TrainConfig, to_dict
-from ..pipeline.pipeline import MultiTaskPipeline
+from ..pipeline.pipeline import TASKS, MultiTaskPipeline
 from ..tools.names import on_hub
-from .results import Dataset, eval_results, tables
+from .results import eval_results, tables
+from .upload import signed
 
 # A template with $names. The file at the top of the repository is its source.
 TEMPLATE = Path(__file__).with_name("model_card.md")
 BUILT_IN = "shapes"
+GALLERY = (
+    "![Samples of the model in each of its tasks]({})\n\n"
+    "*Each task on samples of the model itself: first seeds, nothing picked.*\n"
+)
 MOST_CLASSES = 20  # that a card lists
 TAGS = ("diffusers", "multi-task", "inpainting", "image-editing", "image-generation")
 
@@ -55,7 +60,7 @@ def model_card(
     metrics: Mapping[str, Any] | None = None,
     picture: str | None = None,
 ) -> str:
-    """The card as Markdown with its YAML header.
+    """The card as Markdown with its YAML header, signed.
 
     Args:
         source: the name that the snippet loads: user/name on the Hub, or a folder.
@@ -66,17 +71,18 @@ def model_card(
         ValueError: `metrics` are not those of mtl-diffusion evaluate.
     """
     pipe, config = trained.pipeline, trained.config
-    name = source.rpartition("/")[2] if on_hub(source) else config.repository.rpartition("/")[2]
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+    name = (source if on_hub(source) else config.repository).rpartition("/")[2]
+    dataset = trained.hub_name("dataset_name")
+    text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         header=_header(trained, name, metrics),
         name=name,
         tasks=", ".join(f"`{task}`" for task in pipe.tasks),
         resolution=pipe.size,
         classes=_classes(pipe.class_names),
         parameters=f"{sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.1f}",
-        dataset=_dataset(trained).name,
+        dataset=f"`{dataset}`" if dataset else _data(trained),
         base=_base(trained),
-        gallery=_gallery(picture),
+        gallery=GALLERY.format(picture) if picture else "",
         snippet=snippet(pipe, source),
         steps=f"{trained.step:,}",
         batch_size=config.total_batch_size,
@@ -91,12 +97,14 @@ def model_card(
         results=tables(metrics) if metrics else "Nothing was measured of this model.",
         version=__version__,
     )
+    return signed(text)
 
 
 def _header(trained: Trained, name: str, metrics: Mapping[str, Any] | None) -> str:
     classes = trained.pipeline.class_names
     dataset, base = trained.hub_name("dataset_name"), trained.hub_name(SOURCES[1])
-    results = eval_results(metrics, _dataset(trained)) if metrics else []
+    measured = (dataset or "other", dataset or _data(trained), trained.config.validation_split)
+    results = eval_results(metrics, *measured) if metrics else []
     return ModelCardData(
         license="apache-2.0",
         library_name="diffusers",
@@ -109,14 +117,10 @@ def _header(trained: Trained, name: str, metrics: Mapping[str, Any] | None) -> s
     ).to_yaml()
 
 
-def _dataset(trained: Trained) -> Dataset:
-    name = trained.hub_name("dataset_name")
-    split = trained.config.validation_split
-    if name is not None:
-        return Dataset(f"`{name}`", name, split)
+def _data(trained: Trained) -> str:
+    """Words for a dataset that is not on the Hub."""
     built_in = trained.config.dataset_name == BUILT_IN
-    words = "the shapes that mtl_diffusion draws" if built_in else "images of a local folder"
-    return Dataset(words, "other", split)
+    return "the shapes that mtl_diffusion draws" if built_in else "images of a local folder"
 
 
 def _base(trained: Trained) -> str:
@@ -139,15 +143,6 @@ def _classes(names: Collection[str]) -> str:
     shown = ", ".join(" ".join(name.split()) for name in list(names)[:MOST_CLASSES])
     more = len(names) - MOST_CLASSES
     return f"Classes: {shown}{f', and {more} more' if more > 0 else ''}."
-
-
-def _gallery(picture: str | None) -> str:
-    if picture is None:
-        return ""
-    return (
-        f"![Samples of the model in each of its tasks]({picture})\n\n"
-        "*Each task on samples of the model itself: first seeds, nothing picked.*\n"
-    )
 
 
 def _minutes(minutes: Mapping[str, float]) -> str:
@@ -179,33 +174,39 @@ def training_command(trained: Trained) -> str:
 
 
 def snippet(pipe: MultiTaskPipeline, source: str) -> str:
-    """Python that loads the pipeline and does each of its tasks; it runs as it stands."""
-    names = pipe.class_names
-    lines = [
-        "from diffusers import DiffusionPipeline",
-        "from PIL import Image",
-        "",
-        f"pipe = DiffusionPipeline.from_pretrained({_literal(source)}, trust_remote_code=True)",
-        "",
-    ]
-    if "generate" in pipe.tasks:
-        label = f", class_label={_literal(names[-1])}" if names else ""
-        lines.append(f'image = pipe(task="generate"{label}).images[0]')
-    else:
+    """Python that loads the pipeline and does each of its tasks; it runs as it stands.
+
+    A task gets what it requires. Those that need no image come first: the first of them draws the
+    image of the others.
+    """
+    names = [_literal(name) for name in pipe.class_names]
+    tasks = [TASKS[task] for task in pipe.tasks]
+    tasks = [task for task in tasks if names or not task.required & {"class_label", "source_class"}]
+    tasks.sort(key=lambda task: "image" in task.required)
+    needed = frozenset().union(*(task.required for task in tasks))
+    lines = []
+    if "mask_image" in needed:
+        lines += [
+            'mask = Image.new("L", (pipe.size, pipe.size), 0)  # black is kept, byte for byte',
+            "mask.paste(255, (0, 0, pipe.size // 2, pipe.size))  # white is repainted",
+        ]
+    if all("image" in task.required for task in tasks):
         lines.append('image = Image.new("RGB", (pipe.size, pipe.size), "gray")  # yours')
-    for task in pipe.tasks:
-        if task == "inpaint":
-            lines += [
-                'mask = Image.new("L", image.size, 0)  # black is kept, byte for byte',
-                "mask.paste(255, (0, 0, pipe.size // 2, pipe.size))  # white is repainted",
-                'inpainted = pipe(task="inpaint", image=image, mask_image=mask).images[0]',
-            ]
-        elif task == "edit":
-            call = f'pipe(task="edit", image=image, class_label={_literal(names[0])})'
-            lines.append(f"edited = {call}.images[0]")
-        elif task != "generate":
-            lines.append(f'{task}d = pipe(task="{task}", image=image).images[0]')
-    return "\n".join(lines)
+    for i, task in enumerate(tasks):
+        has_image = "image" in task.required
+        given = {"image": "image", "mask_image": "mask", "strength": str(task.default_strength)}
+        given |= {"num_inversion_steps": "4", "image_guidance_scale": "1.5"}
+        wanted = set(task.required)
+        if names:  # that of an edit is not that of its source
+            given |= {"class_label": names[0 if has_image else -1], "source_class": names[-1]}
+            wanted |= {"class_label"} & task.optional if not has_image else set()
+        call = "".join(f", {name}={given[name]}" for name in sorted(wanted, key=list(given).index))
+        result = f"{task.name}_image" if i or has_image else "image"
+        lines.append(f'{result} = pipe(task="{task.name}"{call}).images[0]')
+    imports = ["from diffusers import DiffusionPipeline"]
+    imports += ["from PIL import Image"] if any("Image.new" in line for line in lines) else []
+    load = f"DiffusionPipeline.from_pretrained({_literal(source)}, trust_remote_code=True)"
+    return "\n".join([*imports, "", f"pipe = {load}", "", *lines])
 
 
 def _literal(text: str) -> str:

@@ -3,9 +3,13 @@
 import copy
 import json
 import logging
+import os
 import shlex
+import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +17,27 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ..checkpoints.resume import check_facts
-from ..checkpoints.store import MANIFEST, Checkpoint, CheckpointError, load, load_latest
+from ..checkpoints.store import MANIFEST, CheckpointError, load, load_latest
 from ..config import TrainConfig
 from ..config.command_line import from_dict
 from ..pictures import grids
+from ..pipeline.parts import INDEX, MODEL_ID, digest_of, read_json, replaced_by, stamp
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_folder
 from ..training.model import build_scheduler, build_unet
 from ..training.run import Run
 from ..training.vocabulary import tokenizer_of
 from .card import Trained, model_card
-from .upload import UploadError, full_name, upload, without_secrets
+from .upload import GENERATED, README, UploadError, full_name, is_edited, upload, without_secrets
 
 logger = logging.getLogger(__name__)
 
 # Folders of a run: its export, and that of the checkpoint that was published last.
 PIPELINE, PUBLISHED = "pipeline", "published"
+GALLERY, METRICS = "gallery.png", "metrics.json"
 # The files of an exported folder that are uploaded, besides the sources. Nothing else is.
-UPLOADED = ("*.safetensors", "*.json", "README.md", "*.png")
+UPLOADED = ("unet/*.safetensors", "unet/*.json", "tokenizer/*.json", "scheduler/*.json")
+UPLOADED += (INDEX, README, GENERATED, GALLERY, METRICS)
 LAST_WAIT = 30.0  # seconds that a stopping run waits for an upload
 
 
@@ -44,15 +51,22 @@ def of_checkpoint(path: Path) -> Trained:
         CheckpointError: there is no checkpoint, it is damaged, or its weights don't fit its
             configuration.
     """
-    checkpoint = load(path) if (path / MANIFEST).exists() else _newest(path)
+    if (path / MANIFEST).exists():
+        checkpoint = load(path)
+    else:
+        folder = path if path.name == "checkpoints" else path / "checkpoints"
+        checkpoint, skipped = load_latest(folder)
+        for reason in skipped:
+            logger.warning("passed over a checkpoint: %s", reason)
+        if checkpoint is None:
+            raise CheckpointError(f"{path} is no checkpoint, and no run with a complete one")
     check_facts(checkpoint)
     facts = checkpoint.facts
     config = from_dict(facts["config"])
     tensors = checkpoint.tensors.get("ema") or checkpoint.tensors.get("unet", {})
     try:
         tokenizer, scheduler = tokenizer_of(facts["words"]), build_scheduler(config)
-        # On "meta", building draws nothing from the generators, which a run in this process may
-        # use.
+        # On "meta", building draws nothing from the generators, which a run may use.
         with torch.device("meta"):
             if facts.get("unet"):
                 unet = UNet2DConditionModel.from_config(facts["unet"])
@@ -70,16 +84,6 @@ def of_checkpoint(path: Path) -> Trained:
     return Trained(
         pipeline, config, checkpoint.step, facts.get("minutes") or {}, facts.get("on_hub")
     )
-
-
-def _newest(path: Path) -> Checkpoint:
-    folder = path if path.name == "checkpoints" else path / "checkpoints"
-    newest, skipped = load_latest(folder)
-    for reason in skipped:
-        logger.warning("passed over a checkpoint: %s", reason)
-    if newest is None:
-        raise CheckpointError(f"{path} is no checkpoint, and no run with a complete one")
-    return newest
 
 
 def export(run: Run) -> Path:
@@ -103,6 +107,9 @@ def write(
 ) -> Path:
     """Writes a folder for `from_pretrained`, which replaces an earlier export only when complete.
 
+    What an export did not write stays, and so does a README.md that was edited: the new card is
+    `GENERATED` beside it.
+
     Args:
         repository: user/name on the Hub, for the card's snippet. None: hub_model_id, if the
             configuration has one, or else the folder.
@@ -117,6 +124,7 @@ def write(
     """
     check_target(target)
     pipeline = trained.pipeline
+    stamp(pipeline.unet, pipeline.scheduler, digest_of(pipeline.unet))
     if half:
         unet = copy.deepcopy(pipeline.unet).half()
         pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler)
@@ -125,17 +133,38 @@ def write(
         wanted = trained.config.gallery if pictures is None else pictures
         drawn = _draw(trained.pipeline, folder) if wanted else None
         if metrics is not None:
-            (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        source = repository or trained.config.hub_model_id or _as_given(target)
+            (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
+        here = target.absolute()  # or relative to the working directory, if it is inside
+        here = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
+        source = repository or trained.config.hub_model_id or here.as_posix()
         text = model_card(trained, source, metrics, drawn)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        card = target / README
+        edited = card.is_file() and is_edited(card.read_text("utf-8", "replace"))
+        (folder / (GENERATED if edited else README)).write_text(text, encoding="utf-8")
+        if edited:
+            logger.warning("%s was edited, and is kept; the new card is %s", card, GENERATED)
+        _keep_others(target, folder)
     return target
 
 
-def _as_given(target: Path) -> str:
-    """The folder's path, relative to the working directory if it is inside."""
-    path, here = target.absolute(), Path.cwd()
-    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
+def _keep_others(old: Path, new: Path) -> None:
+    """Links or copies what is in an earlier folder, and is not of its export, to the new one."""
+    names, index = [path.relative_to(new).as_posix() for path in new.rglob("*")], {}
+    with suppress(OSError, ValueError):  # there is none, or a damaged one
+        index = read_json(old / INDEX)
+    parts = replaced_by(names, index, read_json(new / INDEX)[MODEL_ID])
+    parts += [INDEX, GALLERY, METRICS, GENERATED]
+    for path in sorted(old.rglob("*")):
+        name = path.relative_to(old).as_posix()
+        if os.path.lexists(new / name) or any(fnmatch(name, part) for part in parts):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            (new / name).mkdir()
+            continue
+        try:
+            os.link(path, new / name, follow_symlinks=False)
+        except (OSError, NotImplementedError):  # of a file system without such links
+            shutil.copy2(path, new / name, follow_symlinks=False)
 
 
 def check_target(target: Path) -> None:
@@ -144,14 +173,12 @@ def check_target(target: Path) -> None:
     Raises:
         ValueError: it is a file, a link or a folder of something else.
     """
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        kind = "a link" if target.is_symlink() else "a file"
+    other = "a link" if target.is_symlink() else "a file" if target.is_file() else None
+    if target.is_dir() and not (target / INDEX).is_file() and any(target.iterdir()):
+        other = other or "neither empty nor an exported pipeline"
+    if other:
         raise ValueError(
-            f"output_dir: {target} is {kind}, and is left alone: an export is a folder of its own"
-        )
-    if target.exists() and not (target / "model_index.json").is_file() and any(target.iterdir()):
-        raise ValueError(
-            f"output_dir: {target} is neither empty nor an exported pipeline, and is left alone"
+            f"output_dir: {target} is {other}, and is left alone: an export is a folder of its own"
         )
 
 
@@ -162,20 +189,24 @@ def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
     sources = grids.own_samples(pipe, 10)
     pictures = grids.pictures_of(pipe, sources, samples=2, edits=2)
     pipe.set_progress_bar_config(**bar)
-    grids.side_by_side(list(pictures.values())).save(folder / "gallery.png")
-    return "gallery.png"
+    grids.side_by_side(list(pictures.values())).save(folder / GALLERY)
+    return GALLERY
 
 
 # --- to the Hub ---------------------------------------------------------------------------------
 
 
-def files_to_upload(folder: Path) -> dict[str, Path]:
-    """Path in the repository -> file, of the files of an exported folder that are uploaded."""
-    files = [path for pattern in UPLOADED for path in folder.rglob(pattern)]
-    files += [folder / name for name in MultiTaskPipeline.code_files()]
+def files_to_upload(folder: Path, code: Iterable[str] | None = None) -> dict[str, Path]:
+    """Path in the repository -> file, of the files of an exported folder that are uploaded.
+
+    Args:
+        code: patterns of the source files. None: those that this package writes.
+    """
+    patterns = [*UPLOADED, *(MultiTaskPipeline.code_files() if code is None else code)]
+    files = sorted(path for pattern in patterns for path in folder.glob(pattern))
     return {
         path.relative_to(folder).as_posix(): path
-        for path in sorted(files)
+        for path in files
         if path.is_file() and not path.is_symlink()
     }
 
@@ -183,11 +214,7 @@ def files_to_upload(folder: Path) -> dict[str, Path]:
 def push(
     folder: Path, config: TrainConfig, *, checkpoint: str | Path | None = None, step: int = 0
 ) -> str:
-    """Uploads an export of a run: the last one, or that of a checkpoint after `step` steps.
-
-    Raises:
-        UploadError: see `push_folder`.
-    """
+    """As `push_folder`, of a run: its last export, or that of a checkpoint after `step` steps."""
     return push_folder(
         folder,
         config.repository,
@@ -206,7 +233,7 @@ def push_folder(
     private: bool = False,
     revision: str | None = None,
 ) -> str:
-    """Uploads an exported folder.
+    """Uploads an exported folder, and returns the commit's address.
 
     Args:
         checkpoint: the source of the folder, for the command that tries again.
@@ -225,8 +252,7 @@ def push_folder(
     except UploadError as error:
         command = ["mtl-diffusion", "publish", "--checkpoint", str(checkpoint)]
         command += ["--output_dir", str(folder), "--push_to_hub", "--hub_model_id", repository]
-        command += ["--private"] if private else []
-        command += ["--revision", revision] if revision else []
+        command += ["--private"] * private + (["--revision", revision] if revision else [])
         raise UploadError(
             f"{error}\nThe export is in {folder}. To try again:\n  {shlex.join(command)}"
         ) from None
@@ -248,7 +274,7 @@ class BackgroundPublisher:
         return self
 
     def __exit__(self, kind, *error) -> None:
-        # The retries are bounded. A run that was stopped, or failed, waits less for them.
+        # Retries are bounded. A run that was stopped, or failed, waits less for them.
         if self._thread is not None:
             self._thread.join(None if kind is None else LAST_WAIT)
 

@@ -1,8 +1,7 @@
 """The figures of metrics.json as the model card shows them: tables, and metadata for the Hub."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult
@@ -22,53 +21,73 @@ NAMES = {
     "ssim_to_source": "SSIM to the source",
     "feature_distance": "feature distance to the source",
     "bits_per_dim": "bits per dimension",
+    "largest_share": "largest share found",
     "evaluations": "evaluations",
 }
 METHODS = {
     "edit_source_class": "edit with source_class",
-    "edit_in_class_mask": "edit inside generate_mask",
     "repaint": "RePaint",
     "sdedit": "SDEdit",
     "flowedit": "FlowEdit",
     "ddim_inversion": "DDIM inversion",
 }
+# Part of the scorecard -> the sentence before its table.
+TITLES = {
+    "generate": "**Samples**, and real held-out images:",
+    "likelihood": "**Likelihood** of held-out images:",
+    "inpaint": (
+        "**Inpainting** of held-out images, by the kind of hole. A hole has many good answers: "
+        "PSNR and SSIM favour their average."
+    ),
+    "edit": (
+        "**Edits** of held-out images into each other class: at the default strength, and each "
+        "method at the strength where the class is found in so many edits."
+    ),
+}
 _KINDS = {"generate": "unconditional-image-generation"}  # the Hub's names for tasks
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """The data of the figures: its description, its type on the Hub, and the split."""
+def eval_results(metrics: Mapping[str, Any], kind: str, name: str, split: str) -> list[EvalResult]:
+    """The model's own figures, not those of baselines or of real images.
 
-    name: str
-    type: str
-    split: str
-
-
-def eval_results(metrics: Mapping[str, Any], dataset: Dataset) -> list[EvalResult]:
-    """The model's own figures, not those of baselines or of real images."""
+    Args:
+        kind, name, split: of the dataset; the first is its name on the Hub, or "other".
+    """
     return [
         EvalResult(
             task_type=_KINDS.get(task, "image-to-image"),
-            dataset_type=dataset.type,
-            dataset_name=dataset.name.strip("`"),
-            dataset_split=dataset.split,
+            dataset_type=kind,
+            dataset_name=name,
+            dataset_split=split,
             metric_type="accuracy" if figure == "class_accuracy" else figure,
-            metric_name=f"{task}, {_words(setting)}: {name}",
+            metric_name=f"{task}, {_words(setting)}: {words}",
             metric_value=entry[figure],
         )
         for task, settings in _summary(metrics).items()
         if task in ("generate", "inpaint", "edit")
         for setting, entry in settings.items()
         if setting != "floor"
-        for figure, name in NAMES.items()
-        if figure in entry and figure != "evaluations"
+        for figure, words in NAMES.items()
+        if figure in entry and figure not in ("evaluations", "largest_share")
     ]
 
 
 def tables(metrics: Mapping[str, Any]) -> str:
     """The results as Markdown, and how they were measured."""
-    summary = _summary(metrics)
-    parts = [*_generate(summary), *_inpaint(summary), *_edit(summary), *_method(metrics)]
+    summary, parts = _summary(metrics), []
+    for part, title in TITLES.items():
+        if rows := dict(_rows(summary, part)):
+            parts += [title, _table(rows)]
+    space, classifier = metrics["feature_space"], metrics["classifier"]
+    parts += [
+        f"Sampler: {metrics['sampler']}. An evaluation is one pass of an image through the "
+        f"network. Frechet distances are taken in the feature space `{space['name']}` "
+        f"({space['kind']}), and can't be compared with those of another space or another n. The "
+        "power spectrum is compared with that of real images in four rings of frequency, in "
+        f"decades. Classes are found by a classifier that is right in {classifier['accuracy']:.2%} "
+        f"of {classifier['n']:,} held-out images. The rest of the scorecard is in metrics.json.",
+        f"Measured by `{metrics['command']}`.",
+    ]
     return "\n\n".join(parts)
 
 
@@ -78,97 +97,25 @@ def _summary(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     return metrics["summary"]
 
 
-def _generate(summary: Mapping[str, Any]) -> Iterator[str]:
-    if entries := summary.get("generate"):
-        yield "**Samples.** The last row is of real held-out images."
-        rows = {"real images" if k == "floor" else _words(k): entry for k, entry in entries.items()}
-        yield _table("samples", rows)
-    for entry in summary.get("likelihood", {}).values():
-        bits = _value(entry, "bits_per_dim")
-        yield f"Held-out images: {bits} bits per dimension (n = {entry['n']:,})."
-
-
-def _inpaint(summary: Mapping[str, Any]) -> Iterator[str]:
-    if not (kinds := summary.get("inpaint")):
-        return
-    repaint = summary.get("baselines", {}).get("repaint", {}).get("inpaint", {})
-    rows = {}
-    for kind, entry in kinds.items():
-        rows["real images" if kind == "floor" else f"{kind}, this model"] = entry
-        if kind in repaint:
-            rows[f"{kind}, {METHODS['repaint']}"] = repaint[kind]
-    beside = ", beside RePaint with the same weights" if repaint else ""
-    yield (
-        f"**Inpainting** of held-out images, by the kind of hole{beside}. A hole has many good "
-        "answers: PSNR and SSIM favour their average."
-    )
-    yield _table("hole", rows)
-
-
-def _edit(summary: Mapping[str, Any]) -> Iterator[str]:
-    if not (own := summary.get("edit")):
-        return
+def _rows(summary: Mapping[str, Any], part: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each setting of the model, followed by the baselines that were measured in it."""
     baselines = summary.get("baselines", {})
-    methods = {"this model's edit task": own} | {
-        METHODS[name]: tasks["edit"] for name, tasks in baselines.items() if "edit" in tasks
-    }
-    yield "**Edits** of held-out images into each other class, at the default strength:"
-    yield _table("edit", {_words(k): v for k, v in own.items() if k.startswith("strength_")})
-    shares = [name for name in own if name.startswith("class_found_")]
-    if not shares:
-        return
-    if len(methods) == 1:
-        yield "SSIM to the source at the strength where the class is found in so many edits:"
-    else:
-        yield (
-            "Beside other methods with the same weights: SSIM to the source where the class is "
-            "found in equally many edits, each method at the strength that it needs for that, each "
-            "baseline at its better guidance, and the evaluations that this costs."
-        )
-    head = ["method", *(f"{share.rpartition('_')[2]} found" for share in shares), "n"]
-    lines = [
-        [name, *(_at_class_found(entries.get(share, {})) for share in shares), f"{_n(entries):,}"]
-        for name, entries in methods.items()
-    ]
-    yield _markdown(head, lines)
+    for setting, entry in summary.get(part, {}).items():
+        yield "real images" if setting == "floor" else _words(setting), entry
+        for method, parts in baselines.items():
+            if setting in parts.get(part, {}):
+                yield f"{_words(setting)}, {METHODS[method]}", parts[part][setting]
 
 
-def _at_class_found(entry: Mapping[str, Any]) -> str:
-    if "ssim_to_source" in entry:
-        return f"{_value(entry, 'ssim_to_source')}, {entry['evaluations']:.3g} evaluations"
-    return f"not reached: {entry['largest_share']:.2f}" if "largest_share" in entry else ""
-
-
-def _n(entries: Mapping[str, Any]) -> int:
-    return next(iter(entries.values()))["n"]
-
-
-def _method(metrics: Mapping[str, Any]) -> Iterator[str]:
-    space, classifier = metrics["feature_space"], metrics["classifier"]
-    yield (
-        f"Sampler: {metrics['sampler']}. An evaluation is one pass of an image through the "
-        f"network. Frechet distances are taken in the feature space `{space['name']}` "
-        f"({space['kind']}), and can't be compared with those of another space or another n. The "
-        "power spectrum is compared with that of real images in four rings of frequency, in "
-        f"decades. Classes are found by a classifier that is right in {classifier['accuracy']:.2%} "
-        f"of {classifier['n']:,} held-out images. The rest of the scorecard is in metrics.json."
-    )
-    yield f"Measured by `{metrics['command']}`."
-
-
-def _table(first: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """A row an entry, with those figures as columns that any of them has."""
     figures = [figure for figure in NAMES if any(figure in entry for entry in rows.values())]
+    head = ["", *(NAMES[figure] for figure in figures), "n"]
     lines = [
         [label, *(_value(entry, figure) for figure in figures), f"{entry['n']:,}"]
         for label, entry in rows.items()
     ]
-    return _markdown([first, *(NAMES[figure] for figure in figures), "n"], lines)
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---"] * len(head)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
 
 
 def _value(entry: Mapping[str, Any], figure: str) -> str:

@@ -65,7 +65,8 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
+            if not path.is_symlink():
+                _sync(path)
         if os.path.lexists(target):
             os.rename(target, aside)
         os.rename(temporary, target)

@@ -7,6 +7,7 @@ import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-from mtl_diffusion.demo.serve import serve  # noqa: E402
+from mtl_diffusion.demo.page import _read_part, _said  # noqa: E402
+from mtl_diffusion.demo.serve import serve  # noqa: E402, first: it sets gradio's folder
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,7 +37,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def url(build_pipe):
-    page = serve(build_pipe(), "tiny", wait=False)
+    # A class may have the name of the menu's own first line.
+    page = serve(build_pipe(classes=("any", "cat", "ship")), "tiny", wait=False)
     yield page.local_url.rstrip("/")
     page.close()
 
@@ -127,6 +130,12 @@ def upload(tmp_path_factory):
     return str(path), colours
 
 
+@pytest.fixture
+def broken(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    return str(tmp_path / "text.png")
+
+
 def generate(page):
     click(page, "#generate-draw")
     return results(page, "generate", 8)
@@ -134,6 +143,11 @@ def generate(page):
 
 def test_generate(page):
     images = generate(page)
+    menu = find(page, "input[aria-label='Class']")[0]
+    assert menu.get_attribute("value") == "any"
+    menu.click()
+    lines = wait(page, lambda: [e.text for e in find(page, "ul[role=listbox] li")])
+    assert [line.lstrip("✓ \n") for line in lines] == ["(any)", "any", "cat", "ship"]
     assert len({image.tobytes() for image in images}) == 8
 
 
@@ -172,14 +186,12 @@ def shown_square(canvas):
     return int(np.ptp(coloured)) if square else None
 
 
-def test_an_example_is_edited(page, tmp_path):
+def test_an_example_is_edited(page, broken):
     click(page, "button[role=tab]", "Edit")
     wait(page, lambda: len(find(page, ".examples img")) == 3)
     click(page, "#edit-draw")
     message(page, "no picture yet")
-    (tmp_path / "text.png").write_text("no picture")
-    file = page.find_element(By.CSS_SELECTOR, "#edit-source input[type=file]")
-    file.send_keys(str(tmp_path / "text.png"))
+    page.find_element(By.CSS_SELECTOR, "#edit-source input[type=file]").send_keys(broken)
     message(page, "can't be read as a picture")
     find(page, ".examples img")[1].click()
     wait(page, lambda: find(page, "#edit-source img"))
@@ -194,7 +206,7 @@ def test_an_example_is_edited(page, tmp_path):
     assert (source == example).all()
     assert len({image.tobytes() for image in images}) == 5
     captions = [e.text for e in find(page, "#edit-results .caption-label")]
-    assert captions == ["source", *(f"strength {s}" for s in (0.5, 0.6, 0.7, 0.8, 0.9))]
+    assert captions == ["source", *(f"strength {s}" for s in (0.6, 0.7, 0.8, 0.9, 1))]
     click(page, "#edit-in-mask input")
     click(page, "#edit-draw")
     wait(page, lambda: (results(page, "edit", 6)[1] != images[0]).any())
@@ -224,3 +236,13 @@ def test_telemetry_is_off(url):
 
     assert not analytics.analytics_enabled()
     assert utils.get_upload_folder().startswith(os.environ["GRADIO_TEMP_DIR"])
+
+
+def test_a_picture_of_the_editor_that_cannot_be_read(broken):
+    with pytest.raises(gradio.Error, match="can't be read as a picture"):
+        _said(_read_part)(SimpleNamespace(path=broken), flatten_on_white=True)
+
+
+def test_a_port_that_cannot_be():
+    with pytest.raises(ValueError, match="port is 80000; it must be from 1 to 65535"):
+        serve(None, "tiny", port=80000)

@@ -1,8 +1,13 @@
 """A pipeline from a checkpoint alone, written to a folder."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
+from metrics import METRICS
 from safetensors.torch import load_file
+from stranger import files
 
 from mtl_diffusion.checkpoints.store import CheckpointError, load, save
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
@@ -80,12 +85,58 @@ def test_a_folder_of_something_else_is_left_alone(trained, tmp_path):
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
 
 
+OTHERS = ("notes.txt", ".git/objects/pack", "samples/gallery.png", "unet/notes.json")
+OTHERS += ("backup/unet/diffusion_pytorch_model.safetensors", "model.onnx")
+
+
+def test_an_export_replaces_what_an_export_wrote_and_nothing_else(trained, tmp_path):
+    model = export.of_checkpoint(trained / "checkpoints" / "step-2")
+    folder = export.write(model, tmp_path / "e", metrics=METRICS, max_shard_size="20KB")
+    for name in OTHERS:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text("mine")
+    (folder / "link").symlink_to("/nowhere")
+    card = (folder / "README.md").read_text()
+    export.write(export.of_checkpoint(trained), folder, pictures=False)
+    alone = export.write(export.of_checkpoint(trained), tmp_path / "alone", pictures=False)
+    theirs, ours = set(files(folder)), set(files(alone))
+    assert theirs == ours | set(OTHERS) and (folder / "link").is_symlink()
+    assert all((folder / name).read_text() == "mine" for name in OTHERS)
+    assert (folder / "README.md").read_text() != card and "link" not in theirs
+    # Of the same model another variant stays.
+    half = MultiTaskPipeline.from_pretrained(folder).to(torch.float16)
+    half.save_pretrained(folder, variant="fp16")
+    export.write(export.of_checkpoint(trained), folder, pictures=False)
+    assert (folder / UNET.replace(".safe", ".fp16.safe")).exists()
+
+
+def test_a_card_that_was_edited_is_kept(trained, tmp_path):
+    model = export.of_checkpoint(trained)
+    folder = export.write(model, tmp_path / "e", pictures=False)
+    generated = (folder / "README.md").read_text()
+    edited = generated.replace("license: mit", "license: apache-2.0").replace("# ", "# My ", 1)
+    (folder / "README.md").write_text(edited)
+    for _ in range(2):
+        export.write(model, folder, pictures=False)
+        assert (folder / "README.md").read_text() == edited != generated
+        assert (folder / "README.generated.md").read_text() == generated
+
+
+def test_a_model_that_is_trained_on_is_another_one(trained, tmp_path):
+    first = export.write(export.of_checkpoint(trained), tmp_path / "first", pictures=False)
+    pipe = MultiTaskPipeline.from_pretrained(first)
+    torch.nn.init.zeros_(pipe.unet.conv_out.bias)
+    model = replace(export.of_checkpoint(trained), pipeline=pipe)
+    second = export.write(model, tmp_path / "second", pictures=False)
+    ids = [json.loads((f / "model_index.json").read_text())["_model_id"] for f in (first, second)]
+    assert ids[0] != ids[1] and pipe.scheduler.config._model_id == ids[1]
+
+
 def test_only_the_allowed_files_are_uploaded(trained, tmp_path):
     folder = export.write(export.of_checkpoint(trained), tmp_path / "export", pictures=False)
     allowed = set(export.files_to_upload(folder))
-    (folder / "optimizer.bin").touch()
-    (folder / "events.out.tfevents").touch()
-    (folder / "secrets.py").touch()
-    (folder / ".env").touch()
-    (folder / "link.json").symlink_to("/etc/passwd")
+    assert allowed == set(files(folder))
+    for name in ("optimizer.bin", "events.out.tfevents", "secrets.py", "secrets.json", ".env"):
+        (folder / name).touch()
+    (folder / "unet" / "link.json").symlink_to("/etc/passwd")
     assert set(export.files_to_upload(folder)) == allowed

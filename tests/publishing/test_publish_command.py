@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from loopback_hub import TOKEN
 from metrics import METRICS
+from stranger import files
+
+from mtl_diffusion.publishing import export
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +47,11 @@ def calls(hub, trained, work):
     hub.fail("me/denied/commit/", 403)
     hub.fail("me/broken/commit/", 500, times=2)
     step = trained / "checkpoints" / "step-4"
-    folders = [str(work / f"export {i}") for i in range(3)]
+    # There is another model, in parts, with a card that was edited.
+    other = export.of_checkpoint(trained / "checkpoints" / "step-2")
+    other = export.write(other, work / "other", pictures=False, max_shard_size="20KB")
+    hub.add("me/over", files(other) | {"README.md": b"mine", "notes.txt": b"mine"})
+    folders = [str(work / f"export {i}") for i in range(4)]
     pushed = ["--push_to_hub", "--hub_model_id"]
     metrics = ["--metrics", str(work / "metrics.json")]
     plain = ["--no_pictures", *pushed]
@@ -52,6 +59,7 @@ def calls(hub, trained, work):
         [str(trained), folders[0], "--private", "--revision", "v1", *metrics, *pushed, "me/cli"],
         [str(step), folders[1], *plain, "me/denied"],
         [str(step), folders[2], "--revision", "v2", "--private", *plain, "me/broken"],
+        [str(trained), folders[3], *plain, "me/over"],
     ]
     argvs = [["--checkpoint", a, "--output_dir", b, *rest] for a, b, *rest in argvs]
     done = hub.run([sys.executable, "-c", SCRIPT], work / "cli", CALLS=json.dumps(argvs))
@@ -72,6 +80,14 @@ def test_publishing_a_checkpoint(hub, calls):
     assert set(hub.tree("me/installed")) == set(hub.tree("me/cli", "v1")) - extras
 
 
+def test_a_model_replaces_the_one_that_is_there(hub, calls):
+    tree, exported = hub.tree("me/over"), files(Path(calls[1][3]))
+    assert tree.pop("README.md") == tree.pop("notes.txt") == b"mine"
+    assert tree.pop("README.generated.md") == exported.pop("README.md")
+    assert tree == exported and len(hub.commits("me/over")) == 2
+    assert "README.md of me/over was edited, and is kept" in calls[0][3][1]
+
+
 def test_a_failed_push_leaves_the_export_and_the_command(hub, calls, trained):
     answers, folders = calls
     for number, name, words in ((1, "me/denied", "right to write"), (2, "me/broken", "HTTP 500")):
@@ -79,12 +95,8 @@ def test_a_failed_push_leaves_the_export_and_the_command(hub, calls, trained):
         assert code == 1 and words in said and name in said
         assert (Path(folders[number]) / "model_index.json").exists()
         command = shlex.split(said.splitlines()[-1])
-        assert command[:4] == [
-            "mtl-diffusion",
-            "publish",
-            "--checkpoint",
-            str(trained / "checkpoints" / "step-4"),
-        ]
+        step = str(trained / "checkpoints" / "step-4")
+        assert command[:4] == ["mtl-diffusion", "publish", "--checkpoint", step]
         assert command[command.index("--output_dir") + 1] == folders[number]
         assert command[command.index("--hub_model_id") + 1] == name
         assert "--push_to_hub" in command

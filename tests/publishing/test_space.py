@@ -1,5 +1,6 @@
 """A Space: pushed to the loopback Hub, fetched, and opened where this package is not installed."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -19,6 +20,12 @@ from mtl_diffusion.publishing.space import GRADIO, PAGE
 ROOT = Path(__file__).parents[2]
 
 
+# Of another model; and what its owner put there.
+OLD = ("model_index.json", "unet/diffusion_pytorch_model-00001-of-00002.safetensors")
+OLD += ("unet/diffusion_pytorch_model.safetensors.index.json", "pipeline_01234567.py")
+MINE = {"pipeline/mine.txt": b"mine", "examples.json": b"{}"}
+
+
 @pytest.fixture(scope="module")
 def pipeline(build_pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "pipeline"
@@ -35,11 +42,13 @@ def pushed(pipeline, tmp_path_factory):
     )
     with LoopbackHub() as hub:
         home = tmp_path_factory.mktemp("home")
+        hub.create("me/page", "space", private=True)
+        hub.add("me/page", {f"pipeline/{name}": b"{}" for name in OLD} | MINE, kind="space")
         for _ in range(2):
             done = hub.run([sys.executable, *shlex.split(command)], home)
             assert done.returncode == 0, done.stderr
         space = hub.repositories["space", "me/page"]
-        assert space.private and len(space.branches["main"]) == 2  # the second call changed nothing
+        assert space.private and len(space.branches["main"]) == 3  # the second call changed nothing
         assert f"{hub.url}/spaces/me/page" in done.stdout or f"{hub.url}/me/page" in done.stdout
         return hub.tree("me/page", kind="space")
 
@@ -49,7 +58,7 @@ def test_what_a_space_is_made_of(pushed, pipeline):
     page = {f"demo/{path.name}" for path in PAGE.glob("*.py")}
     model = {f"pipeline/{p.relative_to(pipeline)}" for p in pipeline.rglob("*") if p.is_file()}
     own = {"README.md", "app.py", "requirements.txt"}
-    assert set(pushed) == own | page | model - {"pipeline/notes.txt"}
+    assert set(pushed) == own | page | model - {"pipeline/notes.txt"} | set(MINE)
     assert pushed["demo/page.py"] == (PAGE / "page.py").read_bytes()
     header = RepoCard(pushed["README.md"].decode()).data.to_dict()
     assert header["title"] == "page" and header["app_file"] == "app.py"
@@ -68,7 +77,11 @@ def test_a_space_opens_where_this_package_is_not_installed(pushed, tmp_path):
     code = NOT_INSTALLED + "import runpy, sys\nsys.path.insert(0, '.')\nrunpy.run_path('app.py')"
     with open(tmp_path / "log", "w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=tmp_path, stdout=log, stderr=log
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"TMPDIR": str(tmp_path)},
         )
     try:
         deadline = time.monotonic() + 240
@@ -78,6 +91,10 @@ def test_a_space_opens_where_this_package_is_not_installed(pushed, tmp_path):
             time.sleep(0.2)
         with urllib.request.urlopen(found[0]) as answer:
             assert "mtl_diffusion: me/page" in answer.read().decode()
+        assert list(tmp_path.glob("mtl_diffusion-demo-*"))
+        server.terminate()  # uploads and results go with it
+        server.wait(60)
+        assert not list(tmp_path.glob("mtl_diffusion-demo-*"))
     finally:
         server.kill()
         server.wait()

@@ -37,7 +37,7 @@ card = Path(hf_hub_download("me/trained", "README.md")).read_text()
 code = re.search(r"```python\\n(.*?)```", card, re.DOTALL)[1]
 snippet = {}
 exec(code, snippet)
-assert {"image", "inpainted", "edited"} <= set(snippet)
+assert {"image", "inpaint_image", "edit_image"} <= set(snippet)
 
 last = load("me/trained")
 first = load("me/trained", revision=first_commit)
@@ -50,6 +50,9 @@ last.push_to_hub("me/trained", commit_message="again")
 assert torch.equal(draw(load("me/pushed")), draw(last))
 assert torch.equal(draw(load("me/saved")), draw(last))
 last.push_to_hub("me/model-v1.5")
+first.save_pretrained(work / "p", max_shard_size="20KB", push_to_hub=True, repo_id="me/parts")
+last.push_to_hub("me/parts")
+assert torch.equal(draw(load("me/parts")), draw(last))
 assert torch.equal(draw(load("me/model-v1.5")), draw(last))
 assert torch.equal(draw(load("me/pushed", custom_pipeline="me/pushed")), draw(last))
 half = load("me/pushed", torch_dtype=torch.float16)
@@ -95,7 +98,7 @@ def test_a_stranger_loads_it_and_a_revision_of_it(stranger, trained):
 def test_what_the_pipeline_pushes_itself_is_complete(hub, stranger):
     published = hub.tree("me/trained")
     pushed = set(published) - {"gallery.png"}
-    for name in ("me/pushed", "me/saved", "me/with-card"):
+    for name in ("me/pushed", "me/saved", "me/with-card", "me/parts"):
         files = hub.tree(name)
         assert set(files) == pushed, name
         for path in pushed - {"README.md"}:

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 
+import huggingface_hub
 import pytest
 from loopback_hub import READ_TOKEN, TOKEN, LoopbackHub
 
@@ -66,6 +67,9 @@ CASES = {
     "commit-403": {},
     "secret": {"secret": True},
 }
+if huggingface_hub.__version__.startswith("0."):  # whose client does not repeat these
+    for name in ("preupload-500", "lfs-503", "lfs-reset"):
+        del CASES[name]
 FAULTS = [
     ("/repos/create", 429, 1),  # the first case that creates anything: "plain"
     ("PUT /lfs/", "reset", 1),  # likewise: all cases send the same file

@@ -27,7 +27,7 @@ from mtl_diffusion.training.vocabulary import build_tokenizer
 diffusers.pipelines.MultiTaskPipeline = MultiTaskPipeline
 SIZE = 8
 
-# --- what is overridden, and why; docs/publishing.md has the same list ---------------------------
+# --- what is overridden, and why ----------------------------------------------------------------
 
 # They save with safe_serialization=False, which this pipeline refuses: pickles can run code.
 # The same tests, on safetensors.
