@@ -48,6 +48,7 @@ from .outputs import check_output_type, to_output
 from .solver import solve
 from .task import Task
 from .tokens import Vocabulary
+from .upscale import Upscale
 
 # All tasks, by name. A new task is a file of its own and a line here.
 TASKS: dict[str, Task] = {
@@ -57,6 +58,7 @@ TASKS: dict[str, Task] = {
         Inpaint(),
         Edit(),
         Colorize(),
+        Upscale(),
     )
 }
 
