@@ -12,7 +12,7 @@ import pytest
 import mtl_diffusion
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(p for folder in (".", "docs", "pretrained/*") for p in ROOT.glob(f"{folder}/*.md"))
 
 
 def anchors(page: Path) -> set[str]:
@@ -22,7 +22,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)\s]*)\)", page.read_text(encoding="utf-8"))
     for link in links:
@@ -48,6 +48,24 @@ def test_files_on_the_way_of_an_image_are_there():
     assert len(named) > 10
     for name in named:  # the second list is of files in pipeline/
         assert (package / name).exists() or (package / "pipeline" / name).exists(), name
+
+
+def class_in(code: str) -> str:
+    """The first class of the code without comments and annotations."""
+    found = next(node for node in ast.parse(code).body if isinstance(node, ast.ClassDef))
+    for node in ast.walk(found):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+    return ast.unparse(found)
+
+
+def test_the_task_that_contributing_shows_is_that_of_the_package():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    file = (ROOT / "mtl_diffusion/pipeline/upscale.py").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert class_in(shown) == class_in(file)
 
 
 def test_the_tests_that_the_table_of_faults_names_are_there():
