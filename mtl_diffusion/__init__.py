@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
     from mtl_diffusion.pipeline.task import Choice, Hint, Task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Choice", "Hint", "MultiTaskPipeline", "Task", "TrainConfig", "train"]
 
 _HOMES = {

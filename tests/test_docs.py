@@ -13,7 +13,7 @@ import mtl_diffusion
 
 ROOT = Path(__file__).parents[1]
 PACKAGE, DESIGN = ROOT / "mtl_diffusion", ROOT / "docs/design.md"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(p for folder in (".", "docs", "pretrained/*") for p in ROOT.glob(f"{folder}/*.md"))
 
 
 def anchors(page: Path) -> set[str]:
@@ -23,7 +23,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)\s]*)\)", page.read_text(encoding="utf-8"))
     for link in links:
@@ -58,6 +58,24 @@ def test_the_files_that_the_design_names_are_there():
     files = [f"/{path.relative_to(ROOT).as_posix()}" for path in PACKAGE.rglob("*.py")]
     files += [f"/tests/{path.name}" for path in (ROOT / "tests").rglob("*.py")]
     assert not {name for name in named if not any(path.endswith(f"/{name}") for path in files)}
+
+
+def class_in(code: str) -> str:
+    """The first class of the code without comments and annotations."""
+    found = next(node for node in ast.parse(code).body if isinstance(node, ast.ClassDef))
+    for node in ast.walk(found):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+    return ast.unparse(found)
+
+
+def test_the_task_that_contributing_shows_is_that_of_the_package():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    file = (ROOT / "mtl_diffusion/pipeline/upscale.py").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert class_in(shown) == class_in(file)
 
 
 def test_the_tests_that_the_table_of_promises_names_are_there():

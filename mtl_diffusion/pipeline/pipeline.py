@@ -44,6 +44,7 @@ from .outputs import check_output_type, to_output
 from .solver import solve
 from .task import Task
 from .tokens import NULL, Vocabulary
+from .upscale import Upscale
 
 # All tasks, by name. A new task is a file of its own and a line here.
 TASKS: dict[str, Task] = {
@@ -53,6 +54,7 @@ TASKS: dict[str, Task] = {
         Inpaint(),
         Edit(),
         Colorize(),
+        Upscale(),
     )
 }
 
@@ -91,7 +93,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         unet: takes `denoiser.CHANNELS` channels and one-hot tokens.
         tokenizer: its vocabulary has the tasks and classes that the model has learned.
         scheduler: `EDMDPMSolverMultistepScheduler`; `EDMEulerScheduler` for a model of few steps.
-        chains: of a model of few steps that was exported by a version before 0.5; later ones are
+        chains: of a model of few steps that was exported by a version before 0.2; later ones are
             in the configuration of their unet.
     """
 

@@ -22,7 +22,8 @@ CHAINS = default_chains(80.0)
 
 @pytest.fixture(scope="module")
 def few(build_pipe):
-    pipe = build_pipe()
+    # Not all tasks: the random weights, and so rounding, depend on the size of the vocabulary.
+    pipe = build_pipe(tasks=("generate", "inpaint", "edit", "colorize"))
     pipe = MultiTaskPipeline(pipe.unet, pipe.tokenizer, EDMEulerScheduler(), CHAINS)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -189,8 +189,9 @@ def test_several_strengths_are_batches_of_one_call(pipe):
     assert seen == [(0, 4, 1), (1, 4, 1), (2, 4, 2), (3, 4, 2)]
 
 
-def test_an_edit_starts_from_its_source_and_one_of_strength_one_does_not(pipe):
+def test_an_edit_starts_from_its_source_and_one_of_strength_one_does_not(build_pipe):
     """What is left of the difference of two sources, where the network is shown neither."""
+    pipe = build_pipe(tasks=("generate", "inpaint", "edit", "colorize"))
 
     def difference(strength):
         one, other = (

@@ -11,6 +11,7 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from diffusers.schedulers import scheduling_edm_euler
 from drawing import (
+    ARGUMENTS,
     MASK,
     SIZE,
     STEPS,
@@ -55,6 +56,7 @@ def test_guidance_is_read_in_every_step(pipe, batches):
         ("edit", {}, 2),
         ("edit", {"image_guidance_scale": 1.5}, 3),
         ("colorize", {}, 1),
+        ("upscale", {}, 1),
     ],
 )
 def test_defaults_of_guidance(pipe, batches, task, arguments, branches):
@@ -115,7 +117,7 @@ def test_the_sampler_is_eulers_method_where_its_order_is_one(pipe, monkeypatch, 
         noise=noise,
         own_noise=torch.randn((1, 3, SIZE, SIZE), generator=generator(seed_of(noise))),
         strength=torch.tensor([0.3 if task == "colorize" else TASKS["edit"].default_strength]),
-        label=torch.tensor([-1 if task == "colorize" else 0]),
+        label=torch.tensor([0 if "class_label" in ARGUMENTS[task] else -1]),
         steps=6,
     )
     found = sample(first_order, task, "latent", num_inference_steps=6, guidance_scale=1.0)

@@ -113,6 +113,27 @@ def test_colorize_shows_the_luma_of_pillow():
     assert (hint.mask == 1).all()
 
 
+def show_small(image):
+    """What upscale shows the network of (1, 3, H, W) in [-1, 1]."""
+    return TASKS["upscale"].condition(image, torch.ones_like(image[:, :1]), None, noise(1))
+
+
+def test_upscale_shows_the_means_of_pillow():
+    array = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    source = torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
+    hint = show_small(source)
+    small = np.asarray(Image.fromarray(array).reduce(4), dtype=np.float32)
+    shown = (hint.image[0].permute(1, 2, 0).numpy() + 1) * 127.5
+    assert np.abs(shown - small.repeat(4, 0).repeat(4, 1)).max() <= 0.51  # Pillow rounds
+    assert (hint.mask == 1).all()
+
+
+def test_upscale_shows_a_small_image_that_was_enlarged_by_repeating_pixels():
+    small = torch.rand((1, 3, SIZE // 4, SIZE // 4), generator=generator(1)) * 2 - 1
+    enlarged = small.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(show_small(enlarged).image, enlarged)
+
+
 def define(**attributes):
     return type("Bad", (Task,), attributes)
 

@@ -124,17 +124,7 @@ for name, reason in LEFT_OUT.items():
     setattr(Suite if hasattr(Suite, name) else FromImage, name, _left_out(reason))
 
 
-class GenerateTest(Suite, unittest.TestCase):
-    task = "generate"
-
-
-class InpaintTest(Suite, FromImage, unittest.TestCase):
-    task = "inpaint"
-
-
-class EditTest(Suite, FromImage, unittest.TestCase):
-    task = "edit"
-
-
-class ColorizeTest(Suite, FromImage, unittest.TestCase):
-    task = "colorize"
+for name, task in TASKS.items():
+    bases = (Suite, FromImage) if "image" in task.required else (Suite,)
+    title = f"{name.capitalize()}Test"
+    globals()[title] = type(title, (*bases, unittest.TestCase), {"task": name})

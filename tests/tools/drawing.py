@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mtl_diffusion.pipeline.pipeline import TASKS
+
 SIZE, STEPS = 8, 3
 
 
@@ -38,10 +40,12 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
 
 
 MASK = np.asarray(hole()) > 0
-ARGUMENTS = {
+GOOD = {"image": picture(), "mask_image": hole(), "class_label": "cat"}
+# What a task needs, and for some tasks what they may have.
+ARGUMENTS = {name: {key: GOOD[key] for key in task.required} for name, task in TASKS.items()} | {
     "generate": {"class_label": "cat"},
-    "inpaint": {"image": picture(), "mask_image": hole(), "class_label": "cat"},
-    "edit": {"image": picture(), "mask_image": hole(), "class_label": "cat"},
+    "inpaint": GOOD,
+    "edit": GOOD,
     "colorize": {"image": picture(), "strength": 0.3},
 }
 

@@ -101,7 +101,8 @@ def test_every_sample_has_a_choice_of_its_own_task(vocabulary):
     has_strength = [name in ("edit", "colorize") for name in kinds]
     assert (~draw.choice.strength.isnan()).tolist() == has_strength
     full = draw.choice.mask.mean((1, 2, 3)) == 1
-    assert all(full[i] for i, name in enumerate(kinds) if name in ("generate", "colorize"))
+    everything = ("generate", "colorize", "upscale")
+    assert all(full[i] for i, name in enumerate(kinds) if name in everything)
     assert not any(full[i] for i, name in enumerate(kinds) if name == "inpaint")
     hidden = draw.choice.drop_image
     assert hidden.any() and all(kinds[i] == "edit" for i in hidden.nonzero()[:, 0])

@@ -35,30 +35,6 @@ print("tasks:", *pipe.tasks)
 """
 
 
-UPSCALE = '''"""The source at half its size."""
-
-import torch
-from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate
-
-from .task import Choice, Hint, Task, bernoulli
-
-
-class Upscale(Task):
-    name = "upscale"
-    required = frozenset({"image"})
-    optional = frozenset({"class_label"})
-
-    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
-        mask = torch.ones(n, 1, size, size, device=generator.device)
-        return Choice(mask=mask, drop_class=bernoulli(n, class_dropout, generator))
-
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
-        small = interpolate(avg_pool2d(image, 2), scale_factor=2)
-        return Hint(image=small, mask=torch.ones_like(mask))
-'''
-
-
 @pytest.mark.slow
 def test_a_task_is_a_file_a_line_where_tasks_are_listed_and_a_line_in_a_config(config, tmp_path):
     copy = tmp_path / "copy"
@@ -67,19 +43,22 @@ def test_a_task_is_a_file_a_line_where_tasks_are_listed_and_a_line_in_a_config(c
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
     shutil.copy(ROOT / "model_card.md", copy)
     hub = copy / "mtl_diffusion/pipeline"
-    (hub / "upscale.py").write_text(UPSCALE)
+    text = (hub / "upscale.py").read_text()
+    for old, new in (("upscale", "enlarge"), ("Upscale", "Enlarge"), ("FACTOR", "TIMES")):
+        text = text.replace(old, new)
+    (hub / "enlarge.py").write_text(text)
     listing = (hub / "pipeline.py").read_text()
-    listing = listing.replace("from .tokens ", "from .upscale import Upscale\nfrom .tokens ", 1)
-    listing = listing.replace("        Colorize(),\n", "        Colorize(),\n        Upscale(),\n")
-    assert listing.count("Upscale") == 2
+    listing = listing.replace("from .tokens ", "from .enlarge import Enlarge\nfrom .tokens ", 1)
+    listing = listing.replace("        Colorize(),\n", "        Colorize(),\n        Enlarge(),\n")
+    assert listing.count("Enlarge") == 2
     (hub / "pipeline.py").write_text(listing)
     # The line in a config; and the same config without it is refused the task by the original.
     values = {name: value for name, value in to_dict(config).items() if name != "tasks"}
-    (tmp_path / "upscale.json").write_text(json.dumps({**values, "tasks": {"upscale": 1}}))
+    (tmp_path / "enlarge.json").write_text(json.dumps({**values, "tasks": {"enlarge": 1}}))
 
-    command = [sys.executable, "scripts/train.py", "--config", str(tmp_path / "upscale.json")]
+    command = [sys.executable, "scripts/train.py", "--config", str(tmp_path / "enlarge.json")]
     here = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=here, cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     pipeline = Path(config.output_dir) / "pipeline"
-    assert "tasks: upscale" in run_elsewhere(SAMPLE, pipeline, "upscale", folder=tmp_path)
+    assert "tasks: enlarge" in run_elsewhere(SAMPLE, pipeline, "enlarge", folder=tmp_path)

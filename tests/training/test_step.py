@@ -30,7 +30,7 @@ WAITING = {
 
 @pytest.fixture
 def config(config):
-    tasks = {"generate": 1, "inpaint": 1, "edit": 1, "colorize": 1}
+    tasks = {"generate": 1, "inpaint": 1, "edit": 1, "colorize": 1, "upscale": 1}
     return replace(config, tasks=tasks, dropout=0.1, max_train_steps=100)
 
 
