@@ -226,11 +226,13 @@ def _items(value, name: str, kind: str) -> list:
 
 def _image(item, size: int, name: str) -> Tensor:
     if isinstance(item, Image.Image):
+        _load(item, name)
         if item.mode != "RGB":
-            raise ValueError(
-                f"{name} is a PIL image of mode {item.mode}; it must be RGB: "
-                f'give {name}.convert("RGB")'
-            )
+            advice = f'give {name}.convert("RGB")'
+            if item.mode[0] in "IF":  # which `convert` would clip at 255
+                grey = f"np.asarray({name}) / 65535"
+                advice = f"give np.stack([{grey}] * 3, axis=2) if it is grey of 16 bits"
+            raise ValueError(f"{name} is a PIL image of mode {item.mode}; it must be RGB: {advice}")
         _check_size(item.height, item.width, size, name)
         return torch.from_numpy(np.array(item)).permute(2, 0, 1)[None].float() / 255
     pixels = _floats(item, name)
@@ -251,16 +253,18 @@ def _image(item, size: int, name: str) -> Tensor:
 
 def _mask(item, size: int, name: str) -> Tensor:
     if isinstance(item, Image.Image):
+        _load(item, name)
+        not_black = f'np.asarray({name}.convert("RGB").convert("L")) > 0'
         if item.mode not in WHITE_MODES:
             raise ValueError(
                 f"{name} is a PIL image of mode {item.mode}; it must be {', '.join(WHITE_MODES)}, "
-                f"white where it is repainted: give np.asarray({name}) > 0 if it has zeros where "
-                f'it is kept, or {name}.convert("RGB") if it looks black and white'
+                f"white where it is repainted: give {not_black} if it is black where it is kept"
             )
         _check_size(item.height, item.width, size, name)
         mask = torch.from_numpy(np.array(item.convert("L"))).float() / 255
         white = 255
     else:
+        not_black = f"{name} > 0"
         is_bool = item.dtype == (torch.bool if isinstance(item, Tensor) else bool)
         mask = _tensor(item).float() if is_bool else _floats(item, name)
         white = 1
@@ -283,9 +287,20 @@ def _mask(item, size: int, name: str) -> Tensor:
     if 0 < brightest < 0.5:
         raise ValueError(
             f"{name} has values up to {brightest * white:.3g}, so nothing would be repainted; "
-            f"white is {white}: give np.asarray({name}) > 0 if it has zeros where it is kept"
+            f"white is {white}: give {not_black} if it is black where it is kept"
         )
     return (mask >= 0.5).float()[None, None]
+
+
+def _load(image: Image.Image, name: str) -> None:
+    """Reads the pixels of a PIL image, which it does when they are first needed."""
+    try:
+        image.load()
+    except (AssertionError, ValueError, OSError, SyntaxError) as error:
+        raise ValueError(
+            f"{name} is a PIL image whose file is closed or damaged ({error}); call load() before "
+            "it is closed"
+        ) from error
 
 
 def _tensor(item: np.ndarray | Tensor) -> Tensor:

@@ -16,13 +16,14 @@ from tables import write_images
 from tiny import MODEL, flags, write_shapes
 
 from mtl_diffusion.checkpoints import store
+from mtl_diffusion.commands import evaluate
 from mtl_diffusion.comparison.arms import Arm, configure, read_arms
 from mtl_diffusion.comparison.compare import compare
 from mtl_diffusion.comparison.measure import WEIGHTS, scores
 from mtl_diffusion.comparison.report import changes, loss_table, scorecard_table
 from mtl_diffusion.comparison.runs import ensure_trained
 from mtl_diffusion.config import TrainConfig, to_dict
-from mtl_diffusion.evaluation.settings import PRESETS, read_flags
+from mtl_diffusion.evaluation.settings import PRESETS
 from mtl_diffusion.pipeline.pipeline import TASKS
 
 SHIPPED = Path(__file__).parents[2] / "configs/comparisons"
@@ -148,7 +149,7 @@ def test_a_model_is_scored_once_with_the_flags_of_its_tasks_and_data(config, chi
     assert f"--pipeline {run}/pipeline --output_dir {run}/scores" in once
     assert once.endswith("--parts edit") and "column" not in once
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *once.split(), "--classifier", "x"])
-    args, settings = read_flags("The flags are those that the script reads.")
+    args, settings = evaluate.parse()
     assert args.parts == ["edit"] and settings == PRESETS["smoke"]
     (run / WEIGHTS).write_text("2")  # other weights, then other flags
     scores(config, smoke)

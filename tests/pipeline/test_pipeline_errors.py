@@ -1,5 +1,7 @@
 """Every bad call ends in a ValueError that names the argument and says what is wrong with it."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -150,3 +152,52 @@ def test_the_calls_are_good_without_their_changes(three_tasks, call):
 def test_an_argument_of_before_is_refused_with_what_takes_its_place(pipe, name, message):
     with pytest.raises(TypeError, match=message):
         pipe("generate", **{name: "cat"})
+
+
+def advised(message: str) -> str:
+    """The Python expression that an error advises."""
+    return re.search(r"give (np\.\S+\(.*?\)(?: \* 3, axis=2\)| > 0)|\w+\.convert\(\S+\))", message)[
+        1
+    ]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        *(Image.new("RGB", (8, 8), "red").convert(m) for m in ("RGB", "RGBA", "P", "CMYK", "HSV")),
+        *(Image.new(mode, (8, 8), 40) for mode in ("LA", "L", "LAB", "I", "F")),
+        Image.fromarray(np.full((8, 8), 300, np.uint16)),
+    ],
+    ids=lambda mask: mask.mode,
+)
+def test_the_advice_for_a_mask_without_white_works_when_it_is_followed(pipe, mask):
+    call = INPAINT | {"num_inference_steps": 1, "output_type": "np"}
+    with pytest.raises(ValueError, match="mask_image") as refused:
+        pipe(**call | {"mask_image": mask})
+    better = eval(advised(str(refused.value)), {"np": np, "mask_image": mask})
+    with pytest.warns(UserWarning, match="all white"):
+        assert pipe(**call | {"mask_image": better}).images.shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "CMYK", "I;16", "I"])
+def test_the_advice_for_an_image_that_is_not_rgb_works_and_grey_keeps_its_range(pipe, mode):
+    values = np.linspace(0, 65535, 64).reshape(8, 8)
+    if mode.startswith("I"):
+        image = Image.fromarray(values.astype(np.uint16 if mode == "I;16" else np.int32))
+    else:
+        image = Image.fromarray((values / 257).astype(np.uint8)).convert("RGB").convert(mode)
+    call = EDIT | {"num_inference_steps": 1, "strength": 0.0, "output_type": "np"}
+    with pytest.raises(ValueError, match=f"image is a PIL image of mode {mode}") as refused:
+        pipe(**call | {"image": image})
+    better = eval(advised(str(refused.value)), {"np": np, "image": image})
+    shown = pipe(**call | {"image": better}).images[0]
+    error = 0.1 if mode == "P" else 0.01  # few colours
+    assert np.abs(shown - values[..., None] / 65535).max() < error
+
+
+def test_an_image_whose_file_is_closed_says_so(pipe, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        pass
+    with pytest.raises(ValueError, match=r"^image is a PIL image whose file is closed .* load\(\)"):
+        pipe(**EDIT | {"image": image})
