@@ -156,9 +156,7 @@ def test_an_argument_of_before_is_refused_with_what_takes_its_place(pipe, name, 
 
 def advised(message: str) -> str:
     """The Python expression that an error advises."""
-    return re.search(r"give (np\.\S+\(.*?\)(?: \* 3, axis=2\)| > 0)|\w+\.convert\(\S+\))", message)[
-        1
-    ]
+    return re.search(r": give (.+?)(?: if it is|$)", message)[1]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +189,7 @@ def test_the_advice_for_an_image_that_is_not_rgb_works_and_grey_keeps_its_range(
         pipe(**call | {"image": image})
     better = eval(advised(str(refused.value)), {"np": np, "image": image})
     shown = pipe(**call | {"image": better}).images[0]
-    error = 0.1 if mode == "P" else 0.01  # few colours
+    error = 0.2 if mode == "P" else 0.01  # few colours
     assert np.abs(shown - values[..., None] / 65535).max() < error
 
 
