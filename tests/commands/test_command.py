@@ -5,7 +5,6 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,9 +110,6 @@ def test_a_configuration_made_in_python_is_checked_too(tmp_path):
     config = mtl_diffusion.TrainConfig(
         resolution="16", seed=-1, tasks={"generat": 1}, output_dir=str(tmp_path / "run")
     )
-    with pytest.raises(ValueError, match='resolution: found "16"; must be'):
+    with pytest.raises(ValueError, match=r"3 faults(.|\n)*did you mean generate\?"):
         mtl_diffusion.train(config)
-    with pytest.raises(ValueError) as error:
-        mtl_diffusion.train(replace(config, resolution=16))
-    assert "2 faults" in str(error.value) and "seed: " in str(error.value)
-    assert "did you mean generate?" in str(error.value) and not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists()

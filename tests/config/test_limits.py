@@ -134,10 +134,7 @@ def test_contradictions(words, fault):
         "attention_resolutions=[]",  # the middle block still has it
         "total_batch_size=3",  # thirds do not round up
         "lr_warmup_steps=1200",
-        "lr_warmup_steps=0",
         "push_to_hub",
-        "per_device_batch_size=32",
-        "block_out_channels=[8] attention_resolutions=[16]",
     ],
 )
 def test_what_is_allowed(words):
