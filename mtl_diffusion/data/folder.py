@@ -281,5 +281,7 @@ def _with_metadata(
             "image", datasets.Image(decode=False)
         )
     if left:
-        raise DataError(f"dataset_name: {listed(metadata)} names {listed(left)}, not there.")
+        raise DataError(
+            f"dataset_name: {listed(metadata)} names {listed(sorted(left))}, not there."
+        )
     return splits
