@@ -11,6 +11,7 @@ import pytest
 from forked import SHORT, STEPS, die, train
 from kills import check_killed_and_run_again
 from loopback_hub import LoopbackHub
+from tables import write_images
 from tiny import MODEL, flags
 
 from mtl_diffusion.data.shapes import shapes
