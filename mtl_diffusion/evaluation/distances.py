@@ -60,7 +60,7 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     """(N,) decibels inside each image's mask, for pixels in [0, 1]; 54 dB where they are the same.
 
     Args:
-        a, b: (N, 3, H, W) in [0, 1].
+        a: (N, 3, H, W) in [0, 1]. b: alike.
         mask: (N, 1, H, W) in {0, 1}, nowhere empty. None: the whole image.
     """
     return -10 * masked_mean((a - b).square(), mask).clamp_min(_ROUNDING).log10()

@@ -62,12 +62,12 @@ def test_classes_that_err_oppositely_are_seen_by_class():
 
 def test_real_images_are_weighted_like_the_samples_and_unknown_classes_left_out():
     """The classes have different power, and other frequencies among the samples."""
-    images = torch.cat([noise(500, 10), noise(100, 40)])
-    labels = torch.tensor([0] * 500 + [1] * 100)
+    images = torch.cat([noise(500, 10), noise(100, 40), noise(9, 60)])
+    labels = torch.tensor([0] * 500 + [1] * 100 + [-1] * 9)
     real = real_power(dataset(images, labels), 3)
     few = torch.cat([noise(100, 10, 1), noise(500, 40, 1), noise(50, 60, 1)])
-    asked = torch.tensor([0] * 100 + [1] * 500 + [2] * 50)
+    asked = torch.tensor([0] * 100 + [1] * 500 + [2] * 25 + [-1] * 25)
     found = radial_power(few, asked, real, ("a", "b", "c"))
-    assert found["radial_power"]["n"] == 600  # class c has no real image
+    assert found["radial_power"]["n"] == 600  # class c has no real image, and some have no class
     assert found["radial_power_largest_difference"] < 0.02
     assert radial_power(few, None, real, ())["radial_power_largest_difference"] > 0.4
