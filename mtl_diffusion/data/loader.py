@@ -92,7 +92,8 @@ class Loader:
         start = step * self.total_batch_size
         k = torch.arange(start, start + self.total_batch_size)
         epochs, places = k // self.length, k % self.length
-        first, last = int(epochs[0]), int(epochs[-1])  # a batch is no larger than an epoch
+        # A batch is no larger than an epoch. Not read from the tensor, which a GPU's host avoids.
+        first, last = (i // self.length for i in (start, start + self.total_batch_size - 1))
         self._orders = {epoch: self._order(epoch) for epoch in {first, last}}
         return torch.where(epochs == first, self._orders[first][places], self._orders[last][places])
 

@@ -21,7 +21,7 @@ from .features import FeatureSpace
 from .settings import Settings
 
 # What the configurations hold besides: where they were loaded from, and which values are defaults.
-TRACES = ("_name_or_path", "_use_default_values", "is_local", "local_files_only")
+TRACES = ("_model_id", "_name_or_path", "_use_default_values", "is_local", "local_files_only")
 # The code of the methods, read at import, as the pipeline's is.
 _FILES = [*Path(__file__).parent.glob("methods/*.py"), Path(whole.__file__)]
 METHODS = {path.name: path.read_text(encoding="utf-8") for path in _FILES}

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .chains import Chains, check_chains
 from .colorize import Colorize
-from .components import check_component, plain_module
+from .components import check_component
 from .denoiser import Guidance, build_conditioning
 from .edit import Edit, EditAtOnce
 from .generate import Generate
@@ -121,7 +121,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         self.register_modules(**components)
         self._running: dict[int, MultiTaskPipeline] = {}  # the copies of calls that have not ended
         if chains is not None:
-            plain_module(unet).register_to_config(**{CHAINS: chains})
+            self.register_to_config(chains=chains)
         if self.chains is not None:
             check_chains(self.chains)
         self._check_vocabulary()
@@ -156,7 +156,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     @property
     def chains(self) -> Chains | None:
         """The noise levels of each number of steps; None: any number."""
-        return self.unet.config.get(CHAINS)
+        return self.unet.config.get(CHAINS) or self.config.get("chains")
 
     @property
     def class_frequencies(self) -> dict[str, float]:

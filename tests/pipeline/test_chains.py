@@ -24,7 +24,8 @@ CHAINS = default_chains(80.0)
 def few(build_pipe):
     # Not all tasks: the random weights, and so rounding, depend on the size of the vocabulary.
     pipe = build_pipe(tasks=("generate", "inpaint", "edit", "colorize"))
-    pipe = MultiTaskPipeline(pipe.unet, pipe.tokenizer, EDMEulerScheduler(), CHAINS)
+    pipe.unet.register_to_config(_chains=CHAINS)
+    pipe = MultiTaskPipeline(pipe.unet, pipe.tokenizer, EDMEulerScheduler())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -47,7 +48,9 @@ def test_chains_that_are_none_are_refused(chains, few):
     with pytest.raises(ValueError, match="falling"):
         check_chains(chains)
     with pytest.raises(ValueError, match=r"falling"):
-        MultiTaskPipeline(deepcopy(few.unet), few.tokenizer, few.scheduler, chains)
+        unet = deepcopy(few.unet)
+        unet.register_to_config(_chains=None)
+        MultiTaskPipeline(unet, few.tokenizer, few.scheduler, chains)
 
 
 @pytest.mark.parametrize("sigma", [2.0, 80.0])
@@ -115,7 +118,8 @@ def test_a_hole_is_completed_in_two_steps_where_the_model_has_them(few):
         few("inpaint", image=image, mask_image=mask, generator=keyed(1))
     assert seen == [2]
     unet = deepcopy(few.unet)
-    longer = MultiTaskPipeline(unet, few.tokenizer, few.scheduler, [[8.0], [4.0, 2.0, 1.0]])
+    unet.register_to_config(_chains=[[8.0], [4.0, 2.0, 1.0]])
+    longer = MultiTaskPipeline(unet, few.tokenizer, few.scheduler)
     assert longer.default_steps("inpaint") == 3
 
 
@@ -201,7 +205,7 @@ def test_another_number_of_steps_or_scheduler_is_refused(few):
     with pytest.raises(ValueError, match=r"num_inference_steps is 3; .* in 1, 2, 4 steps"):
         few(num_inference_steps=3)
     other = EDMDPMSolverMultistepScheduler.from_config(few.scheduler.config)
-    swapped = MultiTaskPipeline(few.unet, few.tokenizer, other, CHAINS)
+    swapped = MultiTaskPipeline(few.unet, few.tokenizer, other)
     with pytest.raises(ValueError, match="this model of few steps takes EDMEulerScheduler: "):
         swapped()
 
@@ -226,17 +230,25 @@ def test_the_exported_model_draws_the_same_by_its_own_defaults(few, tmp_path):
     assert MultiTaskPipeline.from_pretrained(tmp_path / "again").chains == CHAINS
 
 
+def test_an_export_of_before_has_its_levels_in_its_index(pipe, tmp_path):
+    old = MultiTaskPipeline(pipe.unet, pipe.tokenizer, EDMEulerScheduler(), CHAINS)
+    assert old.chains == CHAINS and pipe.chains is None  # the unet, which they share, is as it was
+    old.save_pretrained(tmp_path)
+    assert MultiTaskPipeline.from_pretrained(tmp_path).chains == CHAINS
+
+
 def test_few_steps_belong_to_the_weights(few, pipe):
     """However a pipeline is put together, it knows what its unet has learned."""
     for other in (
         MultiTaskPipeline(**few.components),
-        MultiTaskPipeline(few.unet, pipe.tokenizer, pipe.scheduler),
+        MultiTaskPipeline(few.unet, few.tokenizer, pipe.scheduler),
     ):
         assert other.chains == CHAINS
     with pytest.raises(ValueError, match="this model of few steps takes EDMEulerScheduler: "):
         other()
-    swapped = MultiTaskPipeline(**pipe.components)
-    swapped.unet = few.unet
+    swapped = MultiTaskPipeline(
+        **(pipe.components | {"tokenizer": few.tokenizer, "unet": few.unet})
+    )
     assert swapped.chains == CHAINS and pipe.chains is None
 
 

@@ -24,8 +24,10 @@ def png(array: np.ndarray, mode: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def encoded(count: int = 4, side: int = 8) -> list[dict]:
-    return [{"bytes": png(noise(side, side, 3, seed=i)), "path": None} for i in range(count)]
+def encoded(count: int = 4, side: int = 8, first: int = 0) -> list[dict]:
+    """Images of noise; those of other seeds, from `first` on, are other images."""
+    seeds = range(first, first + count)
+    return [{"bytes": png(noise(side, side, 3, seed=i)), "path": None} for i in seeds]
 
 
 def write_parquet(

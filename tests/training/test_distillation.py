@@ -317,6 +317,7 @@ def test_two_processes_equal_one(teacher, tmp_path):
 
 
 def test_another_teacher_does_not_continue_a_run(second, build_pipe, monkeypatch, steps_only):
+    second = replace(second, lr_scheduler="constant")
     loop.train(replace(second, max_train_steps=2))
     monkeypatch.setattr("mtl_diffusion.training.distillation.fingerprint", lambda module: "else")
     with pytest.raises(ConfigError, match="a teacher of the fingerprint"):

@@ -129,9 +129,9 @@ def test_the_meter_reads_the_means_of_the_tasks(config, built, monkeypatch):
     meter, seen = Meter(run), []
     add = Meter.add
 
-    def noting(self, loss, sigma, task):
-        seen.extend(zip(task.tolist(), loss.tolist(), strict=True))
-        add(self, loss, sigma, task)
+    def noting(self, record):
+        seen.extend(zip(record.task.tolist(), record.loss.tolist(), strict=True))
+        add(self, record)
 
     monkeypatch.setattr(Meter, "add", noting)
     for readings in range(2):
