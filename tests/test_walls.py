@@ -143,7 +143,8 @@ def test_settings_do_not_wait_for_torch(path):
 WALLS = {
     "classifiers": {"training", "loop", "checkpoints", "launch", "publishing", "evaluation"},
     "data": {"training", "loop", "checkpoints", "launch", "publishing", "config"},
-    "pipeline": {"config", "data", "training", "loop", "tools"},
+    "pipeline": {"config", "data", "editing", "training", "loop", "tools"},
+    "editing": {"config", "data", "training", "loop", "tools", "classifiers", "pictures"},
     "training": {"loop", "checkpoints", "launch", "publishing", "evaluation"},
     "checkpoints": {"loop", "launch", "publishing", "evaluation"},
     "launch": {"loop", "evaluation"},

@@ -13,7 +13,7 @@ from ..pipeline.degradation import low_pass
 from ..pipeline.denoiser import CLASS, Conditioning, Denoiser, build_conditioning
 from ..pipeline.edit import STRONGEST, Edit
 from ..pipeline.generate import Generate
-from ..pipeline.ode import ode_end
+from .ode import ode_end
 
 LOWEST = 0.01  # noise level that an image is taken to have: it can't be seen
 RELEVANCE_SIGMA = 1.0  # where answers are compared: objects are seen there, details are not

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..classifiers.classifier import Classifier
+from ..editing.ode import ode_end
 from ..pipeline.chains import Chains, jumps
 from ..pipeline.denoiser import Conditioning, Guidance
 from ..pipeline.edit import Edit
-from ..pipeline.ode import ode_end
 from ..pipeline.task import Task
 from .alignment import fingerprint
 from .losses import Objective

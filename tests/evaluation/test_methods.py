@@ -7,13 +7,13 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from gaussian import SHAPE, Gaussian, correlated, karras, keyed
 
+from mtl_diffusion.editing.ode import ode_end
 from mtl_diffusion.evaluation.bulk import evaluations_of
 from mtl_diffusion.evaluation.methods.ddim_inversion import ddim_inversion
 from mtl_diffusion.evaluation.methods.denoisers import generate_denoiser, noise_levels
 from mtl_diffusion.evaluation.methods.flowedit import flowedit
 from mtl_diffusion.evaluation.methods.repaint import repaint
 from mtl_diffusion.evaluation.methods.sdedit import sdedit
-from mtl_diffusion.pipeline.ode import ode_end
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
 PIXELS = (3, 8, 8)  # of the pipeline's images

@@ -18,10 +18,10 @@ from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.resnet9 import ResNet9, ResNet9Config
 from mtl_diffusion.config import ConfigError
 from mtl_diffusion.data.shapes import shapes
+from mtl_diffusion.editing.ode import ode_end
 from mtl_diffusion.pipeline import denoiser
 from mtl_diffusion.pipeline.chains import default_chains
 from mtl_diffusion.pipeline.denoiser import CLASS, Conditioning, Denoiser, Guidance
-from mtl_diffusion.pipeline.ode import ode_end
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 from mtl_diffusion.publishing.export import of_checkpoint
 from mtl_diffusion.tools.rng import generator

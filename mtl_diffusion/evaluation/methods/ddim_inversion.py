@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...pipeline.ode import ode_end
+from ...editing.ode import ode_end
 from .denoisers import Denoise
 
 LOWEST = 0.01  # noise level that an image counts as having: the ODE is not defined at 0

@@ -21,7 +21,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ...pipeline.ode import ode_end
+from ...editing.ode import ode_end
 from ...tools.tensors import to_unit_range
 from .denoisers import Denoise
 

@@ -4,7 +4,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ...pipeline.ode import ode_end
+from ...editing.ode import ode_end
 from .denoisers import Denoise
 
 
