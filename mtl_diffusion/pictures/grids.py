@@ -7,13 +7,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..pipeline.masks import MASKS, draw_masks
-from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.rng import generator
 from ..tools.tensors import to_uint8, to_unit_range
 
 Picture = Image.Image
 LIMIT = 2000  # pixels: no picture is wider or higher
 ROWS = 10  # of classes, at most; columns too
+SAMPLES, SHOWN = 8, 48  # of a class in a showcase, and the width of each in pixels
+HOLES = ("center", "half", "boxes", "strokes", "border")  # those of a showcase
 _MARGIN, _TEXT = 4, 14  # pixels
 _FONT = ImageFont.load_default(11)
 
@@ -23,17 +25,18 @@ def grid(
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
     cell: int = 64,
+    margin: int = _MARGIN,
 ) -> Picture:
-    """Images of one size in rows, scaled to `cell` pixels. None: left blank.
+    """Images of one size in rows, scaled to `cell` pixels, `margin` apart. None: left blank.
 
     Labels that are too long are cut. The result is at most `LIMIT` pixels wide and high.
     """
     row_labels = [_cut(label, 2 * cell) for label in row_labels]
     left = max((int(_FONT.getlength(label)) for label in row_labels), default=0)
-    left += 2 * _MARGIN if left else _MARGIN
-    top = _TEXT + _MARGIN if column_labels else _MARGIN
+    left += 2 * _MARGIN if left else margin
+    top = _TEXT + _MARGIN if column_labels else margin
     columns = max(len(row) for row in rows)
-    pitch = cell + _MARGIN
+    pitch = cell + margin
     sheet = Image.new("RGB", (left + columns * pitch, top + len(rows) * pitch), "white")
     draw = ImageDraw.Draw(sheet)
     for j, label in enumerate(column_labels):
@@ -84,15 +87,18 @@ def to_pictures(images: torch.Tensor) -> list[Picture]:
     return [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def own_samples(pipe: MultiTaskPipeline, count: int, seed: int = 0) -> list[Picture]:
+def own_samples(pipe: MultiTaskPipeline, count: int, seed: int = 0, each: int = 1) -> list[Picture]:
     """Sources for inpainting and editing, which the model draws itself, of every class in turn.
 
     Grey images if it has not learned to generate.
+
+    Args:
+        each: samples of a class that follow each other.
     """
     if "generate" not in pipe.tasks:
         return [Image.new("RGB", (pipe.size, pipe.size), "gray")] * count
     random = generator(seed, "sources")
-    labels = labels_in_turn(pipe, count)
+    labels = [label for label in labels_in_turn(pipe, count // each) for _ in range(each)]
     return pipe(task="generate", class_label=labels, generator=random).images
 
 
@@ -128,6 +134,43 @@ def pictures_of(
         task: draw[task]() if task in draw else task_picture(pipe, task, sources[:4], labels, seed)
         for task in pipe.tasks
     }
+
+
+def showcase(pipe: MultiTaskPipeline, seed: int = 0) -> Picture:
+    """One picture of all that a model does with samples of its own, of every class in turn.
+
+    Ten rows: eight samples of a class; the first of them with two holes, each before and after;
+    and edited into ten classes, its own among them. First seeds, nothing is picked. Tasks that the
+    model has not learned are left out; those besides these three follow at the right.
+    """
+    labels = labels_in_turn(pipe, ROWS)
+    sources = own_samples(pipe, ROWS * SAMPLES, seed, each=SAMPLES)
+    first, blocks = sources[::SAMPLES], []
+    if "generate" in pipe.tasks:
+        rows = [sources[i : i + SAMPLES] for i in range(0, len(sources), SAMPLES)]
+        blocks.append(grid(rows, column_labels=["samples"], cell=SHOWN, margin=2))
+    if "inpaint" in pipe.tasks:
+        masks = [
+            draw_masks(1, pipe.size, generator(seed, row, kind), kind)[0]
+            for row in range(ROWS)
+            for kind in (HOLES[2 * row % len(HOLES)], HOLES[(2 * row + 1) % len(HOLES)])
+        ]
+        images = [source for source in first for _ in range(2)]
+        random = generator(seed, "inpaint")
+        given = {"image": images, "mask_image": torch.stack(masks), "generator": random}
+        results = pipe(task="inpaint", **given).images
+        cells = [
+            one
+            for image, mask, result in zip(images, masks, results, strict=True)
+            for one in (_masked(image, mask), result)
+        ]
+        rows = [cells[i : i + 4] for i in range(0, len(cells), 4)]
+        blocks.append(grid(rows, column_labels=["hole", "filled"] * 2, cell=SHOWN, margin=2))
+    if "edit" in pipe.tasks:
+        blocks.append(edit_picture(pipe, first, seed, cell=SHOWN, margin=2))
+    others = [task for task in pipe.tasks if task not in ("generate", "inpaint", "edit")]
+    blocks += [task_picture(pipe, task, first[:4], labels[:4], seed) for task in others]
+    return side_by_side(blocks)
 
 
 def generate_picture(pipe: MultiTaskPipeline, count: int = 10, seed: int = 0, **options) -> Picture:
@@ -168,7 +211,12 @@ def inpaint_picture(
 
 
 def edit_picture(
-    pipe: MultiTaskPipeline, sources: Sequence[Picture], seed: int = 0, **options
+    pipe: MultiTaskPipeline,
+    sources: Sequence[Picture],
+    seed: int = 0,
+    cell: int = 64,
+    margin: int = _MARGIN,
+    **options,
 ) -> Picture:
     """A row for each source: the source, and its edits into each class; ten at most of both."""
     sources, names = sources[:ROWS], pipe.class_names[:ROWS]
@@ -181,7 +229,7 @@ def edit_picture(
     ).images
     count = len(names)
     rows = [[source, *results[i * count : (i + 1) * count]] for i, source in enumerate(sources)]
-    return grid(rows, column_labels=["source", *names])
+    return grid(rows, column_labels=["source", *names], cell=cell, margin=margin)
 
 
 def task_picture(
@@ -196,7 +244,7 @@ def task_picture(
     A task that needs a class gets the one after the source's own, and one that takes none gets
     none. A label may be None or negative, for no class.
     """
-    spec = TASKS[task]
+    spec = pipe.spec(task)
     takes = spec.required | spec.optional
     random = generator(seed, task, "picture")
     known = [None if label is None or label < 0 else label for label in labels]

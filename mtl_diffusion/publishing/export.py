@@ -186,10 +186,9 @@ def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
     """The card's gallery, of the model's own samples and the first seeds; returns its name."""
     bar = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)
-    sources = grids.own_samples(pipe, 10)
-    pictures = grids.pictures_of(pipe, sources, samples=2, edits=2)
+    picture = grids.showcase(pipe)
     pipe.set_progress_bar_config(**bar)
-    grids.side_by_side(list(pictures.values())).save(folder / GALLERY)
+    picture.save(folder / GALLERY)
     return GALLERY
 
 
