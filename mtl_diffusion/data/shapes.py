@@ -34,7 +34,8 @@ def shapes(
 
     Args:
         resolution: side in pixels, at least 8; below 16 rings and discs start to look alike.
-        num_train, num_test: rows of the splits, at least 1.
+        num_train: rows of the training split, at least 1.
+        num_test: rows of the test split, at least 1.
         seed: a non-negative integer. Train and test are different draws of the same seed.
         grey_share: share of the rows, 0 to 1, that are made grey (R = G = B), the same in every
             class. The other rows don't depend on it.

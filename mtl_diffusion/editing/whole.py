@@ -102,7 +102,8 @@ def class_difference(
 
     Args:
         image: (B, 3, H, W) in [-1, 1].
-        toward, away: generate's conditioning with the class, and without it.
+        toward: generate's conditioning with the class.
+        away: generate's conditioning without it.
         generator: one, or one for each image.
 
     Source: DiffEdit, Couairon et al. 2022, arXiv:2210.11427.

@@ -51,7 +51,9 @@ def eval_results(metrics: Mapping[str, Any], kind: str, name: str, split: str) -
     """The model's own figures, not those of baselines or of real images.
 
     Args:
-        kind, name, split: of the dataset; the first is its name on the Hub, or "other".
+        kind: the dataset's name on the Hub, or "other".
+        name: the dataset's name for people.
+        split: the dataset's split.
     """
     return [
         EvalResult(

@@ -207,11 +207,6 @@ def test_an_example_is_edited(page, broken):
     assert len({image.tobytes() for image in images}) == 5
     captions = [e.text for e in find(page, "#edit-results .caption-label")]
     assert captions == ["source", *(f"strength {s}" for s in (0.6, 0.7, 0.8, 0.9, 1))]
-    click(page, "#edit-in-mask input")
-    click(page, "#edit-draw")
-    wait(page, lambda: (results(page, "edit", 6)[1] != images[0]).any())
-    inside = results(page, "edit", 6)[1:]
-    assert all((image == source).all(2).mean() > 0.35 for image in inside)
 
 
 def test_a_sample_is_taken_to_another_tab(page):
