@@ -25,7 +25,7 @@ NAMES = {
     "evaluations": "evaluations",
 }
 METHODS = {
-    "edit_source_class": "edit with source_class",
+    "whole_edit": "whole edit, as the second stage learns it",
     "repaint": "RePaint",
     "sdedit": "SDEdit",
     "flowedit": "FlowEdit",
