@@ -68,7 +68,7 @@ CASES = {
     "secret": {"secret": True},
 }
 if huggingface_hub.__version__.startswith("0."):  # whose client does not repeat these
-    for name in ("preupload-500", "lfs-503", "lfs-reset"):
+    for name in ("preupload-500", "lfs-503", "lfs-reset", "head-reset"):
         del CASES[name]
 FAULTS = [
     ("/repos/create", 429, 1),  # the first case that creates anything: "plain"
