@@ -22,6 +22,7 @@ from .settings import Settings
 
 # What the configurations hold besides: where they were loaded from, and which values are defaults.
 TRACES = ("_model_id", "_name_or_path", "_use_default_values", "is_local", "local_files_only")
+TRACES += ("_class_name", "_diffusers_version")  # of a pipeline that was saved
 # The code of the methods, read at import, as the pipeline's is.
 _FILES = [*Path(__file__).parent.glob("methods/*.py"), *Path(whole.__file__).parent.glob("*.py")]
 METHODS = {path.name: path.read_text(encoding="utf-8") for path in _FILES}

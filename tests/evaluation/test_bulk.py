@@ -77,14 +77,17 @@ def test_more_rows_reuse_the_full_chunks_and_others_reuse_nothing(tmp_path):
         assert log == [range(0, 3), range(3, 6), range(6, 7)]
 
 
-def test_what_another_pipeline_drew_is_not_scored(pipe, monkeypatch):
-    """Neither that of other code, nor of another scheduler, nor of other words."""
+def test_what_another_pipeline_drew_is_not_scored(build_pipe, monkeypatch, tmp_path):
+    """Neither that of other code, nor of another scheduler; having been saved makes no other."""
+    pipe = build_pipe()
 
     def drawer(pipe):
         given = Context(pipe, None, None, None, None, Settings(), None)
         return Bulk("x", pipe.unet, 3, given.drawer()).model
 
     first = drawer(pipe)
+    pipe.save_pretrained(tmp_path)
+    assert drawer(pipe) == first
     again = MultiTaskPipeline(pipe.unet, pipe.tokenizer, copy.deepcopy(pipe.scheduler))
     assert drawer(again) == first
     again.scheduler = EDMEulerScheduler.from_config(pipe.scheduler.config)
