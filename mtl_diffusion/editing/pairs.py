@@ -115,9 +115,14 @@ def load_pairs(folder: Path, count: int, facts: dict) -> EditPairs:
     Raises:
         ValueError: a file was drawn with other facts.
     """
-    parts = []
-    for index in range(-(-count // CHUNK)):
-        path = chunk_file(folder, index)
+    check_facts(folder, facts)
+    files = [chunk_file(folder, index) for index in range(-(-count // CHUNK))]
+    return EditPairs.cat([EditPairs(**load_file(file)) for file in files])[:count]
+
+
+def check_facts(folder: Path, facts: dict) -> None:
+    """Raises a ValueError if a file of the folder was drawn with other facts."""
+    for path in sorted(folder.glob(chunk_file(folder, 0).name.replace("00000", "*"))):
         with safe_open(path, "pt") as file:
             kept = json.loads(file.metadata()["facts"])
         if kept != facts:
@@ -125,8 +130,6 @@ def load_pairs(folder: Path, count: int, facts: dict) -> EditPairs:
                 f"{path} was drawn with {kept}, this run has {facts}: give another output_dir, or "
                 "move that folder away, and the pairs are drawn anew"
             )
-        parts.append(EditPairs(**load_file(path)))
-    return EditPairs.cat(parts)[:count]
 
 
 def missing_chunks(folder: Path, count: int) -> list[int]:

@@ -181,7 +181,7 @@ def snippet(pipe: MultiTaskPipeline, source: str) -> str:
     """
     names = [_literal(name) for name in pipe.class_names]
     tasks = [TASKS[task] for task in pipe.tasks]
-    tasks = [task for task in tasks if names or not task.required & {"class_label", "source_class"}]
+    tasks = [task for task in tasks if names or "class_label" not in task.required]
     tasks.sort(key=lambda task: "image" in task.required)
     needed = frozenset().union(*(task.required for task in tasks))
     lines = []
@@ -195,10 +195,10 @@ def snippet(pipe: MultiTaskPipeline, source: str) -> str:
     for i, task in enumerate(tasks):
         has_image = "image" in task.required
         given = {"image": "image", "mask_image": "mask", "strength": str(task.default_strength)}
-        given |= {"num_inversion_steps": "4", "image_guidance_scale": "1.5"}
+        given |= {"image_guidance_scale": "1.5"}
         wanted = set(task.required)
         if names:  # that of an edit is not that of its source
-            given |= {"class_label": names[0 if has_image else -1], "source_class": names[-1]}
+            given |= {"class_label": names[0 if has_image else -1]}
             wanted |= {"class_label"} & task.optional if not has_image else set()
         call = "".join(f", {name}={given[name]}" for name in sorted(wanted, key=list(given).index))
         result = f"{task.name}_image" if i or has_image else "image"

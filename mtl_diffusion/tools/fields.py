@@ -108,7 +108,7 @@ def validated(kind: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], di
             what = re.sub(r"^\w+ should ", "must ", error["msg"]) + _EXAMPLES.get(error["type"], "")
             name = error["loc"][0]
             null = " or null" if name in optional else ""
-            # Of a field with several values, the first fault is told.
+            # Of a field with several values, the first fault is reported.
             faults.setdefault(name, f"found {show(error['input'])}; {what}{null}")
         return {n: v for n, v in values.items() if n not in faults}, faults
 

@@ -12,6 +12,7 @@ from ..data.images import ImageDataset
 from ..editing.pairs import (
     CHUNK,
     EditPairs,
+    check_facts,
     chunk_file,
     draw_pairs,
     load_pairs,
@@ -46,12 +47,13 @@ def with_pairs(run: Run, rehearsal: bool = False) -> Run:
     else:
         folder = Path(run.config.output_dir) / FOLDER
         facts = {"teacher": run.unwrapped.teacher, "seed": run.config.seed}
-        _draw_missing(run, folder, facts)
-        run.accelerator.wait_for_everyone()
         try:
-            pairs = load_pairs(folder, run.config.edit_pairs, facts)
+            check_facts(folder, facts)  # before hours of drawing
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        _draw_missing(run, folder, facts)
+        run.accelerator.wait_for_everyone()
+        pairs = load_pairs(folder, run.config.edit_pairs, facts)
     pairs = pairs.to(run.accelerator.device)
     held = max(1, min(len(pairs) // 8, run.config.validation_images))
     return replace(

@@ -71,7 +71,7 @@ def test_the_command_times_sampling(pipe, tmp_path, monkeypatch, capsys):
     assert float(lines[0][1]) > 0 and lines[0][0] == "images_per_second"
 
 
-# Logs a first step of a minute, then steps of the seconds that it is told.
+# Logs a first step of a minute, then steps of the given seconds.
 SCRIPT = """
 import sys
 from tensorboard.compat.proto.event_pb2 import Event

@@ -81,7 +81,7 @@ def test_the_images_shown_are_of_many_classes(imagefolder):
 
 
 def test_copies_in_both_splits(tmp_path):
-    """They are told; from a tenth of the held-out split on they are refused."""
+    """They are reported; from a tenth of the held-out split on they are refused."""
     images = encoded(60)
     for split, rows in (("train", images[:40]), ("test", images[39:])):  # one of 21 in both
         write_table(tmp_path / "d", [0] * len(rows), split=split, images=rows)
