@@ -85,6 +85,15 @@ def test_the_tests_that_the_table_of_promises_names_are_there():
     assert named <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}
 
 
+@pytest.mark.parametrize("code, said", [(0, ""), (2, ""), (75, "requeue 7\n")])
+def test_the_lines_for_slurm(code, said):
+    page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```bash\n(#SBATCH.*?)^```", page, re.M | re.S)
+    stand_ins = f'srun() {{ return {code}; }}\nscontrol() {{ echo "$@"; }}\nSLURM_JOB_ID=7\n'
+    done = subprocess.run(["bash", "-c", stand_ins + lines], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, said, "")
+
+
 @pytest.mark.slow
 def test_the_site_has_the_pages_and_the_api(tmp_path):
     pytest.importorskip("mkdocstrings_handlers.python", reason="mkdocstrings is not installed")

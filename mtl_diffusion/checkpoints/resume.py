@@ -38,6 +38,10 @@ MAY_CHANGE = frozenset(
         *("hub_private_repo",),
     )
 )
+ANEW = (
+    "publish it (--checkpoint), and start a new run with the export as"
+    " pretrained_model_name_or_path"
+)
 # Fields with the sources of a run: names on the Hub, or paths.
 SOURCES = ("dataset_name", "pretrained_model_name_or_path")
 
@@ -276,12 +280,13 @@ def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
     if run.config.streaming and facts["stream"] and facts.get("stream_order") != ORDER:
         faults.append(
             "streaming: the checkpoint has read its stream in the order of an earlier version of"
-            " mtl_diffusion, which this one can't continue: publish it (--checkpoint), and start a"
-            " new run with the export as pretrained_model_name_or_path"
+            f" mtl_diffusion, which this one can't continue: {ANEW}"
         )
     if moved := {word for word, _ in facts["words"].items() ^ run.tokenizer.get_vocab().items()}:
         words = ", ".join(sorted(moved))
-        faults.append(f"tasks: these tokens have another id in the checkpoint: {words}")
+        # An earlier version sorted names that are numbers as texts.
+        field = "label_column" if all(w.startswith("<class:") for w in moved) else "tasks"
+        faults.append(f"{field}: these tokens have another id in the checkpoint: {words}; {ANEW}")
     return faults
 
 

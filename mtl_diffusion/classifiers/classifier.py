@@ -62,6 +62,8 @@ class Classifier:
     def save(self, folder: str | Path, metrics: dict) -> None:
         """Write config.json, model.safetensors and metrics.json, with the resolution added."""
         self.model.save_pretrained(folder)
+        mode = Path(folder, "config.json").stat().st_mode
+        Path(folder, "model.safetensors").chmod(mode)  # safetensors writes it 0600
         text = json.dumps(metrics | {"resolution": self.resolution}, indent=2)
         Path(folder, "metrics.json").write_text(text + "\n")
 

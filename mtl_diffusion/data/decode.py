@@ -18,8 +18,8 @@ import torch
 from datasets.utils import tqdm
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ..pipeline.rgb import read_rgb
 from ..tools.files import replaced_file
-from ..tools.rgb import read_rgb
 from .columns import DataError, Rows
 
 logger = logging.getLogger(__name__)

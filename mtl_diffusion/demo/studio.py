@@ -8,7 +8,7 @@ from uuid import uuid4
 import torch
 from PIL import Image, ImageChops
 
-from .reading import read_rgb
+from ..pipeline.rgb import read_rgb
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 Captioned = tuple[Image.Image, str]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..pipeline.edit import REGION_SHARE, STRONGEST
@@ -106,7 +106,8 @@ def chunk_file(folder: Path, index: int) -> Path:
 def save_chunk(path: Path, pairs: EditPairs, facts: dict) -> None:
     """Writes a file of pairs. `facts`, such as the teacher's fingerprint, are kept with them."""
     tensors = {f.name: getattr(pairs, f.name).contiguous() for f in fields(EditPairs)}
-    save_file(tensors, path, metadata={"facts": json.dumps(facts)})
+    # Not by `save_file`, whose files only their owner can read.
+    path.write_bytes(save(tensors, metadata={"facts": json.dumps(facts)}))
 
 
 def load_pairs(folder: Path, count: int, facts: dict) -> EditPairs:

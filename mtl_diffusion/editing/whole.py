@@ -37,6 +37,8 @@ def whole_edit(
 ) -> Tensor:
     """Edits in `inversion_steps` evaluations, 4 for the weights, and 3 for each of the steps.
 
+    An edit into the class of the source is the source.
+
     Args:
         pipe: a pipeline of many steps that has learned edit and generate.
         image: (B, 3, H, W) in [-1, 1], the sources.
@@ -60,7 +62,8 @@ def whole_edit(
         )
     strength = strength.clamp(max=STRONGEST)
     start = torch.tensor([Edit().start(s) for s in strength.tolist()], device=image.device)
-    rows = (start > LOWEST).nonzero()[:, 0]  # below, an edit is its source
+    other_class = (label != source_label).to(start.device)
+    rows = ((start > LOWEST) & other_class).nonzero()[:, 0]  # other edits are their sources
     edited = image.clone()
     if not len(rows):
         return edited

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..tools.files import replaced_file
+from ..tools.files import replaced_file, write_bytes
 from ..tools.tensors import raw_bytes
 
 Arguments = Mapping[str, Any]  # JSON values and tensors
@@ -150,4 +150,4 @@ class Bulk:
             values = job.draw(rows, **job.same, **job.each(rows)).cpu()  # waits for the device
         facts = {"evaluations": str(seen[0]), "seconds": str(time.perf_counter() - started)}
         with replaced_file(path) as part:
-            save_file({"values": values.contiguous()}, part, facts)
+            write_bytes(part, save({"values": values.contiguous()}, facts))

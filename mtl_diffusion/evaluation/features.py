@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
-from ..tools.files import replaced_file
+from ..tools.files import replaced_file, write_bytes
 from ..tools.tensors import weights_digest
 
 KINDS = 'a folder of mtl-diffusion train_classifier, "inception", or an image model of transformers'
@@ -49,7 +49,7 @@ class FeatureSpace:
         if not path.exists():
             cache.mkdir(parents=True, exist_ok=True)
             with replaced_file(path) as part:
-                save_file({"features": self.features(dataset.images[:count])}, part)
+                write_bytes(part, save({"features": self.features(dataset.images[:count])}))
         return load_file(path)["features"]
 
 

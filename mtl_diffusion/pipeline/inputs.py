@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .rgb import is_transparent, read_rgb
 from .task import Task
 
 MAX_COUNT = 10_000  # of steps, and of images for each sample
 UNSET = -2  # the label of a sample without one; any negative number is no class for the network
-WHITE_MODES = ("1", "L", "RGB")  # of PIL images that serve as masks: white is 255 in each
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def check_callback(callback, inputs, known: Sequence[str]) -> None:
 def read_images(value, size: int, name: str = "image") -> Tensor:
     """Images as (B, 3, size, size) float32 in [0, 1].
 
-    Takes a PIL image, an array (H, W, 3), a tensor (3, H, W), a batch of either with one more
-    axis in front, or a list of them. Arrays and tensors are floats in [0, 1], which is what
-    `output_type="np"` and `"pt"` give.
+    Takes a PIL image, which `read_rgb` makes RGB, an array (H, W, 3), a tensor (3, H, W), a batch
+    of either with one more axis in front, or a list of them. Arrays and tensors are floats in
+    [0, 1], which is what `output_type="np"` and `"pt"` give.
     """
     return torch.cat([_image(item, size, name) for item in _items(value, name, "image")])
 
@@ -87,9 +87,9 @@ def read_images(value, size: int, name: str = "image") -> Tensor:
 def read_masks(value, size: int, name: str = "mask_image") -> Tensor:
     """Masks as (B, 1, size, size) float32 in {0, 1}: white (1) is repainted, black (0) is kept.
 
-    Takes PIL images of the modes in `WHITE_MODES`, and arrays or tensors of floats in [0, 1] or
-    booleans: one mask as (H, W), or with its one channel; several as (B, 1, H, W), (B, H, W, 1) or
-    a list. Values of one half and more are white. Warns of masks without black or white.
+    Takes opaque PIL images, and arrays or tensors of floats in [0, 1] or booleans: one mask as
+    (H, W), or with its one channel; several as (B, 1, H, W), (B, H, W, 1) or a list. Values of one
+    half and more are white. Warns of masks without black or white.
     """
     masks = torch.cat([_mask(item, size, name) for item in _items(value, name, "mask")])
     for share, meaning in ((0.0, "nothing is repainted"), (1.0, "nothing is kept")):
@@ -226,13 +226,7 @@ def _items(value, name: str, kind: str) -> list:
 
 def _image(item, size: int, name: str) -> Tensor:
     if isinstance(item, Image.Image):
-        _load(item, name)
-        if item.mode != "RGB":
-            advice = f'give {name}.convert("RGB")'
-            if item.mode[0] in "IF":  # which `convert` would clip at 255
-                grey = f"np.asarray({name}) / 65535"
-                advice = f"give np.stack([{grey}] * 3, axis=2) if it is grey of 16 bits"
-            raise ValueError(f"{name} is a PIL image of mode {item.mode}; it must be RGB: {advice}")
+        item = _rgb(item, name)
         _check_size(item.height, item.width, size, name)
         return torch.from_numpy(np.array(item)).permute(2, 0, 1)[None].float() / 255
     pixels = _floats(item, name)
@@ -253,18 +247,19 @@ def _image(item, size: int, name: str) -> Tensor:
 
 def _mask(item, size: int, name: str) -> Tensor:
     if isinstance(item, Image.Image):
-        _load(item, name)
-        not_black = f'np.asarray({name}.convert("RGB").convert("L")) > 0'
-        if item.mode not in WHITE_MODES:
+        rgb = _rgb(item, name)
+        if is_transparent(item):
             raise ValueError(
-                f"{name} is a PIL image of mode {item.mode}; it must be {', '.join(WHITE_MODES)}, "
-                f"white where it is repainted: give {not_black} if it is black where it is kept"
+                f"{name} is transparent in places, and a mask is black and white: put it on a "
+                "black background if what is transparent is kept, on a white one if it is repainted"
             )
-        _check_size(item.height, item.width, size, name)
-        mask = torch.from_numpy(np.array(item.convert("L"))).float() / 255
-        white = 255
+        _check_size(rgb.height, rgb.width, size, name)
+        deep = item.mode.startswith("I")
+        white, grey = (65535, item) if deep else (255, rgb.convert("L"))
+        mask = torch.from_numpy(np.array(grey, np.float32)) / white
+        advice = "make white what is to be repainted, and black what is kept"
     else:
-        not_black = f"{name} > 0"
+        advice = f"give {name} > 0 if it is 0 where it is kept"
         is_bool = item.dtype == (torch.bool if isinstance(item, Tensor) else bool)
         mask = _tensor(item).float() if is_bool else _floats(item, name)
         white = 1
@@ -287,13 +282,13 @@ def _mask(item, size: int, name: str) -> Tensor:
     if 0 < brightest < 0.5:
         raise ValueError(
             f"{name} has values up to {brightest * white:.3g}, so nothing would be repainted; "
-            f"white is {white}: give {not_black} if it is black where it is kept"
+            f"white is {white}: {advice}"
         )
     return (mask >= 0.5).float()[None, None]
 
 
-def _load(image: Image.Image, name: str) -> None:
-    """Reads the pixels of a PIL image, which it does when they are first needed."""
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    """A PIL image as RGB. It reads its file when its pixels are first needed."""
     try:
         image.load()
     except (AssertionError, ValueError, OSError, SyntaxError) as error:
@@ -301,6 +296,10 @@ def _load(image: Image.Image, name: str) -> None:
             f"{name} is a PIL image whose file is closed or damaged ({error}); call load() before "
             "it is closed"
         ) from error
+    try:
+        return read_rgb(image)
+    except ValueError as error:
+        raise ValueError(f"{name} is a PIL image of mode {image.mode}: {error}") from error
 
 
 def _tensor(item: np.ndarray | Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from ..pipeline.parts import INDEX
 from .export import files_to_upload
 from .upload import README, signed, upload
 
-PAGE = Path(__file__).parents[1] / "demo"
+PACKAGE = Path(__file__).parents[1]
+# The files of the page, which import one another as they do here.
+PAGE = [PACKAGE / "pipeline/rgb.py", *(PACKAGE / "demo").glob("*.py")]
 GRADIO = "6.31.0"  # that the Hub installs; the page is tested with it
 MODEL = "pipeline/"  # the folder of the model in a Space
 # Packages of the page and of a pipeline; a Space gets the versions that are installed here.
@@ -21,7 +23,7 @@ APP = '''"""The page that `mtl-diffusion demo --pipeline pipeline` opens too."""
 from pathlib import Path
 
 import torch
-from demo.serve import serve
+from page.demo.serve import serve
 from diffusers import DiffusionPipeline
 
 folder = Path(__file__).parent / "pipeline"
@@ -63,7 +65,7 @@ def push_space(
             f"{package}=={version(package).partition('+')[0]}\n" for package in REQUIREMENTS
         ),
     }
-    files = {f"demo/{file.name}": file for file in PAGE.glob("*.py")}
+    files = {f"page/{file.relative_to(PACKAGE).as_posix()}": file for file in PAGE}
     # With the code of whatever version exported it.
     files |= {f"{MODEL}{name}": file for name, file in files_to_upload(pipeline, ["*.py"]).items()}
     with TemporaryDirectory() as folder:

@@ -1,1 +1,1 @@
-"""Helpers: distributed, fields, files, flags, flops, names, rgb, rng, tensors, yaml_reader."""
+"""Helpers: distributed, fields, files, flags, flops, names, rng, tensors, yaml_reader."""

@@ -90,8 +90,16 @@ def shifted_words():
     module.build_tokenizer = lambda tasks, *rest: build(["zoom", *tasks], *rest)
 
 
+def other_order():
+    import mtl_diffusion.training.run as module
+
+    build = module.build_tokenizer
+    module.build_tokenizer = lambda tasks, classes, *rest: build(tasks, classes[::-1], *rest)
+
+
 OTHER = {"seed": 5, "learning_rate": 0.5, "dropout": 0.2, "train_split": "train[:50]"}
 DATA = "_split: the checkpoint has data of the fingerprint"
+TOKENS = ": these tokens have another id in the checkpoint:"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +118,8 @@ DATA = "_split: the checkpoint has data of the fingerprint"
             ],
         ),
         (other_images, {}, [f"train{DATA}", f"validation{DATA}"]),
-        (shifted_words, {}, ["tasks: these tokens have another id in the checkpoint:", "zoom"]),
+        (shifted_words, {}, [f"tasks{TOKENS}", "zoom"]),
+        (other_order, {}, [f"label_column{TOKENS} <class:cross>, <class:disc>,", "publish it"]),
     ],
 )
 def test_what_may_not_change_is_refused_field_by_field(halfway, fault, fields, words):

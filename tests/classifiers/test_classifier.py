@@ -34,6 +34,7 @@ def test_it_learns(trained):
 
 def test_saved_and_loaded_it_answers_the_same(trained, data, tmp_path):
     trained.save(tmp_path / "classifier", {"accuracy": 0.5})
+    assert len({path.stat().st_mode for path in (tmp_path / "classifier").iterdir()}) == 1
     loaded = Classifier.load(tmp_path / "classifier")
     images = to_unit_range(data.images[:5])
     for name, weight in trained.model.state_dict().items():

@@ -17,7 +17,7 @@ from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data import decode as decode_module
 from mtl_diffusion.data.decode import Decoder, Encoded
 from mtl_diffusion.data.stream import open_streams
-from mtl_diffusion.tools.rgb import read_rgb
+from mtl_diffusion.pipeline.rgb import read_rgb
 
 
 def one(content: bytes, resolution=8) -> torch.Tensor:

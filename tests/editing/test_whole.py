@@ -101,6 +101,7 @@ def test_known_pixels_come_back_and_strength_0_is_the_source(pipe):
     assert torch.equal(edited[:, :, :4], KNOWN[:, :, :4])
     assert (edited[:, :, 4:] != KNOWN[:, :, 4:]).any() and edited.abs().max() <= 1
     assert torch.equal(edit(pipe, strength=torch.zeros(3)), KNOWN)
+    assert torch.equal(edit(pipe, label=SOURCE), KNOWN)
     assert torch.equal(
         *(edit(pipe, strength=torch.full((3,), s)) for s in (STRONGEST, 1.0))
     )  # nothing is asked of strengths that are random

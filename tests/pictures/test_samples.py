@@ -21,6 +21,8 @@ def work(build_pipe, tmp_path_factory):
     (work / "broken.png").write_bytes((work / "good.png").read_bytes()[:60])
     Image.new("L", (8, 8), 255).save(work / "mask.png")
     Image.new("F", (8, 8)).save(work / "float.tiff")
+    Image.new("RGB", (8, 8), "red").save(work / "red.png")
+    Image.new("RGBA", (8, 8)).save(work / "clear.png")
     return work
 
 
@@ -38,6 +40,7 @@ def sample(work, monkeypatch, capsys, tmp_path):
 
 
 EDIT = ("--task", "edit", "--class_label", "cat", "--image")
+MASKED = ("--task", "inpaint", "--image", "good.png", "--mask_image")
 WRONG = {
     "class": (("--class_label", "dog"), "class_label is 'dog'; this model knows cat"),
     "digit that is none": (("--class_label", "²"), "class_label is '²'"),
@@ -46,6 +49,9 @@ WRONG = {
     "floats": ((*EDIT, "float.tiff"), "image: float.tiff can't be used: its pixels are floating"),
     "size": ((*EDIT, "good.png", "large.png"), "image: large.png is 40x40 pixels; .*takes 8x8"),
     "no mask": (("--task", "inpaint", "--image", "good.png"), "needs mask_image"),
+    "red mask": ((*MASKED, "red.png"), "red.png can't be used: .*make white what is to be"),
+    "clear mask": ((*MASKED, "clear.png"), "clear.png can't be used: .*put it on a black back"),
+    "no such GPU": (("--device", "cuda:99"), r"device is cuda:99, but torch finds \d+ GPUs"),
     "pipeline": (("--pipeline", "nowhere"), "nowhere"),
     "no images": (("--num_images", "0"), "num_images is 0; it must be a whole number from 1"),
     "not a number": (("--num_images", "many"), "argument --num_images: invalid int value"),
@@ -84,6 +90,5 @@ def test_a_class_may_be_called_like_a_number_or_have_quotes(sample, tmp_path):
 
 
 def test_one_mask_serves_for_all(sample, tmp_path, work):
-    masked = ("--task", "inpaint", "--image", "good.png", "--mask_image", "mask.png")
-    assert sample(*masked, "--num_images", "3")[0] == 0
+    assert sample(*MASKED, "mask.png", "--num_images", "3")[0] == 0
     assert len(list((tmp_path / "out").glob("*.png"))) == 3

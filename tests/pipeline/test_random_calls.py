@@ -29,10 +29,13 @@ def random_call(random):
             ["bird", 7, -1, True, 1.0, HUGE, [], [None, 9], b"cat", {"cat"}, np.array(["x"])],
         ),
         "image": (
-            [pil, list(pixels), pixels, tensor, list(tensor), pixels.astype(">f8"), tensor.half()],
+            [
+                *(pil, [p.convert("RGBA") for p in pil], list(pixels), pixels, tensor),
+                *(list(tensor), pixels.astype(">f8"), tensor.half()),
+            ],
             [
                 *(pixels * 256, tensor - 1, tensor.to_sparse(), tensor.to("meta"), pixels[:, 1:]),
-                *(pil[0].convert("L"), bytes_, pixels * NAN, [], "cat.png", [pil[0], None], 0),
+                *(pil[0].convert("F"), bytes_, pixels * NAN, [], "cat.png", [pil[0], None], 0),
             ],
         ),
         "mask_image": (
@@ -45,7 +48,8 @@ def random_call(random):
             ],
             [
                 *(hole * 0.2, hole.astype(np.uint8), hole * NAN, hole[:, :4], [None], "hole.png"),
-                *(drawn[0].convert("I"), drawn[0].convert("L").point(bool), pil[0].convert("LAB")),
+                *(drawn[0].convert("I"), drawn[0].convert("L").point(bool)),
+                Image.new("LA", pil[0].size),
             ],
         ),
         "strength": (

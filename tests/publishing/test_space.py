@@ -15,7 +15,7 @@ from huggingface_hub import RepoCard
 from loopback_hub import TOKEN, LoopbackHub
 from stranger import NOT_INSTALLED
 
-from mtl_diffusion.publishing.space import GRADIO, PAGE
+from mtl_diffusion.publishing.space import GRADIO
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,11 +55,12 @@ def pushed(pipeline, tmp_path_factory):
 
 @pytest.mark.slow
 def test_what_a_space_is_made_of(pushed, pipeline):
-    page = {f"demo/{path.name}" for path in PAGE.glob("*.py")}
+    demo = ROOT / "mtl_diffusion/demo"
+    page = {f"page/demo/{path.name}" for path in demo.glob("*.py")} | {"page/pipeline/rgb.py"}
     model = {f"pipeline/{p.relative_to(pipeline)}" for p in pipeline.rglob("*") if p.is_file()}
     own = {"README.md", "app.py", "requirements.txt"}
     assert set(pushed) == own | page | model - {"pipeline/notes.txt"} | set(MINE)
-    assert pushed["demo/page.py"] == (PAGE / "page.py").read_bytes()
+    assert pushed["page/demo/page.py"] == (demo / "page.py").read_bytes()
     header = RepoCard(pushed["README.md"].decode()).data.to_dict()
     assert header["title"] == "page" and header["app_file"] == "app.py"
     assert header["sdk"] == "gradio" and header["sdk_version"] == GRADIO

@@ -109,12 +109,10 @@ class Run:
         return sorted(int(name.removeprefix("step-")) for name in names if name[0] != ".")
 
     def state(self, step=STEPS):
-        """File name -> sha256, of each file of tensors of a checkpoint."""
-        folder = self.folder / "checkpoints" / f"step-{step}"
-        return {
-            file.stem: hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in folder.glob("*.safetensors")
-        }
+        """File name -> sha256, of each file of tensors of a checkpoint, which has to be there."""
+        files = [*(self.folder / "checkpoints" / f"step-{step}").glob("*.safetensors")]
+        assert files, f"there is no step {step} but {self.steps}: {self.text}"
+        return {file.stem: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def train(folder, *faults, **arguments):

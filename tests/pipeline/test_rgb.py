@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 from tables import noise, png
 
-from mtl_diffusion.tools.rgb import read_rgb
+from mtl_diffusion.pipeline.rgb import read_rgb
 
 RED = (255, 0, 0)
 

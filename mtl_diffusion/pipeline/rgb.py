@@ -46,6 +46,13 @@ def read_rgb(image: Image.Image) -> Image.Image:
     return rgb if turn is None else rgb.transpose(turn)
 
 
+def is_transparent(image: Image.Image) -> bool:
+    """Whether a pixel is not opaque."""
+    if image.mode.startswith("I"):  # has no alpha, but may have a colour that is transparent
+        return np.isin(image.info.get("transparency", -1), np.asarray(image)).item()
+    return image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
+
+
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """The turn that EXIF's orientation asks for, or None. Other tags may be damaged."""
     try:
