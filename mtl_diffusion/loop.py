@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -22,11 +23,12 @@ from .tools.distributed import Terminal, any_process, io_errors_logged
 from .tools.rng import generator
 from .tools.tensors import to_device
 from .training.length import describe, with_length
+from .training.losses import sum_of_task_means
 from .training.meter import Meter, StepRecord
 from .training.optimizers import trained_parameters
 from .training.reports import validate, validation_due
 from .training.run import Run, build
-from .training.schedule import learning_rate, lengthening_steps, perceptual_weight
+from .training.schedule import learning_rate, lengthening_steps
 from .training.teaching import with_pairs
 
 logger = logging.getLogger(__name__)
@@ -163,7 +165,6 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     random = generator(config.seed, step, "noise", device=device)
     sigma = run.draw_sigma(draw.task, generator=random)
     noise = torch.randn(batch_size, 3, size, size, generator=random, device=device)
-    perceptual = perceptual_weight(config, step)
 
     losses = []
     pieces = microbatches(process_rows(batch_size, rank, world), config.per_device_batch_size)
@@ -173,13 +174,14 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
         images, conditioning = run.mixture.condition(batch.images, batch.labels, draw[rows])
         # The UNet draws its dropout from the global generators.
         torch.manual_seed(generator(config.seed, step, i, rank, "dropout").initial_seed())
-        inputs = (images, noise[rows], sigma[rows], conditioning, task)
+        # The processes exchange their gradients after the last piece.
         is_last = i == len(pieces) - 1
-        losses.append(
-            run.gradients.add(inputs, draw.counts, is_last=is_last, perceptual_weight=perceptual)
-        )
+        with nullcontext() if is_last else accelerator.no_sync(run.objective):
+            plain, weighted = run.objective(images, noise[rows], sigma[rows], conditioning, task)
+            # Their gradients are averaged, and the parts of a sum must be added.
+            accelerator.backward(world * sum_of_task_means(weighted, task, draw.counts))
+        losses.append(plain)
 
-    run.gradients.finish(draw.counts)
     parameters = trained_parameters(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     loss, mine = torch.cat(losses), slice(pieces[0].start, pieces[-1].stop)

@@ -259,12 +259,9 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
 def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
     """A line for each reason why this run cannot continue the checkpoint."""
     facts, (old, new, _) = checkpoint.facts, _lengths(run, checkpoint)
-    same = {  # one may be a share, and the other as many steps or images
-        "lr_warmup_steps": old.warmup_steps == new.warmup_steps,
-        "perceptual_images": schedule.perceptual_images(old) == schedule.perceptual_images(new),
-    }
-    allowed = MAY_CHANGE.union(name for name, is_same in same.items() if is_same)
-    faults = differences(config_of(checkpoint), to_dict(run.config), allowed)
+    # One may be a share of the run, and the other as many steps.
+    same = ["lr_warmup_steps"] if old.warmup_steps == new.warmup_steps else []
+    faults = differences(config_of(checkpoint), to_dict(run.config), MAY_CHANGE.union(same))
     classifier = run.alignment.fingerprint if run.alignment else None
     teacher, data = _objective(run).teacher, facts["data"]
     faults += [

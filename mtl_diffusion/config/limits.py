@@ -64,10 +64,7 @@ def _model(c: TrainConfig) -> Faults:
 
 
 def _tasks(c: TrainConfig, known_tasks: Collection[str]) -> Faults:
-    """The tasks, their proportions and their weights, and what a distillation has no use for."""
-    if c.perceptual_weight > 0 and c.alignment_classifier is None:
-        what = "must be 0, or set alignment_classifier, whose features it needs"
-        yield "perceptual_weight alignment_classifier", what
+    """The tasks and their proportions, and what a distillation has no use for."""
     unused = {"alignment_classifier": None, "sigma_mean": -1.2, "sigma_std": 1.2}
     for name, default in unused.items() if c.objective == "distillation" else ():
         if getattr(c, name) != default:
@@ -87,19 +84,6 @@ def _tasks(c: TrainConfig, known_tasks: Collection[str]) -> Faults:
     if c.total_batch_size < smallest:
         what = f"gives {rarest} less than one sample; use {smallest} or more, or change tasks"
         yield "total_batch_size tasks", what
-    weights, needed, what = c.task_weights, listed(c.shares), None
-    if c.task_weighting != "fixed":
-        what = None if weights is None else "must be null, or set task_weighting to fixed"
-    elif weights is None:
-        what = f"must have a weight for each of {needed}: task_weighting is fixed"
-    elif not c.shares.keys() <= weights.keys() <= c.tasks.keys():
-        what = f"must have a weight for each of {needed}, and no other"
-    elif not any(weights[name] for name in c.shares):
-        what = "must have at least one weight above 0"
-    elif c.gradient_aggregation != "sum" and not all(weights[name] for name in c.shares):
-        what = f"must be above 0 for each of {needed}, or set gradient_aggregation to sum"
-    if what:
-        yield "task_weights tasks task_weighting gradient_aggregation", what
 
 
 def _run(c: TrainConfig) -> Faults:

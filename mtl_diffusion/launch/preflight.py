@@ -27,7 +27,6 @@ from ..config import ConfigError, TrainConfig, to_dict
 from ..publishing.export import PIPELINE, PUBLISHED, check_target
 from ..publishing.upload import check_right_to_write
 from ..tools.distributed import from_all_processes
-from ..training.aggregation import REQUIRED
 from ..training.optimizers import trained_parameters
 from ..training.run import Run
 from .host import choose_threads, keep_freed_memory
@@ -213,16 +212,13 @@ def _precision_faults(
 
 
 def _extra_faults(config: TrainConfig) -> Iterator[str]:
-    """Packages that a choice needs, and that are not installed."""
-    tracker, aggregation = config.report_to, config.gradient_aggregation
-    for field, value, needed, install, others in (
-        ("report_to", tracker, (tracker,), tracker, "another one, or none"),
-        ("gradient_aggregation", aggregation, REQUIRED, "'mtl_diffusion[torchjd]'", "sum"),
-    ):
-        missing = [name for name in needed if importlib.util.find_spec(name) is None]
-        if missing and value not in ("none", "sum"):
-            needs = f"{value!r}, which needs {', '.join(missing)}"
-            yield f"{field}: found {needs}; pip install {install}, or choose {others}"
+    """A tracker that is not installed."""
+    tracker = config.report_to
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        yield (
+            f"report_to: found {tracker!r}, which is not installed; pip install {tracker}, or "
+            "choose another one, or none"
+        )
 
 
 def _folder_faults(config: TrainConfig) -> Iterator[str]:

@@ -34,10 +34,8 @@ def fields(tmp_path):
     return {**MODEL, **folders, "total_batch_size": 4, "num_threads": 1, "report_to": "none"}
 
 
-@pytest.mark.parametrize("changes", [{}, {"gradient_aggregation": "upgrad", "use_ema": False}])
+@pytest.mark.parametrize("changes", [{}, {"use_ema": False}])
 def test_a_step_whose_parts_are_timed_is_a_step_and_the_sum_of_them(fields, changes):
-    if changes:
-        pytest.importorskip("torchjd")
     config = TrainConfig(**fields, **changes)
     weights = []
     for take in (train_step, step_parts):

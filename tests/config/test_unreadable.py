@@ -99,6 +99,8 @@ def test_a_file_that_means_harm_is_refused_at_once(write, text, fault):
         ("train_batch_size", "unknown flag; set total_batch_size, the samples of a step over all"),
         ("bf16", "unknown flag; set mixed_precision, to no or bf16"),
         ("ema_half_life", "unknown flag; set ema_ramp: the half-life is that share of the images"),
+        ("gradient_aggregation", "unknown flag; set task_weighting: the gradients of the tasks"),
+        ("perceptual_images", "unknown flag; set alignment_weight: no other loss needs a classif"),
     ],
 )
 def test_other_and_former_names_say_what_ours_is_called(write, name, fault):
