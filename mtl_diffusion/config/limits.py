@@ -10,14 +10,19 @@ from .fields import TrainConfig, show, suggestion
 # The Hub's own rule for repositories.
 _REPO_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.A)
 
-# The field that is wrong and those that it depends on; what is allowed, or what to do.
+# Pairs: the name of the wrong field, followed by those of the fields that it depends on; and a
+# sentence that says what is allowed, or what to do.
 Faults = Iterator[tuple[str, str]]
 
 
 def faults(
     config: TrainConfig, known_tasks: Collection[str], wrong: Collection[str] = ()
 ) -> list[str]:
-    """A line for each field that contradicts others; a wrong one is compared with none."""
+    """A line for each field that contradicts others.
+
+    Args:
+        wrong: fields that have a fault already. Nothing is compared with them.
+    """
     wrong, lines = {*wrong}, []
     checks = (_data(config), _model(config), _tasks(config, known_tasks), _run(config))
     for names, what in chain(*checks):
@@ -38,7 +43,7 @@ def _data(c: TrainConfig) -> Faults:
 
 
 def _model(c: TrainConfig) -> Faults:
-    """The network, unless it is a trained one, and what needs a trained one."""
+    """The shape of a new network, and the fields that need a trained one to start from."""
     source = "pretrained_model_name_or_path"
     if c.pretrained_model_name_or_path is None:
         levels, depends = len(c.block_out_channels), f"block_out_channels {source}"
