@@ -40,11 +40,11 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
     """Trains, validates, checkpoints and exports. Called again, it continues where it stopped.
 
     Args:
-        ends_process: the process ends after a stop, and signals stay ignored until then. If False,
-            the handlers of before are installed again.
+        ends_process: True if the caller exits when training was stopped. Then signals stay ignored
+            until the process has ended. False restores the caller's signal handlers.
 
     Raises:
-        ConfigError: before anything is trained, everything that forbids to.
+        ConfigError: before the first step; it lists every reason why the run can't start.
         CheckpointError: the checkpoint to resume from is missing or damaged.
         FloatingPointError: a loss, a gradient or a weight is not finite.
         OSError: the last checkpoint could not be written.
@@ -52,7 +52,7 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
         UploadError: all is trained and exported, and it could not be published.
     """
     config = check(config)
-    # The minutes are the run's length, or else where a longer one is cut.
+    # Where max_train_steps is given, the minutes cut the run; otherwise they are its length.
     minutes = config.max_train_minutes if config.max_train_steps else None
     stop = StopRequest(minutes, ends_process=ends_process)
     with begin(config) as accelerator:
@@ -89,7 +89,9 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
             print(f"The pipeline is in {folder}")
         accelerator.end_training()
         if accelerator.is_main_process and config.push_to_hub:
-            print(f"Published as {push(folder, config)}")
+            source = {"checkpoint": config.output_dir, "step": config.max_train_steps}
+            address = push(folder, config.repository, **source, private=config.hub_private_repo)
+            print(f"Published as {address}")
 
 
 def seconds_per_step(config: TrainConfig, accelerator: Accelerator) -> float:

@@ -3,15 +3,13 @@
 The classifier sees clean images, is trained on the training split alone, and is not exported.
 """
 
-import hashlib
-
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..classifiers.classifier import Classifier
 from ..tools.rng import generator
+from ..tools.tensors import weights_digest
 
 HIDDEN = 256  # channels inside the projector
 
@@ -43,7 +41,7 @@ class Alignment(nn.Module):
         network = classifier.model.requires_grad_(False).regnet
         self._network = (network.to(memory_format=torch.channels_last),)
         self.weight = weight
-        self.fingerprint = fingerprint(classifier.model)
+        self.fingerprint = weights_digest(classifier.model)
         with torch.no_grad():
             last = torch.cat([self.last_features(part) for part in images.split(128)])
         self._mean = last.mean((0, 2, 3), keepdim=True)
@@ -75,9 +73,3 @@ class Alignment(nn.Module):
         target = (clean - self._mean).contiguous(memory_format=torch.channels_last)
         target = F.interpolate(target, features.shape[-2:], mode="bilinear")
         return self.weight * (1 - F.cosine_similarity(features, target, dim=1).mean((1, 2)))
-
-
-def fingerprint(module: nn.Module) -> str:
-    """16 hex digits of a module's weights."""
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
-    return hashlib.sha256(save(tensors)).hexdigest()[:16]

@@ -25,7 +25,6 @@ from ..editing.pairs import EditPairs
 from ..pipeline.chains import default_chains
 from ..pipeline.edit import Edit
 from ..pipeline.pipeline import CHAINS, EDITS_AT_ONCE, FREQUENCIES, TASKS, MultiTaskPipeline
-from ..pipeline.task import Task
 from ..pipeline.tokens import NULL, Vocabulary
 from ..tools.rng import generator
 from ..tools.tensors import to_unit_range
@@ -179,7 +178,14 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         optimizer=optimizer,
         objective=wrapped,
         ema=ema,
-        mixture=_mixture(config, tasks, vocabulary),
+        mixture=Mixture(
+            tasks=tasks,
+            proportions=tuple(config.shares.values()),
+            vocabulary=vocabulary,
+            size=config.resolution,
+            class_dropout=config.class_dropout,
+            task_dropout=config.task_dropout,
+        ),
         loader=_loader(config, train_data, decoder, accelerator),
         train_data=train_data,
         held_out=held_out,
@@ -214,17 +220,6 @@ def _data(
             f" their column as label_column, or leave it out: --tasks '{json.dumps(rest)}'"
         )
     return train_data, held_out
-
-
-def _mixture(config: TrainConfig, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mixture:
-    return Mixture(
-        tasks=tasks,
-        proportions=tuple(config.shares.values()),
-        vocabulary=vocabulary,
-        size=config.resolution,
-        class_dropout=config.class_dropout,
-        task_dropout=config.task_dropout,
-    )
 
 
 def _loader(

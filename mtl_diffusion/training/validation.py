@@ -35,7 +35,7 @@ class HeldOutLoss:
     by_image: Tensor
 
     @property
-    def model(self) -> Tensor:
+    def mean(self) -> Tensor:
         """(T, K) means over the images."""
         return self.by_image.mean(-1)
 
@@ -51,7 +51,7 @@ class HeldOutLoss:
                 for level, loss in zip(self.levels, losses, strict=True)
                 if not math.isnan(loss)
             }
-            for task, losses in zip(self.tasks, self.model.tolist(), strict=True)
+            for task, losses in zip(self.tasks, self.mean.tolist(), strict=True)
         }
 
 

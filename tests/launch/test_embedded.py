@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from accelerate import Accelerator
-from tiny import MODEL, own_state, unet_of, write_shapes
+from tiny import RUN, own_state, unet_of, write_shapes
 
 from mtl_diffusion import loop
 from mtl_diffusion.config import ConfigError, TrainConfig
@@ -24,14 +24,10 @@ def config_of(tmp_path, monkeypatch):
     for name in ("validate", "export"):
         monkeypatch.setattr(loop, name, lambda *run, **options: None)
     data = write_shapes(tmp_path / "data", 20, 4)
-    common = {**MODEL, "dataset_name": data, "max_train_steps": 2, "total_batch_size": 4}
-
-    def make(name, **changes):
-        folder = str(tmp_path / name)
-        given = {**common, "output_dir": folder, "num_threads": 1, "report_to": "none", **changes}
-        return TrainConfig(**given)
-
-    return make
+    common = {**RUN, "dataset_name": data, "max_train_steps": 2}
+    return lambda name, **changes: TrainConfig(
+        **common | {"output_dir": str(tmp_path / name), **changes}
+    )
 
 
 def test_two_runs_of_two_precisions_in_one_process(config_of):

@@ -11,7 +11,6 @@ from mtl_diffusion.training.schedule import (
     learning_rate,
     lengthening_steps,
     same_steps,
-    shortest_length,
     with_shares_of,
 )
 
@@ -66,13 +65,6 @@ def test_a_run_of_cosine_shares_its_warm_up_with_longer_ones():
     assert same_steps(COSINE, longer) == 40
     shorter = replace(COSINE, max_train_steps=30, lr_warmup_steps=40)
     assert same_steps(COSINE, shorter) == 0  # it would end in its warm-up
-
-
-@pytest.mark.parametrize(("step", "length"), [(0, 40), (40, 40), (400, 500), (801, 1001)])
-def test_the_shortest_length(step, length):
-    assert shortest_length(CONFIG, step) == length
-    if step > 40:
-        assert decay_start(replace(CONFIG, max_train_steps=length - 1)) < step
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
