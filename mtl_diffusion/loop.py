@@ -180,7 +180,7 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
         is_last = i == len(pieces) - 1
         with nullcontext() if is_last else accelerator.no_sync(run.objective):
             plain, weighted = run.objective(images, noise[rows], sigma[rows], conditioning, task)
-            # Their gradients are averaged, and the parts of a sum must be added.
+            # Accelerate averages them, and the parts of a sum must be added: hence times `world`.
             accelerator.backward(world * sum_of_task_means(weighted, task, draw.counts))
         losses.append(plain)
 

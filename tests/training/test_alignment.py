@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from forked import SHORT, STATE, STEPS, die, train
 from safetensors.torch import load_file
-from tiny import MODEL, write_shapes
+from tiny import MODEL
 
 from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.training import train_classifier
@@ -18,11 +18,6 @@ from mtl_diffusion.tools.tensors import to_unit_range
 from mtl_diffusion.training.alignment import Alignment
 from mtl_diffusion.training.losses import Objective, Plain
 from mtl_diffusion.training.model import build_scheduler, build_unet
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_shapes(tmp_path_factory.mktemp("shapes"), 60, 8)
 
 
 @pytest.fixture(scope="module")
