@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -22,11 +23,12 @@ from .tools.distributed import Terminal, any_process, io_errors_logged
 from .tools.rng import generator
 from .tools.tensors import to_device
 from .training.length import describe, with_length
+from .training.losses import sum_of_task_means
 from .training.meter import Meter, StepRecord
 from .training.optimizers import trained_parameters
 from .training.reports import validate, validation_due
 from .training.run import Run, build
-from .training.schedule import learning_rate, lengthening_steps, perceptual_weight
+from .training.schedule import learning_rate, lengthening_steps
 from .training.teaching import with_pairs
 
 logger = logging.getLogger(__name__)
@@ -38,11 +40,11 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
     """Trains, validates, checkpoints and exports. Called again, it continues where it stopped.
 
     Args:
-        ends_process: the process ends after a stop, and signals stay ignored until then. If False,
-            the handlers of before are installed again.
+        ends_process: True if the caller exits when training was stopped. Then signals stay ignored
+            until the process has ended. False restores the caller's signal handlers.
 
     Raises:
-        ConfigError: before anything is trained, everything that forbids to.
+        ConfigError: before the first step; it lists every reason why the run can't start.
         CheckpointError: the checkpoint to resume from is missing or damaged.
         FloatingPointError: a loss, a gradient or a weight is not finite.
         OSError: the last checkpoint could not be written.
@@ -50,7 +52,7 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
         UploadError: all is trained and exported, and it could not be published.
     """
     config = check(config)
-    # The minutes are the run's length, or else where a longer one is cut.
+    # Where max_train_steps is given, the minutes cut the run; otherwise they are its length.
     minutes = config.max_train_minutes if config.max_train_steps else None
     stop = StopRequest(minutes, ends_process=ends_process)
     with begin(config) as accelerator:
@@ -87,7 +89,9 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
             print(f"The pipeline is in {folder}")
         accelerator.end_training()
         if accelerator.is_main_process and config.push_to_hub:
-            print(f"Published as {push(folder, config)}")
+            source = {"checkpoint": config.output_dir, "step": config.max_train_steps}
+            address = push(folder, config.repository, **source, private=config.hub_private_repo)
+            print(f"Published as {address}")
 
 
 def seconds_per_step(config: TrainConfig, accelerator: Accelerator) -> float:
@@ -163,7 +167,6 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     random = generator(config.seed, step, "noise", device=device)
     sigma = run.draw_sigma(draw.task, generator=random)
     noise = torch.randn(batch_size, 3, size, size, generator=random, device=device)
-    perceptual = perceptual_weight(config, step)
 
     losses = []
     pieces = microbatches(process_rows(batch_size, rank, world), config.per_device_batch_size)
@@ -173,13 +176,14 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
         images, conditioning = run.mixture.condition(batch.images, batch.labels, draw[rows])
         # The UNet draws its dropout from the global generators.
         torch.manual_seed(generator(config.seed, step, i, rank, "dropout").initial_seed())
-        inputs = (images, noise[rows], sigma[rows], conditioning, task)
+        # The processes exchange their gradients after the last piece.
         is_last = i == len(pieces) - 1
-        losses.append(
-            run.gradients.add(inputs, draw.counts, is_last=is_last, perceptual_weight=perceptual)
-        )
+        with nullcontext() if is_last else accelerator.no_sync(run.objective):
+            plain, weighted = run.objective(images, noise[rows], sigma[rows], conditioning, task)
+            # Accelerate averages them, and the parts of a sum must be added: hence times `world`.
+            accelerator.backward(world * sum_of_task_means(weighted, task, draw.counts))
+        losses.append(plain)
 
-    run.gradients.finish(draw.counts)
     parameters = trained_parameters(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     loss, mine = torch.cat(losses), slice(pieces[0].start, pieces[-1].stop)

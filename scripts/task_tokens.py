@@ -22,12 +22,6 @@ def main() -> None:
     flags.add(parser, "dataset_config_name", "validation_split", "image_column", "label_column")
     flags.add(parser, "seed", "output_dir")
     add("--num_images", type=int, default=1000, help="held-out images")
-    add(
-        "--alike",
-        action="store_true",
-        help="every task paints the whole image, with the same noise and, if it takes one, the same"
-        " strengths, drawn from 0 to 1; without it each task draws as in training",
-    )
     args = parser.parse_args()
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
@@ -41,7 +35,7 @@ def main() -> None:
         pipe = MultiTaskPipeline.from_pretrained(args.pipeline, revision=args.revision)
         pipe.to("cuda" if torch.cuda.is_available() else "cpu")
         data = load_split(args, "validation_split", pipe.size)
-        losses = compare_tokens(pipe, data, args.num_images, args.seed, args.alike)
+        losses = compare_tokens(pipe, data, args.num_images, args.seed)
     report = {
         "command": flags.command(),
         "fingerprint": data.fingerprint,

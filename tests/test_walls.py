@@ -180,8 +180,8 @@ def test_a_folder_knows_nothing_of(name):
 
 
 def test_the_root_holds_the_loop_and_folders():
-    files = {"__init__.py", "__main__.py", "loop.py", "train.py"}
-    assert {path.name for path in PACKAGE.glob("*.py")} == files
+    files = {path.name for path in PACKAGE.glob("*.py")}
+    assert files == {"__init__.py", "__main__.py", "loop.py"}
 
 
 def test_only_its_command_and_the_benchmark_import_the_loop():
@@ -212,8 +212,7 @@ def test_the_package_takes_nothing_from_its_own_top_but_the_version():
 
 
 def test_only_scripts_and_the_command_line_import_commands():
-    importers = {path for path in OURS if any("diffusion.commands." in n for n in imports(path))}
-    assert importers == {PACKAGE / "train.py"}
+    assert not [path for path in OURS if any("diffusion.commands." in n for n in imports(path))]
 
 
 @pytest.mark.parametrize("path", EVERYWHERE, ids=ids)

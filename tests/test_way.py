@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny import MODEL, own_state, write_shapes
+from tiny import RUN, own_state, write_shapes
 from traced import files_called
 
 from mtl_diffusion.config import TrainConfig
@@ -30,14 +30,7 @@ class Arrived(Exception):
 
 
 def test_an_image_on_its_way_to_the_optimiser(tmp_path):
-    config = TrainConfig(
-        **MODEL,
-        dataset_name=write_shapes(tmp_path, 30, 10),
-        tasks={"edit": 1},
-        total_batch_size=4,
-        max_train_steps=2,
-        num_threads=1,
-    )
+    config = TrainConfig(**RUN, dataset_name=write_shapes(tmp_path, 30, 10), tasks={"edit": 1})
 
     def stop(*_):
         raise Arrived

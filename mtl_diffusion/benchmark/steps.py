@@ -59,7 +59,8 @@ class Stopwatch:
 
 def step_parts(run: Run, step: int, meter: Meter) -> Counter[str]:
     """Takes one step; seconds of each of `PARTS`. "other" has the clipping of gradients in it."""
-    clock = Stopwatch(run.accelerator.device)
+    accelerator = run.accelerator
+    clock = Stopwatch(accelerator.device)
     data, corruption, backward, average, logging = map(
         clock.part, ("data", "corruption", "backward", "EMA", "logging")
     )
@@ -71,8 +72,12 @@ def step_parts(run: Run, step: int, meter: Meter) -> Counter[str]:
             draw=corruption(run.mixture.draw), condition=corruption(run.mixture.condition)
         ),
         draw_sigma=corruption(run.draw_sigma),
-        gradients=SimpleNamespace(
-            add=backward(run.gradients.add), finish=backward(run.gradients.finish)
+        accelerator=SimpleNamespace(
+            device=accelerator.device,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            no_sync=accelerator.no_sync,
+            backward=backward(accelerator.backward),
         ),
         ema=run.ema and SimpleNamespace(update=average(run.ema.update)),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
 
 from ..config import ConfigError, TrainConfig, differences, show, to_dict
 from ..config.command_line import from_dict
@@ -19,14 +20,13 @@ from ..tools.distributed import from_all_processes
 from ..tools.names import on_hub
 from ..training import schedule
 from ..training.length import other_length
-from ..training.losses import Objective
 from ..training.run import Run
 from .store import Checkpoint, CheckpointError, load, load_latest
 
 logger = logging.getLogger(__name__)
 
-# Fields that may differ between a run and its continuation: locations, the length (see
-# `_leads_to`), logging and saving. The data may be at another path: its contents are compared.
+# Fields that may differ between a run and its continuation: locations, logging, saving, and the
+# length, which `_leads_to` checks. The data may have moved: not its path but its contents count.
 MAY_CHANGE = frozenset(
     (
         *("output_dir", "dataset_name", "resume_from_checkpoint", "dry_run", "num_threads"),
@@ -84,9 +84,7 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
         "stream_order": ORDER if positions else None,
         "num_processes": run.accelerator.num_processes,
         "alignment": run.alignment.fingerprint if run.alignment else None,
-        "teacher": _objective(run).teacher,
-        "images_seen": step * run.config.total_batch_size,
-        "learning_rate": schedule.learning_rate(run.config, step),
+        "teacher": run.unwrapped.teacher,
         "versions": _versions(run),
         # For the model card. Elsewhere, a path can't be distinguished from a name on the Hub.
         "minutes": run.clock.read(),
@@ -95,48 +93,38 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
     return Checkpoint(step, tensors, facts)
 
 
-NAME, TEXT, ANY = "<name>", "<text>", None
-# Facts and their forms: NAME stands for any names, a list of one for any number of such. What is in
-# a tuple may be null, or absent in old checkpoints.
-_FORMS = {
-    "config": {NAME: ANY},
-    "words": {NAME: 0},
-    "data": {"train": TEXT, "held_out": TEXT},
-    "num_processes": 1,
-    "versions": {NAME: TEXT},
-    "unet": ({NAME: ANY},),
-    "scheduler": ({NAME: ANY},),
-    "stream": ([[0, 0]],),  # of each process: an epoch, and a number of rows
-    "first_length": (1,),
-    "minutes": ({NAME: 0.5},),
-    "on_hub": ([TEXT],),
-}
+class _Data(BaseModel):
+    train: str
+    held_out: str
 
 
-def _has_form(value: Any, form: Any) -> bool:
-    if isinstance(form, tuple):
-        return value is None or _has_form(value, form[0])
-    if type(value) is not type(form):
-        return form is ANY
-    if isinstance(form, dict):
-        names = value if NAME in form else form
-        return all(n in value and _has_form(value[n], form.get(NAME, form.get(n))) for n in names)
-    if isinstance(form, list):
-        forms = form * len(value) if len(form) == 1 else form
-        return len(value) == len(forms) and all(map(_has_form, value, forms))
-    return True
+class _Facts(BaseModel):
+    """The facts that are used, and their types. Old checkpoints lack those that may be None."""
+
+    config: dict[str, Any]
+    words: dict[str, int]
+    data: _Data
+    num_processes: int
+    versions: dict[str, str]
+    unet: dict[str, Any] | None = None
+    scheduler: dict[str, Any] | None = None
+    stream: list[tuple[int, int]] | None = None  # of each process: an epoch, and a number of rows
+    first_length: int | None = None
+    minutes: dict[str, float] | None = None
+    on_hub: list[str] | None = None
 
 
 def check_facts(checkpoint: Checkpoint) -> None:
-    """Raises a CheckpointError that names each fact that is missing or has another form."""
-    facts, faults = checkpoint.facts, ""
-    for name, form in _FORMS.items():
-        if not _has_form(facts.get(name), form):
-            found = show(facts[name]) if name in facts else "nothing"
-            like = show(form[0] if isinstance(form, tuple) else form)
-            faults += f"\n  {name}: found {found}; must be like {like}"
-    if faults:
-        raise CheckpointError(f"the facts.json of step-{checkpoint.step} can't be used:{faults}")
+    """Raises a CheckpointError that names each fact that is missing or of another type."""
+    try:
+        _Facts.model_validate_json(json.dumps(checkpoint.facts), strict=True)
+    except ValidationError as refusal:
+        faults = f"the facts.json of step-{checkpoint.step} can't be used:"
+        for error in refusal.errors():
+            found = "nothing" if error["type"] == "missing" else show(error["input"])
+            name, what = ".".join(map(str, error["loc"])), error["msg"]
+            faults += f"\n  {name}: found {found}; {what.replace('Input should', 'it must', 1)}"
+        raise CheckpointError(faults) from None
 
 
 def restore(run: Run) -> tuple[Run, int]:
@@ -252,21 +240,22 @@ def _of_this_length(run: Run, newest: Checkpoint) -> Checkpoint:
 
 
 def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The fields of the run that wrote it. One that was added since has the value of then."""
+    """The configuration of the run that wrote the checkpoint.
+
+    It has today's fields. One that did not exist then has its default, which is how the run of then
+    behaved; only the optimiser was another one, AdamW.
+    """
     return to_dict(TrainConfig()) | {"optimizer": "adamw"} | checkpoint.facts["config"]
 
 
 def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
     """A line for each reason why this run cannot continue the checkpoint."""
     facts, (old, new, _) = checkpoint.facts, _lengths(run, checkpoint)
-    same = {  # one may be a share, and the other as many steps or images
-        "lr_warmup_steps": old.warmup_steps == new.warmup_steps,
-        "perceptual_images": schedule.perceptual_images(old) == schedule.perceptual_images(new),
-    }
-    allowed = MAY_CHANGE.union(name for name, is_same in same.items() if is_same)
-    faults = differences(config_of(checkpoint), to_dict(run.config), allowed)
+    # One may be a share of the run, and the other as many steps.
+    same = ["lr_warmup_steps"] if old.warmup_steps == new.warmup_steps else []
+    faults = differences(config_of(checkpoint), to_dict(run.config), MAY_CHANGE.union(same))
     classifier = run.alignment.fingerprint if run.alignment else None
-    teacher, data = _objective(run).teacher, facts["data"]
+    teacher, data = run.unwrapped.teacher, facts["data"]
     faults += [
         f"{field}: the checkpoint has {what} of the fingerprint {before}, this run has {now}"
         for field, what, before, now in (
@@ -350,8 +339,4 @@ def _versions(run: Run) -> dict[str, str]:
 
 def _trained(run: Run) -> dict[str, torch.nn.Parameter]:
     """The parameters that are trained, by name."""
-    return {name: p for name, p in _objective(run).named_parameters() if p.requires_grad}
-
-
-def _objective(run: Run) -> Objective:
-    return run.accelerator.unwrap_model(run.objective, keep_torch_compile=False)
+    return {name: p for name, p in run.unwrapped.named_parameters() if p.requires_grad}

@@ -70,7 +70,7 @@ def export(args: Namespace) -> tuple[str | None, bool]:
     Returns:
         The repository that it was uploaded to, if it was, and whether the model is private.
     """
-    from mtl_diffusion.publishing.export import of_checkpoint, push_folder, write
+    from mtl_diffusion.publishing.export import of_checkpoint, push, write
     from mtl_diffusion.publishing.upload import full_name
 
     metrics = json.loads(args.metrics.read_text()) if args.metrics else None
@@ -90,6 +90,6 @@ def export(args: Namespace) -> tuple[str | None, bool]:
     private = args.private or trained.config.hub_private_repo
     if args.push_to_hub:
         where = {"checkpoint": args.checkpoint, "private": private, "revision": args.revision}
-        address = push_folder(args.output_dir, name, step=trained.step, **where)
+        address = push(args.output_dir, name, step=trained.step, **where)
         print(f"Published as {address}")
     return repository if args.push_to_hub else None, private

@@ -35,7 +35,7 @@ def losses(run: Path, data: ImageDataset, num_images: int) -> dict[str, dict[str
         pipe = MultiTaskPipeline.from_pretrained(run / PIPELINE)
         pipe.to("cuda" if torch.cuda.is_available() else "cpu")
         found = loss_of(pipe, data, num_images)
-        rows = (dict(zip(found.levels, row, strict=True)) for row in found.model.tolist())
+        rows = (dict(zip(found.levels, row, strict=True)) for row in found.mean.tolist())
         return dict(zip(found.tasks, rows, strict=True))
 
     key = {"data": data.fingerprint, "num_images": min(num_images, len(data))}

@@ -45,7 +45,7 @@ class TokenLosses:
 
 
 def compare_tokens(
-    pipe: MultiTaskPipeline, data: ImageDataset, num_images: int, seed: int, alike: bool
+    pipe: MultiTaskPipeline, data: ImageDataset, num_images: int, seed: int
 ) -> TokenLosses:
     """Measures every task of a pipeline with every token, and with none ("null").
 
@@ -54,16 +54,14 @@ def compare_tokens(
 
     Args:
         data: held-out images.
-        alike: see `held_out_loss`.
 
     Raises:
         ValueError: the model doesn't know a class of the data.
     """
     if unknown := set(data.class_names) - set(pipe.class_names):
         raise ValueError(f"dataset_name: the model doesn't know its classes {', '.join(unknown)}")
-    how = {"seed": seed, "alike": alike}
     losses = {
-        token or "null": loss_of(pipe, data, num_images, task_token=token, **how)
+        token or "null": loss_of(pipe, data, num_images, task_token=token, seed=seed)
         for token in tqdm([*pipe.tasks, None], desc="Tokens")
     }
     right, excess = {}, {}

@@ -85,7 +85,8 @@ def check(config: TrainConfig) -> TrainConfig:
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """Undoes `to_dict`, of older versions too. Fields are checked one by one only (ConfigError)."""
-    config, lines = _typed({name: v for name, v in values.items() if name not in REMOVED})
+    removed = " ".join(REMOVED).split()
+    config, lines = _typed({name: v for name, v in values.items() if name not in removed})
     if lines:
         raise ConfigError([f"{name}: {what}" for name, what in lines.items()])
     return config
@@ -114,7 +115,7 @@ def _parser(argv: Sequence[str]) -> ArgumentParser:
     add("--config", nargs="?", action="append", default=[], metavar="FILE.yaml", help=text)
     add_fields(parser, TrainConfig(), TITLES)
     for word in {word.partition("=")[0] for word in argv}:
-        if re.fullmatch(r"--(tasks|task_weights)\.[^.]+", word):  # an entry of a mapping
+        if re.fullmatch(r"--tasks\.[^.]+", word):  # an entry of a mapping
             add(word, nargs="?", dest=word[2:], default=SUPPRESS)
     return parser
 

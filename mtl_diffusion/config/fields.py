@@ -118,13 +118,9 @@ class TrainConfig:
     """With distillation: folder of an image classifier, from scripts/train_classifier.py
     --noise 0.25. Edits learn to agree with the teacher's in its last features, too. None: in pixels
     alone."""
-    task_weighting: Literal["uncertainty", "uncertainty_per_task", "fixed", "sum"] = "uncertainty"
+    task_weighting: Literal["uncertainty", "uncertainty_per_task", "sum"] = "uncertainty"
     """How the losses of the tasks are balanced: by a learned uncertainty of each task and noise
-    level, or of each task alone, by task_weights, or not at all."""
-    task_weights: dict[str, f.Part] | None = None
-    """Weight of each task's loss; needed with task_weighting fixed, and only then."""
-    gradient_aggregation: Literal["sum", "upgrad", "mgda", "imtlg", "alignedmtl"] = "sum"
-    """How the tasks' gradients become one: a sum, or by a method of torchjd, which is an extra."""
+    level, or of each task alone, or not at all."""
     class_dropout: f.Fraction = 0.1
     """Share of the samples, 0 to 1, whose class token is hidden, for guidance."""
     task_dropout: f.Fraction = 0.1
@@ -134,11 +130,6 @@ class TrainConfig:
     this classifier's features of the clean image, in training only. None: no alignment."""
     alignment_weight: f.NonNegativeFloat = 0.5
     """Weight of 1 - the cosine between the two; 0 or more."""
-    perceptual_weight: f.NonNegativeFloat = 0.0
-    """Weight of a perceptual loss in the features of alignment_classifier, early in the run."""
-    perceptual_images: f.NonNegativeFloat = 0.15
-    """How long it lasts: at full weight for one half of this, fading out over the other. Below 1: a
-    share of the run's images; 1 or more: images."""
 
     # --- Noise
 
@@ -285,7 +276,14 @@ OF_MODEL = {"block_out_channels", "layers_per_block", "attention_resolutions", "
 OF_MODEL |= {"num_attention_heads", "norm_num_groups", "token_dim", "token_paths"}
 OF_MODEL |= {"strength_levels", "reserved_tokens", "sigma_data", "sigma_min", "sigma_max"}
 # Fields of older versions -> what to set in their place.
-REMOVED = {"ema_half_life": "ema_ramp: the half-life is that share of the images seen so far"}
+REMOVED = {
+    "ema_half_life": "ema_ramp: the half-life is that share of the images seen so far",
+    "task_weights": "task_weighting, to uncertainty, uncertainty_per_task or sum",
+    "gradient_aggregation": "task_weighting: the gradients of the tasks are always added",
+    "perceptual_weight perceptual_images": "alignment_weight: no other loss needs a classifier",
+}
+# Those of them with a value that had no effect, and perceptual_images, which the weight governs.
+_WITHOUT_EFFECT = {"task_weights": None, "gradient_aggregation": "sum", "perceptual_weight": 0}
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -313,6 +311,8 @@ def differences(
     trained model that the run starts from, for older checkpoints have others than its own.
     """
     passed = {*allowed, *(OF_MODEL if new.get("pretrained_model_name_or_path") else ())}
+    passed |= {name for name, value in _WITHOUT_EFFECT.items() if old.get(name) == value}
+    passed.add("perceptual_images")
     if old.get("ema_half_life", 0) >= old.get("ema_ramp", 1):  # the smaller one had effect
         passed.add("ema_half_life")
     lines = []

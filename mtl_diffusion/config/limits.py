@@ -10,14 +10,19 @@ from .fields import TrainConfig, show, suggestion
 # The Hub's own rule for repositories.
 _REPO_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.A)
 
-# The field that is wrong and those that it depends on; what is allowed, or what to do.
+# Pairs: the name of the wrong field, followed by those of the fields that it depends on; and a
+# sentence that says what is allowed, or what to do.
 Faults = Iterator[tuple[str, str]]
 
 
 def faults(
     config: TrainConfig, known_tasks: Collection[str], wrong: Collection[str] = ()
 ) -> list[str]:
-    """A line for each field that contradicts others; a wrong one is compared with none."""
+    """A line for each field that contradicts others.
+
+    Args:
+        wrong: fields that have a fault already. Nothing is compared with them.
+    """
     wrong, lines = {*wrong}, []
     checks = (_data(config), _model(config), _tasks(config, known_tasks), _run(config))
     for names, what in chain(*checks):
@@ -38,7 +43,7 @@ def _data(c: TrainConfig) -> Faults:
 
 
 def _model(c: TrainConfig) -> Faults:
-    """The network, unless it is a trained one, and what needs a trained one."""
+    """The shape of a new network, and the fields that need a trained one to start from."""
     source = "pretrained_model_name_or_path"
     if c.pretrained_model_name_or_path is None:
         levels, depends = len(c.block_out_channels), f"block_out_channels {source}"
@@ -64,10 +69,7 @@ def _model(c: TrainConfig) -> Faults:
 
 
 def _tasks(c: TrainConfig, known_tasks: Collection[str]) -> Faults:
-    """The tasks, their proportions and their weights, and what a distillation has no use for."""
-    if c.perceptual_weight > 0 and c.alignment_classifier is None:
-        what = "must be 0, or set alignment_classifier, whose features it needs"
-        yield "perceptual_weight alignment_classifier", what
+    """The tasks and their proportions, and what a distillation has no use for."""
     unused = {"alignment_classifier": None, "sigma_mean": -1.2, "sigma_std": 1.2}
     for name, default in unused.items() if c.objective == "distillation" else ():
         if getattr(c, name) != default:
@@ -87,19 +89,6 @@ def _tasks(c: TrainConfig, known_tasks: Collection[str]) -> Faults:
     if c.total_batch_size < smallest:
         what = f"gives {rarest} less than one sample; use {smallest} or more, or change tasks"
         yield "total_batch_size tasks", what
-    weights, needed, what = c.task_weights, listed(c.shares), None
-    if c.task_weighting != "fixed":
-        what = None if weights is None else "must be null, or set task_weighting to fixed"
-    elif weights is None:
-        what = f"must have a weight for each of {needed}: task_weighting is fixed"
-    elif not c.shares.keys() <= weights.keys() <= c.tasks.keys():
-        what = f"must have a weight for each of {needed}, and no other"
-    elif not any(weights[name] for name in c.shares):
-        what = "must have at least one weight above 0"
-    elif c.gradient_aggregation != "sum" and not all(weights[name] for name in c.shares):
-        what = f"must be above 0 for each of {needed}, or set gradient_aggregation to sum"
-    if what:
-        yield "task_weights tasks task_weighting gradient_aggregation", what
 
 
 def _run(c: TrainConfig) -> Faults:

@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 CLASSES = ("disc", "square", "triangle", "cross", "ring")
 
 _UNIT = 16  # lengths below are in sixteenths of the image's side
-_HUE, _SATURATION = 4, 5  # columns of a row's random numbers: the colour of its shape
 _PIXELS = 2**18  # rendered at once: more of them would not fit into the cache of a processor
 
 
@@ -23,8 +22,6 @@ def shapes(
     num_train: int = 12800,
     num_test: int = 1000,
     seed: int = 0,
-    grey_share: float = 0.0,
-    class_hues: bool = False,
 ) -> DatasetDict:
     """Draw the dataset: splits `train` and `test`, columns `image` (RGB PNG) and `label`.
 
@@ -37,53 +34,38 @@ def shapes(
         num_train: rows of the training split, at least 1.
         num_test: rows of the test split, at least 1.
         seed: a non-negative integer. Train and test are different draws of the same seed.
-        grey_share: share of the rows, 0 to 1, that are made grey (R = G = B), the same in every
-            class. The other rows don't depend on it.
-        class_hues: give every class its own hue. Otherwise hue and class are independent.
 
     Raises:
         ValueError: the resolution is too low.
     """
     if resolution < 8:
         raise ValueError(f"resolution: {resolution} is too low for the shapes; give 8 or more.")
-    assert num_train > 0 and num_test > 0 and seed >= 0 and 0 <= grey_share <= 1
+    assert num_train > 0 and num_test > 0 and seed >= 0
     return DatasetDict(
-        train=_split(resolution, num_train, [seed, 0], grey_share, class_hues),
-        test=_split(resolution, num_test, [seed, 1], grey_share, class_hues),
+        train=_split(resolution, num_train, [seed, 0]),
+        test=_split(resolution, num_test, [seed, 1]),
     )
 
 
-def _split(
-    resolution: int, count: int, key: list[int], grey_share: float, class_hues: bool
-) -> Dataset:
+def _split(resolution: int, count: int, key: list[int]) -> Dataset:
     labels = np.arange(count) % len(CLASSES)
     draws = np.random.default_rng(key).random((count, 18))
-    if class_hues:  # a fifth of the circle apart, and strong
-        draws[:, _HUE] = labels / len(CLASSES)
-        draws[:, _SATURATION] = 1.0
-    # Whole rounds of the classes are grey, spread evenly: every second one at a share of one half.
-    turn = np.arange(count) // len(CLASSES)
-    grey = np.floor((turn + 1) * grey_share) > np.floor(turn * grey_share)
     encoded = []
     # Only what takes long is shown: large images.
     with tqdm(total=count, desc="drawing shapes", unit="img", delay=2) as progress:
         chunk = max(1, _PIXELS // resolution**2)
         for start in range(0, count, chunk):
             part = slice(start, start + chunk)
-            images = _render(labels[part], draws[part], resolution)
-            for pair in zip(images, grey[part], strict=True):
-                encoded.append(_png(*pair))
+            for image in _render(labels[part], draws[part], resolution):
+                encoded.append(_png(image))
                 progress.update()
     features = Features(image=Image(), label=ClassLabel(names=list(CLASSES)))
     return Dataset.from_dict({"image": encoded, "label": labels}, features=features)
 
 
-def _png(pixels: np.ndarray, grey: bool) -> dict:
+def _png(pixels: np.ndarray) -> dict:
     buffer = io.BytesIO()
-    image = PILImage.fromarray(pixels)
-    if grey:
-        image = image.convert("L").convert("RGB")
-    image.save(buffer, "PNG", compress_level=1)
+    PILImage.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return {"bytes": buffer.getvalue(), "path": None}
 
 
@@ -103,7 +85,7 @@ def _render(labels: np.ndarray, draws: np.ndarray, resolution: int) -> np.ndarra
     # One pixel wide ramp across the edge: the share of the pixel that the shape covers.
     coverage = np.clip(0.5 - distance * (resolution / _UNIT), 0.0, 1.0)[..., None]
 
-    light = _rgb(hue=u[_HUE], saturation=0.65 * u[_SATURATION], value=0.8 + 0.2 * u[6])
+    light = _rgb(hue=u[4], saturation=0.65 * u[5], value=0.8 + 0.2 * u[6])
     dark = [_rgb(hue=u[i], saturation=0.8 * u[i + 1], value=0.3 * u[i + 2]) for i in (7, 10)]
     direction = 2 * np.pi * u[13]
     along = (np.cos(direction) * (x - _UNIT / 2) + np.sin(direction) * (y - _UNIT / 2)) / _UNIT

@@ -1,9 +1,9 @@
-"""Likeness to the source where equally many edits reach the class: how ways to edit are compared.
+"""Methods of editing, compared where the same share of their edits reaches the class.
 
-At one strength, one method changes more than another one, reaches the class more often and keeps
-less of the source. So every method is measured at the same strengths, and its likeness is read
-where the share of edits whose class is found crosses fixed values, by linear interpolation between
-two neighbouring strengths.
+At the same strength, a method that changes more reaches the class more often and keeps less of the
+source, so the figures of two methods at one strength can't be compared. Instead, each method is
+measured at several strengths, and its likeness to the source is taken at the strength where 50, 70
+or 90 % of its edits reach the class: interpolated linearly between the neighbouring strengths.
 """
 
 import math

@@ -27,7 +27,6 @@ from ..config import ConfigError, TrainConfig, to_dict
 from ..publishing.export import PIPELINE, PUBLISHED, check_target
 from ..publishing.upload import check_right_to_write
 from ..tools.distributed import from_all_processes
-from ..training.aggregation import REQUIRED
 from ..training.optimizers import trained_parameters
 from ..training.run import Run
 from .host import choose_threads, keep_freed_memory
@@ -38,7 +37,7 @@ logger = logging.getLogger(__name__)
 # waits for those threads. DDP would destroy it with the lock held, and both would wait for ever
 # (seen in 2 of 6 runs). Python's own handle releases the lock first, so it has to be the last one.
 _groups: list[torch.distributed.ProcessGroup] = []
-# Set by every launcher that accelerate knows: how many processes it has started.
+# Each launcher that accelerate knows sets one of these to the number of processes it has started.
 _WORLD_SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
 _SMALL_FILES = 1_000_000  # bytes of an export beside its weights: sources, tokenizer, pictures
 # Features of accelerate that this package does not support.
@@ -47,9 +46,9 @@ _PLUGINS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 @contextmanager
 def begin(config: TrainConfig) -> Iterator[Accelerator]:
-    """The accelerator of this run, after everything that can be checked without data is.
+    """Checks all that can be checked without data, and yields the accelerator of the run.
 
-    Inside the context, this run holds the lock of output_dir.
+    Inside the context, the run holds the lock of output_dir.
 
     Raises:
         ConfigError: every fault of every process at once, each naming the field.
@@ -69,7 +68,7 @@ def begin(config: TrainConfig) -> Iterator[Accelerator]:
             *_process_faults(config, state.num_processes, started),
             *_launcher_faults(config, os.environ),
             *_precision_faults(config, state.device, None if ours else AcceleratorState()),
-            *_extra_faults(config),
+            *_tracker_faults(config),
         ]
         if state.is_main_process:
             of_folders, dry = list(_folder_faults(config)), config.dry_run
@@ -120,10 +119,10 @@ def start_trackers(run: Run, first: int) -> None:
 
 
 def check_room(run: Run) -> None:
-    """Checks that two checkpoints, the last one and the next one, and the export fit on the disk.
+    """Checks that the disk has room for two checkpoints, the newest and the next, and the export.
 
     Raises:
-        ConfigError: they don't.
+        ConfigError: it has not.
     """
     faults = []
     if run.accelerator.is_main_process:
@@ -212,17 +211,14 @@ def _precision_faults(
         yield f"mixed_precision: found bf16, which this {device.type} device can't do; use no"
 
 
-def _extra_faults(config: TrainConfig) -> Iterator[str]:
-    """Packages that a choice needs, and that are not installed."""
-    tracker, aggregation = config.report_to, config.gradient_aggregation
-    for field, value, needed, install, others in (
-        ("report_to", tracker, (tracker,), tracker, "another one, or none"),
-        ("gradient_aggregation", aggregation, REQUIRED, "'mtl_diffusion[torchjd]'", "sum"),
-    ):
-        missing = [name for name in needed if importlib.util.find_spec(name) is None]
-        if missing and value not in ("none", "sum"):
-            needs = f"{value!r}, which needs {', '.join(missing)}"
-            yield f"{field}: found {needs}; pip install {install}, or choose {others}"
+def _tracker_faults(config: TrainConfig) -> Iterator[str]:
+    """A tracker that is not installed."""
+    tracker = config.report_to
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        yield (
+            f"report_to: found {tracker!r}, which is not installed; pip install {tracker}, or "
+            "choose another one, or none"
+        )
 
 
 def _folder_faults(config: TrainConfig) -> Iterator[str]:

@@ -12,7 +12,7 @@ class Inpaint(Task):
     required = frozenset({"image", "mask_image"})
     optional = frozenset({"class_label"})
     # What is shown leaves little to decide: two steps complete the holes of photographs better than
-    # four, and those of the shapes nearly as well (docs/results.md).
+    # four, and those of the shapes nearly as well (docs/mtl-cifar10-fewstep.md).
     few_steps = 2
 
     def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:

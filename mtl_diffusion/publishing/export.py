@@ -211,19 +211,6 @@ def files_to_upload(folder: Path, code: Iterable[str] | None = None) -> dict[str
 
 
 def push(
-    folder: Path, config: TrainConfig, *, checkpoint: str | Path | None = None, step: int = 0
-) -> str:
-    """As `push_folder`, of a run: its last export, or that of a checkpoint after `step` steps."""
-    return push_folder(
-        folder,
-        config.repository,
-        checkpoint=checkpoint or config.output_dir,
-        step=step or config.max_train_steps,
-        private=config.hub_private_repo,
-    )
-
-
-def push_folder(
     folder: Path,
     repository: str,
     *,
@@ -293,7 +280,8 @@ class BackgroundPublisher:
         try:
             trained = of_checkpoint(checkpoint)
             write(trained, folder, repository=full_name(self.config.repository))
-            push(folder, self.config, checkpoint=checkpoint, step=trained.step)
+            private, step = self.config.hub_private_repo, trained.step
+            push(folder, self.config.repository, checkpoint=checkpoint, step=step, private=private)
         except Exception as error:  # the run goes on in any case
             reason = without_secrets(str(error))
             logger.error("%s could not be published: %s", checkpoint.name, reason)

@@ -3,6 +3,7 @@
 import hashlib
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 
@@ -28,11 +29,8 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def weights_digest(module: nn.Module) -> str:
     """16 hex digits of the sha256 of a module's weights, the same on every device."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(raw_bytes(tensor))
-    return found.hexdigest()[:16]
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
+    return hashlib.sha256(save(tensors)).hexdigest()[:16]
 
 
 def raw_bytes(tensor: Tensor):

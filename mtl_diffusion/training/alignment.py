@@ -1,30 +1,25 @@
-"""Losses in the features of a frozen image classifier, which speed up early training.
+"""A loss in the features of a frozen image classifier, which speeds up early training.
 
 The classifier sees clean images, is trained on the training split alone, and is not exported.
 """
 
-import hashlib
-
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..classifiers.classifier import Classifier
 from ..tools.rng import generator
+from ..tools.tensors import weights_digest
 
 HIDDEN = 256  # channels inside the projector
 
 
 class Alignment(nn.Module):
-    """Representation alignment, and a perceptual loss, with one classifier.
+    """Representation alignment (REPA), Yu et al. 2024, arXiv:2410.06940.
 
-    Alignment (REPA, Yu et al. 2024, arXiv:2410.06940): the cosine distance between the output of
-    the UNet's middle block for a noisy image, after a small projector, and the classifier's last
-    features of the clean image. Perceptual (LPIPS, Zhang et al. 2018, arXiv:1801.03924, without
-    learned weights): the distance of denoised and clean image in all stages of the classifier.
-
-    The projector is trained with the UNet, and belongs to the checkpoint alone.
+    The cosine distance between the output of the UNet's middle block for a noisy image, after a
+    small projector, and the classifier's last features of the clean image. The projector is trained
+    with the UNet, and belongs to the checkpoint alone.
 
     Attributes:
         fingerprint: of the classifier's weights.
@@ -34,7 +29,7 @@ class Alignment(nn.Module):
         classifier: on the device of the run; its weights don't change.
         images: (N, 3, H, W) in [-1, 1], some of the training images: the mean of their features
             is subtracted before directions are compared.
-        weight: of alignment, per sample.
+        weight: of the loss of a sample.
         seed: keys the projector's initial weights.
     """
 
@@ -46,9 +41,9 @@ class Alignment(nn.Module):
         network = classifier.model.requires_grad_(False).regnet
         self._network = (network.to(memory_format=torch.channels_last),)
         self.weight = weight
-        self.fingerprint = fingerprint(classifier.model)
+        self.fingerprint = weights_digest(classifier.model)
         with torch.no_grad():
-            last = torch.cat([self.stages(part)[-1] for part in images.split(128)])
+            last = torch.cat([self.last_features(part) for part in images.split(128)])
         self._mean = last.mean((0, 2, 3), keepdim=True)
         width = unet.config.block_out_channels[-1]
         with torch.random.fork_rng():
@@ -61,39 +56,20 @@ class Alignment(nn.Module):
     def _listen(self, block: nn.Module, inputs: tuple, output: Tensor) -> None:
         self._features = output
 
-    def stages(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) in [-1, 1] -> the features (B, C, h, w) of each stage."""
-        output = self._network[0](images, output_hidden_states=True, return_dict=True)
-        return [features.float() for features in output.hidden_states[1:]]
+    def last_features(self, images: Tensor) -> Tensor:
+        """Of the classifier, (B, C, h, w), for images (B, 3, H, W) in [-1, 1]."""
+        return self._network[0](images).last_hidden_state.float()
 
-    def forward(self, image: Tensor, denoised: Tensor, perceptual_weight: float) -> Tensor:
-        """The weighted losses of each sample, (B,), right after the UNet has denoised them.
+    def forward(self, image: Tensor) -> Tensor:
+        """The weighted loss of each sample, (B,), right after the UNet has denoised them.
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
-            denoised: of the same shape and range.
-            perceptual_weight: 0 leaves the perceptual loss out, and its cost.
         """
         with torch.no_grad():
-            clean = self.stages(image)
+            clean = self.last_features(image)
         features, self._features = self.projector(self._features).float(), None
         # The kernel for channels_last is 100 times faster on a GPU than the other one.
-        target = (clean[-1] - self._mean).contiguous(memory_format=torch.channels_last)
+        target = (clean - self._mean).contiguous(memory_format=torch.channels_last)
         target = F.interpolate(target, features.shape[-2:], mode="bilinear")
-        loss = self.weight * (1 - F.cosine_similarity(features, target, dim=1).mean((1, 2)))
-        if perceptual_weight > 0:
-            pairs = zip(self.stages(denoised), clean, strict=True)
-            loss = loss + perceptual_weight * sum(_distance(one, other) for one, other in pairs)
-        return loss
-
-
-def fingerprint(module: nn.Module) -> str:
-    """16 hex digits of a module's weights."""
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
-    return hashlib.sha256(save(tensors)).hexdigest()[:16]
-
-
-def _distance(one: Tensor, other: Tensor) -> Tensor:
-    """(B,) squared difference of features (B, C, h, w), each position scaled to length one."""
-    difference = F.normalize(one, dim=1) - F.normalize(other, dim=1)
-    return difference.square().sum(1).mean((1, 2))
+        return self.weight * (1 - F.cosine_similarity(features, target, dim=1).mean((1, 2)))

@@ -21,7 +21,7 @@ from ..pipeline.chains import Chains, jumps
 from ..pipeline.denoiser import Conditioning, Guidance
 from ..pipeline.edit import Edit
 from ..pipeline.task import Task
-from .alignment import fingerprint
+from ..tools.tensors import weights_digest
 from .losses import Objective
 
 # Weight of 1 - the cosine of features, beside a squared error that is divided by the variance of
@@ -75,7 +75,7 @@ class Distillation(Objective):
         if classifier is not None:
             classifier.model.requires_grad_(False)
         self._classifier = (classifier,)
-        self.teacher = fingerprint(teacher)
+        self.teacher = weights_digest(teacher)
         self.null = null
         self.teacher_steps = teacher_steps
         self.levels = {f"{start:g} to {end:g}": (start, start) for start, end in jumps(chains)}
@@ -139,8 +139,4 @@ class Distillation(Objective):
         distance = 1 - F.cosine_similarity(
             classifier.features(denoised).float(), expected.float(), dim=1
         )
-        return (
-            torch.zeros_like(sigma)
-            .new_zeros(len(task))
-            .index_add(0, rows, FEATURE_WEIGHT * distance)
-        )
+        return distance.new_zeros(len(task)).index_add(0, rows, FEATURE_WEIGHT * distance)

@@ -93,25 +93,21 @@ class Uncertainty(nn.Module):
         return loss / u.exp() + u
 
 
-class Fixed(nn.Module):
-    """loss times the weight of its task; a plain sum is the weight 1 for every task."""
-
-    def __init__(self, weights: list[float]):
-        super().__init__()
-        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+class Plain(nn.Module):
+    """The losses as they are."""
 
     def forward(self, loss: Tensor, sigma: Tensor, task: Tensor) -> Tensor:
-        """(B,) weighted losses, from losses (B,) and task indices (B,)."""
-        return loss * self.weights[task]
+        """(B,) losses, from losses (B,)."""
+        return loss
 
 
-def build_weighting(kind: str, tasks: list[str], weights: dict[str, float] | None) -> nn.Module:
+def build_weighting(kind: str, num_tasks: int) -> nn.Module:
     """The weighting that `task_weighting` names: (loss, sigma, task) (B,) -> weighted loss (B,)."""
     if kind == "uncertainty":
-        return Uncertainty(len(tasks))
+        return Uncertainty(num_tasks)
     if kind == "uncertainty_per_task":
-        return Uncertainty(len(tasks), features=2)  # the cosine of frequency 0 alone
-    return Fixed([weights[name] if kind == "fixed" else 1.0 for name in tasks])
+        return Uncertainty(num_tasks, features=2)  # the cosine of frequency 0 alone
+    return Plain()
 
 
 class Objective(nn.Module):
@@ -161,7 +157,6 @@ class Objective(nn.Module):
         sigma: Tensor,
         conditioning: Conditioning,
         task: Tensor,
-        perceptual_weight: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """The plain loss of each sample, and the weighted loss that is minimised: (B,), (B,)."""
         image, noise = self.target(image, noise, sigma, conditioning, task)
@@ -174,9 +169,7 @@ class Objective(nn.Module):
             loss = loss + extra
             weighted = self.weighting(loss, sigma, task)
         if self.alignment is not None:
-            denoised = self.scheduler.precondition_outputs(noisy, output, sigma)
-            denoised = torch.where(conditioning.mask > 0, denoised, image)
-            weighted = weighted + self.alignment(image, denoised, perceptual_weight)
+            weighted = weighted + self.alignment(image)
         return loss.detach(), weighted
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from accelerate.utils import gather_object
 from PIL.Image import Image
-from torch import Tensor
 
 from ..config import TrainConfig
 from ..pictures.grids import task_picture, to_pictures
@@ -45,9 +44,9 @@ def write_validation(
     path.parent.mkdir(exist_ok=True)
     run.accelerator.log(
         {
-            f"held_out/{task}/sigma_{level}": entry["loss"]
+            f"held_out/{task}/sigma_{level}": loss
             for task, levels in held_out.table().items()
-            for level, entry in levels.items()
+            for level, loss in levels.items()
         },
         step=step,
     )
@@ -73,11 +72,8 @@ def _losses(run: Run) -> HeldOutLoss:
         objective=run.unwrapped,
         pairs=run.held_out_pairs,
     )
-
-    def whole(part: Tensor) -> Tensor:
-        return accelerator.reduce(part.to(accelerator.device), "sum").cpu()
-
-    return replace(mine, by_image=whole(mine.by_image), zero_by_image=whole(mine.zero_by_image))
+    whole = accelerator.reduce(mine.by_image.to(accelerator.device), "sum")
+    return replace(mine, by_image=whole.cpu())
 
 
 def _pictures(run: Run) -> dict[str, Image]:

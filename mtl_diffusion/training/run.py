@@ -25,11 +25,9 @@ from ..editing.pairs import EditPairs
 from ..pipeline.chains import default_chains
 from ..pipeline.edit import Edit
 from ..pipeline.pipeline import CHAINS, EDITS_AT_ONCE, FREQUENCIES, TASKS, MultiTaskPipeline
-from ..pipeline.task import Task
 from ..pipeline.tokens import NULL, Vocabulary
 from ..tools.rng import generator
 from ..tools.tensors import to_unit_range
-from .aggregation import Jacobian, Sum, build_gradients
 from .alignment import Alignment
 from .clock import Clock
 from .distillation import Distillation, draw_level
@@ -52,8 +50,7 @@ class Run:
         unet, weighting: the parts of it.
         draw_sigma: (task indices (B,), generator=...) -> (B, 1, 1, 1) noise levels of a batch.
         teacher: the pipeline that few steps are learned from, or None.
-        alignment: the losses in a classifier's features, or None.
-        gradients: how the losses of the tasks become one gradient.
+        alignment: the loss in a classifier's features, or None.
         ema: the averaged denoiser, or None.
         train_data, held_out: the two splits, labelled in the vocabulary's order.
         held_out_pairs: edits by the teacher that are not trained on, or None.
@@ -72,7 +69,6 @@ class Run:
     objective: nn.Module
     draw_sigma: Callable[..., Tensor]
     teacher: MultiTaskPipeline | None
-    gradients: Sum | Jacobian
     optimizer: torch.optim.Optimizer
     ema: EMA | None
     mixture: Mixture
@@ -154,7 +150,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         if teacher is not None:
             teacher.unet.compile()  # in the default mode: its batches are of any size
 
-    weighting = build_weighting(config.task_weighting, list(config.shares), config.task_weights)
+    weighting = build_weighting(config.task_weighting, len(tasks))
     alignment = _alignment(config, unet, train_data, held_out, device)
     parts = (unet, scheduler, weighting.to(device))
     if teacher is None:
@@ -168,7 +164,6 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
 
     optimizer = build_optimizer(config, objective)
     wrapped = accelerator.prepare(objective)
-    sources = (objective, wrapped, accelerator, len(tasks))
     return Run(
         config=config,
         accelerator=accelerator,
@@ -182,9 +177,15 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         teacher=teacher,
         optimizer=optimizer,
         objective=wrapped,
-        gradients=build_gradients(config.gradient_aggregation, *sources),
         ema=ema,
-        mixture=_mixture(config, tasks, vocabulary),
+        mixture=Mixture(
+            tasks=tasks,
+            proportions=tuple(config.shares.values()),
+            vocabulary=vocabulary,
+            size=config.resolution,
+            class_dropout=config.class_dropout,
+            task_dropout=config.task_dropout,
+        ),
         loader=_loader(config, train_data, decoder, accelerator),
         train_data=train_data,
         held_out=held_out,
@@ -219,17 +220,6 @@ def _data(
             f" their column as label_column, or leave it out: --tasks '{json.dumps(rest)}'"
         )
     return train_data, held_out
-
-
-def _mixture(config: TrainConfig, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mixture:
-    return Mixture(
-        tasks=tasks,
-        proportions=tuple(config.shares.values()),
-        vocabulary=vocabulary,
-        size=config.resolution,
-        class_dropout=config.class_dropout,
-        task_dropout=config.task_dropout,
-    )
 
 
 def _loader(

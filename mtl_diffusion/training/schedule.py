@@ -1,4 +1,4 @@
-"""Schedules of a run: the learning rate, and the weight of the perceptual loss."""
+"""The learning rate of a run, and which steps two runs of different lengths share."""
 
 import math
 from bisect import bisect_left
@@ -56,28 +56,13 @@ def shortest_length(config: TrainConfig, step: int) -> int:
 def with_shares_of(config: TrainConfig, first_length: int) -> TrainConfig:
     """The configuration of a run that was first given another length, in steps.
 
-    The warm-up and the perceptual loss, if they are shares of the run, stay as long as they were.
-    So the steps that were done are those of a run of the new length with these values.
+    A warm-up that is a share of the run stays as long as it was. So the steps that were done are
+    those of a run of the new length with that many steps of warm-up.
     """
     if config.max_train_steps == first_length:
         return config
     first = replace(config, max_train_steps=first_length)
-    kept = replace(config, lr_warmup_steps=float(first.warmup_steps))
-    if config.perceptual_weight:
-        kept = replace(kept, perceptual_images=max(1.0, perceptual_images(first)))
-    return kept
-
-
-def perceptual_images(config: TrainConfig) -> float:
-    """How long the perceptual loss lasts, in images."""
-    length = config.perceptual_images
-    return length if length >= 1 else length * (config.max_train_steps * config.total_batch_size)
-
-
-def perceptual_weight(config: TrainConfig, step: int) -> float:
-    """perceptual_weight for the first half of perceptual_images, then linearly down to zero."""
-    done = step * config.total_batch_size / max(perceptual_images(config), 1)
-    return config.perceptual_weight * min(1.0, max(0.0, 2 * (1 - done)))
+    return replace(config, lr_warmup_steps=float(first.warmup_steps))
 
 
 def lengthening_steps(config: TrainConfig) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The loss of each task on held-out images, by noise level."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from ..data.images import ImageDataset
 from ..editing.pairs import EditPairs
 from ..pipeline.denoiser import TASK, Conditioning, build_conditioning, predict
 from ..pipeline.edit import Edit
-from ..pipeline.task import Choice, Task
+from ..pipeline.task import Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
 from ..tools.tensors import to_unit_range
@@ -27,38 +28,30 @@ class HeldOutLoss:
         tasks: (T,) names.
         levels: (K,) names of the noise levels.
         by_image: (T, K, N) losses of the model.
-        zero_by_image: (T, K, N) losses of a network whose output is always zero.
     """
 
     tasks: tuple[str, ...]
     levels: tuple[str, ...]
     by_image: Tensor
-    zero_by_image: Tensor
 
     @property
-    def model(self) -> Tensor:
+    def mean(self) -> Tensor:
         """(T, K) means over the images."""
         return self.by_image.mean(-1)
-
-    @property
-    def zero(self) -> Tensor:
-        """(T, K) means over the images."""
-        return self.zero_by_image.mean(-1)
 
     @property
     def num_images(self) -> int:
         return self.by_image.shape[-1]
 
-    def table(self) -> dict[str, dict[str, dict[str, float]]]:
-        """task -> level -> {"loss", "zero"}, without levels that are not learned."""
-        model, zero = self.model, self.zero
+    def table(self) -> dict[str, dict[str, float]]:
+        """task -> level -> loss, without levels that are not learned."""
         return {
             task: {
-                level: {"loss": round(model[i, k].item(), 5), "zero": round(zero[i, k].item(), 5)}
-                for k, level in enumerate(self.levels)
-                if not model[i, k].isnan()
+                level: round(loss, 5)
+                for level, loss in zip(self.levels, losses, strict=True)
+                if not math.isnan(loss)
             }
-            for i, task in enumerate(self.tasks)
+            for task, losses in zip(self.tasks, self.mean.tolist(), strict=True)
         }
 
 
@@ -85,7 +78,6 @@ def held_out_loss(
     seed: int = 0,
     batch_size: int = 128,
     task_token: str | None = "right",
-    alike: bool = False,
     device: torch.device | str = "cpu",
     rank: int = 0,
     world: int = 1,
@@ -101,8 +93,6 @@ def held_out_loss(
         unet: a UNet2DConditionModel; evaluated without dropout, its modes are restored.
         num_images: of the dataset, if it has as many.
         task_token: "right"; None for the null token; or the name of another task.
-        alike: all tasks get a mask of the whole image and the same noise, and those that take a
-            strength the same strengths, uniform in (0, 1). Else each task draws as in training.
         rank: the first image that is evaluated.
         world: only every world-th image from there on is evaluated. The losses of the others are
             zero, so that the sum over all ranks is the whole.
@@ -114,15 +104,13 @@ def held_out_loss(
     images = to_unit_range(dataset.images[:n].to(device))
     labels = dataset.labels[:n].to(device)
     levels = objective.levels if objective else LEVELS
-    model, zero = torch.zeros(2, len(tasks), len(levels), n)
+    by_image = torch.zeros(len(tasks), len(levels), n)
     own = torch.arange(n, device=device)[rank::world]
     own = own.split(batch_size) if len(own) else ()  # a process may have no image
     with evaluating(unet):
         for i, task in enumerate(tasks):
-            random = generator(seed, "alike" if alike else task.name, "held out", device=device)
-            choice = (
-                _choose_alike(task, n, size, random) if alike else task.draw(n, size, 0.0, random)
-            )
+            random = generator(seed, task.name, "held out", device=device)
+            choice = task.draw(n, size, 0.0, random)
             own_noise, noise = torch.randn(2, n, 3, size, size, generator=random, device=device)
             place = torch.rand(n, 1, 1, 1, generator=random, device=device)  # within a noise level
             is_pair = pairs is not None and task.name == Edit.name
@@ -137,7 +125,7 @@ def held_out_loss(
             highest = max(levels.values())
             for k, (low, high) in enumerate(levels.values()):
                 if is_pair and (low, high) != highest:
-                    model[i, k] = zero[i, k] = torch.nan
+                    by_image[i, k] = torch.nan
                     continue
                 sigma = low * (high / low) ** place
                 for rows in own:
@@ -145,19 +133,9 @@ def held_out_loss(
                     if objective is not None:
                         x, eps = objective.target(x, eps, s, c, torch.full_like(rows, i))
                     F = predict(unet, scheduler, x + s * eps, s, c)
-                    for table, output in ((model, F), (zero, torch.zeros_like(F))):
-                        loss = denoising_loss(output, x, eps, s, c.mask, scheduler)
-                        table[i, k, rows.cpu()] = loss.cpu()
-    return HeldOutLoss(tuple(t.name for t in tasks), tuple(levels), model, zero)
-
-
-def _choose_alike(task: Task, n: int, size: int, random: torch.Generator) -> Choice:
-    strength = torch.rand(n, generator=random, device=random.device)
-    return Choice(
-        mask=torch.ones(n, 1, size, size, device=random.device),
-        drop_class=torch.zeros(n, dtype=torch.bool, device=random.device),
-        strength=strength if "strength" in task.required | task.optional else None,
-    )
+                    loss = denoising_loss(F, x, eps, s, c.mask, scheduler)
+                    by_image[i, k, rows.cpu()] = loss.cpu()
+    return HeldOutLoss(tuple(t.name for t in tasks), tuple(levels), by_image)
 
 
 def _with_task_token(

@@ -60,20 +60,16 @@ UNET = "unet.safetensors"
 DAMAGES = {
     "a tensor file is cut short": (damaged(UNET, lambda c: c[:-1]), "; the manifest has"),
     "a bit of a tensor is flipped": (damaged(UNET, flipped), "; the manifest has"),
-    "a bit of the facts is flipped": (damaged(FACTS, flipped), "; the manifest has"),
     "a tensor file is missing": (removed(UNET), f"{UNET} {ABSENT}"),
-    "the facts are missing": (removed(FACTS), f"{FACTS} {ABSENT}"),
     "the facts are a folder": (as_folder, f"{FACTS} can't be read: Is a directory"),
     "the manifest is missing": (removed(MANIFEST), f"{MANIFEST} {ABSENT}"),
     "the manifest is cut short": (damaged(MANIFEST, lambda c: c[:40]), NOT_JSON),
-    "the manifest is no text": (damaged(MANIFEST, lambda c: b"\xff\xfe\x00"), NOT_JSON),
     "the manifest is nested without end": (damaged(MANIFEST, lambda c: b"[" * 100_000), NOT_JSON),
     "the manifest is a list": (damaged(MANIFEST, lambda c: b"[]"), "not a mapping: found list"),
     "the manifest lists nothing": (damaged(MANIFEST, lambda c: b"{}"), f"does not list {FACTS}"),
     "an entry has no sha256": (listed(UNET, size=3), "; the manifest has {'size': 3}"),
     "a path leads out": (listed("../../secret", **WHOLE), "'../../secret', which is outside"),
     "a path is absolute": (listed("/etc/passwd", **WHOLE), "'/etc/passwd', which is outside"),
-    "a path is the parent": (listed("..", **WHOLE), "can't be read: Is a directory"),
     "a name has a zero byte": (listed("a\0b", **WHOLE), "can't be read"),
 }
 

@@ -13,7 +13,7 @@ from in_process import run_script
 from metrics import SUMMARY
 from PIL import Image
 from tables import write_images
-from tiny import MODEL, flags, write_shapes
+from tiny import RUN, flags, write_shapes
 
 from mtl_diffusion.checkpoints import store
 from mtl_diffusion.commands import evaluate
@@ -190,10 +190,9 @@ def test_a_whole_comparison_and_the_same_again(tmp_path, monkeypatch, capsys):
     arms, folder = tmp_path / "arms.yaml", tmp_path / "out"
     token = "token: {from: old, tasks: {colorize: 1}, train_only: tokens}"
     arms.write_text(f"old: {{tasks: {{generate: 1, edit: 1}}}}\n{token}\n")
-    fields = {"dataset_name": write_shapes(tmp_path / "data", 40, 16), "max_train_steps": 3}
-    fields |= {"total_batch_size": 8, "validation_images": 2, "report_to": "none"}
+    fields = {**RUN, "dataset_name": write_shapes(tmp_path / "data", 40, 16)}
     given = ["--arms", arms, "--output_dir", folder, "--seeds", 0, "--num_images", 8]
-    given += flags(**MODEL, **fields, num_threads=1)
+    given += flags(**fields)
 
     def command(*more):
         return run_script("compare_tasks.py", *given, *more, monkeypatch=monkeypatch)

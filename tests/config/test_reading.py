@@ -64,11 +64,9 @@ def test_a_switch_stands_bare_or_takes_a_value(name):
 
 def test_lists_and_mappings_as_flags():
     given = "block_out_channels=[8,16] norm_num_groups=4 tasks={generate:1,edit:1}"
-    weights = "task_weighting=fixed task_weights.generate=1 task_weights.edit=0.5"
-    config = parse(argv(f"{given} {weights}"))
+    config = parse(argv(f"{given} tasks.edit=0.5"))
     assert config.block_out_channels == [8, 16]
-    assert config.tasks == {"generate": 1, "edit": 1}
-    assert config.task_weights == {"generate": 1, "edit": 0.5}
+    assert config.tasks == {"generate": 1, "edit": 0.5}
     assert parse(["--tasks", '{"edit": 1}', "--tasks.edit", "2"]).tasks == {"edit": 2}
     assert parse([]) == TrainConfig()  # no default was written to
 
@@ -154,6 +152,11 @@ def test_checkpoints_of_older_versions_are_read():
     (line,) = differences({**new, "ema_half_life": 0.03}, new)
     assert line == "ema_half_life: the checkpoint has 0.03, this run has nothing"
     assert from_dict({**new, "ema_half_life": 0.03}) == TrainConfig()
+    gone = {"task_weights": None, "gradient_aggregation": "sum", "perceptual_weight": 0.0}
+    gone |= {"perceptual_images": 0.15}
+    assert not differences({**new, **gone}, new) and from_dict({**new, **gone}) == TrainConfig()
+    (line,) = differences({**new, **gone, "perceptual_weight": 2.0}, new)
+    assert line == "perceptual_weight: the checkpoint has 2.0, this run has nothing"
     # A run that started from a trained model stored defaults which had no effect.
     new["pretrained_model_name_or_path"] = "me/it"
     assert not differences(new, {**new, "token_dim": 128, "sigma_max": 40.0})

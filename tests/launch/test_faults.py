@@ -1,6 +1,5 @@
 """Faults that are injected into a run, and its state after them."""
 
-import json
 import os
 import random
 import re
@@ -14,7 +13,6 @@ from forked import (
     STEPS,
     Run,
     before_step,
-    die_in_save,
     limit_before_step,
     no_export,
     poison,
@@ -201,24 +199,6 @@ def test_curves_and_pictures_that_cannot_be_written_cost_a_line(reference, tmp_p
 
 
 # --- kills ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_kill_at_each_operation_of_a_save_of_a_run(reference, tmp_path):
-    """Of its third checkpoint, which rotates the first away; the run ends the same every time."""
-    counter, kills = tmp_path / "operations", 0
-    for event in range(100):
-        folder = tmp_path / f"run-{event}"
-        code, run = train(folder, *SHORT, partial(die_in_save, 9, event, counter))
-        if code == 0:
-            break
-        assert code == -9 and run.steps in ([3, 6], [3, 6, 9], [6, 9])
-        newest = run.steps[-1]
-        code, run = train(folder, *SHORT)
-        assert code == 0 and f"resuming after step {newest}" in run.text
-        assert "passed over" not in run.text and run.state() == reference.state()
-        kills += 1
-    assert kills == json.loads(counter.read_text()) and kills > 16
 
 
 def record_steps(path):

@@ -49,7 +49,7 @@ def test_all_start_up_faults_come_in_one_message(tmp_path):
     assert code == 2 and "Traceback" not in run.text
     assert "3 faults in the configuration" in run.text
     assert "num_processes: found 4; 1 were started" in run.text
-    assert "report_to: found 'tensorboard', which needs tensorboard; pip install" in run.text
+    assert "report_to: found 'tensorboard', which is not installed; pip install" in run.text
     assert "output_dir: found" in run.text and "Not a directory" in run.text
     code, run = train(tmp_path / "run", processes=2, num_processes=3, total_batch_size=4)
     assert code == [2, 2] and "num_processes: found 3; 2 were started" in run.text

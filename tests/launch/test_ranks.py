@@ -143,21 +143,16 @@ def test_the_files_start_two_processes(machines, launch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGINT"])
-def test_one_process_under_a_launcher_that_dies(name, endless):
-    """The launcher is gone at once; the trainer notices, saves and ends. SIGINT goes to both."""
-    launch = endless("--num_processes=1")
+@pytest.mark.parametrize("launcher", [("--num_processes=1",), TWO], ids=["one", "two"])
+def test_a_launcher_that_dies_or_is_told_to_stop(launcher, name, endless):
+    """The trainers notice that it is gone, save and end. SIGINT goes to all of them."""
+    launch = endless(*launcher)
     pids, step = launch.stop(name)
-    assert len(pids) == 1
+    if launcher is TWO:
+        assert len(pids) == 2 and launch.launcher.returncode != 0, launch.text
+        return
     reason = "SIGINT" if name == "SIGINT" else "the end of its launcher"
-    assert f"stopped by {reason} after step {step}" in launch.text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGINT"])
-def test_two_processes_under_a_launcher_that_is_told_to_stop(name, endless):
-    launch = endless(*TWO)
-    pids, _ = launch.stop(name)
-    assert len(pids) == 2 and launch.launcher.returncode != 0, launch.text
+    assert len(pids) == 1 and f"stopped by {reason} after step {step}" in launch.text
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ A server imports torch and this package once; each run is a fork of it, of a mod
 """
 
 import hashlib
-import json
 import multiprocessing
 import os
 import resource
@@ -209,34 +208,6 @@ def slow_steps(seconds):
         train_step(run, index, meter)
 
     mtl_diffusion.loop.train_step = step
-
-
-def die_in_save(step, event, counter):
-    """SIGKILL at an event of the save of a step: each time that a file or folder is opened, made,
-    renamed or removed, before it is. The number of events is written to `counter`."""
-    import mtl_diffusion.checkpoints.saver
-
-    write, seen = mtl_diffusion.checkpoints.saver.write, 0
-    kinds = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
-    active = False
-
-    def hook(name, arguments):
-        nonlocal seen
-        if active and name in kinds and threading.current_thread().name == THREAD:
-            if seen == event:
-                kill_myself()
-            seen += 1
-
-    def killing(folder, checkpoint, total_limit, keep):
-        nonlocal active
-        active = checkpoint.step == step
-        write(folder, checkpoint, total_limit, keep)
-        if active:
-            active = False
-            Path(counter).write_text(json.dumps(seen))
-
-    sys.addaudithook(hook)
-    mtl_diffusion.checkpoints.saver.write = killing
 
 
 def largest_file(size):

@@ -15,6 +15,18 @@ MODEL = {
     "token_dim": 8,
     "gallery": False,
 }
+# Those of a run of seconds, but for its data and its folder.
+RUN = {
+    **MODEL,
+    "strength_levels": 3,
+    "reserved_tokens": 4,
+    "total_batch_size": 8,
+    "max_train_steps": 4,
+    "logging_steps": 2,
+    "validation_images": 8,
+    "num_threads": 1,
+    "report_to": "none",
+}
 
 
 def flags(**fields) -> list[str]:
@@ -22,10 +34,10 @@ def flags(**fields) -> list[str]:
     return [f"--{name}={value}" for name, value in fields.items()]
 
 
-def write_shapes(folder: Path, num_train: int, num_test: int, **options) -> str:
+def write_shapes(folder: Path, num_train: int, num_test: int) -> str:
     """The embedded dataset as a folder of parquet files, which a run reads as any other one."""
     folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in shapes(8, num_train=num_train, num_test=num_test, **options).items():
+    for split, rows in shapes(8, num_train=num_train, num_test=num_test).items():
         rows.to_parquet(folder / f"{split}.parquet")
     return str(folder)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
-from tiny import MODEL, own_state, unet_of, write_shapes
+from tiny import RUN, own_state, unet_of, write_shapes
 
 from mtl_diffusion import loop
 from mtl_diffusion.config import TrainConfig
@@ -19,18 +19,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def base(data):
-    return TrainConfig(
-        dataset_name=data,
-        **MODEL,
-        strength_levels=3,
-        reserved_tokens=4,
-        total_batch_size=8,
-        max_train_steps=4,
-        logging_steps=2,
-        validation_images=8,
-        num_threads=1,
-        report_to="none",
-    )
+    return TrainConfig(dataset_name=data, **RUN)
 
 
 @pytest.fixture

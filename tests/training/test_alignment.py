@@ -1,4 +1,4 @@
-"""Losses in a classifier's features: what they are, what they reach, and that a run goes on."""
+"""The loss in a classifier's features: what it is, what it reaches, and that a run goes on."""
 
 import json
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from forked import SHORT, STATE, STEPS, die, train
 from safetensors.torch import load_file
-from tiny import MODEL, write_shapes
+from tiny import MODEL
 
 from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.training import train_classifier
@@ -16,13 +16,8 @@ from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data.images import load_images
 from mtl_diffusion.tools.tensors import to_unit_range
 from mtl_diffusion.training.alignment import Alignment
-from mtl_diffusion.training.losses import Fixed, Objective
+from mtl_diffusion.training.losses import Objective, Plain
 from mtl_diffusion.training.model import build_scheduler, build_unet
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_shapes(tmp_path_factory.mktemp("shapes"), 60, 8)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +63,7 @@ def test_alignment_is_one_minus_the_mean_cosine(unet, alignment, folders, images
     seen = []
     unet.mid_block.register_forward_hook(lambda block, inputs, output: seen.append(output))
     run_unet(unet, images)
-    loss = alignment(images, images, 0.0)
+    loss = alignment(images)
 
     model = Classifier.load(folders[0]).model
     with torch.no_grad():
@@ -79,27 +74,8 @@ def test_alignment_is_one_minus_the_mean_cosine(unet, alignment, folders, images
     torch.testing.assert_close(loss, 0.5 * (1 - cosines.mean((1, 2))), rtol=1e-4, atol=1e-5)
 
 
-def test_the_perceptual_loss_compares_directions_in_every_stage(unet, alignment, folders, images):
-    other = images.flip(0)
-    run_unet(unet, images)
-    plain = alignment(images, other, 0.0)
-    run_unet(unet, images)
-    found = (alignment(images, other, 2.0) - plain).detach()
-
-    model = Classifier.load(folders[0]).model.regnet
-    expected = 0
-    with torch.no_grad():
-        stages = [model(x, output_hidden_states=True).hidden_states[1:] for x in (images, other)]
-    for one, two in zip(*stages, strict=True):
-        one, two = (x / x.norm(dim=1, keepdim=True).clamp_min(1e-12) for x in (one, two))
-        expected = expected + 2 * ((one - two) ** 2).sum(1).mean((1, 2))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    run_unet(unet, images)
-    torch.testing.assert_close(alignment(images, images, 2.0), plain)
-
-
 def test_the_classifier_is_neither_trained_nor_saved(unet, alignment):
-    objective = Objective(unet, build_scheduler(TrainConfig(**MODEL)), Fixed([1.0]), alignment)
+    objective = Objective(unet, build_scheduler(TrainConfig(**MODEL)), Plain(), alignment)
     own = {name for name, _ in objective.named_parameters() if not name.startswith("unet.")}
     assert own == {
         f"alignment.projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")
@@ -108,7 +84,7 @@ def test_the_classifier_is_neither_trained_nor_saved(unet, alignment):
 
 
 def test_a_run_with_a_classifier_goes_on_exactly(folders, tmp_path):
-    options = {"alignment_classifier": folders[0], "perceptual_weight": 1.0}
+    options = {"alignment_classifier": folders[0]}
     whole = train(tmp_path / "whole", *SHORT, **options)[1]
     facts = json.loads((whole.folder / f"checkpoints/step-{STEPS}/facts.json").read_text())
     assert facts["alignment"]
@@ -127,8 +103,7 @@ def test_a_run_with_a_classifier_goes_on_exactly(folders, tmp_path):
 
 
 def test_processes_share_a_run_with_a_classifier(folders, tmp_path):
-    options = {"alignment_classifier": folders[0], "perceptual_weight": 1.0, "dropout": 0.0}
-    options |= {"max_train_steps": 3}
+    options = {"alignment_classifier": folders[0], "dropout": 0.0, "max_train_steps": 3}
     one = train(tmp_path / "one", *SHORT, **options)[1]
     code, two = train(tmp_path / "two", *SHORT, processes=2, **options)
     assert code == [0, 0], two.text

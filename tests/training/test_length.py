@@ -9,7 +9,6 @@ from tiny import unet_of
 
 from mtl_diffusion import loop
 from mtl_diffusion.config import ConfigError
-from mtl_diffusion.config.command_line import parse
 from mtl_diffusion.loop import train
 
 
@@ -82,13 +81,7 @@ def test_a_dry_run_tells_the_length_and_leaves_nothing(config, monkeypatch, caps
     assert not (Path(config.output_dir) / "length.json").exists()
 
 
-def test_neither_steps_nor_minutes_is_refused():
-    with pytest.raises(ConfigError, match="max_train_steps: found null; must be a number of steps"):
-        parse(["--max_train_steps", "null"])
-    assert parse(["--max_train_steps", "null", "--max_train_minutes", "5"]).max_train_steps is None
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"seconds_per_step": "1"}', "[" * 9999])
+@pytest.mark.parametrize("text", ["", "[]", '{"seconds_per_step": "1"}', "[" * 9999])
 def test_a_note_that_is_none_is_named(config, text):
     note = Path(config.output_dir) / "length.json"
     note.parent.mkdir()

@@ -108,7 +108,7 @@ def test_u_learns_the_log_of_each_tasks_mean_loss_at_each_noise_level():
 
 def test_an_uncertainty_per_task_does_not_depend_on_the_noise_level():
     random = torch.Generator().manual_seed(0)
-    weighting = build_weighting("uncertainty_per_task", ["generate", "edit"], None)
+    weighting = build_weighting("uncertainty_per_task", 2)
     optimizer = torch.optim.Adam(weighting.parameters(), lr=0.02)
     for _ in range(400):
         task = torch.randint(2, (512,), generator=random)
@@ -126,15 +126,10 @@ def test_an_uncertainty_per_task_does_not_depend_on_the_noise_level():
 
 
 def test_build_weighting_by_name():
-    names = ["generate", "edit"]
-    loss, sigma, task = torch.tensor([1.0, 1.0]), torch.ones(2, 1, 1, 1), torch.tensor([0, 1])
-    # A config may also weigh tasks that it leaves out: names choose, not places.
-    weights = {"edit": 3.0, "inpaint": 7.0, "generate": 2.0}
-    assert build_weighting("fixed", names, weights)(loss, sigma, task).tolist() == [2.0, 3.0]
-    assert build_weighting("sum", names, None)(loss, sigma, task).tolist() == [1.0, 1.0]
-    learned = build_weighting("uncertainty", names, None)
+    loss, sigma, task = torch.tensor([1.0, 2.0]), torch.ones(2, 1, 1, 1), torch.tensor([0, 1])
+    plain, learned = build_weighting("sum", 2), build_weighting("uncertainty", 2)
+    assert plain(loss, sigma, task).tolist() == [1.0, 2.0] and not list(plain.parameters())
     assert isinstance(learned, Uncertainty) and learned.head.out_features == 2
-    assert not list(build_weighting("sum", names, None).parameters())
 
 
 @pytest.mark.parametrize("cut", [[12], [5, 7], [1] * 12, [3, 3, 3, 3], [0, 11, 1]])

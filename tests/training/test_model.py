@@ -151,14 +151,6 @@ def test_a_word_weighs_as_much_whatever_the_number_of_words():
         assert hidden.std().item() == pytest.approx(1, abs=0.15)
 
 
-def test_the_scheduler_has_the_configured_noise():
-    scheduler = build_scheduler(TrainConfig(sigma_min=0.01, sigma_max=20.0, sigma_data=0.4))
-    scheduler.set_timesteps(10)
-    assert scheduler.sigmas[0].item() == pytest.approx(20)
-    assert scheduler.sigmas[-2].item() == pytest.approx(0.01)
-    assert scheduler.config.sigma_data == 0.4
-
-
 def test_training_mode_keeps_the_dropout_and_saves_the_copies():
     config = TrainConfig(
         resolution=8, block_out_channels=[8, 16], attention_resolutions=[4], norm_num_groups=4

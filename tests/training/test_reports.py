@@ -23,7 +23,6 @@ def test_losses_and_grids_of_two_processes_are_those_of_one(tmp_path):
     for task, levels in tables[0]["loss"].items():
         for level, entry in levels.items():
             assert tables[1]["loss"][task][level] == pytest.approx(entry, abs=3e-5)
-            assert entry["zero"] > 0
     names = {path.name for path in alone.glob("*.png")}
     assert names == {f"step-2-{task}.png" for task in ("generate", "inpaint", "edit")}
     for name in names:

@@ -1,4 +1,4 @@
-"""The learning rate, runs that can be lengthened, and the weight of the perceptual loss."""
+"""The learning rate, and runs that can be lengthened."""
 
 import math
 from dataclasses import replace
@@ -10,9 +10,7 @@ from mtl_diffusion.training.schedule import (
     decay_start,
     learning_rate,
     lengthening_steps,
-    perceptual_weight,
     same_steps,
-    shortest_length,
     with_shares_of,
 )
 
@@ -62,25 +60,11 @@ def test_a_longer_run_takes_the_same_steps_up_to_the_decay(warmup):
     assert longer.lr_warmup_steps == 40 and with_shares_of(first, 1000) == first
 
 
-def test_the_perceptual_loss_of_a_longer_run_lasts_as_long():
-    first = replace(CONFIG, perceptual_weight=2.0)
-    longer = with_shares_of(replace(first, max_train_steps=3000), 1000)
-    for step in range(1000):
-        assert perceptual_weight(longer, step) == perceptual_weight(first, step)
-
-
 def test_a_run_of_cosine_shares_its_warm_up_with_longer_ones():
     longer = replace(COSINE, max_train_steps=3000, lr_warmup_steps=40)
     assert same_steps(COSINE, longer) == 40
     shorter = replace(COSINE, max_train_steps=30, lr_warmup_steps=40)
     assert same_steps(COSINE, shorter) == 0  # it would end in its warm-up
-
-
-@pytest.mark.parametrize(("step", "length"), [(0, 40), (40, 40), (400, 500), (801, 1001)])
-def test_the_shortest_length(step, length):
-    assert shortest_length(CONFIG, step) == length
-    if step > 40:
-        assert decay_start(replace(CONFIG, max_train_steps=length - 1)) < step
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -91,10 +75,3 @@ def test_the_shortest_runs_have_a_rate(steps, warm_up, decay):
         config = replace(CONFIG, lr_scheduler=shape, max_train_steps=steps, lr_decay=decay)
         config = replace(config, lr_warmup_steps=warm_up)
         assert all(0 < learning_rate(config, step) <= 2e-3 for step in range(steps))
-
-
-@pytest.mark.parametrize("length", [0.4, 4000.0])
-def test_the_perceptual_loss_is_full_for_one_half_and_fades_over_the_other(length):
-    config = replace(CONFIG, perceptual_weight=2.0, perceptual_images=length)
-    weights = [perceptual_weight(config, step) for step in (0, 199, 200, 300, 350, 400, 999)]
-    assert weights == pytest.approx([2, 2, 2, 1, 0.5, 0, 0])

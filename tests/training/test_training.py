@@ -1,4 +1,4 @@
-"""Whole runs: what they leave, how a batch may be cut, gradients, precision, compilation."""
+"""Whole runs: what they leave, how a batch may be cut, precision, compilation."""
 
 import json
 import re
@@ -13,13 +13,12 @@ from PIL import Image
 from tiny import unet_of
 
 from mtl_diffusion import loop
-from mtl_diffusion.config import ConfigError
 from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.publishing import export
+from mtl_diffusion.tools.tensors import to_unit_range
 from mtl_diffusion.training import reports
 from mtl_diffusion.training import run as building
-from mtl_diffusion.training.aggregation import AGGREGATORS
 
 
 def largest_difference(one, other):
@@ -43,11 +42,7 @@ def test_a_run_leaves_everything_it_should(config):
     tables = [json.loads((folder / f"validation/step-{n}.json").read_text()) for n in (2, 4)]
     assert [table["step"] for table in tables] == [2, 4]
     assert set(tables[0]["loss"]) == set(config.tasks)
-    assert all(
-        entry["loss"] > 0 and entry["zero"] > 0
-        for task in tables[1]["loss"].values()
-        for entry in task.values()
-    )
+    assert all(loss > 0 for levels in tables[1]["loss"].values() for loss in levels.values())
     for name in config.tasks:
         assert Image.open(folder / f"validation/step-4-{name}.png").width > 64
 
@@ -79,11 +74,12 @@ def test_pictures_of_a_run_without_an_average_are_drawn_without_dropout(config, 
 
 @pytest.mark.slow
 def test_it_learns_a_few_images_by_heart(config, monkeypatch):
-    own = building.load_splits
+    own, power = building.load_splits, []
 
     def same_twice(config, resolution):
         """The images of training are the held-out ones, too, which a run of a user is refused."""
         train, _ = own(config, resolution)
+        power.append(to_unit_range(train.images).square().mean().item())
         return train, train
 
     monkeypatch.setattr(building, "load_splits", same_twice)
@@ -100,11 +96,12 @@ def test_it_learns_a_few_images_by_heart(config, monkeypatch):
     train(config)
     table = json.loads(Path(config.output_dir, "validation/step-300.json").read_text())["loss"]
     for task, levels in table.items():
-        for level in ("0.1-0.3", "0.3-1", "1-3", "3-10"):
-            # Eight images of a few colours: most of what a zero network pays is saved.
-            assert levels[level]["loss"] < 0.6 * levels[level]["zero"], (task, level)
+        for level, sigma in {"0.1-0.3": 0.2, "0.3-1": 0.5, "1-3": 2, "3-10": 5}.items():
+            # Eight images of a few colours: most of what a network pays that answers zero is saved.
+            zero = (sigma**2 * power[0] + 0.5**4) / (0.5**2 * (sigma**2 + 0.5**2))
+            assert levels[level] < 0.6 * zero, (task, level)
     # The grey image says which of them it is.
-    assert table["colorize"]["3-10"]["loss"] < table["generate"]["3-10"]["loss"]
+    assert table["colorize"]["3-10"] < table["generate"]["3-10"]
 
 
 # --- how a batch is cut -------------------------------------------------------------------------
@@ -124,41 +121,17 @@ def test_accumulation_and_checkpointing_change_nothing_but_rounding(weights, cha
     assert largest_difference(whole, weights(**CALM, seed=1)) > 1e-2
 
 
-@pytest.mark.parametrize(("aggregation", "most"), [("sum", 2e-6), ("upgrad", 2e-5)])
-def test_two_processes_train_as_one_does(aggregation, most, tmp_path):
+def test_two_processes_train_as_one_does(tmp_path):
     # Seven samples: the processes' shares differ, and so do the tasks' counts in them.
     cut = {"total_batch_size": 7, "per_device_batch_size": 3, "dropout": 0.0}
     runs = {}
     for processes in (1, 2):
-        given = CALM | cut | {"gradient_aggregation": aggregation, "processes": processes}
-        code, run = forked(tmp_path / str(processes), *SHORT, **given)
+        code, run = forked(tmp_path / str(processes), *SHORT, processes=processes, **CALM, **cut)
         assert code in (0, [0, 0]), run.text
         facts = json.loads((run.folder / "checkpoints/step-6/facts.json").read_text())
         assert facts["num_processes"] == processes
         runs[processes] = unet_of(run.folder)
-    assert largest_difference(runs[1], runs[2]) < most
-
-
-# --- gradients that are aggregated --------------------------------------------------------------
-
-
-def test_the_mean_through_the_jacobian_trains_as_the_plain_sum(
-    config, weights, monkeypatch, steps_only
-):
-    mean = "mtl_diffusion.training.aggregation.build_aggregator"
-    monkeypatch.setattr(mean, lambda name: lambda rows: rows.mean(0))
-    train(replace(config, **CALM, gradient_aggregation="upgrad"))
-    assert largest_difference(unet_of(config.output_dir), weights(**CALM)) < 2e-6
-
-
-@pytest.mark.parametrize("name", AGGREGATORS)
-def test_every_aggregator_trains_in_pieces_as_in_one(weights, name):
-    # With unequal shares the tasks' gradients conflict more, and the aggregate is not the sum.
-    run = CALM | {"tasks": {"generate": 0.5, "inpaint": 0.25, "edit": 0.25}}
-    whole = weights(**run, gradient_aggregation=name)
-    pieces = weights(**run, gradient_aggregation=name, per_device_batch_size=3)
-    assert largest_difference(whole, pieces) < 2e-5
-    assert largest_difference(whole, weights(**run)) > 1e-4
+    assert largest_difference(runs[1], runs[2]) < 2e-6
 
 
 # --- precision and compilation ------------------------------------------------------------------
@@ -210,16 +183,3 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(config, capsys):
     assert "60 training and 16 held-out images, 5 classes" in printed
     folder = Path(config.output_dir)
     assert not folder.exists() or not list(folder.iterdir())
-
-
-def test_an_extra_that_is_not_installed_is_refused_by_name(config, monkeypatch):
-    import importlib.util
-
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        "importlib.util.find_spec",
-        lambda name, *rest: None if name == "torchjd" else find_spec(name, *rest),
-    )
-    with pytest.raises(ConfigError, match="found 'upgrad', which needs torch"):
-        train(replace(config, gradient_aggregation="upgrad"))
-    assert not Path(config.output_dir, "checkpoints").exists()

@@ -9,37 +9,25 @@ import torch
 from in_process import run_script
 from PIL import Image
 from tables import write_images
-from tiny import MODEL
 
-from mtl_diffusion import loop as train_module
-from mtl_diffusion.config import ConfigError, TrainConfig
+from mtl_diffusion import loop
+from mtl_diffusion.config import ConfigError
 from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.publishing.export import of_checkpoint, write
 
 
 @pytest.fixture
-def config(tmp_path):
+def config(config, tmp_path):
     """On a folder as diffusers' own example of unconditional generation has it."""
     write_images(tmp_path / "flowers", *(f"{i}.png" for i in range(24)))
-    return TrainConfig(
-        dataset_name=str(tmp_path / "flowers"),
-        **MODEL,
-        tasks={"generate": 1, "inpaint": 1, "colorize": 1},
-        strength_levels=3,
-        reserved_tokens=4,
-        total_batch_size=6,
-        max_train_steps=2,
-        validation_images=4,
-        num_threads=1,
-        report_to="none",
-        output_dir=str(tmp_path / "run"),
-    )
+    tasks = {"generate": 1, "inpaint": 1, "colorize": 1}
+    return replace(config, dataset_name=str(tmp_path / "flowers"), tasks=tasks, max_train_steps=2)
 
 
 @pytest.fixture
 def unwatched(monkeypatch):
-    monkeypatch.setattr(train_module, "validate", lambda run, step, **options: None)
+    monkeypatch.setattr(loop, "validate", lambda run, step, **options: None)
 
 
 def test_images_without_labels(config, capsys, tmp_path, monkeypatch):

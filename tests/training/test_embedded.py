@@ -2,36 +2,21 @@
 
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 from accelerate import Accelerator
-from tiny import MODEL, own_state, unet_of, write_shapes
+from tiny import unet_of
 
 from mtl_diffusion import loop
-from mtl_diffusion.config import ConfigError, TrainConfig
+from mtl_diffusion.config import ConfigError
 from mtl_diffusion.launch.stop import SIGNALS
 
 
-@pytest.fixture(autouse=True)
-def one_state_a_test():
-    with own_state():
-        yield
-
-
 @pytest.fixture
-def config_of(tmp_path, monkeypatch):
+def config_of(config, steps_only, tmp_path):
     """A short run, of a name of its own."""
-    for name in ("validate", "export"):
-        monkeypatch.setattr(loop, name, lambda *run, **options: None)
-    data = write_shapes(tmp_path / "data", 20, 4)
-    common = {**MODEL, "dataset_name": data, "max_train_steps": 2, "total_batch_size": 4}
-
-    def make(name, **changes):
-        folder = str(tmp_path / name)
-        given = {**common, "output_dir": folder, "num_threads": 1, "report_to": "none", **changes}
-        return TrainConfig(**given)
-
-    return make
+    return lambda name, **changes: replace(config, output_dir=str(tmp_path / name), **changes)
 
 
 def test_two_runs_of_two_precisions_in_one_process(config_of):
