@@ -9,6 +9,7 @@ import datasets
 import torch
 
 LABEL_NAMES = ("label", "labels", "class", "classes", "target", "cls")
+ARRAYS = (datasets.Array2D, datasets.Array3D)
 _NO_LABELS = "none"  # the value of label_column that trains without classes
 
 
@@ -54,7 +55,8 @@ def listed(names: Iterable[Any], most: int = 5) -> str:
 
 def find_image_column(features: datasets.Features, given: str | None) -> str:
     """The column named, which may hold paths of images, or else the only one of type Image."""
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    kinds = (datasets.Image, *ARRAYS)
+    images = [name for name, feature in features.items() if isinstance(feature, kinds)]
     if given is None:
         return _choose("image_column", None, images, features, "of type Image")
     paths = [name for name, feature in features.items() if _dtype(feature).endswith("string")]

@@ -7,13 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.images import FRAME
+from ..data.loader import Batch
 from ..editing.pairs import EditPairs
 from ..pipeline.denoiser import CLASS, TASK, Conditioning, build_conditioning
 from ..pipeline.edit import Edit, EditAtOnce
+from ..pipeline.format import ImageFormat
 from ..pipeline.task import Choice, Hint, Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
-from ..tools.tensors import to_device, to_unit_range
+from ..tools.tensors import to_device
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -42,7 +45,7 @@ class Draw:
         task: (B,) task indices, on the CPU, where they are used to index.
         choice: the draws of each sample's task.
         drop_task: (B,) bool, the task token becomes null.
-        noise: (B, 3, H, W) standard normal, for the tasks' `condition`.
+        noise: (B, C, H, W) standard normal, for the tasks' `condition`.
         counts: (T,) samples of each task in the whole global batch.
         pairs: (B) edits by a teacher, for the samples of edit; None: edit learns from the images.
     """
@@ -74,7 +77,7 @@ class Mixture:
         tasks: the tasks that are trained, in the order of the task indices.
         proportions: (T,) shares of the samples, positive.
         vocabulary: the ids of the tokens.
-        size: height and width of the images.
+        images: their format.
         class_dropout, task_dropout: probabilities in [0, 1) that the token is dropped.
         pairs: whole edits by a teacher, which the edit task then learns; None: it learns to
             restore degraded images.
@@ -83,7 +86,7 @@ class Mixture:
     tasks: tuple[Task, ...]
     proportions: tuple[float, ...]
     vocabulary: Vocabulary
-    size: int
+    images: ImageFormat
     class_dropout: float
     task_dropout: float
     pairs: EditPairs | None = None
@@ -94,7 +97,7 @@ class Mixture:
         task = assign_tasks(self.proportions, step * batch_size, batch_size)
         counts = torch.bincount(task, minlength=len(self.tasks))
         choices = [
-            _filled(t.draw(n, self.size, self.class_dropout, random))
+            _filled(t.draw(n, self.images.size, self.class_dropout, random))
             for t, n in zip(self.tasks, counts.tolist(), strict=True)
         ]
         # The choices are ordered by task: reorder them as the samples are.
@@ -102,7 +105,7 @@ class Mixture:
         choice = Choice(
             *(torch.cat([getattr(c, f.name) for c in choices])[order] for f in fields(Choice))
         )
-        shape = (batch_size, 3, self.size, self.size)
+        shape = (batch_size, *self.images.shape)
         drop_task = torch.rand(batch_size, generator=random, device=device) < self.task_dropout
         noise = torch.randn(shape, generator=random, device=device)
         pairs = None
@@ -117,27 +120,30 @@ class Mixture:
             pairs=pairs,
         )
 
-    def condition(self, images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Conditioning]:
+    def condition(self, batch: Batch, draw: Draw) -> tuple[Tensor, Conditioning]:
         """What the samples of a batch, or of a part of it, are to become, and their conditioning.
 
         Args:
-            images: (b, 3, H, W) in [-1, 1]. labels: (b,). draw: b rows, of the same samples.
+            batch: b samples. draw: b rows, of the same samples.
 
         Returns:
-            (b, 3, H, W) in [-1, 1], the images or a teacher's edits; and the conditioning.
+            (b, C, H, W) in [-1, 1], the images or a teacher's edits; and the conditioning.
         """
+        images, labels, frame = batch.images, batch.labels, batch.layers.get(FRAME)
         choice, targets, parts = draw.choice, [], []
         order = draw.task.argsort(stable=True)  # the samples, ordered by task
         sizes = torch.bincount(draw.task, minlength=len(self.tasks)).tolist()
         for task, rows in zip(self.tasks, order.split(sizes), strict=True):
             rows = to_device(rows, images.device)
             if draw.pairs is not None and task.name == Edit.name:
-                target, hint, label = of_pairs(draw.pairs[rows])
+                target, hint, label = of_pairs(draw.pairs[rows], self.images)
             else:
                 target, label = images[rows], labels[rows]
                 hint = task.condition(
                     target, choice.mask[rows], choice.strength[rows], draw.noise[rows]
                 )
+                if frame is not None:
+                    hint = hint.within(frame[rows], target)
             targets.append(target)
             parts.append(build_conditioning(hint, task, label, self.vocabulary))
         back = to_device(order.argsort(), images.device)
@@ -157,9 +163,9 @@ class Mixture:
         return dropped & ~to_device(is_pair, dropped.device)
 
 
-def of_pairs(pairs: EditPairs) -> tuple[Tensor, Hint, Tensor]:
-    """The edits (n, 3, H, W) in [-1, 1], what the network is shown of them, and their classes."""
-    source, edit = to_unit_range(pairs.source), to_unit_range(pairs.edit)
+def of_pairs(pairs: EditPairs, images: ImageFormat) -> tuple[Tensor, Hint, Tensor]:
+    """The edits (n, C, H, W) in [-1, 1], what the network is shown of them, and their classes."""
+    source, edit = images.from_stored(pairs.source), images.from_stored(pairs.edit)
     mask = pairs.mask.float()
     return edit, EditAtOnce().condition(source, mask, pairs.strength, source), pairs.label
 
