@@ -35,6 +35,7 @@ def parse() -> tuple[argparse.Namespace, Settings]:
     add("--feature_space", type=home, help=space)
     flags.add(parser, "dataset_name", "dataset_config_name", dataset_name={"default": "shapes"})
     flags.add(parser, "train_split", "validation_split", "image_column", "label_column")
+    add("--mask_column", help="masks of the images: one more kind of hole, dataset")
     add("--parts", nargs="+", help="generate, likelihood, inpaint, edit; default: all that apply")
     add("--at_least", type=float, help="fail if a task's class accuracy is below this share")
     add("--preset", choices=list(PRESETS), default="standard", help="how much is measured")

@@ -89,6 +89,12 @@ class TrainConfig:
     label_column: f.Text | None = None
     """Column with the class labels. None: the only column of class labels; without one, and with
     "none", there are no classes."""
+    mask_column: f.Text | None = None
+    """Column with a mask of each image, white in a region of interest. Then inpaint learns holes
+    of these shapes, too. None: no masks."""
+    dataset_holes: f.Fraction = 0.5
+    """Share of the samples of inpaint, 0 to 1, whose hole is a mask of mask_column: that of the
+    image, or as often that of another one."""
     resolution: Size = 16
     """Side of the square images, in pixels, or [height, width]; multiples of
     2 ** (len(block_out_channels) - 1)."""

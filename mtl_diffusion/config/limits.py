@@ -42,6 +42,11 @@ def faults(
 def _data(c: TrainConfig) -> Faults:
     if c.streaming and c.dataset_name == "shapes":
         yield "streaming dataset_name", 'must be false: "shapes" is drawn in memory'
+    if c.streaming and c.mask_column is not None:
+        what = "must be null, or set streaming to false: a stream has no masks of other images"
+        yield "mask_column streaming", what
+    if c.mask_column is not None and "inpaint" not in c.shares:
+        yield "mask_column tasks", "must be null, or give inpaint a share of tasks"
     for name in ("train_split", "validation_split"):
         if c.streaming and set("[+") & set(getattr(c, name)):
             what = "must be one whole split, or set streaming to false: a stream has no slices"

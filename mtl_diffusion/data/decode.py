@@ -27,6 +27,7 @@ from ..pipeline.rgb import read_rgb
 from ..tools.files import replaced_file
 from .arrays import UnfitError, is_array, read_array, to_bytes
 from .columns import ARRAYS, DataError, Rows
+from .fit import fitted, placed
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +43,21 @@ class Encoded:
         data: the bytes of its file, or None if it lies at `path`; a row may have neither.
         path: path or URL, or None.
         row: words for the row, for messages.
+        field: of the configuration, which names the column.
     """
 
     data: bytes | None
     path: str | None
     row: str
+    field: str = "image_column"
 
     @classmethod
     def of(
-        cls, stored: dict | np.ndarray | None, row: str, folders: Sequence[str] = ()
+        cls,
+        stored: dict | np.ndarray | None,
+        row: str,
+        folders: Sequence[str] = (),
+        field: str = "image_column",
     ) -> "Encoded":
         """The image of a row, which `datasets` has as {"bytes", "path"}, or as an array.
 
@@ -61,18 +68,18 @@ class Encoded:
             DataError: a relative path leads to images in two of the folders.
         """
         if isinstance(stored, np.ndarray):
-            return cls(to_bytes(stored), None, row)
+            return cls(to_bytes(stored), None, row, field)
         data, path = (stored or {}).get("bytes"), (stored or {}).get("path")
         if data is None and path and folders and "://" not in path:
             paths = [os.path.join(folder, path) for folder in folders]  # absolute ones stay
             there = sorted({path for path in paths if os.path.isfile(path)})
             if len(there) > 1:
                 raise DataError(
-                    f"image_column: {row} names {path}, which is both {there[0]} and {there[1]};"
+                    f"{field}: {row} names {path}, which is both {there[0]} and {there[1]};"
                     " give absolute paths, or keep each table in a folder with its images."
                 )
             path = (there or paths)[0]
-        return cls(data, path, row)
+        return cls(data, path, row, field)
 
     def read(self) -> bytes:
         """The bytes of its file; raises a DataError that names the row if they can't be read."""
@@ -92,9 +99,9 @@ class Encoded:
         """The error for an image that can't be decoded."""
         file = f" ({self.path})" if self.path else ""
         if isinstance(error, UnfitError):
-            return DataError(f"image_column: {self.row}{file} does not fit: {error}.")
+            return DataError(f"{self.field}: {self.row}{file} does not fit: {error}.")
         return DataError(
-            f"image_column: {self.row}{file} does not decode as an image: {error};"
+            f"{self.field}: {self.row}{file} does not decode as an image: {error};"
             " remove the row or replace the file."
         )
 
@@ -128,10 +135,12 @@ class Decoded(NamedTuple):
     Attributes:
         pixels: (n, C, H, W) as they are stored.
         frames: (n, 1, H, W) uint8, 0 in padding; None where nothing is padded.
+        sizes: (n, 2) int32, height and width of the files.
     """
 
     pixels: torch.Tensor
     frames: torch.Tensor | None
+    sizes: torch.Tensor
     facts: Facts
 
 
@@ -153,22 +162,23 @@ class Decoder:
     def __call__(self, images: Sequence[Encoded]) -> Decoded:
         """Raises a DataError that names the row if one does not decode."""
         shares = self._pool.map(self._decode, _shares(images, self.threads))
-        pixels, frames, facts = zip(*shares, strict=True)
+        pixels, frames, sizes, facts = zip(*shares, strict=True)
         pixels = torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2).contiguous()
         frames = torch.from_numpy(np.concatenate(frames)) if self.images.fit == "pad" else None
-        return Decoded(pixels, frames, sum(facts, Facts()))
+        sizes = torch.from_numpy(np.concatenate(sizes))
+        return Decoded(pixels, frames, sizes, sum(facts, Facts()))
 
-    def _decode(self, images: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray, Facts]:
+    def _decode(self, images: Sequence[Encoded]) -> tuple[np.ndarray, ...]:
         form = self.images
         pixels = np.empty((len(images), *form.size, form.channels), form.dtype)
         frames = np.zeros((len(images) if form.fit == "pad" else 0, 1, *form.size), np.uint8)
-        facts = Facts()
+        sizes, facts = np.empty((len(images), 2), np.int32), Facts()
         for place, encoded in enumerate(images):
-            pixels[place], inside, found = decode(encoded, form, self.nearest)
+            pixels[place], inside, sizes[place], found = decode(encoded, form, self.nearest)
             if len(frames):
                 frames[place, 0][inside] = 1
             facts += found
-        return pixels, frames, facts
+        return pixels, frames, sizes, facts
 
 
 def digests_of(rows: Rows, column: str, threads: int) -> list[bytes]:
@@ -198,6 +208,7 @@ def decode_rows(
     threads: int,
     digests: Sequence[bytes],
     nearest: bool = False,
+    field: str = "image_column",
 ) -> Decoded:
     """The images of `column`, from the cache if these were decoded before.
 
@@ -214,12 +225,12 @@ def decode_rows(
     with suppress(OSError, ValueError, SafetensorError), safe_open(cached, "pt") as file:
         frames = file.get_tensor("frames") if form.fit == "pad" else None
         facts = Facts(**json.loads(file.metadata()["facts"]))
-        return Decoded(file.get_tensor("pixels"), frames, facts)
+        return Decoded(file.get_tensor("pixels"), frames, file.get_tensor("sizes"), facts)
     decoder, parts = Decoder(form, threads, nearest), []
     pixels = torch.empty(len(rows.table), *form.shape, dtype=getattr(torch, form.dtype))
     start = 0
     with tqdm(total=len(pixels), desc=f"Decoding {rows.words}", unit="img") as progress:
-        for batch in _batches(rows, column):
+        for batch in _batches(rows, column, field):
             part = decoder(batch)
             pixels[start : start + len(batch)] = part.pixels
             parts.append(part)
@@ -228,14 +239,15 @@ def decode_rows(
     facts = sum((part.facts for part in parts), Facts())
     check_depth(facts, form, rows.words)
     frames = torch.cat([part.frames for part in parts]) if form.fit == "pad" else None
-    tensors = {"pixels": pixels} | ({} if frames is None else {"frames": frames})
+    sizes = torch.cat([part.sizes for part in parts])
+    tensors = {"pixels": pixels, "sizes": sizes} | ({} if frames is None else {"frames": frames})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replaced_file(cached) as part:
             save_file(tensors, part, {"facts": json.dumps(asdict(facts))})
     except OSError as error:
         logger.warning("the decoded images are not kept for the next run: %s", error)
-    return Decoded(pixels, frames, facts)
+    return Decoded(pixels, frames, sizes, facts)
 
 
 def undecoded(rows: Any, column: str) -> Any:
@@ -250,11 +262,11 @@ def undecoded(rows: Any, column: str) -> Any:
     return rows.cast_column(column, datasets.Image(decode=False))
 
 
-def _batches(rows: Rows, column: str) -> Iterator[list[Encoded]]:
+def _batches(rows: Rows, column: str, field: str = "image_column") -> Iterator[list[Encoded]]:
     first = 0
     for batch in undecoded(rows.table.select_columns([column]), column).iter(_BATCH):
         named = enumerate(batch[column], first)
-        yield [Encoded.of(item, rows.name(place), rows.folders) for place, item in named]
+        yield [Encoded.of(item, rows.name(place), rows.folders, field) for place, item in named]
         first += len(batch[column])
 
 
@@ -274,8 +286,8 @@ def check_depth(facts: Facts, form: ImageFormat, split: str) -> None:
 
 def decode(
     encoded: Encoded, form: ImageFormat, nearest: bool = False
-) -> tuple[np.ndarray, tuple[slice, slice], Facts]:
-    """An image (H, W, C) as it is stored; where it is not padding; and what is true of it.
+) -> tuple[np.ndarray, tuple[slice, slice], tuple[int, int], Facts]:
+    """An image (H, W, C) as it is stored; where it is not padding; the size of its file; and facts.
 
     The first frame is read, as `read_rgb` does, or as `read_array` where that is needed. One of
     another shape is cropped to its centre, padded or stretched, and resized with Lanczos, which
@@ -285,11 +297,11 @@ def decode(
         DataError: it does not decode; the message names the row.
     """
     bands, facts = read(encoded, form)
-    place = _placed(bands[0].size, form)
-    pixels = to_pixels([_fitted(band, place, form, nearest) for band in bands], form)
+    place = placed(bands[0].size, form)
+    pixels = to_pixels([fitted(band, place, form, nearest) for band in bands], form)
     left, top, width, height = *place.corner, *place.size
     inside = slice(top, top + height), slice(left, left + width)
-    return pixels, inside, replace(facts, fitted=int(place.fitted))
+    return pixels, inside, bands[0].size[::-1], replace(facts, fitted=int(place.fitted))
 
 
 def to_pixels(bands: Sequence[Image.Image], form: ImageFormat) -> np.ndarray:
@@ -336,51 +348,6 @@ def read(encoded: Encoded, form: ImageFormat) -> tuple[list[Image.Image], Facts]
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
         raise encoded.fault(error) from error
     return bands, facts
-
-
-class _Place(NamedTuple):
-    """How an image comes to a format's size; all in PIL's order, width first.
-
-    Attributes:
-        box: what is cut out of it: left, top, right, bottom. size: what that is resized to.
-        corner: where that is put. fitted: whether its shape was another one.
-    """
-
-    box: tuple[int, int, int, int]
-    size: tuple[int, int]
-    corner: tuple[int, int]
-    fitted: bool
-
-
-def _placed(size: tuple[int, int], form: ImageFormat) -> _Place:
-    (width, height), whole = size, (0, 0, *size)
-    frame = form.width, form.height
-    fitted = width * form.height != height * form.width
-    if form.fit == "stretch" or not fitted:
-        return _Place(whole, frame, (0, 0), fitted)
-    if form.fit == "crop":
-        cut = min(width, max(1, round(height * form.width / form.height)))
-        cut = cut, min(height, max(1, round(width * form.height / form.width)))
-        left, top = (width - cut[0]) // 2, (height - cut[1]) // 2
-        return _Place((left, top, left + cut[0], top + cut[1]), frame, (0, 0), True)
-    scale = min(form.width / width, form.height / height)
-    inner = max(1, round(width * scale)), max(1, round(height * scale))
-    left, _, top, _ = form.padding(inner[::-1])
-    return _Place(whole, inner, (left, top), True)
-
-
-def _fitted(image: Image.Image, place: _Place, form: ImageFormat, nearest: bool) -> Image.Image:
-    image = image.crop(place.box)
-    if image.size != place.size:
-        kernel = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
-        image = image.resize(place.size, kernel)
-    if place.size == (form.width, form.height):
-        return image
-    middle = form.stored_middle if image.mode == "F" else (int(form.stored_middle),)
-    middle = middle if image.mode == "F" else middle * len(image.getbands())
-    padded = Image.new(image.mode, (form.width, form.height), middle)
-    padded.paste(image, place.corner)
-    return padded
 
 
 def _peak(image: Image.Image, data: bytes) -> int:

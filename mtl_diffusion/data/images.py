@@ -11,10 +11,19 @@ import datasets
 import torch
 
 from ..pipeline.format import ImageFormat
-from .columns import DataError, Rows, find_image_column, find_label_column, listed, read_labels
-from .decode import Facts, decode_rows, digests_of
+from .columns import (
+    Columns,
+    DataError,
+    Rows,
+    find_image_column,
+    find_label_column,
+    listed,
+    read_labels,
+)
+from .decode import Decoded, Facts, decode_rows, digests_of
 from .source import Source, explained, open_source
 
+MASK = "mask"  # the layer of a region of interest: (N, 1, H, W) uint8 in {0, 1}
 FRAME = "frame"  # the layer that is 0 in padding and 1 inside the image: (N, 1, H, W) uint8
 TEST = "test"  # the split that a dataset without it gives a tenth of its only one for
 
@@ -30,7 +39,7 @@ class ImageDataset:
         fingerprint: 16 hex digits of the sha256 of the pixels, labels and names. It tells data
             apart, not files: the same pixels from another folder or machine have the same one.
         format: of the images.
-        layers: further pixels (N, ., H, W) of each image, by name: `FRAME`.
+        layers: further pixels (N, ., H, W) of each image, by name: `FRAME`, `MASK`.
         facts: how many of the images were fitted, and the like.
         where: words for the dataset. split: words for the split.
         copies: how many of the images are in the split that is trained on, too.
@@ -165,7 +174,7 @@ def load_images(
     source = open_source(dataset_name, dataset_config_name, max(form.size), image_column)
     only = only_split(source.splits, split)
     rows = _parts(source, only, image_column)[1] if only else _slices(source, split, split_field)
-    return _load(source, rows, image_column, label_column, form)[0]
+    return _load(source, rows, Columns(image_column, label_column), form)[0]
 
 
 def load_splits(
@@ -181,13 +190,15 @@ def load_splits(
     """
     named = (config.dataset_name, config.dataset_config_name)
     source = open_source(*named, max(form.size), config.image_column)
-    columns = (config.image_column, config.label_column, form)
+    columns = Columns(
+        config.image_column, config.label_column, getattr(config, "mask_column", None)
+    )
     splits = [getattr(config, name) for name in fields]
     if splits[0] == only_split(source.splits, splits[1]):
-        parts = _parts(source, splits[0], config.image_column)
+        parts = _parts(source, splits[0], config.image_column, columns.mask)
     else:
         parts = [_slices(source, *pair) for pair in zip(splits, fields, strict=True)]
-    (train, trained), (held_out, digests) = (_load(source, rows, *columns) for rows in parts)
+    (train, trained), (held_out, digests) = (_load(source, rows, columns, form) for rows in parts)
     trained = set(trained)
     copies = sum(digest in trained for digest in digests)
     if copies * 10 >= len(digests):
@@ -269,24 +280,43 @@ def _done(train: Any, held_out: ImageDataset, given: Collection[str]) -> str:
 
 
 def _load(
-    source: Source,
-    rows: Rows,
-    image_column: str | None,
-    label_column: str | None,
-    form: ImageFormat,
+    source: Source, rows: Rows, columns: Columns, form: ImageFormat
 ) -> tuple[ImageDataset, Sequence[bytes]]:
     """The images of the rows, and the digests of their files."""
     threads = torch.get_num_threads()
     with explained(source.name):
-        image_column = find_image_column(rows.table.features, image_column)
-        label_column = find_label_column(rows.table.features, label_column)
+        features = rows.table.features
+        image_column = find_image_column(features, columns.image, [columns.mask])
+        label_column = find_label_column(features, columns.label)
         source.check_declared(label_column)
         labels, names = read_labels(source.splits, rows, label_column)
         digests = rows.digests or digests_of(rows, image_column, threads)
         decoded = decode_rows(rows, image_column, form, threads, digests)
-    layers = {} if decoded.frames is None else {FRAME: decoded.frames}
+        layers = {} if decoded.frames is None else {FRAME: decoded.frames}
+        if columns.mask is not None:
+            layers[MASK] = _masks(rows, columns.mask, form, decoded, threads)
     words = {"facts": decoded.facts, "where": source.where, "split": rows.words}
     return ImageDataset.of(decoded.pixels, labels, names, form, layers, **words), digests
+
+
+def _masks(
+    rows: Rows, column: str, form: ImageFormat, images: Decoded, threads: int
+) -> torch.Tensor:
+    """(N, 1, H, W) uint8: 1 where the masks of the images are white, brought to size alike."""
+    field = "mask_column"
+    column = find_image_column(rows.table.features, column, field=field)
+    grey = ImageFormat(*form.size, mode="L", fit=form.fit)
+    digests = digests_of(rows, column, threads)
+    masks = decode_rows(rows, column, grey, threads, digests, nearest=True, field=field)
+    other = (masks.sizes != images.sizes).any(1).nonzero()[:, 0].tolist()
+    if other:
+        (height, width), (rows_, columns) = masks.sizes[other[0]], images.sizes[other[0]]
+        raise DataError(
+            f"{field}: {rows.name(other[0])} has a mask of {width}x{height} pixels, and its image"
+            f" has {columns}x{rows_}; give masks of the size of their images."
+        )
+    white = (masks.pixels >= 128).to(torch.uint8)
+    return white if masks.frames is None else white * masks.frames
 
 
 def only_split(splits: Mapping[str, Any], split: str) -> str | None:
@@ -295,12 +325,14 @@ def only_split(splits: Mapping[str, Any], split: str) -> str | None:
     return name if split == TEST and not others and name != TEST else None
 
 
-def _parts(source: Source, split: str, image_column: str | None) -> list[Rows]:
+def _parts(
+    source: Source, split: str, image_column: str | None, mask_column: str | None = None
+) -> list[Rows]:
     """The images of the only split that are trained on, and the tenth that is held out."""
     table, folders = source.splits[split], source.folders(split)
     whole = Rows(table, range(len(table)), split, folders)
     with explained(source.name):
-        column = find_image_column(table.features, image_column)
+        column = find_image_column(table.features, image_column, [mask_column])
         digests = digests_of(whole, column, torch.get_num_threads())
     last = sorted(digests)[max(1, len(digests) // 10) - 1] if digests else b""
     words = f"the rest of {split}", f"a tenth of {split}, by a fixed key"

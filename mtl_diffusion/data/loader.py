@@ -7,7 +7,7 @@ import torch
 
 from ..tools.rng import generator
 from ..tools.tensors import mirrored, to_device
-from .images import ImageDataset
+from .images import MASK, ImageDataset
 
 IMAGES = "images"  # the name of the images among their layers
 
@@ -90,13 +90,20 @@ class Loader:
         index = to_device(index, self.dataset.images.device)
         dataset = self.dataset
         labels, pixels = dataset.labels[index], {IMAGES: dataset.images, **dataset.layers}
-        pixels = {name: part[index] for name, part in pixels.items()}
+        masks = self._rows_of_masks(step, index, picked) if MASK in pixels else index
+        pixels = {n: part[masks if n == MASK else index] for n, part in pixels.items()}
         if not self.resident:
             labels = to_device(labels, self.device)
             pixels = {name: to_device(part, self.device) for name, part in pixels.items()}
         if self.random_flip:
             pixels = flipped(pixels, self.seed, step, self.total_batch_size, picked)
         return Batch(dataset.format.from_stored(pixels.pop(IMAGES)), labels, pixels)
+
+    def _rows_of_masks(self, step: int, index: torch.Tensor, picked: range) -> torch.Tensor:
+        """The rows whose masks the samples get: their own, or as often another one's."""
+        draws = torch.rand(2, self.total_batch_size, generator=generator(self.seed, step, "masks"))
+        own, other = draws[:, picked.start : picked.stop : picked.step].to(index.device)
+        return torch.where(own < 0.5, index, (other * self.length).long())
 
     def _rows(self, step: int) -> torch.Tensor:
         """Row numbers (total_batch_size,) of the global batch of `step`."""

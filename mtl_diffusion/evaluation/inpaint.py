@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.images import MASK
 from ..pictures.grids import grid, to_pictures
 from ..pipeline.masks import MASKS, draw_masks
 from ..tools.rng import generator
@@ -34,10 +35,16 @@ class Inpaint(Part):
             keys = ((context.settings.seed, "scorecard", kind, i) for i in range(self.count))
             masks = (draw_masks(1, context.format.size, generator(*key), kind) for key in keys)
             self.masks[kind] = torch.cat(list(masks))  # (N, 1, H, W)
+        regions = context.test.layers.get(MASK, torch.zeros(0, 1, 1, 1))
+        regions = regions[
+            regions.float().mean((1, 2, 3)).frac() > 0
+        ]  # no empty one, nor everything
+        if len(regions):  # the masks of the held-out images, in turn
+            self.masks["dataset"] = regions[torch.arange(self.count) % len(regions)].float()
 
     def jobs(self) -> list[Job]:
         found, sample = [], self.context.sample
-        for kind in MASKS:
+        for kind in self.masks:
             each = partial(self._each, kind)
             for seed in self.seeds:
                 same = {"task": "inpaint", "key": (kind, seed), "num_inference_steps": self.steps}
@@ -109,7 +116,7 @@ class Inpaint(Part):
             shown = [self.images[i], left, *(entry.values[i] for entry in entries)]
             rows.append(to_pictures(torch.stack(shown), form))
         titles = ["original", "masked", *(f"seed {seed}" for seed in self.seeds), "RePaint"]
-        grid(rows, list(MASKS), titles[: len(rows[0])]).save(folder / "inpaint.png")
+        grid(rows, list(self.masks), titles[: len(rows[0])]).save(folder / "inpaint.png")
 
 
 def mean_completion(originals: Tensor, repeats: Tensor, mask: Tensor) -> dict[str, float]:

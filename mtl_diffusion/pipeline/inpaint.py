@@ -11,6 +11,7 @@ class Inpaint(Task):
     name = "inpaint"
     required = frozenset({"image", "mask_image"})
     optional = frozenset({"class_label"})
+    holes_from_data = True
     # What is shown leaves little to decide: two steps complete the holes of photographs better than
     # four, and those of the shapes nearly as well (docs/mtl-cifar10-fewstep.md).
     few_steps = 2

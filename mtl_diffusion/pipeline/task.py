@@ -65,6 +65,7 @@ class Task(ABC):
             sampling without them.
         draws_class: whether a sample without a class is one of a class that is drawn as often as
             the training data has it; else it is drawn with the null class.
+        holes_from_data: whether training takes masks of the dataset, too, where it has some.
         few_steps: steps of a model that draws in few steps, when sampling without a number of
             them; None: those of its last chain.
         at_once: whether such a model takes one step, and no other number.
@@ -78,6 +79,7 @@ class Task(ABC):
     default_guidance_scale: ClassVar[float] = 1.0
     default_guidance_interval: ClassVar[tuple[float, float]] = (0.0, math.inf)
     draws_class: ClassVar[bool] = False
+    holes_from_data: ClassVar[bool] = False
     few_steps: ClassVar[int | None] = None
     at_once: ClassVar[bool] = False
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.images import FRAME
+from ..data.images import FRAME, MASK
 from ..data.loader import Batch
 from ..editing.pairs import EditPairs
 from ..pipeline.denoiser import CLASS, TASK, Conditioning, build_conditioning
@@ -47,6 +47,7 @@ class Draw:
         drop_task: (B,) bool, the task token becomes null.
         noise: (B, C, H, W) standard normal, for the tasks' `condition`.
         counts: (T,) samples of each task in the whole global batch.
+        from_data: (B,) bool, the hole is a mask of the dataset; None: it has none.
         pairs: (B) edits by a teacher, for the samples of edit; None: edit learns from the images.
     """
 
@@ -56,6 +57,7 @@ class Draw:
     noise: Tensor
     counts: Tensor
     pairs: EditPairs | None
+    from_data: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> "Draw":
         choice = Choice(*(getattr(self.choice, f.name)[rows] for f in fields(Choice)))
@@ -66,6 +68,7 @@ class Draw:
             self.noise[rows],
             self.counts,
             None if self.pairs is None else self.pairs[rows],
+            None if self.from_data is None else self.from_data[rows],
         )
 
 
@@ -78,6 +81,7 @@ class Mixture:
         proportions: (T,) shares of the samples, positive.
         vocabulary: the ids of the tokens.
         images: their format.
+        dataset_holes: share of the samples whose hole is a mask of the dataset.
         class_dropout, task_dropout: probabilities in [0, 1) that the token is dropped.
         pairs: whole edits by a teacher, which the edit task then learns; None: it learns to
             restore degraded images.
@@ -90,6 +94,7 @@ class Mixture:
     class_dropout: float
     task_dropout: float
     pairs: EditPairs | None = None
+    dataset_holes: float = 0.0
 
     def draw(self, seed: int, step: int, batch_size: int, device: torch.device) -> Draw:
         """Draws for a whole global batch, from the key (seed, step)."""
@@ -111,6 +116,10 @@ class Mixture:
         pairs = None
         if self.pairs is not None:
             pairs = self.pairs.draw(batch_size, generator(seed, step, "pairs", device=device))
+        from_data = None
+        if self.dataset_holes:
+            random = generator(seed, step, "dataset holes", device=device)
+            from_data = torch.rand(batch_size, generator=random, device=device) < self.dataset_holes
         return Draw(
             task=task,
             choice=choice,
@@ -118,6 +127,7 @@ class Mixture:
             noise=noise,
             counts=to_device(counts, device),
             pairs=pairs,
+            from_data=from_data,
         )
 
     def condition(self, batch: Batch, draw: Draw) -> tuple[Tensor, Conditioning]:
@@ -138,10 +148,10 @@ class Mixture:
             if draw.pairs is not None and task.name == Edit.name:
                 target, hint, label = of_pairs(draw.pairs[rows], self.images)
             else:
-                target, label = images[rows], labels[rows]
-                hint = task.condition(
-                    target, choice.mask[rows], choice.strength[rows], draw.noise[rows]
-                )
+                target, label, mask = images[rows], labels[rows], choice.mask[rows]
+                if task.holes_from_data and draw.from_data is not None:
+                    mask = holes(mask, batch.layers[MASK][rows], draw.from_data[rows])
+                hint = task.condition(target, mask, choice.strength[rows], draw.noise[rows])
                 if frame is not None:
                     hint = hint.within(frame[rows], target)
             targets.append(target)
@@ -161,6 +171,17 @@ class Mixture:
             return dropped
         is_pair = torch.tensor([task.name == Edit.name for task in self.tasks])[draw.task]
         return dropped & ~to_device(is_pair, dropped.device)
+
+
+def holes(drawn: Tensor, region: Tensor, from_data: Tensor) -> Tensor:
+    """(n, 1, H, W) the region where it is asked for, if that is a hole: not empty, nor everything.
+
+    Args:
+        drawn: (n, 1, H, W) in {0, 1}. region: alike, uint8. from_data: (n,) bool.
+    """
+    share = region.float().mean((1, 2, 3))
+    taken = from_data & (share > 0) & (share < 1)
+    return torch.where(taken[:, None, None, None], region.to(drawn.dtype), drawn)
 
 
 def of_pairs(pairs: EditPairs, images: ImageFormat) -> tuple[Tensor, Hint, Tensor]:

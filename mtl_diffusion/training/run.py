@@ -194,6 +194,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
             proportions=tuple(config.shares.values()),
             vocabulary=vocabulary,
             images=images,
+            dataset_holes=config.dataset_holes if config.mask_column else 0.0,
             class_dropout=config.class_dropout,
             task_dropout=config.task_dropout,
         ),

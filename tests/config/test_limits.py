@@ -47,7 +47,7 @@ RANGES = {
     "learning_rate adam_epsilon max_grad_norm": ["0", "-1"],
     "max_train_minutes": ["0", "-1", "1e300"],
     "dropout adam_beta1 adam_beta2": ["-0.1", "1"],
-    "class_dropout task_dropout": ["-0.1", "1.1"],
+    "class_dropout task_dropout dataset_holes": ["-0.1", "1.1"],
     "ema_ramp lr_decay": ["0", "1.1"],
     "teacher_steps edit_pairs": ["0"],
     "tasks": ["{edit: -1}", "{edit: 1e300}"],

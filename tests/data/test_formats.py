@@ -1,6 +1,7 @@
 """Images of other channels, depths and shapes are read as they are stored."""
 
 import io
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from mtl_diffusion.config import ConfigError, TrainConfig
 from mtl_diffusion.config.command_line import checked, parse
 from mtl_diffusion.data.decode import Decoder, Encoded
-from mtl_diffusion.data.images import FRAME, data_line, load_images
+from mtl_diffusion.data.images import FRAME, MASK, data_line, load_images, load_splits
 from mtl_diffusion.data.loader import Loader
 from mtl_diffusion.pipeline.format import ImageFormat
 
@@ -203,3 +204,44 @@ def test_contradictions_are_refused(flags, fault):
 def test_a_good_rectangle():
     assert checked({"resolution": [16, 24], "attention_resolutions": [8]}).size == (16, 24)
     assert TrainConfig().size == (16, 16)
+
+
+# Masks
+
+
+def write_masks(folder, size=(8, 8)):
+    """Eight grey images, and masks that are white in as many columns as the image's grey says."""
+    rows = ["image,mask"]
+    for i in range(8):
+        mask = np.zeros(size[::-1], np.uint8)
+        mask[:, : i % 5] = 255
+        Image.new("L", (8, 8), i).save(folder / f"{i}.png")
+        Image.fromarray(mask).save(folder / f"mask{i}.png")
+        rows.append(f"{i}.png,mask{i}.png")
+    (folder / "train.csv").write_text("\n".join(rows))
+    return SimpleNamespace(
+        **{"dataset_name": str(folder), "dataset_config_name": None, "image_column": "image"},
+        **{"label_column": None, "mask_column": "mask"},
+        **{"train_split": "train", "validation_split": "test"},
+    )
+
+
+def test_masks_stay_with_their_images_and_are_drawn_for_others_as_often(tmp_path):
+    data, _ = load_splits(write_masks(tmp_path), ImageFormat(8, 8, "L"))
+    painted = data.layers[MASK].sum((1, 2, 3)) // 8
+    assert torch.equal(painted, data.images[:, 0, 0, 0].long() % 5)
+    loader, own = Loader(data, 7, seed=0, random_flip=True), []
+    for step in range(60):
+        whole = loader.batch(step)
+        cut = [loader.batch(step, rows) for rows in (slice(0, 3), slice(3, 7))]
+        assert torch.equal(torch.cat([part.layers[MASK] for part in cut]), whole.layers[MASK])
+        grey = ((whole.images[:, 0, 0, 0] + 1) * 127.5).round() % 5
+        own.append(whole.layers[MASK].sum((1, 2, 3)) // 8 == grey)
+    share = torch.cat(own).float().mean()  # half, and the others that have as many columns
+    assert 0.5 < share < 0.75
+
+
+def test_masks_of_another_size_are_refused(tmp_path):
+    config = write_masks(tmp_path, size=(16, 16))
+    with pytest.raises(ValueError, match=r"mask_column: row .* mask of 16x16 pixels, .* has 8x8"):
+        load_splits(config, ImageFormat(8, 8, "L"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mtl_diffusion.data.images import MASK
 from mtl_diffusion.data.loader import Batch
 from mtl_diffusion.editing.pairs import EditPairs
 from mtl_diffusion.pipeline import denoiser
@@ -94,6 +95,23 @@ def test_it_is_the_golden_ratio_sequence_in_whole_numbers(first):
 
 
 # --- draws and their cuts -----------------------------------------------------------------------
+
+
+def test_inpaint_takes_holes_from_the_dataset(vocabulary):
+    """For a share of its samples, unless they would be no holes; the other tasks never."""
+    plain, n = mixture(vocabulary), 400
+    mix = replace(plain, dataset_holes=0.5)
+    images, labels = sources(n)
+    region = torch.zeros(n, 1, SIZE, SIZE, dtype=torch.uint8)
+    region[: n // 2, :, 1, 1] = 1  # the others are empty
+    draw = mix.draw(0, 0, n, CPU)
+    found = mix.condition(Batch(images, labels, {MASK: region}), draw)[1].mask
+    usual = plain.condition(Batch(images, labels), plain.draw(0, 0, n, CPU))[1].mask
+    taken = (found != usual).any((1, 2, 3))
+    inpainted = draw.task == list(TASKS).index("inpaint")
+    assert torch.equal(found[taken], region[taken].float())
+    assert torch.equal(taken, inpainted & draw.from_data & (torch.arange(n) < n // 2))
+    assert within(int(draw.from_data.sum()), n, 0.5)
 
 
 def test_every_sample_has_a_choice_of_its_own_task(vocabulary):
