@@ -92,6 +92,9 @@ class TrainConfig:
     mask_column: f.Text | None = None
     """Column with a mask of each image, white in a region of interest. Then inpaint learns holes
     of these shapes, too. None: no masks."""
+    condition_columns: dict[str, f.Text] | None = None
+    """Tasks that make an image of one of another kind: the name of each, and the column of what it
+    is made of, such as {from_mask: mask}. They get their shares in tasks. None: no such task."""
     dataset_holes: f.Fraction = 0.5
     """Share of the samples of inpaint, 0 to 1, whose hole is a mask of mask_column: that of the
     image, or as often that of another one."""

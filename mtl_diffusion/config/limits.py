@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
 from .fields import TrainConfig, show, suggestion
@@ -16,7 +16,7 @@ Faults = Iterator[tuple[str, str]]
 
 
 def faults(
-    config: TrainConfig, known_tasks: Collection[str], wrong: Collection[str] = ()
+    config: TrainConfig, known_tasks: Sequence[str], wrong: Collection[str] = ()
 ) -> list[str]:
     """A line for each field that contradicts others.
 
@@ -25,7 +25,7 @@ def faults(
     """
     wrong, lines = {*wrong}, []
     checks = (
-        _data(config),
+        _data(config, known_tasks),
         _images(config),
         _model(config),
         _tasks(config, known_tasks),
@@ -39,12 +39,22 @@ def faults(
     return lines
 
 
-def _data(c: TrainConfig) -> Faults:
+def _data(c: TrainConfig, known_tasks: Sequence[str]) -> Faults:
     if c.streaming and c.dataset_name == "shapes":
         yield "streaming dataset_name", 'must be false: "shapes" is drawn in memory'
     if c.streaming and c.mask_column is not None:
         what = "must be null, or set streaming to false: a stream has no masks of other images"
         yield "mask_column streaming", what
+    conditions = c.condition_columns or {}
+    if c.streaming and conditions:
+        yield "condition_columns streaming", "must be null, or set streaming to false"
+    if odd := [name for name in conditions if not (name.isidentifier() and name.islower())]:
+        what = f"{listed(odd)} must be lower-case letters, digits and _, such as from_mask"
+        yield "condition_columns", what
+    elif taken := [name for name in conditions if known_tasks.count(name) > 1]:
+        yield "condition_columns", f"{listed(taken)} is a task already; give another name"
+    elif missing := [name for name in conditions if name not in c.shares]:
+        yield "condition_columns tasks", f"must have a share in tasks for each of {listed(missing)}"
     if c.mask_column is not None and "inpaint" not in c.shares:
         yield "mask_column tasks", "must be null, or give inpaint a share of tasks"
     for name in ("train_split", "validation_split"):

@@ -1,5 +1,6 @@
 """Rows of a dataset: the columns of images and labels, and the classes."""
 
+import dataclasses
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,18 @@ class Columns:
     Attributes:
         image, label: as `find_image_column` and `find_label_column` take them.
         mask: of images whose white is a region, or None.
+        conditions: task -> column of the images that it makes ours of.
     """
 
     image: str | None = None
     label: str | None = None
     mask: str | None = None
+    conditions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def others(self) -> set[str | None]:
+        """The columns of images besides that of the images themselves."""
+        return {self.mask, *self.conditions.values()}
 
 
 @dataclass(frozen=True)

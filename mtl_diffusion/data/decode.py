@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import datasets
 import fsspec
@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from datasets.utils import tqdm
 from PIL import ExifTags, Image, UnidentifiedImageError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ..pipeline.format import MODES, ImageFormat
 from ..pipeline.rgb import read_rgb
@@ -113,7 +111,8 @@ class Facts:
     Attributes:
         count: images in all.
         fitted: had another shape, and were cropped, padded or stretched.
-        grey, clear, deep: have one colour channel; some transparency; more than 8 bits.
+        grey, clear, deep, labels: have one colour channel; some transparency; more than 8 bits; a
+            palette.
         peak: the largest number of those of more than 8 bits, 0 without them.
     """
 
@@ -122,6 +121,7 @@ class Facts:
     grey: int = 0
     clear: int = 0
     deep: int = 0
+    labels: int = 0
     peak: int = 0
 
     def __add__(self, other: "Facts") -> "Facts":
@@ -150,10 +150,11 @@ class Decoder:
     Args:
         images: the format that they are to have.
         threads: number of threads.
-        nearest: resize without mixing pixels, as masks and maps of labels need it.
+        nearest: resize without mixing pixels, as masks need it. None: where there is a palette, as
+            maps of labels have it.
     """
 
-    def __init__(self, images: ImageFormat, threads: int, nearest: bool = False):
+    def __init__(self, images: ImageFormat, threads: int, nearest: bool | None = False):
         self.images = images
         self.threads = threads
         self.nearest = nearest
@@ -207,7 +208,7 @@ def decode_rows(
     form: ImageFormat,
     threads: int,
     digests: Sequence[bytes],
-    nearest: bool = False,
+    nearest: bool | None = False,
     field: str = "image_column",
 ) -> Decoded:
     """The images of `column`, from the cache if these were decoded before.
@@ -221,11 +222,11 @@ def decode_rows(
     digest = hashlib.sha256(f"{_DECODING} {form} {nearest}".encode())
     digest.update(b"".join(digests))
     folder = Path(datasets.config.HF_DATASETS_CACHE, "mtl_diffusion")
-    cached = folder / f"{digest.hexdigest()}.safetensors"
-    with suppress(OSError, ValueError, SafetensorError), safe_open(cached, "pt") as file:
-        frames = file.get_tensor("frames") if form.fit == "pad" else None
-        facts = Facts(**json.loads(file.metadata()["facts"]))
-        return Decoded(file.get_tensor("pixels"), frames, file.get_tensor("sizes"), facts)
+    cached = folder / f"{digest.hexdigest()}.npz"
+    with suppress(OSError, ValueError, EOFError, KeyError, BadZipFile), np.load(cached) as file:
+        frames = torch.from_numpy(file["frames"]) if form.fit == "pad" else None
+        pixels, sizes = torch.from_numpy(file["pixels"]), torch.from_numpy(file["sizes"])
+        return Decoded(pixels, frames, sizes, Facts(*file["facts"].tolist()))
     decoder, parts = Decoder(form, threads, nearest), []
     pixels = torch.empty(len(rows.table), *form.shape, dtype=getattr(torch, form.dtype))
     start = 0
@@ -240,11 +241,16 @@ def decode_rows(
     check_depth(facts, form, rows.words)
     frames = torch.cat([part.frames for part in parts]) if form.fit == "pad" else None
     sizes = torch.cat([part.sizes for part in parts])
-    tensors = {"pixels": pixels, "sizes": sizes} | ({} if frames is None else {"frames": frames})
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with replaced_file(cached) as part:
-            save_file(tensors, part, {"facts": json.dumps(asdict(facts))})
+        arrays = {
+            "pixels": pixels.numpy(),
+            "sizes": sizes.numpy(),
+            "facts": [*asdict(facts).values()],
+        }
+        arrays |= {} if frames is None else {"frames": frames.numpy()}
+        with replaced_file(cached) as part, part.open("wb") as file:
+            np.savez(file, **arrays)
     except OSError as error:
         logger.warning("the decoded images are not kept for the next run: %s", error)
     return Decoded(pixels, frames, sizes, facts)
@@ -285,7 +291,7 @@ def check_depth(facts: Facts, form: ImageFormat, split: str) -> None:
 
 
 def decode(
-    encoded: Encoded, form: ImageFormat, nearest: bool = False
+    encoded: Encoded, form: ImageFormat, nearest: bool | None = False
 ) -> tuple[np.ndarray, tuple[slice, slice], tuple[int, int], Facts]:
     """An image (H, W, C) as it is stored; where it is not padding; the size of its file; and facts.
 
@@ -298,6 +304,7 @@ def decode(
     """
     bands, facts = read(encoded, form)
     place = placed(bands[0].size, form)
+    nearest = bool(facts.labels) if nearest is None else nearest
     pixels = to_pixels([fitted(band, place, form, nearest) for band in bands], form)
     left, top, width, height = *place.corner, *place.size
     inside = slice(top, top + height), slice(left, left + width)
@@ -337,6 +344,7 @@ def read(encoded: Encoded, form: ImageFormat) -> tuple[list[Image.Image], Facts]
                 1,
                 grey=int(image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")),
                 clear=int(image.has_transparency_data),
+                labels=int(image.mode == "P"),
                 deep=int(peak > 0),
                 peak=peak,
             )

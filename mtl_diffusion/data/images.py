@@ -23,9 +23,15 @@ from .columns import (
 from .decode import Decoded, Facts, decode_rows, digests_of
 from .source import Source, explained, open_source
 
+CONDITIONS = "condition_columns"  # a field of the configuration
 MASK = "mask"  # the layer of a region of interest: (N, 1, H, W) uint8 in {0, 1}
 FRAME = "frame"  # the layer that is 0 in padding and 1 inside the image: (N, 1, H, W) uint8
 TEST = "test"  # the split that a dataset without it gives a tenth of its only one for
+
+
+def condition_of(task: str) -> str:
+    """The name of the layer that a task makes the images of: (N, C, H, W), stored as they are."""
+    return f"condition of {task}"
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class ImageDataset:
         fingerprint: 16 hex digits of the sha256 of the pixels, labels and names. It tells data
             apart, not files: the same pixels from another folder or machine have the same one.
         format: of the images.
-        layers: further pixels (N, ., H, W) of each image, by name: `FRAME`, `MASK`.
+        layers: further pixels (N, ., H, W) of each image, by name: `FRAME`, `MASK`, and
+            `condition_of` each task.
         facts: how many of the images were fitted, and the like.
         where: words for the dataset. split: words for the split.
         copies: how many of the images are in the split that is trained on, too.
@@ -94,6 +101,13 @@ class ImageDataset:
             rows, columns = (frame.amax(axis).nonzero()[:, 0] for axis in (1, 0))
             cuts.append(image[:, rows][:, :, columns])
         return cuts
+
+    @property
+    def conditions(self) -> dict[str, torch.Tensor]:
+        """Task -> the images of another kind that it makes these of, stored as these are."""
+        start = condition_of("")
+        named = {k.removeprefix(start): v for k, v in self.layers.items() if k.startswith(start)}
+        return named
 
     @property
     def rgb(self) -> torch.Tensor:
@@ -190,12 +204,16 @@ def load_splits(
     """
     named = (config.dataset_name, config.dataset_config_name)
     source = open_source(*named, max(form.size), config.image_column)
+    given = vars(config)  # commands have some of these fields
     columns = Columns(
-        config.image_column, config.label_column, getattr(config, "mask_column", None)
+        config.image_column,
+        config.label_column,
+        given.get("mask_column"),
+        given.get("condition_columns") or {},
     )
     splits = [getattr(config, name) for name in fields]
     if splits[0] == only_split(source.splits, splits[1]):
-        parts = _parts(source, splits[0], config.image_column, columns.mask)
+        parts = _parts(source, splits[0], config.image_column, columns.others)
     else:
         parts = [_slices(source, *pair) for pair in zip(splits, fields, strict=True)]
     (train, trained), (held_out, digests) = (_load(source, rows, columns, form) for rows in parts)
@@ -286,7 +304,7 @@ def _load(
     threads = torch.get_num_threads()
     with explained(source.name):
         features = rows.table.features
-        image_column = find_image_column(features, columns.image, [columns.mask])
+        image_column = find_image_column(features, columns.image, columns.others)
         label_column = find_label_column(features, columns.label)
         source.check_declared(label_column)
         labels, names = read_labels(source.splits, rows, label_column)
@@ -295,6 +313,10 @@ def _load(
         layers = {} if decoded.frames is None else {FRAME: decoded.frames}
         if columns.mask is not None:
             layers[MASK] = _masks(rows, columns.mask, form, decoded, threads)
+        for task, column in columns.conditions.items():
+            name = find_image_column(features, column, field=CONDITIONS)
+            how = (form, threads, digests_of(rows, name, threads), None, CONDITIONS)
+            layers[condition_of(task)] = decode_rows(rows, name, *how).pixels
     words = {"facts": decoded.facts, "where": source.where, "split": rows.words}
     return ImageDataset.of(decoded.pixels, labels, names, form, layers, **words), digests
 
@@ -326,13 +348,13 @@ def only_split(splits: Mapping[str, Any], split: str) -> str | None:
 
 
 def _parts(
-    source: Source, split: str, image_column: str | None, mask_column: str | None = None
+    source: Source, split: str, image_column: str | None, others: Collection[str | None] = ()
 ) -> list[Rows]:
     """The images of the only split that are trained on, and the tenth that is held out."""
     table, folders = source.splits[split], source.folders(split)
     whole = Rows(table, range(len(table)), split, folders)
     with explained(source.name):
-        column = find_image_column(table.features, image_column, [mask_column])
+        column = find_image_column(table.features, image_column, others)
         digests = digests_of(whole, column, torch.get_num_threads())
     last = sorted(digests)[max(1, len(digests) // 10) - 1] if digests else b""
     words = f"the rest of {split}", f"a tenth of {split}, by a fixed key"

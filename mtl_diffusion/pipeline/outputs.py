@@ -1,10 +1,27 @@
 """Reads `output_type`, and makes images of that type."""
 
+from dataclasses import dataclass
+from typing import Optional
+
 import torch
+from diffusers import ImagePipelineOutput
 from torch import Tensor
 
 from .format import ImageFormat
 from .inputs import Inputs, shown
+
+
+@dataclass
+class MultiTaskOutput(ImagePipelineOutput):
+    """What a call returns.
+
+    Attributes:
+        images: as `output_type` says.
+        class_labels: the class of each image, one that was drawn too; None for no class.
+    """
+
+    class_labels: Optional[list] = None  # noqa: UP045, the form that diffusers 0.36 can read
+
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 

@@ -9,7 +9,6 @@ pipe(task="edit", image=image, class_label="dog", strength=0.7).images[0]
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -41,10 +40,11 @@ from .inputs import (
 )
 from .loading import SelfContained
 from .noise import draw_classes, initial_latents, own_generators
-from .outputs import read_output_type, to_output
+from .outputs import MultiTaskOutput, read_output_type, to_output
 from .solver import solve
 from .task import Task
 from .tokens import NULL, Vocabulary
+from .translate import Translate
 from .upscale import Upscale
 
 # All tasks, by name. A new task is a file of its own and a line here.
@@ -65,24 +65,13 @@ TASKS: dict[str, Task] = {
 CHAINS = "_chains"  # of a model of few steps: the noise levels that each number of steps visits
 EDITS_AT_ONCE = "_edits_at_once"  # true where an edit is one evaluation
 FREQUENCIES = "_class_frequencies"  # class name -> share of the training data; NULL: without one
-LEARNED = (CHAINS, EDITS_AT_ONCE, FREQUENCIES, MARK)
+TRANSLATIONS = "_translations"  # the names of the tasks of the class Translate
+LEARNED = (CHAINS, EDITS_AT_ONCE, FREQUENCIES, MARK, TRANSLATIONS)
 # Arguments of earlier versions, and what takes their place.
 REMOVED = {
     name: "mtl_diffusion.editing.whole.whole_edit, of the package, inverts the source of an edit"
     for name in ("num_inversion_steps", "source_class")
 }
-
-
-@dataclass
-class MultiTaskOutput(ImagePipelineOutput):
-    """What a call returns.
-
-    Attributes:
-        images: as `output_type` says.
-        class_labels: the class of each image, one that was drawn too; None for no class.
-    """
-
-    class_labels: Optional[list] = None  # noqa: UP045, the form that diffusers 0.36 can read
 
 
 class MultiTaskPipeline(SelfContained, DiffusionPipeline):
@@ -142,7 +131,13 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks that this model has learned."""
-        return tuple(name for name in TASKS if name in self.vocabulary.tasks)
+        known = (*TASKS, *self.translations)
+        return tuple(name for name in known if name in self.vocabulary.tasks)
+
+    @property
+    def translations(self) -> tuple[str, ...]:
+        """Names of the tasks that make an image of one of another kind."""
+        return tuple(self.unet.config.get(TRANSLATIONS) or ())
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -173,6 +168,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
 
     def spec(self, task: str) -> Task:
         """The task as this model has learned it."""
+        if task in self.translations:
+            return Translate(task)
         at_once = task == Edit.name and self.unet.config.get(EDITS_AT_ONCE, False)
         return EditAtOnce() if at_once else TASKS[task]
 
@@ -190,7 +187,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
 
     def default_guidance_interval(self, task: str) -> tuple[float, float]:
         """guidance_interval of a task, if it is not given."""
-        return TASKS[task].default_guidance_interval
+        return self.spec(task).default_guidance_interval
 
     @property
     def guidance_scale(self) -> float:
@@ -305,7 +302,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         known = images.from_array(source.image)
         own_noise = randn_tensor(noise.shape, own, device, torch.float32)
         hint = spec.condition(known, source.mask, source.strength, own_noise)
-        hint = hint.within(source.frame, known)
+        if images.fit == "pad":
+            hint = hint.within(source.frame, known)
         conditioning = build_conditioning(hint, spec, label, self.vocabulary)
         guidance = Guidance.of(self.unet, call.scheduler, conditioning, self.vocabulary.null)
         strengths = [None] * len(noise) if source.strength is None else source.strength.tolist()

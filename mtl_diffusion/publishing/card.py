@@ -14,7 +14,7 @@ from .. import __version__
 from ..checkpoints.resume import MAY_CHANGE, SOURCES
 from ..config import TrainConfig, to_dict
 from ..pipeline.format import ImageFormat
-from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.names import on_hub
 from .results import eval_results, tables
 from .upload import signed
@@ -189,7 +189,7 @@ def snippet(pipe: MultiTaskPipeline, source: str) -> str:
     image of the others.
     """
     names = [_literal(name) for name in pipe.class_names]
-    tasks = [TASKS[task] for task in pipe.tasks]
+    tasks = [pipe.spec(task) for task in pipe.tasks]
     tasks = [task for task in tasks if names or "class_label" not in task.required]
     tasks.sort(key=lambda task: "image" in task.required)
     needed = frozenset().union(*(task.required for task in tasks))

@@ -1,20 +1,24 @@
 """Which sample gets which task, and the merged conditioning of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from ..data.images import FRAME, MASK
+from ..config import TrainConfig
+from ..data.images import FRAME, MASK, condition_of
 from ..data.loader import Batch
 from ..editing.pairs import EditPairs
 from ..pipeline.denoiser import CLASS, TASK, Conditioning, build_conditioning
 from ..pipeline.edit import Edit, EditAtOnce
 from ..pipeline.format import ImageFormat
+from ..pipeline.pipeline import TASKS, TRANSLATIONS
 from ..pipeline.task import Choice, Hint, Task
 from ..pipeline.tokens import Vocabulary
+from ..pipeline.translate import Translate
 from ..tools.rng import generator
 from ..tools.tensors import to_device
 
@@ -35,6 +39,17 @@ def assign_tasks(proportions: Sequence[float], first: int, count: int) -> Tensor
     place = (np.arange(first, first + count, dtype=np.float64) * GOLDEN) % 1
     # numpy's, because torch starts its threads for this, which took 4 ms.
     return torch.from_numpy(np.searchsorted(edges, place, side="right"))
+
+
+def task_of(name: str) -> Task:
+    """The task of a name; one that is none of the package's is of the class `Translate`."""
+    return TASKS[name] if name in TASKS else Translate(name)
+
+
+def translations(config: TrainConfig, unet: UNet2DConditionModel) -> list[str] | None:
+    """Names of the class `Translate`: those that the UNet knew, and the run's; None without any."""
+    names = [*(unet.config.get(TRANSLATIONS) or ()), *(config.condition_columns or {})]
+    return list(dict.fromkeys(names)) or None
 
 
 @dataclass(frozen=True)
@@ -151,7 +166,8 @@ class Mixture:
                 target, label, mask = images[rows], labels[rows], choice.mask[rows]
                 if task.holes_from_data and draw.from_data is not None:
                     mask = holes(mask, batch.layers[MASK][rows], draw.from_data[rows])
-                hint = task.condition(target, mask, choice.strength[rows], draw.noise[rows])
+                shown = source_of(task, batch.layers, self.images, target, rows)
+                hint = task.condition(shown, mask, choice.strength[rows], draw.noise[rows])
                 if frame is not None:
                     hint = hint.within(frame[rows], target)
             targets.append(target)
@@ -171,6 +187,15 @@ class Mixture:
             return dropped
         is_pair = torch.tensor([task.name == Edit.name for task in self.tasks])[draw.task]
         return dropped & ~to_device(is_pair, dropped.device)
+
+
+def source_of(
+    task: Task, layers: Mapping[str, Tensor], form: ImageFormat, image: Tensor, rows: Tensor
+) -> Tensor:
+    """What a task is given of some rows: the images, or those of another kind in [-1, 1]."""
+    if not isinstance(task, Translate):
+        return image
+    return form.from_stored(layers[condition_of(task.name)][rows])
 
 
 def holes(drawn: Tensor, region: Tensor, from_data: Tensor) -> Tensor:

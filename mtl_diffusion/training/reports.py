@@ -80,12 +80,19 @@ def _pictures(run: Run) -> dict[str, Image]:
     """Task -> its grid, on all processes. Each process draws every world-th task."""
     accelerator = run.accelerator
     shown = run.held_out.spread(8)
-    sources, labels = shown.arrays, shown.labels.tolist()
+    labels = shown.labels.tolist()
+    conditions = {task: replace(shown, images=layer) for task, layer in shown.conditions.items()}
     with run.pipeline() as pipe:
         pipe.set_progress_bar_config(disable=True)
         mine = pipe.tasks[accelerator.process_index :: accelerator.num_processes]
         drawn = [
-            (name, task_picture(pipe, name, sources, labels, run.config.seed)) for name in mine
+            (
+                name,
+                task_picture(
+                    pipe, name, conditions.get(name, shown).arrays, labels, run.config.seed
+                ),
+            )
+            for name in mine
         ]
     found = dict(gather_object(drawn))
     return {name: found[name] for name in pipe.tasks}

@@ -24,7 +24,13 @@ from ..data.streaming_loader import StreamingLoader
 from ..editing.pairs import EditPairs
 from ..pipeline.chains import default_chains
 from ..pipeline.edit import Edit
-from ..pipeline.pipeline import CHAINS, EDITS_AT_ONCE, FREQUENCIES, TASKS, MultiTaskPipeline
+from ..pipeline.pipeline import (
+    CHAINS,
+    EDITS_AT_ONCE,
+    FREQUENCIES,
+    TRANSLATIONS,
+    MultiTaskPipeline,
+)
 from ..pipeline.tokens import NULL, Vocabulary
 from ..tools.rng import generator
 from .alignment import Alignment
@@ -32,7 +38,7 @@ from .clock import Clock
 from .distillation import Distillation, draw_level
 from .ema import EMA
 from .losses import Objective, build_weighting, draw_sigma
-from .mixture import Mixture
+from .mixture import Mixture, task_of, translations
 from .model import (
     SCHEDULERS,
     build_scheduler,
@@ -136,11 +142,12 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     vocabulary = Vocabulary.of(tokenizer.get_vocab())
     train_data = train_data.relabelled(tuple(vocabulary.classes))
     held_out = held_out.relabelled(tuple(vocabulary.classes))
-    tasks = tuple(TASKS[name] for name in config.shares)
+    tasks = tuple(task_of(name) for name in config.shares)
 
     chains = None if teacher is None else default_chains(scheduler.config.sigma_max)
     unet.register_to_config(
         **{
+            TRANSLATIONS: translations(config, unet),
             CHAINS: chains,
             EDITS_AT_ONCE: teacher is not None and Edit.name in config.shares,
             FREQUENCIES: None,
@@ -223,7 +230,7 @@ def _data(
             f"validation_split has the classes {held_out.class_names}, train_split has "
             f"{train_data.class_names}; they must be the same"
         )
-    needing = [name for name in config.shares if "class_label" in TASKS[name].required]
+    needing = [name for name in config.shares if "class_label" in task_of(name).required]
     if needing and not train_data.class_names:
         rest = {name: share for name, share in config.tasks.items() if name not in needing}
         rest = rest or {"generate": 1.0}

@@ -16,7 +16,7 @@ from ..pipeline.task import Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
 from .losses import LEVELS, Objective, denoising_loss
-from .mixture import of_pairs
+from .mixture import of_pairs, source_of
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,9 @@ def held_out_loss(
                 )
             else:
                 target, label = images, labels
-                hint = task.condition(images, choice.mask, choice.strength, own_noise)
+                every = torch.arange(n)
+                source = source_of(task, dataset.layers, form, images, every).to(device)
+                hint = task.condition(source, choice.mask, choice.strength, own_noise)
                 if frame is not None:
                     hint = hint.within(frame[:n].to(device), images)
             conditioning = _with_task_token(

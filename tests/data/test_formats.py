@@ -193,6 +193,9 @@ def test_scaling_loses_nothing(form):
         ("--value_range=[0,1]", "value_range: .* must be null, or set image_dtype"),
         ("--value_range=[1,0]", "value_range: .* must be two numbers, the lower one first"),
         ("--image_mode=5 --shown_bands=[1,2,5]", "shown_bands: .* must be below 5"),
+        ("--condition_columns.from_map=map", "must have a share in tasks for each of from_map"),
+        ("--condition_columns.edit=map", "edit is a task already; give another name"),
+        ("--condition_columns.A=map", "A must be lower-case letters, digits and _"),
         ("--image_mode=L --tasks.colorize=1", "image_mode: found .*; must be RGB or RGBA"),
     ],
 )

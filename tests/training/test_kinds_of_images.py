@@ -9,10 +9,15 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.config.command_line import check
+from mtl_diffusion.data.images import load_splits
+from mtl_diffusion.data.loader import Batch
 from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.format import ImageFormat
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+from mtl_diffusion.pipeline.translate import Translate
+from mtl_diffusion.training.mixture import Mixture
 
 RANDOM = np.random.default_rng(0)
 # How each kind of data is given, and the format of the model that learns it.
@@ -33,6 +38,16 @@ KINDS = {
         "float32",
         "npy",
     ),
+    "pairs": (
+        {
+            "resolution": [8, 16],
+            "image_column": "image",
+            "condition_columns": {"from_map": "map"},
+        },
+        (8, 16, 3),
+        "uint8",
+        "png",
+    ),
     "padded": ({"image_mode": "L", "image_fit": "pad"}, (8, 4), "uint8", "png"),
 }
 
@@ -42,9 +57,26 @@ def numbers(shape, dtype, fields) -> np.ndarray:
     return RANDOM.uniform(low, high, shape).astype(dtype)
 
 
+def write_pairs(folder: Path) -> Path:
+    """Images in tables, with maps of two colours in a palette, twice as large."""
+    folder.mkdir()
+    for split, count in (("train", 10), ("test", 6)):
+        rows = ["image,map,label"]
+        for i in range(count):
+            Image.fromarray(numbers((8, 16, 3), "uint8", {})).save(folder / f"{split}{i}.png")
+            labels = Image.fromarray(RANDOM.integers(0, 2, (16, 32), np.uint8), "P")
+            labels.putpalette([255, 0, 0, 0, 0, 255])
+            labels.save(folder / f"{split}-map{i}.png")
+            rows.append(f"{split}{i}.png,{split}-map{i}.png,{('left', 'right')[i % 2]}")
+        (folder / f"{split}.csv").write_text("\n".join(rows))
+    return folder
+
+
 def write(folder: Path, kind: str) -> Path:
     """Two classes of images of a kind, with a split to hold out."""
     fields, shape, dtype, suffix = KINDS[kind]
+    if kind == "pairs":
+        return write_pairs(folder)
     for split, count in (("train", 5), ("test", 3)):
         for i in range(2 * count):
             path = folder / split / ("left", "right")[i % 2] / f"{i}.{suffix}"
@@ -66,6 +98,7 @@ def trained(request, base, tmp_path_factory):
     fields = KINDS[kind][0]
     tasks = {"generate": 1.0, "inpaint": 1.0, "edit": 1.0, "upscale": 1.0}
     tasks |= {"colorize": 1.0} if kind == "alpha" else {}
+    tasks |= dict.fromkeys(fields.get("condition_columns", {}), 1.0)
     config = replace(
         base,
         dataset_name=str(write(folder / "data", kind)),
@@ -87,7 +120,9 @@ def test_a_model_returns_what_it_was_given_where_nothing_is_painted(trained):
     pipe = MultiTaskPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     form = pipe.format
-    assert form.fit == fields.get("image_fit", "crop") and form.mode == fields["image_mode"]
+    assert form.fit == fields.get("image_fit", "crop") and form.mode == fields.get(
+        "image_mode", "RGB"
+    )
     array = numbers(shape, dtype, fields)
     mask = np.zeros(shape[:2], bool)
     mask[:, :2] = True
@@ -128,8 +163,40 @@ def test_every_task_draws_images_of_the_format_where_this_package_is_not_needed(
     pictures = {path.name for path in folder.parent.glob("validation/*.png")}
     assert {f"step-2-{task}.png" for task in pipe.tasks} <= pictures
     assert (folder / "gallery.png").exists()
-    words = "5 bands" if "bands" in kind else f"mode {fields['image_mode']}, {dtype}"
+    words = "5 bands" if "bands" in kind else f"mode {fields.get('image_mode')}, {dtype}"
+    words = "16x8 pixels" if kind == "pairs" else words
     assert words in (folder / "README.md").read_text()
+
+
+def test_an_image_is_made_of_one_of_another_kind(trained):
+    """The network is shown the condition, whose labels were not mixed, and not the image."""
+    kind, folder = trained
+    if kind != "pairs":
+        pytest.skip("of the pairs")
+    pipe = MultiTaskPipeline.from_pretrained(folder)
+    assert pipe.translations == ("from_map",) and pipe.tasks[-1] == "from_map"
+    data = folder.parents[1] / "data"
+    form = pipe.format
+    config = replace(TrainConfig(), dataset_name=str(data), **KINDS[kind][0])
+    _, held_out = load_splits(config, form)
+    layer = held_out.conditions["from_map"]
+    assert set(map(tuple, layer.permute(0, 2, 3, 1).reshape(-1, 3).tolist())) == {
+        (255, 0, 0),
+        (0, 0, 255),
+    }
+    mix = Mixture((Translate("from_map"),), (1.0,), pipe.vocabulary, form, 0.0, 0.0)
+    images = form.from_stored(held_out.images)
+    batch = Batch(images, held_out.labels, held_out.layers)
+    target, conditioning = mix.condition(batch, mix.draw(0, 0, len(images), torch.device("cpu")))
+    kept = mix.draw(0, 0, len(images), torch.device("cpu")).choice.drop_image.logical_not()
+    assert torch.equal(target, images) and (conditioning.mask == 1).all()
+    assert torch.equal(conditioning.image[kept], form.from_stored(layer)[kept])
+    call = {"task": "from_map", "class_label": "left", "num_inference_steps": 2}
+    drawn = [
+        pipe(image=form.stored_as_array(layer[i]), generator=torch.manual_seed(0), **call).images[0]
+        for i in (0, 1)
+    ]
+    assert drawn[0].tobytes() != drawn[1].tobytes() and drawn[0].size == (16, 8)
 
 
 def test_the_padding_of_an_image_is_cut_off_again_and_has_no_loss(trained):
