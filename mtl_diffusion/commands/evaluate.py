@@ -36,7 +36,10 @@ def parse() -> tuple[argparse.Namespace, Settings]:
     flags.add(parser, "dataset_name", "dataset_config_name", dataset_name={"default": "shapes"})
     flags.add(parser, "train_split", "validation_split", "image_column", "label_column")
     add("--mask_column", help="masks of the images: one more kind of hole, dataset")
-    add("--parts", nargs="+", help="generate, likelihood, inpaint, edit; default: all that apply")
+    pairs = "the columns that a model makes images of, each as from_map=map"
+    add("--condition_columns", nargs="+", type=_pair, default=[], help=pairs)
+    parts = "generate, likelihood, inpaint, edit, translate; default: all that apply"
+    add("--parts", nargs="+", help=parts)
     add("--at_least", type=float, help="fail if a task's class accuracy is below this share")
     add("--preset", choices=list(PRESETS), default="standard", help="how much is measured")
     flags.add(parser, "output_dir", "device")
@@ -45,12 +48,20 @@ def parse() -> tuple[argparse.Namespace, Settings]:
         text = f"{field.description} ({json.dumps(field.default)})".replace("%", "%%")
         group.add_argument(f"--{name}", type=flags.value, default=argparse.SUPPRESS, help=text)
     args = parser.parse_args()
+    args.condition_columns = dict(args.condition_columns)
     given = {name: value for name, value in vars(args).items() if name in Settings.model_fields}
     try:
         return args, Settings(**{**vars(PRESETS[args.preset]), **given})
     except ValidationError as error:
         faults = error.errors()
         parser.error("; ".join(f"{e['loc'][0]} is {e['input']!r}: {e['msg']}" for e in faults))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    task, equals, column = text.partition("=")
+    if not (task and equals and column):
+        raise argparse.ArgumentTypeError(f"{text!r} is not TASK=COLUMN")
+    return task, column
 
 
 def main() -> None:

@@ -22,8 +22,11 @@ from .inpaint import Inpaint
 from .likelihood import Likelihood
 from .parts import Context, Part
 from .settings import Settings
+from .translate import Translate
 
-PARTS: dict[str, type[Part]] = {part.name: part for part in (Generate, Likelihood, Inpaint, Edit)}
+PARTS: dict[str, type[Part]] = {
+    part.name: part for part in (Generate, Likelihood, Inpaint, Edit, Translate)
+}
 # The figures of a summary.
 SAMPLES = ("frechet_distance_to_train", "precision", "recall", "class_accuracy")
 SAMPLES += ("radial_power_largest_difference", "radial_power_largest_difference_by_class")
@@ -35,6 +38,7 @@ EQUAL = ("ssim_to_source", "feature_distance", "strength", "largest_share", "gui
 def parts_for(pipe: MultiTaskPipeline) -> list[str]:
     """The parts of the scorecard that a model can have, by its tasks and classes."""
     possible = {name for name, part in PARTS.items() if part.task in pipe.tasks}
+    possible |= {Translate.name} if pipe.translations else set()
     # A model of few steps is no denoiser at other noise levels than its own, and floats that were
     # measured have no bins.
     if pipe.chains is not None or pipe.format.dtype == "float32":

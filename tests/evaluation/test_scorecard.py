@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import EDMEulerScheduler
 
-from mtl_diffusion.data.images import ImageDataset
+from mtl_diffusion.data.images import ImageDataset, condition_of
 from mtl_diffusion.evaluation.bulk import Drawn, evaluations_of
 from mtl_diffusion.evaluation.edit import Edit, pairs
 from mtl_diffusion.evaluation.evaluate import context, parts_for
@@ -16,6 +16,7 @@ from mtl_diffusion.evaluation.generate import Generate, memorisation
 from mtl_diffusion.evaluation.inpaint import Inpaint
 from mtl_diffusion.evaluation.parts import Context, mean
 from mtl_diffusion.evaluation.settings import Settings
+from mtl_diffusion.evaluation.translate import Translate
 from mtl_diffusion.pipeline.chains import default_chains
 from mtl_diffusion.pipeline.format import ImageFormat
 from mtl_diffusion.pipeline.masks import MASKS
@@ -55,6 +56,7 @@ def given(tmp_path):
         pipe=SimpleNamespace(
             class_names=NAMES,
             tasks=("inpaint", "edit"),
+            translations=("from_map",),
             chains=None,
             format=ImageFormat.square(16),
             device=torch.device("cpu"),
@@ -209,14 +211,36 @@ def test_other_classes_are_refused(given):
 
 
 def test_a_model_without_edit_has_no_edit_part():
-    def pipe(*tasks, classes=NAMES):
+    def pipe(*tasks, classes=NAMES, translations=()):
         return SimpleNamespace(
-            format=ImageFormat.square(16), tasks=tasks, class_names=classes, chains=None
+            format=ImageFormat.square(16),
+            tasks=tasks,
+            class_names=classes,
+            chains=None,
+            translations=translations,
         )
 
     assert parts_for(pipe("generate", "inpaint")) == ["generate", "likelihood", "inpaint"]
     assert parts_for(pipe("edit")) == ["edit"]
     assert parts_for(pipe("edit", classes=("one",))) == []
+    assert parts_for(pipe("from_map", translations=("from_map",))) == ["translate"]
+
+
+def test_answers_are_compared_with_the_true_images_of_their_conditions(given, tmp_path):
+    layer = 255 - given.test.images
+    test = replace(given.test, layers={condition_of("from_map"): layer})
+    part = Translate(replace(given, test=test))
+    (job,) = part.jobs()
+    rows = range(3, 5)
+    assert torch.equal(job.each(rows)["image"], layer[3:5]) and job.same["task"] == "from_map"
+
+    def figures(answers):
+        return part.score({job.name: Drawn(answers, {"evaluations": 18.0})}, tmp_path)["from_map"]
+
+    right, wrong = (figures(images[: part.count]) for images in (test.images, layer))
+    assert right["psnr"] == pytest.approx(54.15, abs=0.01) and right["ssim"] == pytest.approx(1)
+    assert right["feature_distance"] == pytest.approx(0, abs=1e-6) and right["n"] == part.count
+    assert wrong["psnr"] < 10 and (tmp_path / "from_map.png").exists()
 
 
 def test_a_model_of_few_steps_has_its_own_steps_and_no_other_solver(given, build_pipe):
