@@ -35,11 +35,10 @@ def low_pass(image: Tensor, std: Tensor) -> Tensor:
     return torch.einsum("bij,bcjk,blk->bcil", kernel, image, kernel)
 
 
-def noise_level(strength: float) -> float:
+def noise_level(strength: Tensor) -> Tensor:
     """Noise of the degradation as a multiple of its signal, in units of image values; inf at 1."""
-    if strength >= 1:
-        return math.inf
-    return SIGMA_DATA * math.tan(math.pi / 2 * strength**2)
+    depth = strength.square()
+    return torch.where(depth < 1, SIGMA_DATA * torch.tan(math.pi / 2 * depth), math.inf)
 
 
 def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:

@@ -299,8 +299,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         hint = spec.condition(known, source.mask, source.strength, own_noise)
         conditioning = build_conditioning(hint, spec, label, self.vocabulary)
         guidance = Guidance.of(self.unet, call.scheduler, conditioning, self.vocabulary.null)
-        strengths = [None] * len(noise) if source.strength is None else source.strength.tolist()
-        start = [spec.start(strength) for strength in strengths]
+        start = spec.start(source.strength)
+        start = start.tolist() if isinstance(start, Tensor) else [start] * len(noise)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._running[id(call)] = call
         try:
