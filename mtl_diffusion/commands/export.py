@@ -6,12 +6,7 @@ Each file has its inputs, their ranges and the names of the classes in its metad
 onnxruntime does, without Python too. `pip install 'mtl_diffusion[onnx]'` brings what this needs.
 """
 
-import importlib.util
-import sys
-
 from mtl_diffusion.tools import flags
-
-NEEDED = ("onnx", "onnxscript")  # by torch.onnx.export
 
 
 def main() -> None:
@@ -24,7 +19,7 @@ def main() -> None:
     add("--half", action="store_true", help="round the weights to float16, in half the bytes")
     flags.add(parser, "output_dir")
     args = parser.parse_args()
-    check_installed("export")
+    flags.check_installed("onnx", "onnx", "onnxscript")
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
@@ -37,9 +32,3 @@ def main() -> None:
         facts = export_onnx(pipe, args.output_dir, name=args.pipeline, **options)
     names = ", ".join(f"{task}.onnx" for task in facts["tasks"])
     print(f"{names} and their weights, {facts['bytes'] / 1e6:.1f} MB, are in {args.output_dir}")
-
-
-def check_installed(command: str) -> None:
-    """Ends the command where a package of the extra is missing."""
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        sys.exit(f"{command}: {', '.join(missing)} is missing; pip install 'mtl_diffusion[onnx]'")

@@ -18,7 +18,6 @@ from argparse import Namespace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mtl_diffusion.commands.export import check_installed
 from mtl_diffusion.tools import flags
 
 TO_SPACE = Path()  # of --static without a folder
@@ -65,7 +64,7 @@ def parse() -> Namespace:
 def main() -> None:
     args = parse()
     if args.static:
-        check_installed("publish")
+        flags.check_installed("onnx", "onnx", "onnxscript")
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from mtl_diffusion.publishing.space import push_space

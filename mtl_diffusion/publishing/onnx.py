@@ -20,123 +20,15 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from .. import __version__
-from ..pipeline.chains import karras_levels
-from ..pipeline.denoiser import Guidance, build_conditioning
-from ..pipeline.outputs import to_output
 from ..pipeline.parts import plain_unet
 from ..pipeline.pipeline import MultiTaskPipeline
-from ..pipeline.solver import from_level, initial, step_down
 from ..tools.files import replaced_folder
+from .graph import DOMAIN, GUIDANCE, INPUTS, UNET, Graph
 
 OPSET = 20
 WEIGHTS, FACTS = "weights.bin", "model.json"
 LICENCE = "apache-2.0"  # that of a model card
-DOMAIN, UNET = "mtl_diffusion", "UNet"  # the function
 ALIGNED = 64  # bytes, of the weights in their file
-# Argument of a task -> name of the graph's input, and what it takes.
-INPUTS = {
-    "image": ("image", "(B, C, H, W) float32 in [0, 1]"),
-    "mask_image": ("mask", "(B, 1, H, W) float32 in {0, 1}: 1 is painted, 0 is kept"),
-    "class_label": ("class", "(B,) int64, a place in class_names; -1 is the null class"),
-    "strength": ("strength", "(B,) float32 in [0, 1]"),
-}
-NOISE = "(B, C, H, W) float32, standard normal"
-GUIDANCE = ("guidance_scale", "image_guidance_scale", "guidance_interval")
-
-
-class Graph(nn.Module):
-    """A task of a pipeline as a function of tensors alone, for tracing.
-
-    Attributes:
-        inputs: name -> what it takes, in the order of `forward`.
-        steps: their number, or the noise levels that they start at.
-    """
-
-    def __init__(self, pipe: MultiTaskPipeline, task: str, arguments: Mapping[str, Any]):
-        """arguments: those of a call that are no input of the graph."""
-        super().__init__()
-        call = pipe._copy_for_call()
-        call._check_task(task, **{name: True for name in pipe.spec(task).required})
-        call._set_guidance(task, *map(arguments.get, GUIDANCE))
-        self.scales = call.guidance_scale, call.image_guidance_scale, call.guidance_interval
-        self.steps = call._read_steps(task, arguments.get("num_inference_steps"))
-        self.vocabulary, self.spec = pipe.vocabulary, pipe.spec(task)
-        self.scheduler = from_level(torch.inf, pipe.scheduler, self.steps, torch.device("cpu"))
-        self.sigmas = self.scheduler.sigmas.tolist()
-        if isinstance(self.scheduler, EDMEulerScheduler):
-            self.scheduler.sigmas = self.sigmas  # numbers: it compares them
-        self.shape = (pipe.unet.config.out_channels, pipe.size, pipe.size)
-        takes = self.spec.required | self.spec.optional
-        self.inputs = {"noise": NOISE} | {
-            name: what for argument, (name, what) in INPUTS.items() if argument in takes
-        }
-        if self._degrades():
-            self.inputs["condition_noise"] = f"{NOISE}; it degrades the image"
-
-    def _degrades(self) -> bool:
-        """Whether the task's condition depends on its noise."""
-        zeros, strength = torch.zeros(1, *self.shape), torch.full((1,), 0.5)
-        noise = torch.full_like(zeros, torch.nan)
-        hint = self.spec.condition(zeros, torch.ones_like(zeros[:, :1]), strength, noise)
-        return bool(hint.image.isnan().any())
-
-    def example(self) -> tuple[Tensor, ...]:
-        """Inputs of two samples, in their order."""
-        given = {"mask": torch.ones(2, 1, *self.shape[1:]), "strength": torch.full((2,), 0.5)}
-        given["class"] = torch.full((2,), -1)
-        return tuple(given.get(name, torch.full((2, *self.shape), 0.5)) for name in self.inputs)
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1], as those of `MultiTaskPipeline.__call__`."""
-        given = dict(zip(self.inputs, tensors, strict=True))
-        noise = given["noise"]
-        image = given.get("image", torch.zeros_like(noise))
-        mask = (given.get("mask", torch.ones_like(noise[:, :1])) >= 0.5).float()
-        label = given.get("class", torch.full_like(noise[:, 0, 0, 0], -1, dtype=torch.int64))
-        own_noise = given.get("condition_noise", torch.zeros_like(noise))
-        source = 2 * image - 1
-        hint = self.spec.condition(source, mask, given.get("strength"), own_noise)
-        conditioning = build_conditioning(hint, self.spec, label, self.vocabulary)
-        guidance = Guidance.of(
-            _Call(self.shape[0]), self.scheduler, conditioning, self.vocabulary.null
-        )
-        # The state of a call: a graph is traced several times.
-        scheduler, sigmas = copy.copy(self.scheduler), self.sigmas
-        vars(scheduler).update({k: [*v] for k, v in vars(scheduler).items() if isinstance(v, list)})
-        few, hole, first = isinstance(self.steps, list), hint.mask > 0, None
-        start = self.spec.start(given.get("strength"))
-        if isinstance(start, Tensor):  # each sample has its own
-            start = start[:, None, None, None]
-            hole = hole & (start >= scheduler.config.sigma_max)
-            if few:  # it is one of the levels, where the sample joins the others
-                first = sum((level >= start).long() for level in self.steps[1:])
-            else:
-                low, high = scheduler.config.sigma_min, scheduler.config.sigma_max
-                levels = karras_levels(start.clamp(2 * low, high), self.steps, scheduler.config)
-                last = torch.full_like(levels[:1], sigmas[-1])
-                scheduler.sigmas = sigmas = torch.cat([levels, last])
-        denoiser, parts = guidance.denoiser(*self.scales), (source, noise, hint.image, hole)
-        x = initial(*parts, sigmas[0], few)
-        for i in range(len(self.sigmas) - 1):
-            if first is not None and i:
-                x = torch.where(first == i, initial(*parts, sigmas[i], few), x)
-            x = step_down(denoiser, scheduler, i, sigmas, x, source, noise, hint.mask)
-        return to_output(x, hint.mask, image, "pt")
-
-
-class _Call:
-    """Stands for the UNet in the graph of a task."""
-
-    dtype = torch.float32
-
-    def __init__(self, channels: int):
-        self.channels = channels
-
-    def __call__(self, channels, timestep, encoder_hidden_states, class_labels, return_dict):
-        given = (channels, timestep, encoder_hidden_states, class_labels)
-        shape = (channels.shape[0], self.channels, *channels.shape[2:])
-        call = torch.onnx.ops.symbolic
-        return (call(f"{DOMAIN}::{UNET}", given, dtype=torch.float32, shape=shape, version=1),)
 
 
 class _Network(nn.Module):
@@ -194,6 +86,11 @@ def write_graphs(
             f"{given} is no setting of a graph; it has num_inference_steps, {', '.join(GUIDANCE)}, "
             "and inputs for what differs from sample to sample: leave it out"
         )
+    tasks = tasks or pipe.tasks
+    if unknown := sorted({*tasks} - {*pipe.tasks}):
+        raise ValueError(
+            f"tasks has {', '.join(unknown)}; this model knows {', '.join(pipe.tasks)}"
+        )
     pipe = _for_tracing(pipe)
     facts = {
         "name": name,
@@ -207,7 +104,7 @@ def write_graphs(
         "output": "images: (B, C, H, W) float32 in [0, 1]",
         "tasks": {},
     }
-    graphs = {task: Graph(pipe, task, arguments).eval() for task in tasks or pipe.tasks}
+    graphs = {task: Graph(pipe, task, arguments).eval() for task in tasks}
     for task, graph in graphs.items():
         facts["tasks"][task] = {
             "inputs": graph.inputs,
@@ -216,10 +113,10 @@ def write_graphs(
             "strength": graph.spec.default_strength,
             "draws_class": graph.spec.draws_class,
         }
+    models = {task: _trace_task(graph) for task, graph in graphs.items()}
     function, weights = _trace_unet(pipe.unet)
     stored = _store(weights, folder / WEIGHTS, half)
-    for task, graph in graphs.items():
-        model = _trace_task(graph)
+    for task, model in models.items():
         _link(model, function, stored)
         own = facts | facts["tasks"][task] | {"task": task}
         for key, value in own.items():
@@ -278,10 +175,10 @@ def _trace_unet(unet: nn.Module) -> tuple[ir.Function, dict[str, np.ndarray]]:
     weights, first = {}, graph[0]
     for name, value in [*graph.initializers.items()]:
         del graph.initializers[name]
-        if value.dtype == ir.DataType.FLOAT:
+        if value.dtype == ir.DataType.FLOAT and value.const_value.size > 1:
             weights[name] = value.const_value.numpy()
             graph.inputs.append(value)
-        else:  # a shape, which a runtime must know before it computes
+        else:  # a shape or a scale, which a runtime reads before it computes
             constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", value.const_value)])
             constant.outputs[0].name = name
             value.replace_all_uses_with(constant.outputs[0])

@@ -5,12 +5,15 @@ import http.server
 import json
 import os
 import re
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from chromium import open_browser
+from huggingface_hub import RepoCard
+from loopback_hub import LoopbackHub
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="it is in mtl_diffusion[onnx]")
 pytest.importorskip("onnxscript", reason="it is in mtl_diffusion[onnx]")
@@ -22,6 +25,7 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 from test_onnx import few_steps, session  # noqa: E402
 
+from mtl_diffusion.commands import publish  # noqa: E402
 from mtl_diffusion.publishing.static import PACKAGE, VERSION, write_page  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -39,8 +43,13 @@ def folder(build_pipe, tmp_path_factory):
         pytest.skip(f"set ONNXRUNTIME_WEB to the folder of the npm package {PACKAGE} {VERSION}")
     package = Path(os.environ["ONNXRUNTIME_WEB"])
     pipe = few_steps(build_pipe(tasks=("generate", "inpaint", "edit")), _edits_at_once=True)
-    target = tmp_path_factory.mktemp("static") / "page"
-    return write_page(pipe, target, name="me/tiny", onnxruntime_web=package)
+    saved, target = (tmp_path_factory.mktemp("static") / name for name in ("tiny", "page"))
+    pipe.save_pretrained(saved)
+    flags = ["--pipeline", saved, "--static", target, "--onnxruntime_web", package]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mtl-diffusion publish", *map(str, flags)])
+        publish.main()
+    return target
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +124,7 @@ def assert_same(found, wanted):
 
 def test_every_task_to_its_pixels(page, folder):
     images = results(page, "generate")
-    assert "runs by WebAssembly" in said(page, "#state") and page.title == "me/tiny"
+    assert "runs by WebAssembly" in said(page, "#state") and page.title == "tiny"
     labels = f"{FROM_PAGE} const facts = await (await fetch('model.json')).json();"
     labels += "return [0, 1, 2, 3, 4, 5, 6, 7].map((seed) => page.drawClass(seed, facts))"
     drawn = np.array(page.execute_script(labels), np.int64)
@@ -174,10 +183,23 @@ def test_the_ten_lines_of_javascript_in_the_docs(browser, folder, url):
     text = (ROOT / "docs/publishing.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"^```js\n(.*?)^```", text, re.M | re.S)
     assert len(lines.splitlines()) <= 10
-    code = f"{lines.replace('32 * 32', '8 * 8').replace('32, 32', '8, 8')}\ndocument.title = images.dims.join()"
+    lines = lines.replace("32 * 32", "8 * 8").replace("32, 32", "8, 8")
+    code = f"{lines}\ndocument.title = images.dims.join()"
     (folder / "lines.html").write_text(f'<script type="module">{code}</script>')
     browser.get(f"{url}lines.html")
     WebDriverWait(browser, SECONDS).until(lambda _: browser.title == "1,3,8,8")
+
+
+def test_a_static_space(folder, tmp_path):
+    code = "import pathlib, sys\nfrom mtl_diffusion.publishing.static import push_page\n"
+    code += "push_page(pathlib.Path(sys.argv[1]), 'me/page', model=None, private=True)"
+    with LoopbackHub() as hub:
+        done = hub.run([sys.executable, "-c", code, str(folder)], tmp_path)
+        assert done.returncode == 0, done.stderr
+        files = hub.tree("me/page", kind="space")
+    header = RepoCard(files["README.md"].decode()).data
+    assert header.sdk == "static" and header.app_file == "index.html"
+    assert {"model.json", "edit.onnx", "weights.bin", "ort/ort.wasm.min.mjs"} < set(files)
 
 
 def test_the_package_that_the_page_needs(tmp_path, build_pipe, monkeypatch):

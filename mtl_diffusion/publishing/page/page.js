@@ -32,11 +32,7 @@ export function normal(seed, count, purpose = "noise") {
 /** The place of a class, as often as the training data has it; -1 for the null class. */
 export function drawClass(seed, facts) {
   let left = uniform(seed, PURPOSES.class)();
-  const place = facts.class_names.findIndex((name) => {
-    left -= facts.class_frequencies[name] ?? 0;
-    return left < 0;
-  });
-  return place;
+  return facts.class_names.findIndex((name) => (left -= facts.class_frequencies[name] ?? 0) < 0);
 }
 
 // --- the worker -----------------------------------------------------------------------------------
@@ -54,7 +50,7 @@ function work() {
     if (!self.crossOriginIsolated) ort.env.wasm.numThreads = 1; // the server sent no headers for more
     providers = gpu ? ["webgpu", "wasm"] : ["wasm"];
     weights = await download(WEIGHTS, bytes);
-    return { runs: gpu ? "WebGPU" : `WebAssembly` };
+    return { runs: gpu ? "WebGPU" : "WebAssembly" };
   }
 
   async function download(name, bytes) {
@@ -119,7 +115,8 @@ function hire(onProgress) {
 
 /** Pixels of a canvas as (C, H, W); of one channel: their luminance. */
 export function readPixels(canvas, channels) {
-  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
   const count = canvas.width * canvas.height;
   const pixels = new Float32Array(channels * count);
   for (let i = 0; i < count; i++) {
@@ -192,7 +189,7 @@ class Brush {
     };
     this.canvas.onpointerup = () => this.onStroke();
     this.canvas.onkeydown = (event) => this.key(event);
-    this.canvas.onfocus = this.canvas.onblur = () => this.show();
+    this.canvas.onfocus = this.canvas.onblur = () => this.show(); // its cursor
   }
 
   get empty() {
@@ -201,8 +198,8 @@ class Brush {
 
   place({ clientX, clientY }) {
     const box = this.canvas.getBoundingClientRect();
-    const share = [(clientX - box.left) / box.width, (clientY - box.top) / box.height];
-    return share.map((part) => part * this.size);
+    const scale = this.size / box.width;
+    return [(clientX - box.left) * scale, (clientY - box.top) * scale];
   }
 
   paint([x, y]) {
@@ -224,12 +221,9 @@ class Brush {
     this.show();
   }
 
-  clear() {
-    this.mask.fill(0);
-    this.show();
-  }
-
-  show() {
+  /** Shows the mask, filled with a value before if one is given. */
+  show(value) {
+    if (value !== undefined) this.mask.fill(value);
     const context = this.canvas.getContext("2d");
     context.clearRect(0, 0, this.size, this.size);
     context.fillStyle = "#ff3d81";
@@ -250,7 +244,7 @@ class Panel {
     this.needs = (name) => this.spec.required.includes(name);
     this.count = this.takes("strength") ? 1 : this.takes("image") ? 4 : 8;
     this.said = element("p", { className: "said", role: "status" });
-    this.pictures = element("div", { className: `pictures ${this.count < 8 ? "few" : ""}` });
+    this.pictures = element("div", { className: `pictures of${this.count}` });
     this.actions = element("div", { className: "row actions", hidden: true });
     const right = element("div", {}, this.pictures, this.actions, this.said);
     this.section = element("section", { id: task, role: "tabpanel" }, this.controls(), right);
@@ -264,7 +258,7 @@ class Panel {
   }
 
   controls() {
-    const { facts, size } = this.app;
+    const { facts } = this.app;
     const again = () => this.draw();
     const box = element("div", { className: "controls" });
     if (this.takes("image")) box.append(...this.sourceControls());
@@ -273,14 +267,16 @@ class Panel {
       if (!this.needs("class")) names.unshift([-1, this.spec.draws_class ? "any" : "none"]);
       const options = names.map(([value, textContent]) => element("option", { value, textContent }));
       this.label = element("select", { onchange: again }, ...options);
-      box.append(element("label", {}, this.takes("image") ? "Turn it into" : "Class", this.label));
-      if (!this.needs("class")) box.lastChild.firstChild.textContent = "Class";
+      box.append(element("label", {}, this.needs("class") ? "Turn it into" : "Class", this.label));
     }
     if (this.takes("strength")) {
-      const value = this.spec.strength;
-      const range = { type: "range", min: 0, max: 1, step: 0.01, value, oninput: again };
-      this.strength = element("input", range);
-      box.append(element("label", {}, "Strength: how much may change", this.strength));
+      const shown = element("span");
+      const oninput = () => (this.tellStrength(), this.draw());
+      this.strength = element("input", { type: "range", min: 0, max: 1, step: 0.01, oninput });
+      this.strength.value = this.spec.strength;
+      this.tellStrength = () => (shown.textContent = `How much may change: ${this.strength.value}`);
+      this.tellStrength();
+      box.append(element("label", {}, shown, this.strength));
     }
     const next = () => {
       this.seed.value = Number(this.seed.value) + this.count;
@@ -320,7 +316,7 @@ class Panel {
     const oninput = () => (this.brush.radius = Number(width.value));
     const width = element("input", { type: "range", min: 0.5, max: size / 3, step: 0.5, oninput });
     width.value = this.brush.radius;
-    const clear = element("button", { textContent: "Clear", onclick: () => this.brush.clear() });
+    const clear = element("button", { textContent: "Clear", onclick: () => this.brush.show(0) });
     const row = element("div", { className: "row" }, element("label", {}, "Brush", width), clear);
     const what = this.needs("mask") ? "what is to be replaced" : "a region, or nothing to edit all of it";
     return [frame, element("p", { className: "hint", textContent: `Paint over ${what}.` }), buttons, row];
@@ -405,15 +401,12 @@ class Panel {
     let all = 0;
     for (let i = 0; i < this.count && isWanted(); i++) {
       if (!this.pictures.children[i]) this.said.textContent = "Drawing";
-      const { pixels, seconds } = await this.app.ask({
-        task: this.task,
-        inputs: this.inputs(Number(this.seed.value) + i),
-      });
+      const inputs = this.inputs(Number(this.seed.value) + i);
+      const { pixels, seconds } = await this.app.ask({ task: this.task, inputs });
       this.show(i, pixels);
       all += seconds;
-      const each = (all / (i + 1)).toFixed(2);
-      const done = i + 1 === this.count;
-      this.said.textContent = done ? `${each} s for a picture` : `${i + 1} of ${this.count}`;
+      const each = `${(all / (i + 1)).toFixed(2)} s for a picture`;
+      this.said.textContent = i + 1 === this.count ? each : `${i + 1} of ${this.count}`;
     }
   }
 
