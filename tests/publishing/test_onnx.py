@@ -18,6 +18,7 @@ from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 onnxruntime = pytest.importorskip("onnxruntime", reason="it is in mtl_diffusion[onnx]")
 pytest.importorskip("onnxscript", reason="it is in mtl_diffusion[onnx]")
 
+from mtl_diffusion.commands import export  # noqa: E402
 from mtl_diffusion.publishing import onnx  # noqa: E402
 from mtl_diffusion.publishing.onnx import FACTS, WEIGHTS, export_onnx  # noqa: E402
 
@@ -40,7 +41,7 @@ def exported(build_pipe, tmp_path_factory):
     """Kind of model -> pipeline and folder."""
     pipes = {
         "few": (few_steps(build_pipe()), {}),
-        "at once": (few_steps(build_pipe(), _edits_at_once=True), {"tasks": ["edit"]}),
+        "at once": (few_steps(build_pipe(), _edits_at_once=True), {}),
         "many": (build_pipe(), {"tasks": ["generate", "edit"], "num_inference_steps": STEPS}),
     }
     folder, unets = tmp_path_factory.mktemp("onnx"), []
@@ -53,7 +54,13 @@ def exported(build_pipe, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx, "_trace_unet", trace_once)
         for kind, (pipe, options) in pipes.items():
-            export_onnx(pipe, folder / kind, name="tiny", **options)
+            if kind == "at once":  # by the command
+                pipe.save_pretrained(folder / "saved")
+                flags = ["--pipeline", folder / "saved", "--output_dir", folder / kind]
+                patch.setattr("sys.argv", ["export", *map(str, flags), "--tasks", "edit"])
+                export.main()
+            else:
+                export_onnx(pipe, folder / kind, name="tiny", **options)
     return {kind: (pipe, folder / kind) for kind, (pipe, _) in pipes.items()}
 
 
@@ -152,7 +159,7 @@ def test_a_folder_of_something_else_is_left_alone(pipe, tmp_path):
 def test_the_ten_lines_of_python_in_the_docs(exported, tmp_path):
     page = (ROOT / "docs/publishing.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"^```python\n(import numpy.*?)^```", page, re.M | re.S)
-    assert len(lines.splitlines()) <= 10
+    assert len(re.findall(r"^.", lines, re.M)) <= 10
     lines = lines.replace('"onnx/', f'"{exported["few"][1]}/').replace("32, 32", "8, 8")
     imported = "import sys\nsys.modules.update(dict.fromkeys(['torch', 'mtl_diffusion']))\n"
     command = [sys.executable, "-c", imported + lines]

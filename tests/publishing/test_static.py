@@ -124,6 +124,8 @@ def assert_same(found, wanted):
 
 def test_every_task_to_its_pixels(page, folder):
     images = results(page, "generate")
+    facts = json.loads((folder / "model.json").read_text())
+    assert facts["weights_bytes"] < 3 * facts["parameters"]  # float16
     assert "runs by WebAssembly" in said(page, "#state") and page.title == "tiny"
     labels = f"{FROM_PAGE} const facts = await (await fetch('model.json')).json();"
     labels += "return [0, 1, 2, 3, 4, 5, 6, 7].map((seed) => page.drawClass(seed, facts))"
