@@ -64,7 +64,7 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
         except (ValueError, OSError) as error:  # of the data, or of the pretrained model
             raise ConfigError(str(error)) from error
         if accelerator.is_main_process:
-            print(data_line(run.train_data, run.held_out), flush=True)
+            print(data_line(run.train_data, run.held_out, config.given), flush=True)
         check_room(run)
         if config.dry_run:
             if accelerator.is_main_process:
@@ -160,20 +160,20 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     """
     config, accelerator, device = run.config, run.accelerator, run.accelerator.device
     rank, world = accelerator.process_index, accelerator.num_processes
-    batch_size, size = config.total_batch_size, config.resolution
+    batch_size, shape = config.total_batch_size, run.mixture.images.shape
 
     # Drawn for the whole global batch and sliced, so that it may be cut over any processes.
     draw = run.mixture.draw(config.seed, step, batch_size, device)
     random = generator(config.seed, step, "noise", device=device)
     sigma = run.draw_sigma(draw.task, generator=random)
-    noise = torch.randn(batch_size, 3, size, size, generator=random, device=device)
+    noise = torch.randn(batch_size, *shape, generator=random, device=device)
 
     losses = []
     pieces = microbatches(process_rows(batch_size, rank, world), config.per_device_batch_size)
     for i, rows in enumerate(pieces):
         batch = run.loader.batch(step, rows)
         task = to_device(draw.task[rows], device)
-        images, conditioning = run.mixture.condition(batch.images, batch.labels, draw[rows])
+        images, conditioning = run.mixture.condition(batch, draw[rows])
         # The UNet draws its dropout from the global generators.
         torch.manual_seed(generator(config.seed, step, i, rank, "dropout").initial_seed())
         # The processes exchange their gradients after the last piece.

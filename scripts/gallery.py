@@ -25,8 +25,8 @@ def main() -> None:
         pipe = MultiTaskPipeline.from_pretrained(args.pipeline)
         pipe.to("cuda" if torch.cuda.is_available() else "cpu")
         if args.dataset_name:
-            data = load_split(args, "validation_split", pipe.size)
-            sources = grids.to_pictures(data.images[:12])
+            data = load_split(args, "validation_split", pipe.format)
+            sources = data.arrays[:12]
         else:
             sources = grids.own_samples(pipe, 12, args.seed)
     options = {"seed": args.seed, "num_inference_steps": args.num_inference_steps}

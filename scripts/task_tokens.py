@@ -34,7 +34,7 @@ def main() -> None:
     with flags.refusals():
         pipe = MultiTaskPipeline.from_pretrained(args.pipeline, revision=args.revision)
         pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-        data = load_split(args, "validation_split", pipe.size)
+        data = load_split(args, "validation_split", pipe.format)
         losses = compare_tokens(pipe, data, args.num_images, args.seed)
     report = {
         "command": flags.command(),

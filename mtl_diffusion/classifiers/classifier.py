@@ -26,13 +26,13 @@ class Classifier:
     Attributes:
         model: the network, in eval mode.
         class_names: the names of the K classes, in the order of the logits.
-        resolution: side of the images it was trained on, in pixels.
+        resolution: side of the images it was trained on, in pixels, or [height, width].
         metrics: the contents of metrics.json: its accuracy, and on which data.
     """
 
     model: PreTrainedModel
     class_names: tuple[str, ...]
-    resolution: int
+    resolution: int | list[int]
     metrics: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -59,6 +59,12 @@ class Classifier:
         facts = json.loads(metrics.read_text())
         return cls(model, names, facts.pop("resolution"), facts)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its images."""
+        side = self.resolution
+        return tuple(side) if isinstance(side, list) else (side, side)
+
     def save(self, folder: str | Path, metrics: dict) -> None:
         """Write config.json, model.safetensors and metrics.json, with the resolution added."""
         self.model.save_pretrained(folder)
@@ -74,7 +80,7 @@ class Classifier:
         Raises:
             ValueError: the images are not of the shape that the classifier was trained on.
         """
-        expected = (3, self.resolution, self.resolution)
+        expected = (3, *self.size)
         if images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(
                 f"images: the shape is {tuple(images.shape)}, and this classifier was trained on"
@@ -106,6 +112,6 @@ class Classifier:
         right = 0
         for start in range(0, len(dataset), batch_size):
             rows = slice(start, start + batch_size)
-            answers = self(to_unit_range(dataset.images[rows])).argmax(1)
+            answers = self(to_unit_range(dataset.rgb[rows])).argmax(1)
             right += int((answers.cpu() == dataset.labels[rows].cpu()).sum())
         return right / len(dataset)

@@ -8,6 +8,7 @@ where ResNet's and ConvNeXt's stems leave a 16-pixel one 4x4.
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import PretrainedConfig, RegNetConfig
 
 from ..data.images import ImageDataset, load_splits
 from ..data.loader import Loader
+from ..pipeline.format import ImageFormat
 from ..tools.names import public
 from ..tools.rng import generator
 from .classifier import MODELS, Classifier
@@ -26,13 +28,14 @@ from .resnet9 import ResNet9Config
 
 
 def train_to_folder(
-    data: Any, resolution: int, output_dir: Path, command: str, **options: Any
+    data: Any, form: ImageFormat, output_dir: Path, command: str, **options: Any
 ) -> dict[str, Any]:
     """Trains a classifier, measures it on held-out images, and writes both to a folder.
 
     Args:
         data: has dataset_name, dataset_config_name, image_column, label_column, train_split and
             test_split.
+        form: of the images, which the classifier sees as RGB of 8 bits.
         command: noted in metrics.json.
         options: further arguments of `train_classifier`.
 
@@ -44,7 +47,7 @@ def train_to_folder(
             `train_classifier`.
     """
     started = time.monotonic()
-    train, test = load_splits(data, resolution, ("train_split", "test_split"))
+    train, test = load_splits(data, form, ("train_split", "test_split"))
     if not train.class_names:
         raise ValueError(
             "label_column: the images have no labels; name the column, or give another dataset"
@@ -91,7 +94,7 @@ def train_classifier(
     "regnet" by AdamW. With noise the classifier is less easily fooled by changes too weak to see.
 
     Args:
-        dataset: on the CPU.
+        dataset: on the CPU; its images are seen as they are shown, as RGB of 8 bits.
         architecture: "resnet9" or "regnet".
         epochs: passes over the dataset, at least 1.
         batch_size: samples a step, no more than the dataset has.
@@ -117,7 +120,8 @@ def train_classifier(
     ):
         if value not in allowed:
             raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}.")
-    device = torch.device(device)
+    device, size = torch.device(device), dataset.format.size
+    dataset = replace(dataset, images=dataset.rgb, format=ImageFormat(*size), layers={})
     config, build_optimizer, rate = _recipe(architecture, dataset.class_names, width, depth)
     rate = rate if learning_rate is None else learning_rate
     loader = Loader(dataset, batch_size, seed, random_flip=True, device=device)
@@ -133,9 +137,9 @@ def train_classifier(
     progress = tqdm(range(steps), desc="Training the classifier", unit="step", mininterval=1)
     for step in progress:
         batch, random = loader.batch(step), generator(seed, step, "shift")
-        images = _shift(batch.images, dataset.resolution // 8, random)
+        images = _shift(batch.images, min(size) // 8, random)
         if architecture == "resnet9":
-            images = _cut_out(images, dataset.resolution // 4, random)
+            images = _cut_out(images, min(size) // 4, random)
         if noise:
             images = _add_noise(images, noise, random)
         with bf16:
@@ -147,7 +151,8 @@ def train_classifier(
         schedule.step()
         if step % 20 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
-    return Classifier(model.eval(), dataset.class_names, dataset.resolution)
+    side = size[0] if size[0] == size[1] else list(size)
+    return Classifier(model.eval(), dataset.class_names, side)
 
 
 def _recipe(
@@ -181,11 +186,16 @@ def _shift(images: torch.Tensor, reach: int, random: torch.Generator) -> torch.T
 
 def _cut_out(images: torch.Tensor, side: int, random: torch.Generator) -> torch.Tensor:
     """Grey out a square of `side` pixels in each image of (B, C, H, W); parts may be outside."""
-    size = images.shape[-1]
-    corners = torch.randint(1 - side, size, (2, len(images), 1), generator=random)
-    offsets = torch.arange(size, device=images.device) - corners.to(images.device)  # (2, B, size)
-    rows, columns = (offsets >= 0) & (offsets < side)
+    rows, columns = (
+        _stretch(size, side, len(images), random).to(images.device) for size in images.shape[-2:]
+    )
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def _stretch(size: int, side: int, n: int, random: torch.Generator) -> torch.Tensor:
+    """(n, size) bool: `side` neighbours of a line of pixels; some may be outside."""
+    offsets = torch.arange(size) - torch.randint(1 - side, size, (n, 1), generator=random)
+    return (offsets >= 0) & (offsets < side)
 
 
 def _add_noise(images: torch.Tensor, largest: float, random: torch.Generator) -> torch.Tensor:

@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import sys
-from typing import Any
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -35,6 +35,7 @@ def parse() -> tuple[argparse.Namespace, Settings]:
     add("--feature_space", type=home, help=space)
     flags.add(parser, "dataset_name", "dataset_config_name", dataset_name={"default": "shapes"})
     flags.add(parser, "train_split", "validation_split", "image_column", "label_column")
+    add("--mask_column", help="masks of the images: one more kind of hole, dataset")
     add("--parts", nargs="+", help="generate, likelihood, inpaint, edit; default: all that apply")
     add("--at_least", type=float, help="fail if a task's class accuracy is below this share")
     add("--preset", choices=list(PRESETS), default="standard", help="how much is measured")
@@ -42,7 +43,7 @@ def parse() -> tuple[argparse.Namespace, Settings]:
     group = parser.add_argument_group("In place of the preset's, whose standard is in brackets")
     for name, field in Settings.model_fields.items():
         text = f"{field.description} ({json.dumps(field.default)})".replace("%", "%%")
-        group.add_argument(f"--{name}", type=_value, default=argparse.SUPPRESS, help=text)
+        group.add_argument(f"--{name}", type=flags.value, default=argparse.SUPPRESS, help=text)
     args = parser.parse_args()
     given = {name: value for name, value in vars(args).items() if name in Settings.model_fields}
     try:
@@ -50,14 +51,6 @@ def parse() -> tuple[argparse.Namespace, Settings]:
     except ValidationError as error:
         faults = error.errors()
         parser.error("; ".join(f"{e['loc'][0]} is {e['input']!r}: {e['msg']}" for e in faults))
-
-
-def _value(text: str) -> Any:
-    """A value as JSON has it, or else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def main() -> None:
@@ -86,7 +79,8 @@ def main() -> None:
         classifier = Classifier.load(args.classifier, device)
         space = feature_space(args.feature_space or args.classifier, device)
         with accelerator.main_process_first():  # the first one decodes, the others read its cache
-            train, test = load_splits(args, pipe.size)
+            # Images of other shapes are cropped, so that nothing is measured in padding.
+            train, test = load_splits(args, replace(pipe.format, fit="crop"))
         cache = args.output_dir / "features"
         given = context(pipe, classifier, space, train, test, settings, cache)
         metrics = write_scorecard(given, args.parts, args.output_dir, args, flags.command())

@@ -24,7 +24,11 @@ def parse() -> Namespace:
     flags.add(parser, "dataset_name", "dataset_config_name", dataset_name={"required": True})
     flags.add(parser, "train_split", "image_column", "label_column", "output_dir")
     add("--test_split", default="test", help="split that metrics.json is measured on")
-    add("--resolution", type=int, required=True, help="side of the images in pixels")
+    sides = "side of the images in pixels, or '[height, width]'"
+    add("--resolution", type=flags.value, required=True, help=sides)
+    of_model = "as the model that is measured has it"
+    for name in ("image_mode", "image_dtype", "value_range", "shown_bands", "image_fit"):
+        add(f"--{name}", type=flags.value, help=of_model)
     kinds = ["resnet9", "regnet"]
     add("--architecture", default="regnet", choices=kinds, help="resnet9 is more accurate")
     add("--epochs", type=int, default=10, help="passes over the train split")
@@ -46,12 +50,17 @@ def main() -> None:
     import torch  # after --help and after mistakes in the flags, because it takes seconds
 
     from mtl_diffusion.classifiers.training import train_to_folder
+    from mtl_diffusion.config.command_line import from_dict
+    from mtl_diffusion.training.model import image_format
 
     names = ("architecture", "epochs", "batch_size", "learning_rate", "width", "depth", "noise")
     options = {name: getattr(args, name) for name in (*names, "seed", "mixed_precision")}
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with flags.refusals():
+        kinds = ("image_mode", "image_dtype", "value_range", "shown_bands", "image_fit")
+        given = {name: getattr(args, name) for name in kinds if getattr(args, name) is not None}
+        form = image_format(from_dict({"resolution": args.resolution} | given))
         metrics = train_to_folder(
-            args, args.resolution, args.output_dir, flags.command(), device=device, **options
+            args, form, args.output_dir, flags.command(), device=device, **options
         )
     print(json.dumps(metrics, indent=2))

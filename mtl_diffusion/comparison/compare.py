@@ -15,6 +15,7 @@ from ..pictures.plots import signed_matrix
 from ..publishing.export import PIPELINE
 from ..tools import flags
 from ..tools.files import write_text
+from ..training.model import image_format
 from .arms import Arm, configure
 from .measure import losses, scores
 from .report import ByTask, changes, loss_table, scorecard_table
@@ -52,7 +53,7 @@ def compare(
             run = folder / "runs" / f"{arm.name}.seed{seed}"
             source = arm.source and Path(configs[arm.source, seed].output_dir, PIPELINE)
             configs[arm.name, seed] = configure(arm, base, seed, run, source)
-    _, data = load_splits(base, base.resolution)
+    _, data = load_splits(base, image_format(base))
     torch.set_num_threads(base.num_threads or torch.get_num_threads())
 
     measured, figures = ({arm.name: [] for arm in arms} for _ in range(2))

@@ -10,7 +10,7 @@ import torch
 
 from ..config import TrainConfig
 from ..data.images import ImageDataset
-from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..pipeline.pipeline import MultiTaskPipeline
 from ..publishing.export import PIPELINE
 from ..tools.files import write_text
 from ..training.validation import HeldOutLoss, held_out_loss
@@ -22,7 +22,7 @@ _DATA += ("image_column", "label_column")
 
 def loss_of(pipe: MultiTaskPipeline, data: ImageDataset, num_images: int, **options) -> HeldOutLoss:
     """`held_out_loss` of all tasks of a pipeline; noise and corruption are the same for any."""
-    tasks = [TASKS[name] for name in pipe.tasks]
+    tasks = [pipe.spec(name) for name in pipe.tasks]
     data = data.relabelled(pipe.class_names)
     parts = (pipe.unet, pipe.scheduler, tasks, pipe.vocabulary, data)
     return held_out_loss(*parts, num_images, device=pipe.device, **options)

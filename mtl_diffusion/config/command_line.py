@@ -71,7 +71,8 @@ def checked(
         ConfigError: with every mistake.
     """
     config, lines = _typed(values)
-    lines |= dict(line.split(": ", 1) for line in limits.faults(config, known_tasks(), lines))
+    known = [*known_tasks(), *(config.condition_columns or {})]
+    lines |= dict(line.split(": ", 1) for line in limits.faults(config, known, lines))
     if lines or faults:
         names = {name: name for name in lines} | dict(labels or {})
         raise ConfigError([*faults, *(f"{names[name]}: {what}" for name, what in lines.items())])
@@ -115,7 +116,8 @@ def _parser(argv: Sequence[str]) -> ArgumentParser:
     add("--config", nargs="?", action="append", default=[], metavar="FILE.yaml", help=text)
     add_fields(parser, TrainConfig(), TITLES)
     for word in {word.partition("=")[0] for word in argv}:
-        if re.fullmatch(r"--tasks\.[^.]+", word):  # an entry of a mapping
+        # An entry of a mapping.
+        if re.fullmatch(r"--(tasks|condition_columns)\.[^.]+", word):
             add(word, nargs="?", dest=word[2:], default=SUPPRESS)
     return parser
 

@@ -18,6 +18,43 @@ from ..tools.fields import show
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Widths = Annotated[list[Width], Field(min_length=1)]
 BatchSize = Annotated[int, Field(ge=1, le=10**6)]
+Size = Annotated[
+    int | list[int],
+    f.must_be(
+        lambda v: (
+            all(f.is_whole(side, 8, 4096) for side in (v if isinstance(v, list) else [v, v]))
+            and (not isinstance(v, list) or len(v) == 2)
+        ),
+        "must be pixels from 8 to 4096, or two numbers of them: [height, width]",
+    ),
+]
+Mode = Annotated[
+    str | int,
+    f.must_be(
+        lambda v: v in ("L", "RGB", "RGBA") or f.is_whole(v, 1, 256),
+        "must be L, RGB, RGBA, or a number of bands from 1 to 256",
+    ),
+]
+Range = Annotated[
+    list[float] | None,
+    f.must_be(
+        lambda v: (
+            v is None
+            or (isinstance(v, list) and len(v) == 2 and all(map(f.is_finite, v)) and v[0] < v[1])
+        ),
+        "must be two numbers, the lower one first, such as [0, 4095], or null",
+    ),
+]
+Bands = Annotated[
+    list[int] | None,
+    f.must_be(
+        lambda v: (
+            v is None
+            or (isinstance(v, list) and len(v) == 3 and all(f.is_whole(n, 0, 255) for n in v))
+        ),
+        "must be three numbers of bands, counted from 0, such as [3, 2, 1], or null",
+    ),
+]
 # A command line has "none", the program None.
 Start = Annotated[f.PathText | None, AfterValidator(lambda v: None if v == "none" else v)]
 
@@ -52,8 +89,30 @@ class TrainConfig:
     label_column: f.Text | None = None
     """Column with the class labels. None: the only column of class labels; without one, and with
     "none", there are no classes."""
-    resolution: Annotated[int, Field(ge=8, le=4096)] = 16
-    """Side of the square images, in pixels; a multiple of 2 ** (len(block_out_channels) - 1)."""
+    mask_column: f.Text | None = None
+    """Column with a mask of each image, white in a region of interest. Then inpaint learns holes
+    of these shapes, too. None: no masks."""
+    condition_columns: dict[str, f.Text] | None = None
+    """Tasks that make an image of one of another kind: the name of each, and the column of what it
+    is made of, such as {from_mask: mask}. They get their shares in tasks. None: no such task."""
+    dataset_holes: f.Fraction = 0.5
+    """Share of the samples of inpaint, 0 to 1, whose hole is a mask of mask_column: that of the
+    image, or as often that of another one."""
+    resolution: Size = 16
+    """Side of the square images, in pixels, or [height, width]; multiples of
+    2 ** (len(block_out_channels) - 1)."""
+    image_fit: Literal["crop", "pad", "stretch"] = "crop"
+    """How images of another shape come to that of resolution: cut to their middle, with padding
+    that is masked out of the loss, or stretched."""
+    image_mode: Mode = "RGB"
+    """L (grey), RGB, RGBA, or the number of bands of arrays: an array column, .npy, or TIFF."""
+    image_dtype: Literal["uint8", "uint16", "float32"] = "uint8"
+    """How the numbers of the images are stored; 16 bits and floats are kept as they are."""
+    value_range: Range = None
+    """Numbers of black and white, such as [0, 4095] for 12 bits. None: all that integers have;
+    float32 needs it."""
+    shown_bands: Bands = None
+    """Bands that pictures show as red, green and blue, counted from 0. None: the first three."""
     random_flip: bool = True
     """Mirror half of the training images left to right."""
     streaming: bool = False
@@ -241,6 +300,17 @@ class TrainConfig:
         return {n for n in TYPES if getattr(self, n) != getattr(_DEFAULT, n)} | self.written
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        sides = self.resolution
+        return (sides[0], sides[1]) if isinstance(sides, list) else (sides, sides)
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images."""
+        return {"L": 1, "RGB": 3, "RGBA": 4}.get(self.image_mode, self.image_mode)
+
+    @property
     def shares(self) -> dict[str, float]:
         """The share of a batch of each task that takes part; they sum to 1."""
         total = sum(self.tasks.values())
@@ -274,6 +344,7 @@ _DEFAULT = TrainConfig()
 # Fields that a run which starts from a trained model takes from that model.
 OF_MODEL = {"block_out_channels", "layers_per_block", "attention_resolutions", "dropout"}
 OF_MODEL |= {"num_attention_heads", "norm_num_groups", "token_dim", "token_paths"}
+OF_MODEL |= {"image_fit", "image_mode", "image_dtype", "value_range", "shown_bands"}
 OF_MODEL |= {"strength_levels", "reserved_tokens", "sigma_data", "sigma_min", "sigma_max"}
 # Fields of older versions -> what to set in their place.
 REMOVED = {

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
 from .fields import TrainConfig, show, suggestion
@@ -16,7 +16,7 @@ Faults = Iterator[tuple[str, str]]
 
 
 def faults(
-    config: TrainConfig, known_tasks: Collection[str], wrong: Collection[str] = ()
+    config: TrainConfig, known_tasks: Sequence[str], wrong: Collection[str] = ()
 ) -> list[str]:
     """A line for each field that contradicts others.
 
@@ -24,7 +24,13 @@ def faults(
         wrong: fields that have a fault already. Nothing is compared with them.
     """
     wrong, lines = {*wrong}, []
-    checks = (_data(config), _model(config), _tasks(config, known_tasks), _run(config))
+    checks = (
+        _data(config, known_tasks),
+        _images(config),
+        _model(config),
+        _tasks(config, known_tasks),
+        _run(config),
+    )
     for names, what in chain(*checks):
         name, *others = names.split()
         if wrong.isdisjoint((name, *others)):
@@ -33,13 +39,45 @@ def faults(
     return lines
 
 
-def _data(c: TrainConfig) -> Faults:
+def _data(c: TrainConfig, known_tasks: Sequence[str]) -> Faults:
     if c.streaming and c.dataset_name == "shapes":
         yield "streaming dataset_name", 'must be false: "shapes" is drawn in memory'
+    if c.streaming and c.mask_column is not None:
+        what = "must be null, or set streaming to false: a stream has no masks of other images"
+        yield "mask_column streaming", what
+    conditions = c.condition_columns or {}
+    if c.streaming and conditions:
+        yield "condition_columns streaming", "must be null, or set streaming to false"
+    if odd := [name for name in conditions if not (name.isidentifier() and name.islower())]:
+        what = f"{listed(odd)} must be lower-case letters, digits and _, such as from_mask"
+        yield "condition_columns", what
+    elif taken := [name for name in conditions if known_tasks.count(name) > 1]:
+        yield "condition_columns", f"{listed(taken)} is a task already; give another name"
+    elif missing := [name for name in conditions if name not in c.shares]:
+        yield "condition_columns tasks", f"must have a share in tasks for each of {listed(missing)}"
+    if c.mask_column is not None and "inpaint" not in c.shares:
+        yield "mask_column tasks", "must be null, or give inpaint a share of tasks"
     for name in ("train_split", "validation_split"):
         if c.streaming and set("[+") & set(getattr(c, name)):
             what = "must be one whole split, or set streaming to false: a stream has no slices"
             yield f"{name} streaming", what
+
+
+def _images(c: TrainConfig) -> Faults:
+    """The channels and numbers of the images."""
+    if c.image_dtype == "uint8" and c.value_range is not None:
+        yield "value_range image_dtype", "must be null, or set image_dtype to uint16 or float32"
+    if c.image_dtype == "float32" and c.value_range is None:
+        what = "must be the lowest and highest number, such as [0, 1]: image_dtype is float32"
+        yield "value_range image_dtype", what
+    low, high = c.value_range or (0, 1)
+    if c.image_dtype == "uint16" and (low < 0 or high > 65535):
+        yield "value_range image_dtype", "must be in 0 to 65535, or set image_dtype to float32"
+    if c.shown_bands is not None and max(c.shown_bands) >= c.image_channels:
+        what = f"must be below {c.image_channels}, the bands of image_mode, or null"
+        yield "shown_bands image_mode", what
+    if "colorize" in c.shares and c.image_mode not in ("RGB", "RGBA"):
+        yield "image_mode tasks", "must be RGB or RGBA, or leave colorize out of tasks"
 
 
 def _model(c: TrainConfig) -> Faults:
@@ -51,10 +89,12 @@ def _model(c: TrainConfig) -> Faults:
             if odd := [width for width in c.block_out_channels if width % getattr(c, name)]:
                 what = f"must divide block_out_channels, and does not divide {listed(odd)}"
                 yield f"{name} {depends}", what
-        if c.resolution % (step := 2 ** (levels - 1)):
-            what = f"must be a multiple of {step}: block_out_channels has {levels} levels"
-            yield f"resolution {depends}", what
-        sizes = [c.resolution // 2**level for level in range(levels)]
+        if any(side % (step := 2 ** (levels - 1)) for side in c.size):
+            height, width = (-(-side // step) * step for side in c.size)
+            following = show([height, width] if isinstance(c.resolution, list) else height)
+            what = f"must be a multiple of {step}, such as {following}"
+            yield f"resolution {depends}", f"{what}: block_out_channels has {levels} levels"
+        sizes = [min(c.size) // 2**level for level in range(levels)]
         if odd := [size for size in c.attention_resolutions if size not in sizes]:
             what = f"there is no feature map of side {listed(odd)}, only of {listed(sizes)}"
             yield f"attention_resolutions resolution {depends}", what

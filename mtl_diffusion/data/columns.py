@@ -1,7 +1,8 @@
 """Rows of a dataset: the columns of images and labels, and the classes."""
 
+import dataclasses
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,33 @@ import datasets
 import torch
 
 LABEL_NAMES = ("label", "labels", "class", "classes", "target", "cls")
+ARRAYS = (datasets.Array2D, datasets.Array3D)
 _NO_LABELS = "none"  # the value of label_column that trains without classes
 
 
 class DataError(ValueError):
     """A fault of a dataset; the message begins with the field of the configuration."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that are read of a dataset.
+
+    Attributes:
+        image, label: as `find_image_column` and `find_label_column` take them.
+        mask: of images whose white is a region, or None.
+        conditions: task -> column of the images that it makes ours of.
+    """
+
+    image: str | None = None
+    label: str | None = None
+    mask: str | None = None
+    conditions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def others(self) -> set[str | None]:
+        """The columns of images besides that of the images themselves."""
+        return {self.mask, *self.conditions.values()}
 
 
 @dataclass(frozen=True)
@@ -52,13 +75,25 @@ def listed(names: Iterable[Any], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def find_image_column(features: datasets.Features, given: str | None) -> str:
-    """The column named, which may hold paths of images, or else the only one of type Image."""
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+def find_image_column(
+    features: datasets.Features,
+    given: str | None,
+    others: Collection[str] = (),
+    field: str = "image_column",
+) -> str:
+    """The column named, which may hold paths of images, or else the only one of type Image.
+
+    Args:
+        others: columns of images that have another use.
+        field: of the configuration, which names it.
+    """
+    kinds = (datasets.Image, *ARRAYS)
+    images = [name for name, feature in features.items() if isinstance(feature, kinds)]
     if given is None:
-        return _choose("image_column", None, images, features, "of type Image")
+        rest = [name for name in images if name not in others]
+        return _choose(field, None, rest, features, "of type Image")
     paths = [name for name, feature in features.items() if _dtype(feature).endswith("string")]
-    return _choose("image_column", given, images + paths, features, "of images or of their paths")
+    return _choose(field, given, images + paths, features, "of images or of their paths")
 
 
 def find_label_column(features: datasets.Features, given: str | None) -> str | None:

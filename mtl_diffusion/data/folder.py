@@ -27,7 +27,7 @@ SPLITS = {
 }
 # Tables that may name the images beside them -> the module of `datasets` that reads them.
 TABLES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
-_IMAGES = frozenset(ImageFolder.EXTENSIONS)
+_IMAGES = frozenset((*ImageFolder.EXTENSIONS, ".npy"))
 _OTHER_DATA = frozenset((".arrow", ".tar", ".tgz", ".h5", ".hdf5", ".lance"))
 _METADATA = {
     # "NA" and "null" are names like any other.

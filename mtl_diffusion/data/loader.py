@@ -1,20 +1,28 @@
 """Batches of a dataset, in an order keyed by the seed."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
 from ..tools.rng import generator
-from ..tools.tensors import to_device, to_unit_range
-from .images import ImageDataset
+from ..tools.tensors import mirrored, to_device
+from .images import MASK, ImageDataset
+
+IMAGES = "images"  # the name of the images among their layers
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, 3, H, W) float32 in [-1, 1] and labels (B,) int64 for a training step."""
+    """Images (B, C, H, W) float32 in [-1, 1] and labels (B,) int64 for a training step.
+
+    Attributes:
+        layers: further pixels of the images, as they are stored; see `ImageDataset`.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
+    layers: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def process_rows(total: int, rank: int, world: int) -> range:
@@ -80,12 +88,22 @@ class Loader:
         picked = range(self.total_batch_size)[rows]
         index = self._rows(step)[picked.start : picked.stop : picked.step]
         index = to_device(index, self.dataset.images.device)
-        images, labels = self.dataset.images[index], self.dataset.labels[index]
+        dataset = self.dataset
+        labels, pixels = dataset.labels[index], {IMAGES: dataset.images, **dataset.layers}
+        masks = self._rows_of_masks(step, index, picked) if MASK in pixels else index
+        pixels = {n: part[masks if n == MASK else index] for n, part in pixels.items()}
         if not self.resident:
-            images, labels = to_device(images, self.device), to_device(labels, self.device)
+            labels = to_device(labels, self.device)
+            pixels = {name: to_device(part, self.device) for name, part in pixels.items()}
         if self.random_flip:
-            images = flipped(images, self.seed, step, self.total_batch_size, picked)
-        return Batch(to_unit_range(images), labels)
+            pixels = flipped(pixels, self.seed, step, self.total_batch_size, picked)
+        return Batch(dataset.format.from_stored(pixels.pop(IMAGES)), labels, pixels)
+
+    def _rows_of_masks(self, step: int, index: torch.Tensor, picked: range) -> torch.Tensor:
+        """The rows whose masks the samples get: their own, or as often another one's."""
+        draws = torch.rand(2, self.total_batch_size, generator=generator(self.seed, step, "masks"))
+        own, other = draws[:, picked.start : picked.stop : picked.step].to(index.device)
+        return torch.where(own < 0.5, index, (other * self.length).long())
 
     def _rows(self, step: int) -> torch.Tensor:
         """Row numbers (total_batch_size,) of the global batch of `step`."""
@@ -104,10 +122,16 @@ class Loader:
 
 
 def flipped(
-    images: torch.Tensor, seed: int, step: int, total_batch_size: int, picked: range
-) -> torch.Tensor:
-    """Mirrors half of the samples `picked` of a global batch left-right, at random by its key."""
+    pixels: Mapping[str, torch.Tensor], seed: int, step: int, total_batch_size: int, picked: range
+) -> dict[str, torch.Tensor]:
+    """Mirrors half of the samples `picked` of a global batch left-right, at random by its key.
+
+    Args:
+        pixels: the images, and layers of them, which are mirrored alike.
+    """
     # Drawn for the whole global batch and sliced, so that it may be cut anywhere.
     draws = torch.rand(total_batch_size, generator=generator(seed, step, "flip"))
-    flip = to_device((draws < 0.5)[picked.start : picked.stop : picked.step], images.device)
-    return torch.where(flip[:, None, None, None], images.flip(-1), images)
+    device = next(iter(pixels.values())).device
+    flip = to_device((draws < 0.5)[picked.start : picked.stop : picked.step], device)
+    flip = flip[:, None, None, None]
+    return {name: torch.where(flip, mirrored(part), part) for name, part in pixels.items()}

@@ -23,7 +23,7 @@ from .columns import (
     listed,
 )
 from .decode import Decoder, Encoded, check_depth, undecoded
-from .images import ImageDataset
+from .images import FRAME, ImageDataset
 from .source import Source, explained, open_source
 
 _READ = 64  # rows that are read of a file at a time
@@ -88,11 +88,13 @@ class ImageStream:
             examples = list(islice(self.epoch(0, 0, buffer_size), num_images))
         if not examples:
             raise DataError(f"validation_split: {self.split!r} has no rows; choose another split.")
-        images, peak = decoder([example.image for example in examples])
-        check_depth(peak, self.split)
+        decoded = decoder([example.image for example in examples])
+        check_depth(decoded.facts, decoder.images, self.split)
         labels = torch.tensor([example.label for example in examples])
-        words = {"where": self.where, "split": self.split}
-        dataset = ImageDataset.of(images, labels, self.class_names, **words)
+        words = {"where": self.where, "split": self.split, "facts": decoded.facts}
+        layers = {} if decoded.frames is None else {FRAME: decoded.frames}
+        known = (decoded.pixels, labels, self.class_names, decoder.images, layers)
+        dataset = ImageDataset.of(*known, **words)
         return dataclasses.replace(dataset, fingerprint=self.fingerprint)
 
 
@@ -111,7 +113,7 @@ def open_streams(
     source = open_source(
         config.dataset_name,
         config.dataset_config_name,
-        config.resolution,
+        1,  # which shapes alone need, and they are no stream
         config.image_column,
         streaming=True,
     )

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from ..tools.tensors import to_device, to_unit_range
+from ..tools.tensors import to_device
 from .columns import DataError
 from .decode import Decoder
-from .loader import Batch, flipped
+from .images import FRAME
+from .loader import IMAGES, Batch, flipped
 from .stream import Example, ImageStream
 
 ORDER = "datasets"  # who shuffles a stream; a checkpoint holds it, and continues no other order
@@ -83,23 +84,27 @@ class StreamingLoader:
             assert step == self._step + 1, f"step {step} after {self._step}: a stream only goes on"
             while len(self._ahead) < _AHEAD:
                 self._ahead.append(self._reader.submit(next, self._shares))
-            self._images, self._labels, self.position = self._ahead.popleft().result()
+            self._pixels, self._labels, self.position = self._ahead.popleft().result()
             self._step = step
             self.seen.update(self._labels.tolist())
         first = self.mine.start
         cut = slice(picked.start - first, picked.stop - first, picked.step)
-        images = to_device(self._images[cut], self.device)
+        pixels = {name: to_device(part[cut], self.device) for name, part in self._pixels.items()}
         if self.random_flip:
-            images = flipped(images, self.seed, step, self.total_batch_size, picked)
-        return Batch(to_unit_range(images), to_device(self._labels[cut], self.device))
+            pixels = flipped(pixels, self.seed, step, self.total_batch_size, picked)
+        images = self.decoder.images.from_stored(pixels.pop(IMAGES))
+        return Batch(images, to_device(self._labels[cut], self.device), pixels)
 
-    def _read(self, position: Position) -> Iterator[tuple[torch.Tensor, torch.Tensor, Position]]:
-        """This process's samples of each global batch, uint8, and the position after them."""
+    def _read(
+        self, position: Position
+    ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor, Position]]:
+        """This process's samples of each global batch, as stored, and the position after them."""
         examples = self._examples(position)
         while taken := list(islice(examples, len(self.mine))):
-            images, _ = self.decoder([example.image for example, _ in taken])
+            decoded = self.decoder([example.image for example, _ in taken])
             labels = torch.tensor([example.label for example, _ in taken])
-            yield images, labels, taken[-1][1]
+            frames = {} if decoded.frames is None else {FRAME: decoded.frames}
+            yield {IMAGES: decoded.pixels, **frames}, labels, taken[-1][1]
 
     def _examples(self, position: Position) -> Iterator[tuple[Example, Position]]:
         """Each row from `position` on without end, with the position after it."""

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 
 import gradio as gr
 from PIL import Image
@@ -46,8 +46,9 @@ def build(studio: Studio, name: str) -> gr.Blocks:
     options = {"analytics_enabled": False, "delete_cache": DELETE}
     with gr.Blocks(title=f"mtl_diffusion: {name}", **options) as page:
         classes = f", {len(studio.class_names)} classes" if studio.class_names else ""
+        width, height = studio.size
         gr.Markdown(
-            f"# {name}\nOne small model that does several jobs, at {studio.size}x{studio.size} "
+            f"# {name}\nOne small model that does several jobs, at {width}x{height} "
             f"pixels{classes}. Its pictures are enlarged here."
         )
         with gr.Tabs() as tabs:
@@ -100,13 +101,15 @@ def _inpaint_tab(studio: Studio, tab: gr.Tab) -> Source:
                 layers=False,
                 # A colour that hardly any picture has.
                 brush=gr.Brush(default_size=48, colors=["#ff00ff"], color_mode="fixed"),
-                canvas_size=(studio.side, studio.side),
-                height=studio.side + 130,  # and its tools
+                canvas_size=studio.side,
+                height=studio.side[1] + 130,  # and its tools
                 elem_id="inpaint-source",
                 **UPLOAD,
             )
             # Not in a subclass: gradio would write a file of types beside this one.
-            editor.convert_and_format_image = _said(_read_part)
+            editor.convert_and_format_image = _said(
+                partial(_read_part, alpha=studio.mode == "RGBA")
+            )
             source = Source(
                 editor, lambda image: {"background": image, "layers": [], "composite": None}
             )
@@ -138,11 +141,13 @@ def _edit_tab(studio: Studio, tab: gr.Tab) -> Source:
         with gr.Column(scale=1):
             picture = gr.Image(
                 label="Upload a picture or take an example",
-                height=studio.side,
+                height=studio.side[1],
                 elem_id="edit-source",
                 **UPLOAD,
             )
-            picture.preprocess = _said(lambda file: file and read_file(file.path))
+            picture.preprocess = _said(
+                lambda file: file and read_file(file.path, alpha=studio.mode == "RGBA")
+            )
             source = Source(picture, lambda image: image)
             _examples(studio, tab, source)
         with gr.Column(scale=1):
@@ -273,12 +278,12 @@ def _shown(progress: gr.Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress((done, total), unit="steps")
 
 
-def _read_part(file, flatten_on_white: bool = False) -> Image.Image | None:
+def _read_part(file, flatten_on_white: bool = False, alpha: bool = False) -> Image.Image | None:
     """A part of the editor's value, a file or its bytes: the picture, or a layer of paint."""
     if file is None:
         return None
     file = io.BytesIO(file) if isinstance(file, bytes | bytearray | memoryview) else file.path
-    return read_file(file) if flatten_on_white else Image.open(file).convert("RGBA")
+    return read_file(file, alpha) if flatten_on_white else Image.open(file).convert("RGBA")
 
 
 def _said(function):

@@ -7,11 +7,12 @@ from ..pipeline.rgb import read_rgb
 MOST_PIXELS = 50_000_000  # of an upload: a small file can hold more than the memory does
 
 
-def read_file(file) -> Image.Image:
+def read_file(file, alpha: bool = False) -> Image.Image:
     """The first frame of a picture as RGB of 8 bits.
 
     Args:
         file: a path, or an open file.
+        alpha: give RGBA, and leave transparency as it is.
 
     Raises:
         ValueError: it is no picture, is damaged or has too many pixels; for the page to show.
@@ -24,7 +25,7 @@ def read_file(file) -> Image.Image:
                     f"{MOST_PIXELS // 10**6} million are read; make it smaller."
                 )
             image.load()
-            return read_rgb(image)
+            return read_rgb(image, alpha)
     except UnidentifiedImageError as error:
         raise ValueError(
             "This file can't be read as a picture; give a PNG or a JPEG, for example."

@@ -42,8 +42,17 @@ class Studio:
         """pipe: a `MultiTaskPipeline`, installed here or loaded with its own code."""
         pipe.set_progress_bar_config(disable=True)
         self.pipe = pipe
-        self.tasks, self.class_names, self.size = pipe.tasks, pipe.class_names, pipe.size
-        self.side = self.size * -(-SHOWN // self.size)  # of a picture that is enlarged
+        self.class_names = pipe.class_names
+        # From the configuration, where pipelines of every version have it.
+        size, form = pipe.unet.config.sample_size, pipe.unet.config.get("_image_format") or {}
+        height, width = (size, size) if isinstance(size, int) else size
+        self.size = (width, height)
+        times = -(-SHOWN // max(self.size))  # of a picture that is enlarged
+        self.side = (width * times, height * times)
+        self.mode = form.get("mode", "RGB")
+        # A browser has no images of several bands, or of more than 8 bits: these are only drawn.
+        self.reads = isinstance(self.mode, str) and form.get("dtype", "uint8") == "uint8"
+        self.tasks = tuple(task for task in pipe.tasks if self.reads or task == "generate")
         self._examples: list[Image.Image] = []
 
     def default_strength(self, task: str) -> float:
@@ -72,7 +81,8 @@ class Studio:
         arguments = {"image": source, "mask_image": mask, "num_images_per_prompt": count}
         results = self._draw("inpaint", settings, count, progress, **arguments)
         captions = [f"seed {settings.seed + i}" for i in range(count)]
-        given = Image.composite(Image.new("RGB", source.size, "gray"), source, mask)
+        grey = Image.new("RGB", source.size, "gray").convert(source.mode)
+        given = Image.composite(grey, source, mask)
         return [(given, "given"), *zip(results, captions, strict=True)]
 
     def edit(
@@ -106,7 +116,7 @@ class Studio:
         return self._examples
 
     def fit(self, image: Image.Image | None) -> Image.Image:
-        """The square in the middle, as `read_rgb` reads it, `size` pixels wide.
+        """The middle of it, as `read_rgb` reads it, in the model's mode and size.
 
         It inverts `enlarged` exactly.
 
@@ -115,16 +125,17 @@ class Studio:
         """
         if image is None:
             raise ValueError("There is no picture yet: upload a PNG or a JPEG, or take an example.")
-        image = square(read_rgb(image))
-        small = image.resize((self.size, self.size), Image.Resampling.NEAREST)
+        image = middle(read_rgb(image, alpha=self.mode == "RGBA"), self.size)
+        image = image.convert(self.mode)
+        small = image.resize(self.size, Image.Resampling.NEAREST)
         again = small.resize(image.size, Image.Resampling.NEAREST)
-        if ImageChops.difference(image, again).getbbox() is None:
+        if image.tobytes() == again.tobytes():
             return small
         return image.resize(small.size, Image.Resampling.LANCZOS)
 
     def enlarged(self, image: Image.Image) -> Image.Image:
         """Every pixel as a square of pixels, so that the picture can be seen."""
-        shown = image.resize((self.side, self.side), Image.Resampling.NEAREST)
+        shown = image.resize(self.side, Image.Resampling.NEAREST)
         # gradio names a file after its content, and writes it again while a browser may be reading.
         shown.info["id"] = uuid4().hex
         return shown
@@ -145,37 +156,45 @@ class Studio:
             progress(step + 1, pipe.num_timesteps)
 
         seeds = [settings.seed + (0 if same_noise else i) for i in range(count)]
-        return self.pipe(
+        images = self.pipe(
             task=task,
             class_label=settings.class_label,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance_scale,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             callback_on_step_end=on_step_end,
+            output_type="pil" if self.reads else "pt",
             **arguments,
         ).images
+        if self.reads:
+            return images
+        form = self.pipe.format
+        shown = ((form.rgb(form.from_array(images)) + 1) * 127.5).round().to(torch.uint8).cpu()
+        return [Image.fromarray(image) for image in shown.permute(0, 2, 3, 1).numpy()]
 
 
-def square(image: Image.Image) -> Image.Image:
-    """The square in the middle."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+def middle(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    """The largest part in the middle that has the shape of this width and height."""
+    width = min(image.width, max(1, round(image.height * shape[0] / shape[1])))
+    height = min(image.height, max(1, round(image.width * shape[1] / shape[0])))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
-def hole(layers: Sequence[Image.Image], size: int) -> Image.Image:
+def hole(layers: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image:
     """White where at least half of a pixel of the model is painted over; mode L.
 
     Args:
-        layers: any size; as of a picture, the square in the middle counts.
+        layers: any size; as of a picture, the middle counts.
+        size: width and height.
 
     Raises:
         ValueError: nowhere.
     """
-    mask = Image.new("L", (size, size), 0)
+    mask = Image.new("L", size, 0)
     for layer in layers:
-        alpha = square(layer.convert("RGBA").getchannel("A"))
-        mask = ImageChops.lighter(mask, alpha.resize((size, size), Image.Resampling.BOX))
+        alpha = middle(layer.convert("RGBA").getchannel("A"), size)
+        mask = ImageChops.lighter(mask, alpha.resize(size, Image.Resampling.BOX))
     mask = mask.point(lambda value: 255 if value >= 128 else 0)
     if mask.getbbox() is None:
         raise ValueError("Nothing is painted over yet: paint over what is to be replaced.")

@@ -25,7 +25,7 @@ class EditPairs:
     """Sources and their edits, n of them.
 
     Attributes:
-        source, edit: (n, 3, H, W) uint8.
+        source, edit: (n, C, H, W) as they are stored.
         mask: (n, 1, H, W) uint8 in {0, 1}, 1 = painted; elsewhere the edit is the source.
         source_label, label: (n,) int64, the class of the source and that of the edit.
         strength: (n,) float32 in (0, `STRONGEST`].
@@ -61,8 +61,10 @@ class EditPairs:
         own = own < OWN_CLASS_SHARE
         edit = torch.where(own[:, None, None, None], pairs.source, pairs.edit)
         flip = (flip < 0.5)[:, None, None, None]
+        backwards = torch.arange(edit.shape[-1] - 1, -1, -1, device=device)  # uint16 has no flip
+        parts = (pairs.source, edit, pairs.mask)
         return EditPairs(
-            *(torch.where(flip, part.flip(-1), part) for part in (pairs.source, edit, pairs.mask)),
+            *(torch.where(flip, part[..., backwards], part) for part in parts),
             pairs.source_label,
             torch.where(own, pairs.source_label, pairs.label),
             pairs.strength,
@@ -74,13 +76,15 @@ def draw_pairs(
     images: Tensor,
     labels: Tensor,
     random: torch.Generator,
+    frames: Tensor | None = None,
 ) -> EditPairs:
     """Edits each image into another class, with a strength and a mask drawn at random.
 
     Args:
         pipe: the teacher, see `whole_edit`.
-        images: (n, 3, H, W) uint8. labels: (n,) their classes, -1 where there is none.
+        images: (n, C, H, W) as they are stored. labels: (n,) their classes, -1 where there is none.
         random: on the CPU.
+        frames: (n, 1, H, W), 0 in padding, which is not edited. None: there is none.
     """
     n, classes = len(images), len(pipe.class_names)
     shift = torch.randint(1, max(classes, 2), (n,), generator=random)
@@ -90,12 +94,13 @@ def draw_pairs(
     low = torch.where(weak < WEAK_SHARE, 0.0, WEAKEST)
     high = torch.where(weak < WEAK_SHARE, WEAKEST, STRONGEST)
     strength = high - (high - low) * u  # above 0: a strength of 0 paints nothing
-    mask = draw_masks(n, images.shape[-1], random)
+    mask = draw_masks(n, images.shape[-2:], random)
     mask = torch.where((region < REGION_SHARE)[:, None, None, None], mask, torch.ones_like(mask))
-    device = pipe.device
-    inputs = (images.float() / 127.5 - 1, mask, label, labels, strength)
+    mask = mask if frames is None else mask * frames
+    device, form = pipe.device, pipe.format
+    inputs = (form.from_stored(images), mask, label, labels, strength)
     edited = whole_edit(pipe, *(part.to(device) for part in inputs), random, **TEACHER_STEPS)
-    edit = ((edited.cpu() / 2 + 0.5) * 255).round().to(torch.uint8)
+    edit = form.to_stored(edited.cpu())
     return EditPairs(images, edit, mask.to(torch.uint8), labels, label, strength)
 
 

@@ -18,7 +18,7 @@ from .ode import ode_end
 LOWEST = 0.01  # noise level that an image is taken to have: it can't be seen
 RELEVANCE_SIGMA = 1.0  # where answers are compared: objects are seen there, details are not
 RELEVANCE_DRAWS = 2  # of noise
-RELEVANCE_BLUR = 0.05  # standard deviation of the smoothing, as a share of the image's width
+RELEVANCE_BLUR = 0.05  # standard deviation of the smoothing, as a share of the shorter side
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def whole_edit(
 
     Args:
         pipe: a pipeline of many steps that has learned edit and generate.
-        image: (B, 3, H, W) in [-1, 1], the sources.
+        image: (B, C, H, W) in [-1, 1], the sources.
         mask: (B, 1, H, W) in {0, 1}, 1 = painted. Where it is 0 the source comes back.
         label: (B,) the classes that are asked for.
         source_label: (B,) those of the sources, -1 where it is not known.
@@ -51,7 +51,7 @@ def whole_edit(
         local: weaker guidance where the class makes little difference. Off, it needs no weights.
 
     Returns:
-        (B, 3, H, W) in [-1, 1].
+        (B, C, H, W) in [-1, 1].
 
     Source of the inversion: Song et al. 2021, arXiv:2010.02502, section 4.3.
     """
@@ -104,7 +104,7 @@ def class_difference(
     """(B, 1, H, W) how much the class changes the answer of generate: squared, smoothed.
 
     Args:
-        image: (B, 3, H, W) in [-1, 1].
+        image: (B, C, H, W) in [-1, 1].
         toward: generate's conditioning with the class.
         away: generate's conditioning without it.
         generator: one, or one for each image.
@@ -119,7 +119,7 @@ def class_difference(
         noisy = image + RELEVANCE_SIGMA * noise
         given, without = both(noisy.repeat(2, 1, 1, 1), RELEVANCE_SIGMA).chunk(2)
         total += (given - without).square().sum(1, keepdim=True)
-    blur = torch.full((len(image),), RELEVANCE_BLUR * image.shape[-1], device=image.device)
+    blur = torch.full((len(image),), RELEVANCE_BLUR * min(image.shape[-2:]), device=image.device)
     return low_pass(total / RELEVANCE_DRAWS, blur)
 
 

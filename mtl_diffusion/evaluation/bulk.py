@@ -37,7 +37,7 @@ class Job:
         name: unique among the jobs of an evaluation.
         count: rows.
         draw: (some rows of range(count), **same, **each(rows)) -> a tensor (b, ...), such as images
-            (b, 3, H, W) uint8. A row of it depends on its number and its arguments alone.
+            (b, C, H, W). A row of it depends on its number and its arguments alone.
         same: arguments of all rows. each: rows -> arguments that differ from row to row.
     """
 
@@ -58,7 +58,7 @@ class Drawn:
     """The outcome of a job.
 
     Attributes:
-        values: (N, ...) on the CPU, such as images (N, 3, H, W) uint8.
+        values: (N, ...) on the CPU, such as images (N, C, H, W).
         cost: "evaluations" of the network for one row, each branch of guidance being one, and the
             median over the chunks of "images_per_second" of one process.
     """

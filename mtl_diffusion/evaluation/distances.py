@@ -60,7 +60,7 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     """(N,) decibels inside each image's mask, for pixels in [0, 1]; 54 dB where they are the same.
 
     Args:
-        a: (N, 3, H, W) in [0, 1]. b: alike.
+        a: (N, C, H, W) in [0, 1]. b: alike.
         mask: (N, 1, H, W) in {0, 1}, nowhere empty. None: the whole image.
     """
     return -10 * masked_mean((a - b).square(), mask).clamp_min(_ROUNDING).log10()
@@ -79,7 +79,7 @@ def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """(N, 3, H, W) -> (N,) the mean inside the mask."""
+    """(N, C, H, W) -> (N,) the mean inside the mask."""
     values = values.mean(1, keepdim=True)
     mask = torch.ones_like(values) if mask is None else mask
     return (values * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))

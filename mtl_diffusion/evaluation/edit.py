@@ -16,7 +16,6 @@ from ..editing.whole import whole_edit
 from ..pictures.grids import grid, to_pictures
 from ..pictures.plots import curves
 from ..pipeline.pipeline import TASKS
-from ..tools.tensors import to_uint8, to_unit_range
 from .bulk import Arguments, Drawn, Job
 from .distances import feature_distance, psnr, ssim
 from .equal_class import FOUND, at_class_found
@@ -69,14 +68,18 @@ class Edit(Part):
     def _baseline(
         self, rows, image: Tensor, class_label, source_class, method, strength, guidance, steps
     ) -> Tensor:
-        """Edits (b, 3, H, W) uint8 of these sources, of these classes, into the class labels."""
+        """Edits (b, C, H, W) as stored of these sources and classes, into the class labels."""
         pipe, random = self.context.pipe, self.context.generators("edit", rows=rows)
-        image, strengths = to_unit_range(image.to(pipe.device)), torch.full((len(image),), strength)
+        form = pipe.format
+        image, strengths = (
+            form.from_stored(image.to(pipe.device)),
+            torch.full((len(image),), strength),
+        )
         if method == WHOLE:
             given = (torch.ones_like(image[:, :1]), torch.tensor(class_label))
             given = (*given, torch.tensor(source_class), strengths)
             given = (part.to(pipe.device) for part in given)
-            return to_uint8(whole_edit(pipe, image, *given, random, guidance, steps))
+            return form.to_stored(whole_edit(pipe, image, *given, random, guidance, steps))
         source = generate_denoiser(pipe, torch.tensor(source_class))
         target = generate_denoiser(pipe, torch.tensor(class_label), guidance)
         sigmas = noise_levels(pipe.scheduler, steps)
@@ -88,7 +91,7 @@ class Edit(Part):
             edited = sdedit(target, image, start, steps, random)
         else:
             edited = ddim_inversion(source, target, image, start, steps, INVERSION_STEPS)
-        return to_uint8(edited)
+        return form.to_stored(edited)
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
         others, results, lines = self.own != self.asked, {}, {}
@@ -123,9 +126,9 @@ class Edit(Part):
     def _figures(
         self, before: Seen, edited: Tensor, strength: float, evaluations: float
     ) -> dict[str, Tensor]:
-        """Figure -> values (N,), one for each edit (N, 3, H, W) uint8 of the sources."""
+        """Figure -> values (N,), one for each edit (N, C, H, W) as stored of the sources."""
         after = Seen.of(self.context, edited)
-        a, b = self.sources.float() / 255, edited.float() / 255
+        a, b = self.context.unit(self.sources), self.context.unit(edited)
         return {
             "class_accuracy": after.classes == self.asked,
             "source_class_kept": after.classes == self.own,
@@ -141,7 +144,10 @@ class Edit(Part):
         names, strength = self.context.pipe.class_names, TASKS["edit"].default_strength
         shown = [self.sources, *(drawn[f"{way}-{strength:g}"].values for way in self.ways)]
         first = (self.own != self.asked).nonzero()[: len(names), 0].tolist()
-        rows = [[to_pictures(images[i : i + 1])[0] for images in shown] for i in first]
+        rows = [
+            [to_pictures(images[i : i + 1], self.context.format)[0] for images in shown]
+            for i in first
+        ]
         labels = [f"{names[self.own[i]]} to {names[self.asked[i]]}" for i in first]
         grid(rows, labels, ["source", *self.ways], cell=84).save(folder / "edit.png")
 
@@ -153,7 +159,7 @@ def pairs(context: Context) -> tuple[Tensor, Tensor, Tensor]:
     class has other images.
 
     Returns:
-        sources (N, 3, H, W) uint8; own labels (N,); requested labels (N,).
+        sources (N, C, H, W) as stored; own labels (N,); requested labels (N,).
     """
     labels, count = context.test.labels, len(context.pipe.class_names)
     of_class = [(labels == k).nonzero()[:, 0] for k in range(count)]

@@ -35,7 +35,9 @@ EQUAL = ("ssim_to_source", "feature_distance", "strength", "largest_share", "gui
 def parts_for(pipe: MultiTaskPipeline) -> list[str]:
     """The parts of the scorecard that a model can have, by its tasks and classes."""
     possible = {name for name, part in PARTS.items() if part.task in pipe.tasks}
-    if pipe.chains is not None:  # it is no denoiser at other noise levels than its own
+    # A model of few steps is no denoiser at other noise levels than its own, and floats that were
+    # measured have no bins.
+    if pipe.chains is not None or pipe.format.dtype == "float32":
         possible.discard("likelihood")
     if len(pipe.class_names) < 2:
         possible.discard("edit")

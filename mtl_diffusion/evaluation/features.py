@@ -49,7 +49,8 @@ class FeatureSpace:
         if not path.exists():
             cache.mkdir(parents=True, exist_ok=True)
             with replaced_file(path) as part:
-                write_bytes(part, save({"features": self.features(dataset.images[:count])}))
+                shown = dataset.format.stored_as_rgb(dataset.images[:count])
+                write_bytes(part, save({"features": self.features(shown)}))
         return load_file(path)["features"]
 
 

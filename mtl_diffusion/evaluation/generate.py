@@ -96,7 +96,7 @@ class Generate(Part):
                 "frechet_distance_to_test": frechet_distance(features, test),
                 "precision": precision,
                 "recall": recall,
-                **radial_power(images, labels, real, names),
+                **radial_power(context.rgb(images), labels, real, names),
             }
 
         n = min(context.settings.num_images, len(train), len(test))
@@ -107,7 +107,7 @@ class Generate(Part):
             entry = drawn[f"generate-{sampling.name}"]
             asked = self._asked(sampling, range(len(entry.values)))
             asked = torch.tensor(asked) if sampling.of == "by_class" else None
-            features = context.space.features(entry.values)
+            features = context.space.features(context.rgb(entry.values))
             results[sampling.name] = {
                 "n": len(entry.values),
                 "guidance_scale": sampling.guidance_scale,
@@ -146,11 +146,12 @@ class Generate(Part):
             levels={"real images": results["floor"][figure]},
         )
 
-    def _picture(self, images: Tensor, features: Tensor, train: Tensor, folder: Path) -> None:
+    def _picture(self, images: Tensor, features: Tensor, known: Tensor, folder: Path) -> None:
         """Draws nearest_training_images.png, of the first ten samples."""
-        order = torch.cdist(features[:10], train).argsort(1)[:, :5]
-        samples = zip(to_pictures(images[:10]), order, strict=True)
-        rows = [[one, *to_pictures(self.context.train.images[near])] for one, near in samples]
+        order = torch.cdist(features[:10], known).argsort(1)[:, :5]
+        form, train = self.context.format, self.context.train.images
+        samples = zip(to_pictures(images[:10], form), order, strict=True)
+        rows = [[one, *to_pictures(train[near], form)] for one, near in samples]
         labels = ["sample", "nearest", "2nd", "3rd", "4th", "5th"]
         grid(rows, column_labels=labels).save(folder / "nearest_training_images.png")
 

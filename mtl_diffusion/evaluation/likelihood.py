@@ -26,12 +26,14 @@ class Likelihood(Part):
                 f"dtype is {settings.dtype}; the likelihood is a sum of small differences and "
                 "needs float32: measure it apart, with --parts likelihood"
             )
-        images = context.test.images[: settings.likelihood_images]
+        images, form = context.test.images[: settings.likelihood_images], context.format
 
         def draw(rows: range, images: Tensor, **ode) -> Tensor:
             D = generate_denoiser(pipe, torch.full((len(rows),), -1))
             random = context.generators("likelihood", rows=rows)
-            return bits_per_dim(D, images.to(pipe.device), random, **ode)
+            low, high = form.stored_range
+            known = form.from_stored(images.to(pipe.device))
+            return bits_per_dim(D, known, random, 2 / (high - low), **ode)
 
         def each(rows: range) -> Arguments:
             return {"images": images[rows.start : rows.stop]}

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..editing import whole
+from ..pipeline.format import ImageFormat
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.rng import generator
 from ..tools.tensors import to_unit_range, weights_digest
@@ -60,6 +61,20 @@ class Context:
         }
 
     @property
+    def format(self) -> ImageFormat:
+        """Of the pipeline's images."""
+        return self.pipe.format
+
+    def rgb(self, images: Tensor) -> Tensor:
+        """Stored images as the classifier and the feature space see them: (N, 3, H, W) uint8."""
+        return self.format.stored_as_rgb(images)
+
+    def unit(self, images: Tensor) -> Tensor:
+        """Stored images in [0, 1], for distances of pixels."""
+        low, high = self.format.stored_range
+        return (images.float() - low) / (high - low)
+
+    @property
     def has_baselines(self) -> bool:
         """Whether other methods are measured, too. They need generate at any noise level."""
         pipe = self.pipe
@@ -72,9 +87,9 @@ class Context:
         return self.space.reference(dataset, count, self.cache)
 
     def classes_of(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 -> (N,) their classes, in the pipeline's order."""
+        """(N, C, H, W) as stored -> (N,) their classes, in the pipeline's order."""
         places = torch.tensor(list(map(self.pipe.class_names.index, self.classifier.class_names)))
-        logits = (self.classifier(to_unit_range(batch)) for batch in images.split(500))
+        logits = (self.classifier(to_unit_range(batch)) for batch in self.rgb(images).split(500))
         return places[torch.cat([batch.argmax(1).cpu() for batch in logits])]
 
     def generators(self, *key: int | str, rows: range) -> list[torch.Generator]:
@@ -83,15 +98,15 @@ class Context:
         return [generator(seed, *key, row, device=device) for row in rows]
 
     def sample(self, rows: range, task: str, key: tuple = (), **arguments: Any) -> Tensor:
-        """Images (b, 3, H, W) uint8 of the pipeline, drawn from (task, key) and each row's number.
+        """Images (b, C, H, W) of the pipeline, drawn from (task, key) and each row's number.
 
-        Its arguments are the pipeline's, but an image is uint8 here, too.
+        Its arguments are the pipeline's, but images are here what a dataset stores.
         """
         if "image" in arguments:
-            arguments["image"] = arguments["image"].float() / 255
+            arguments["image"] = self.format.stored_as_array(arguments["image"])
         random = self.generators(task, *key, rows=rows)
         images = self.pipe(task=task, generator=random, output_type="pt", **arguments).images
-        return (images * 255).round().to(torch.uint8)
+        return self.format.array_as_stored(images)
 
 
 @dataclass(frozen=True)
@@ -103,8 +118,8 @@ class Seen:
 
     @classmethod
     def of(cls, context: Context, images: Tensor) -> "Seen":
-        """images: (N, 3, H, W) uint8."""
-        return cls(context.space.features(images), context.classes_of(images))
+        """images: (N, C, H, W) as stored."""
+        return cls(context.space.features(context.rgb(images)), context.classes_of(images))
 
 
 class Part(ABC):

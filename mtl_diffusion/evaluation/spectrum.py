@@ -25,9 +25,9 @@ _ROUNDING = (2 / 255) ** 2 / 12  # the power of rounding to bytes, so that none 
 
 def real_power(dataset: ImageDataset, num_classes: int) -> Tensor:
     """(K + 1, H, W) mean power of real images of each class, NaN without any; at last of all."""
-    sums = torch.zeros(num_classes + 1, dataset.resolution, dataset.resolution)
+    sums = torch.zeros(num_classes + 1, *dataset.format.size)
     places = dataset.labels.where(dataset.labels >= 0, num_classes)  # of images without a class
-    for images, place in zip(dataset.images.split(1000), places.split(1000), strict=True):
+    for images, place in zip(dataset.rgb.split(1000), places.split(1000), strict=True):
         sums.index_add_(0, place, power(images))
     counts = places.bincount(minlength=len(sums))[:, None, None]
     return torch.cat([(sums / counts)[:-1], sums.sum(0, keepdim=True) / len(dataset)])
@@ -39,10 +39,10 @@ def power(images: Tensor) -> Tensor:
     return torch.cat([part.abs().square().mean(1) for part in spectra]) + _ROUNDING
 
 
-def rings_of(side: int) -> Tensor:
-    """(side, side) int64: the ring of each frequency; -1 for frequency 0, the image's mean."""
-    frequency = torch.fft.fftfreq(side)
-    radius = torch.hypot(frequency[:, None], frequency[None])
+def rings_of(height: int, width: int) -> Tensor:
+    """(H, W) int64: the ring of each frequency; -1 for frequency 0, the image's mean."""
+    y, x = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
+    radius = torch.hypot(y[:, None], x[None])
     return torch.where(radius > 0, torch.bucketize(radius, torch.tensor(RING_ENDS[:-1])), -1)
 
 
@@ -52,7 +52,7 @@ def difference(spectra: Tensor, real: Tensor) -> dict[str, Any]:
     Returns:
         n; "decades" and their "standard_error" over the samples, both a list of one for each ring.
     """
-    mean, rings, count = spectra.mean(0), rings_of(len(real)), len(spectra)
+    mean, rings, count = spectra.mean(0), rings_of(*real.shape), len(spectra)
     decades, errors = [], []
     for ring in range(len(RING_ENDS)):
         inside = rings == ring

@@ -1,35 +1,41 @@
 """Labelled grids of images: samples of each task, from fixed seeds, none picked by hand."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..pipeline.format import ImageFormat
+from ..pipeline.inputs import read_images
 from ..pipeline.masks import MASKS, draw_masks
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.rng import generator
-from ..tools.tensors import to_uint8, to_unit_range
 
 Picture = Image.Image
+Source = Picture | np.ndarray | torch.Tensor  # an image as a pipeline takes it or gives it
 LIMIT = 2000  # pixels: no picture is wider or higher
 ROWS = 10  # of classes, at most; columns too
 SAMPLES, SHOWN = 8, 48  # of a class in a showcase, and the width of each in pixels
 HOLES = ("center", "half", "boxes", "strokes", "border")  # those of a showcase
-_MARGIN, _TEXT = 4, 14  # pixels
+_MARGIN, _TEXT, _SQUARE = 4, 14, 6  # pixels
 _FONT = ImageFont.load_default(11)
 
 
 def grid(
-    rows: Sequence[Sequence[Picture | None]],
+    rows: Sequence[Sequence[Source | None]],
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
     cell: int = 64,
     margin: int = _MARGIN,
+    form: ImageFormat | None = None,
 ) -> Picture:
     """Images of one size in rows, scaled to `cell` pixels, `margin` apart. None: left blank.
 
-    Labels that are too long are cut. The result is at most `LIMIT` pixels wide and high.
+    Transparency is drawn over a chequered ground. `form` is the format of images that are not
+    pictures of 8 bits. Labels that are too long are cut. The result is at most `LIMIT` pixels wide
+    and high.
     """
     row_labels = [_cut(label, 2 * cell) for label in row_labels]
     left = max((int(_FONT.getlength(label)) for label in row_labels), default=0)
@@ -49,11 +55,43 @@ def grid(
             draw.text((_MARGIN, middle), row_labels[i], fill="black", font=_FONT, anchor="lm")
         for j, image in enumerate(row):
             if image is not None:
-                enlarged = image.width <= cell
-                kernel = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
-                tile = image.resize((cell, cell), kernel)
-                sheet.paste(tile, (left + j * pitch, top + i * pitch))
+                image = picture(image, form)
+                longer = max(image.size)
+                kernel = Image.Resampling.NEAREST if longer <= cell else Image.Resampling.LANCZOS
+                size = [max(1, round(side * cell / longer)) for side in image.size]
+                x, y = ((cell - side) // 2 for side in size)
+                tile = _on_squares(image.resize(size, kernel))
+                sheet.paste(tile, (left + j * pitch + x, top + i * pitch + y))
     return _limited(sheet)
+
+
+def _on_squares(image: Picture) -> Picture:
+    """Over a ground of light squares, where it is transparent."""
+    if image.mode != "RGBA":
+        return image
+    y, x = np.indices(image.size[::-1]) // _SQUARE
+    ground = np.where((x + y) % 2, 255, 204).astype(np.uint8)
+    return Image.alpha_composite(Image.fromarray(ground).convert("RGBA"), image).convert("RGB")
+
+
+def picture(image: Source, form: ImageFormat | None) -> Picture:
+    """An image as it is drawn: RGB, or RGBA where it has transparency, of 8 bits."""
+    if isinstance(image, Image.Image) and image.mode in ("L", "RGB", "RGBA"):
+        return image.convert("RGB") if image.mode == "L" else image
+    pixels = form.from_array(read_images(image, form)[0])
+    if form.mode != "RGBA":
+        pixels = form.rgb(pixels)
+    pixels = ((pixels + 1) * 127.5).round().to(torch.uint8)[0].permute(1, 2, 0)
+    if form.fit == "pad":  # which reading has added
+        left, right, top, bottom = form.padding(_size_of(image))
+        pixels = pixels[top : form.height - bottom, left : form.width - right]
+    return Image.fromarray(pixels.numpy())
+
+
+def _size_of(image: Source) -> tuple[int, int]:
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    return tuple(image.shape[:2]) if isinstance(image, np.ndarray) else tuple(image.shape[-2:])
 
 
 def side_by_side(pictures: Sequence[Picture]) -> Picture:
@@ -82,12 +120,13 @@ def _cut(label: str, width: int) -> str:
     return label[:kept] + "…"
 
 
-def to_pictures(images: torch.Tensor) -> list[Picture]:
-    """(B, 3, H, W) uint8 -> PIL images."""
-    return [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
+def to_pictures(images: torch.Tensor, form: ImageFormat) -> list[Picture]:
+    """(B, C, H, W) as they are stored -> PIL images as they are drawn."""
+    whole = dataclasses.replace(form, fit="crop")  # padding is shown
+    return [picture(image, whole) for image in form.stored_as_array(images.cpu())]
 
 
-def own_samples(pipe: MultiTaskPipeline, count: int, seed: int = 0, each: int = 1) -> list[Picture]:
+def own_samples(pipe: MultiTaskPipeline, count: int, seed: int = 0, each: int = 1) -> list[Source]:
     """Sources for inpainting and editing, which the model draws itself, of every class in turn.
 
     Grey images if it has not learned to generate.
@@ -96,7 +135,8 @@ def own_samples(pipe: MultiTaskPipeline, count: int, seed: int = 0, each: int = 
         each: samples of a class that follow each other.
     """
     if "generate" not in pipe.tasks:
-        return [Image.new("RGB", (pipe.size, pipe.size), "gray")] * count
+        form = pipe.format
+        return [form.stored_as_array(torch.full(form.shape, form.stored_middle))] * count
     random = generator(seed, "sources")
     labels = [label for label in labels_in_turn(pipe, count // each) for _ in range(each)]
     return pipe(task="generate", class_label=labels, generator=random).images
@@ -110,7 +150,7 @@ def labels_in_turn(pipe: MultiTaskPipeline, count: int) -> list[int | None]:
 
 def pictures_of(
     pipe: MultiTaskPipeline,
-    sources: Sequence[Picture],
+    sources: Sequence[Source],
     samples: int,
     edits: int,
     seed: int = 0,
@@ -145,13 +185,13 @@ def showcase(pipe: MultiTaskPipeline, seed: int = 0) -> Picture:
     """
     labels = labels_in_turn(pipe, ROWS)
     sources = own_samples(pipe, ROWS * SAMPLES, seed, each=SAMPLES)
-    first, blocks = sources[::SAMPLES], []
+    first, blocks, how = sources[::SAMPLES], [], {"cell": SHOWN, "margin": 2, "form": pipe.format}
     if "generate" in pipe.tasks:
         rows = [sources[i : i + SAMPLES] for i in range(0, len(sources), SAMPLES)]
-        blocks.append(grid(rows, column_labels=["samples"], cell=SHOWN, margin=2))
+        blocks.append(grid(rows, column_labels=["samples"], **how))
     if "inpaint" in pipe.tasks:
         masks = [
-            draw_masks(1, pipe.size, generator(seed, row, kind), kind)[0]
+            draw_masks(1, pipe.format.size, generator(seed, row, kind), kind)[0]
             for row in range(ROWS)
             for kind in (HOLES[2 * row % len(HOLES)], HOLES[(2 * row + 1) % len(HOLES)])
         ]
@@ -162,10 +202,10 @@ def showcase(pipe: MultiTaskPipeline, seed: int = 0) -> Picture:
         cells = [
             one
             for image, mask, result in zip(images, masks, results, strict=True)
-            for one in (_masked(image, mask), result)
+            for one in (_masked(picture(image, pipe.format), mask), result)
         ]
         rows = [cells[i : i + 4] for i in range(0, len(cells), 4)]
-        blocks.append(grid(rows, column_labels=["hole", "filled"] * 2, cell=SHOWN, margin=2))
+        blocks.append(grid(rows, column_labels=["hole", "filled"] * 2, **how))
     if "edit" in pipe.tasks:
         blocks.append(edit_picture(pipe, first, seed, cell=SHOWN, margin=2))
     others = [task for task in pipe.tasks if task not in ("generate", "inpaint", "edit")]
@@ -184,15 +224,18 @@ def generate_picture(pipe: MultiTaskPipeline, count: int = 10, seed: int = 0, **
         **options,
     ).images
     rows = [images[i * count : (i + 1) * count] for i in range(len(labels))]
-    return grid(rows, ["any" if label is None else label for label in labels])
+    names = ["any" if label is None else label for label in labels]
+    return grid(rows, names, form=pipe.format)
 
 
 def inpaint_picture(
-    pipe: MultiTaskPipeline, sources: Sequence[Picture], seed: int = 0, **options
+    pipe: MultiTaskPipeline, sources: Sequence[Source], seed: int = 0, **options
 ) -> Picture:
     """For each kind of mask, twice: the original, what is left of it, and the result."""
     masks = [
-        mask for kind in MASKS for mask in draw_masks(2, pipe.size, generator(seed, kind), kind)
+        mask
+        for kind in MASKS
+        for mask in draw_masks(2, pipe.format.size, generator(seed, kind), kind)
     ]
     images = [sources[i % len(sources)] for i in range(len(masks))]
     results = pipe(
@@ -203,16 +246,16 @@ def inpaint_picture(
         **options,
     ).images
     shown = [
-        (image, _masked(image, mask), result)
+        (image, _masked(picture(image, pipe.format), mask), result)
         for image, mask, result in zip(images, masks, results, strict=True)
     ]
     rows = [[*shown[i], *shown[i + 1]] for i in range(0, len(shown), 2)]
-    return grid(rows, list(MASKS), ["original", "masked", "result"] * 2)
+    return grid(rows, list(MASKS), ["original", "masked", "result"] * 2, form=pipe.format)
 
 
 def edit_picture(
     pipe: MultiTaskPipeline,
-    sources: Sequence[Picture],
+    sources: Sequence[Source],
     seed: int = 0,
     cell: int = 64,
     margin: int = _MARGIN,
@@ -229,13 +272,13 @@ def edit_picture(
     ).images
     count = len(names)
     rows = [[source, *results[i * count : (i + 1) * count]] for i, source in enumerate(sources)]
-    return grid(rows, column_labels=["source", *names], cell=cell, margin=margin)
+    return grid(rows, column_labels=["source", *names], cell=cell, margin=margin, form=pipe.format)
 
 
 def task_picture(
     pipe: MultiTaskPipeline,
     task: str,
-    sources: Sequence[Picture],
+    sources: Sequence[Source],
     labels: Sequence[int | None],
     seed: int,
 ) -> Picture:
@@ -244,7 +287,7 @@ def task_picture(
     A task that needs a class gets the one after the source's own, and one that takes none gets
     none. A label may be None or negative, for no class.
     """
-    spec = pipe.spec(task)
+    spec, form = pipe.spec(task), pipe.format
     takes = spec.required | spec.optional
     random = generator(seed, task, "picture")
     known = [None if label is None or label < 0 else label for label in labels]
@@ -256,17 +299,18 @@ def task_picture(
     if "image" not in takes:
         several = {} if arguments else {"num_images_per_prompt": len(known)}
         images = pipe(task=task, generator=random, **arguments, **several).images
-        return grid([images], ["result"], names)
-    mask = torch.ones(len(sources), 1, pipe.size, pipe.size)
+        return grid([images], ["result"], names, form=form)
+    mask = torch.ones(len(sources), 1, *form.size)
     if "mask_image" in spec.required:
-        mask = arguments["mask_image"] = draw_masks(len(sources), pipe.size, random)
+        mask = arguments["mask_image"] = draw_masks(len(sources), pipe.format.size, random)
     results = pipe(task=task, image=list(sources), generator=random, **arguments).images
-    pixels = torch.from_numpy(np.stack([np.asarray(source) for source in sources]))
-    image = to_unit_range(pixels.permute(0, 3, 1, 2))
+    image, frame = read_images(list(sources), form)
+    image = form.from_array(image)
     strength = torch.full((len(sources),), spec.default_strength or 0.0)
     hint = spec.condition(image, mask, strength, torch.randn(image.shape, generator=random))
-    shown = to_pictures(to_uint8(hint.image))
-    return grid([list(sources), shown, results], ["source", "shown", "result"], names)
+    shown = to_pictures(form.to_stored(hint.within(frame, image).image), form)
+    rows = [list(sources), shown, results]
+    return grid(rows, ["source", "shown", "result"], names, form=form)
 
 
 def _names(pipe: MultiTaskPipeline, labels: Sequence[int | None]) -> list[str]:
@@ -276,4 +320,7 @@ def _names(pipe: MultiTaskPipeline, labels: Sequence[int | None]) -> list[str]:
 def _masked(image: Picture, mask: torch.Tensor) -> Picture:
     """The image with its hole in mid-grey; mask: (1, H, W), 1 = hole."""
     hole = Image.fromarray((mask[0].numpy() * 255).astype(np.uint8))
-    return Image.composite(Image.new("RGB", image.size, (128, 128, 128)), image, hole)
+    left, top = ((a - b) // 2 for a, b in zip(hole.size, image.size, strict=True))
+    hole = hole.crop((left, top, left + image.width, top + image.height))  # without padding
+    grey = Image.new("RGB", image.size, (128, 128, 128)).convert(image.mode)
+    return Image.composite(grey, image, hole)

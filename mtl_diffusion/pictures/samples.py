@@ -1,4 +1,4 @@
-"""Samples of any task as PNG files, shared by all processes.
+"""Samples of any task as files, PNG or .npy, shared by all processes.
 
 Image i is drawn from (seed, i), so the images don't depend on the number of processes. Run again,
 missing images are drawn.
@@ -9,13 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import PartialState
 from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.columns import DataError
-from ..data.decode import Encoded, check_depth, decode
-from ..pipeline.inputs import read_count, read_images, read_labels, read_masks
+from ..data.decode import Encoded, check_depth, read, to_pixels
+from ..pipeline.format import ImageFormat
+from ..pipeline.inputs import read_count, read_labels, read_masks
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_file, write_text
 from ..tools.rng import generator
@@ -32,6 +36,8 @@ SAME += ("num_inference_steps",)
 def write_samples(pipe: MultiTaskPipeline, arguments: Mapping[str, Any], folder: Path) -> None:
     """Writes 00000.png, 00001.png, ...; batches are dealt to the processes in turn.
 
+    Images that PNG does not hold are written as .npy, in the numbers of `output_type="np"`.
+
     Args:
         arguments: of mtl-diffusion sample; images and masks are the names of files.
 
@@ -40,6 +46,7 @@ def write_samples(pipe: MultiTaskPipeline, arguments: Mapping[str, Any], folder:
             other settings. Nothing has been written then.
     """
     state, in_turn = PartialState(), _in_turn(pipe, arguments)
+    suffix = "png" if pipe.format.pil_mode in ("L", "RGB", "RGBA", "I;16") else "npy"
     count = arguments["num_images"]
     if count is None:
         count = max(map(len, in_turn.values()), default=1)
@@ -52,7 +59,7 @@ def write_samples(pipe: MultiTaskPipeline, arguments: Mapping[str, Any], folder:
     mine = [
         numbers
         for numbers in batches[state.process_index :: state.num_processes]
-        if not all(_file(folder, i).exists() for i in numbers)
+        if not all(_file(folder, i, suffix).exists() for i in numbers)
     ]
     with tqdm(total=sum(map(len, mine)), unit="img", disable=not state.is_main_process) as progress:
         for numbers in mine:
@@ -66,8 +73,12 @@ def write_samples(pipe: MultiTaskPipeline, arguments: Mapping[str, Any], folder:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
             for i, image in zip(numbers, images, strict=True):
-                with replaced_file(_file(folder, i)) as part:
-                    image.save(part, format="PNG")
+                with replaced_file(_file(folder, i, suffix)) as part:
+                    if suffix == "png":
+                        image.save(part, format="PNG")
+                    else:
+                        with part.open("wb") as file:
+                            np.save(file, np.asarray(image), allow_pickle=False)
             progress.update(len(numbers))
     state.wait_for_everyone()
 
@@ -81,47 +92,43 @@ def _in_turn(pipe: MultiTaskPipeline, arguments: Mapping[str, Any]) -> dict[str,
     ]
     if labels:
         read_labels(labels, classes)
-    images = [_source(path, pipe.size) for path in arguments["image"] or []]
-    masks = [_mask(path, pipe.size) for path in arguments["mask_image"] or []]
+    images = [_source(path, pipe.format) for path in arguments["image"] or []]
+    masks = [_mask(path, pipe.format) for path in arguments["mask_image"] or []]
     found = {"class_label": labels, "image": images, "mask_image": masks}
     return {name: values for name, values in found.items() if values}
 
 
-def _source(path: str, size: int) -> Image.Image:
-    """Decoded as training images are, but of the model's size already."""
-    _open(path, size, "image")
+def _source(path: str, form: ImageFormat) -> Tensor:
+    """(C, H, W), read as training images are, but of the model's size already."""
+    _check_there(path, "image")
     try:
-        image, peak = decode(Encoded(None, path, path), size)
-        check_depth(peak, path)
+        bands, facts = read(Encoded(None, path, path), form)
+        check_depth(facts, form, path)
     except DataError as error:
         raise ValueError(f"image: {path} can't be used: {error.__cause__ or error}") from error
-    read_images(image, size)
-    return image
+    form.check_size(bands[0].height, bands[0].width, f"image: {path}")
+    pixels = torch.from_numpy(to_pixels(bands, form)).permute(2, 0, 1)
+    return form.stored_as_array(pixels)
 
 
-def _mask(path: str, size: int) -> Image.Image:
-    mask = _open(path, size, "mask_image")
+def _mask(path: str, form: ImageFormat) -> Image.Image:
+    _check_there(path, "mask_image")
     try:
-        read_masks(mask, size)
+        mask = Image.open(path)
+        mask.load()
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"mask_image: {path} can't be read as an image: {error}") from error
+    form.check_size(mask.height, mask.width, f"mask_image: {path}")
+    try:
+        read_masks(mask, form)
     except ValueError as error:
         raise ValueError(f"mask_image: {path} can't be used: {error}") from error
     return mask
 
 
-def _open(path: str, size: int, name: str) -> Image.Image:
+def _check_there(path: str, name: str) -> None:
     if not Path(path).is_file():
         raise ValueError(f"{name}: there is no file {path}")
-    try:
-        image = Image.open(path)
-        image.load()
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
-        raise ValueError(f"{name}: {path} can't be read as an image: {error}") from error
-    if image.size != (size, size):
-        width, height = image.size
-        raise ValueError(
-            f"{name}: {path} is {width}x{height} pixels; this model takes {size}x{size}: resize it"
-        )
-    return image
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -135,5 +142,5 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"{number:05d}.png"
+def _file(folder: Path, number: int, suffix: str) -> Path:
+    return folder / f"{number:05d}.{suffix}"

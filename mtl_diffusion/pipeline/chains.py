@@ -42,22 +42,26 @@ def first_latents(noise: Tensor, sigma: float) -> Tensor:
     between the statistics of natural images and the response properties of cortical cells).
 
     Args:
-        noise: (B, 3, H, W) standard normal, square.
+        noise: (B, C, H, W) standard normal.
 
     Returns:
-        (B, 3, H, W), of the same directions in each frequency.
+        (B, C, H, W), of the same directions in each frequency.
     """
-    size = noise.shape[-1]
-    basis = dct_matrix(size, noise.device)
-    k = torch.arange(size, device=noise.device, dtype=torch.float32)
-    frequency = (k[:, None].square() + k[None, :].square()).sqrt()
-    variance = (_SPECTRUM * size / frequency.clamp_min(_LOWEST)).square()
-    # The eigenvectors of three channels of one correlation are grey, and all that is orthogonal.
-    grey = (sigma**2 + (1 + 2 * _GREY) * variance).sqrt()
+    (channels, height, width), device = noise.shape[1:], noise.device
+    side = (height * width) ** 0.5
+    rows, columns = dct_matrix(height, device), dct_matrix(width, device)
+    y, x = (
+        torch.arange(size, device=device, dtype=torch.float32) * (side / size)
+        for size in (height, width)
+    )
+    frequency = (y[:, None].square() + x[None, :].square()).sqrt()
+    variance = (_SPECTRUM * side / frequency.clamp_min(_LOWEST)).square()
+    # The eigenvectors of channels of one correlation are grey, and all that is orthogonal.
+    grey = (sigma**2 + (1 + (channels - 1) * _GREY) * variance).sqrt()
     colour = (sigma**2 + (1 - _GREY) * variance).sqrt()
-    coefficients = basis @ noise @ basis.T
+    coefficients = rows @ noise @ columns.T
     mean = coefficients.mean(1, keepdim=True)
-    return basis.T @ (grey * mean + colour * (coefficients - mean)) @ basis
+    return rows.T @ (grey * mean + colour * (coefficients - mean)) @ columns
 
 
 def check_chains(chains) -> None:

@@ -15,21 +15,25 @@ class Colorize(Task):
     optional = frozenset({"class_label", "strength"})
     default_strength = 0.0
 
-    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+    def draw(
+        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
+    ) -> Choice:
         device = generator.device
         # Half the samples show the grey image as it is, which is what most users ask for.
         strength = torch.rand(n, generator=generator, device=device)
         return Choice(
-            mask=torch.ones(n, 1, size, size, device=device),
+            mask=torch.ones(n, 1, *size, device=device),
             strength=torch.where(bernoulli(n, 0.5, generator), strength, 0.0),
             drop_class=bernoulli(n, class_dropout, generator),
         )
 
     def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
         # Plain numbers: training would wait until a tensor of them is on the device.
-        grey = sum(weight * part for weight, part in zip(LUMA, image.split(1, dim=1), strict=True))
+        *rgb, rest = image.split([1, 1, 1, image.shape[1] - 3], dim=1)  # alpha is shown as it is
+        grey = sum(weight * part for weight, part in zip(LUMA, rgb, strict=True))
+        shown = torch.cat([grey, grey, grey, rest], dim=1)
         return Hint(
-            image=degrade(grey.expand_as(image), strength, noise),
+            image=degrade(shown, strength, noise),
             mask=torch.ones_like(mask),
             strength=strength,
         )

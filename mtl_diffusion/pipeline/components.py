@@ -6,7 +6,7 @@ from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DC
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .denoiser import CHANNELS
+from .format import ImageFormat
 
 SCHEDULERS = (EDMDPMSolverMultistepScheduler, EDMEulerScheduler)
 
@@ -39,10 +39,11 @@ def _check_unet(unet) -> None:
             f"unet is {_kind(unet)}; it must be a UNet2DConditionModel, compiled or not{hint}"
         )
     config = module.config
-    if (config.in_channels, config.out_channels) != (CHANNELS, 3):
+    images = ImageFormat.of(config)
+    if (config.in_channels, config.out_channels) != (images.input_channels, images.channels):
         raise ValueError(
-            f"unet takes {config.in_channels} channels and gives {config.out_channels}; a unet of "
-            f"this pipeline takes {CHANNELS} and gives 3"
+            f"unet takes {config.in_channels} channels and gives {config.out_channels}; a unet for "
+            f"images of {images.words} takes {images.input_channels} and gives {images.channels}"
         )
 
 

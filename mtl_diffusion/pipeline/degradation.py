@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], as in EDM; strength 1 is noise of it
-BLUR = 0.25  # standard deviation of the low-pass at strength 1, as a share of the image's width
+BLUR = 0.25  # standard deviation of the low-pass at strength 1, as a share of the shorter side
 
 
 def dct_matrix(size: int, device: torch.device) -> Tensor:
@@ -21,18 +21,22 @@ def low_pass(image: Tensor, std: Tensor) -> Tensor:
     """Gaussian blur with reflecting borders: the heat kernel, diagonal under the DCT.
 
     Args:
-        image: (B, C, H, W), square.
+        image: (B, C, H, W).
         std: (B,) standard deviation of the blur in pixels, >= 0.
 
     Source: Rissanen et al. 2023, Generative modelling with inverse heat dissipation, eq. 6.
     """
-    size = image.shape[-1]
-    basis = dct_matrix(size, image.device)
-    k = torch.arange(size, device=image.device, dtype=torch.float32)
+    rows, columns = (_heat_kernel(size, std) for size in image.shape[-2:])
+    return torch.einsum("bij,bcjk,blk->bcil", rows, image, columns)
+
+
+def _heat_kernel(size: int, std: Tensor) -> Tensor:
+    """(B, size, size) the blur of a line of pixels, as a matrix."""
+    basis = dct_matrix(size, std.device)
+    k = torch.arange(size, device=std.device, dtype=torch.float32)
     frequency = math.pi / size * k  # radians a pixel
     decay = torch.exp(-0.5 * (frequency * std[:, None]) ** 2)  # (B, size)
-    kernel = basis.T @ (decay[:, :, None] * basis)  # (B, size, size)
-    return torch.einsum("bij,bcjk,blk->bcil", kernel, image, kernel)
+    return basis.T @ (decay[:, :, None] * basis)
 
 
 def noise_level(strength: Tensor) -> Tensor:
@@ -50,12 +54,12 @@ def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     edits that keep their source need weak ones.
 
     Args:
-        image: (B, 3, H, W) in [-1, 1].
+        image: (B, C, H, W) in [-1, 1].
         strength: (B,) in [0, 1].
-        noise: (B, 3, H, W) standard normal.
+        noise: (B, C, H, W) standard normal.
     """
     depth = strength.square()
-    blurred = low_pass(image, depth * BLUR * image.shape[-1])
+    blurred = low_pass(image, depth * BLUR * min(image.shape[-2:]))
     d = depth[:, None, None, None]
     # cos(pi / 2) is 4e-8 in float32: zero makes strength 1 exact.
     signal = torch.where(d < 1, torch.cos(math.pi / 2 * d), 0.0)

@@ -15,7 +15,6 @@ from torch import Tensor
 from .task import Hint, Task
 from .tokens import Vocabulary
 
-CHANNELS = 7  # noisy image with the known pixels in it, condition image, mask
 TASK, CLASS, STRENGTH = range(3)  # places in the sequence of tokens
 
 
@@ -24,7 +23,7 @@ class Conditioning:
     """The inputs of the denoiser besides the noisy image, for B samples.
 
     Attributes:
-        image: (B, 3, H, W) the condition image, in the range of the images; zero where none is.
+        image: (B, C, H, W) the condition image, in the range of the images; zero where none is.
         mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
         tokens: (B, 3, V) task, class, strength: a distribution over the vocabulary each.
     """
@@ -81,13 +80,13 @@ def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditi
     """The raw output F of the network.
 
     Args:
-        unet: a UNet2DConditionModel with `CHANNELS` input channels and one-hot tokens.
+        unet: a UNet2DConditionModel with `ImageFormat.input_channels` and one-hot tokens.
         scheduler: an EDM scheduler, which computes the preconditioning.
-        noisy: (B, 3, H, W) float32, image + sigma noise. Known pixels of it are not used.
+        noisy: (B, C, H, W) float32, image + sigma noise. Known pixels of it are not used.
         sigma: (B, 1, 1, 1), because (B,) would broadcast along the width in silence.
 
     Returns:
-        (B, 3, H, W) float32.
+        (B, C, H, W) float32.
     """
     samples = noisy.shape[0]  # len() would fix it in a graph that is traced
     if sigma.shape != (samples, 1, 1, 1):
@@ -195,10 +194,10 @@ class Denoiser(_Sum):
         return replace(self, answers=self._plus(direction))
 
     def __call__(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """D, (B, 3, H, W) float32.
+        """D, (B, C, H, W) float32.
 
         Args:
-            x: (B, 3, H, W) float32, image + sigma noise.
+            x: (B, C, H, W) float32, image + sigma noise.
             sigma: one noise level for all samples, or (B, 1, 1, 1).
         """
         levels = _levels(sigma, x)

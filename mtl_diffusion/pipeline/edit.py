@@ -29,7 +29,9 @@ class Edit(Task):
     default_steps = 12
     default_guidance_scale = 4.0
 
-    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+    def draw(
+        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
+    ) -> Choice:
         device = generator.device
         region = torch.rand(n, generator=generator, device=device) < REGION_SHARE
         mask = draw_masks(n, size, generator)

@@ -14,9 +14,11 @@ class Generate(Task):
     # At higher noise levels guidance costs diversity. Kynkäänniemi et al. 2024, arXiv:2404.07724.
     default_guidance_interval = (0.28, 2.9)
 
-    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+    def draw(
+        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
+    ) -> Choice:
         return Choice(
-            mask=torch.ones(n, 1, size, size, device=generator.device),
+            mask=torch.ones(n, 1, *size, device=generator.device),
             drop_class=bernoulli(n, class_dropout, generator),
         )
 

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
+from .format import ImageFormat
 from .rgb import is_transparent, read_rgb
 from .task import Task
 
@@ -23,23 +25,32 @@ class Inputs:
     """The arguments of a call as tensors, one entry a sample.
 
     Attributes:
-        image: (B, 3, H, W) in [0, 1]. mask: (B, 1, H, W) in {0, 1}. label: (B,), see
+        image: (B, C, H, W), the numbers of arrays. mask: (B, 1, H, W) in {0, 1}. label: (B,), see
             `read_labels`.
+        frame: (B, 1, H, W) in {0, 1}, 0 in the padding of images that are smaller than the model's.
         strength: (B,) in [0, 1], or None if the task takes none.
     """
 
     image: Tensor
     mask: Tensor
     label: Tensor
+    frame: Tensor
     strength: Tensor | None
 
     def to(self, device: torch.device) -> "Inputs":
-        parts = (self.image, self.mask, self.label, self.strength)
+        parts = (self.image, self.mask, self.label, self.frame, self.strength)
         return Inputs(*(part if part is None else part.to(device) for part in parts))
 
 
 def read_inputs(
-    task: Task, class_label, image, mask_image, strength, classes: Sequence[str], size: int, n: int
+    task: Task,
+    class_label,
+    image,
+    mask_image,
+    strength,
+    classes: Sequence[str],
+    images: ImageFormat,
+    n: int,
 ) -> Inputs:
     """The arguments of a call as tensors of one length, each entry n times.
 
@@ -52,13 +63,15 @@ def read_inputs(
     if strength is not None:
         parts["strength"] = read_numbers(strength, 0, 1, "strength")
     if image is not None:
-        parts["image"] = read_images(image, size)
+        parts["image"] = torch.cat(read_images(image, images), dim=1)  # the frame is a channel here
     if mask_image is not None:
-        parts["mask_image"] = read_masks(mask_image, size)
-    parts.setdefault("image", torch.zeros(1, 3, size, size))
-    parts.setdefault("mask_image", torch.ones(1, 1, size, size))
+        parts["mask_image"] = read_masks(mask_image, images)
+    blank = torch.full((1, *images.shape), images.array_range[0])
+    parts.setdefault("image", torch.cat([blank, torch.ones(1, 1, *images.size)], dim=1))
+    parts.setdefault("mask_image", torch.ones(1, 1, *images.size))
     parts = {name: part.repeat_interleave(n, 0) for name, part in repeat_to_batch(parts).items()}
-    return Inputs(parts["image"], parts["mask_image"], parts["class_label"], parts.get("strength"))
+    pixels, frame = parts["image"].split([images.channels, 1], dim=1)
+    return Inputs(pixels, parts["mask_image"], parts["class_label"], frame, parts.get("strength"))
 
 
 def check_callback(callback, inputs, known: Sequence[str]) -> None:
@@ -74,24 +87,30 @@ def check_callback(callback, inputs, known: Sequence[str]) -> None:
         )
 
 
-def read_images(value, size: int, name: str = "image") -> Tensor:
-    """Images as (B, 3, size, size) float32 in [0, 1].
+def read_images(value, images: ImageFormat, name: str = "image") -> tuple[Tensor, Tensor]:
+    """Images as (B, C, H, W) float32, and where they are not padding: (B, 1, H, W) in {0, 1}.
 
-    Takes a PIL image, which `read_rgb` makes RGB, an array (H, W, 3), a tensor (3, H, W), a batch
-    of either with one more axis in front, or a list of them. Arrays and tensors are floats in
-    [0, 1], which is what `output_type="np"` and `"pt"` give.
+    Takes a PIL image, which `read_rgb` brings to the model's mode if that has 8 bits, an array
+    (H, W, C), a tensor (C, H, W), a batch of either with one more axis in front, or a list of them.
+    Arrays and tensors are floats in `images.array_range`, which is what `output_type="np"` and
+    `"pt"` give.
     """
-    return torch.cat([_image(item, size, name) for item in _items(value, name, "image")])
+    read = [_image(item, images, name) for item in _items(value, name, "image")]
+    middle = sum(images.array_range) / 2
+    padded = [pad(one, images.padding(one.shape[-2:]), value=middle) for one in read]
+    frames = [pad(one[:, :1] * 0 + 1, images.padding(one.shape[-2:])) for one in read]
+    return torch.cat(padded), torch.cat(frames)
 
 
-def read_masks(value, size: int, name: str = "mask_image") -> Tensor:
-    """Masks as (B, 1, size, size) float32 in {0, 1}: white (1) is repainted, black (0) is kept.
+def read_masks(value, images: ImageFormat, name: str = "mask_image") -> Tensor:
+    """Masks as (B, 1, H, W) float32 in {0, 1}: white (1) is repainted, black (0) is kept.
 
     Takes opaque PIL images, and arrays or tensors of floats in [0, 1] or booleans: one mask as
     (H, W), or with its one channel; several as (B, 1, H, W), (B, H, W, 1) or a list. Values of one
     half and more are white. Warns of masks without black or white.
     """
-    masks = torch.cat([_mask(item, size, name) for item in _items(value, name, "mask")])
+    read = [_mask(item, images, name) for item in _items(value, name, "mask")]
+    masks = torch.cat([pad(one, images.padding(one.shape[-2:])) for one in read])
     for share, meaning in ((0.0, "nothing is repainted"), (1.0, "nothing is kept")):
         if found := (masks.mean(dim=(1, 2, 3)) == share).sum():
             color = "black" if share == 0 else "white"
@@ -224,28 +243,42 @@ def _items(value, name: str, kind: str) -> list:
     return list(value) if value.ndim == 4 else [value]
 
 
-def _image(item, size: int, name: str) -> Tensor:
+def _image(item, images: ImageFormat, name: str) -> Tensor:
+    """(1, C, H, W), not padded yet."""
     if isinstance(item, Image.Image):
-        item = _rgb(item, name)
-        _check_size(item.height, item.width, size, name)
-        return torch.from_numpy(np.array(item)).permute(2, 0, 1)[None].float() / 255
-    pixels = _floats(item, name)
-    if isinstance(item, np.ndarray):
-        if pixels.ndim != 3 or pixels.shape[-1] != 3:
+        wanted = images.pil_mode
+        if wanted is None:
             raise ValueError(
-                f"{name} is an array of shape {item.shape}; it must be (H, W, 3), or (B, H, W, 3)"
+                f"{name} is a PIL image of mode {item.mode}; PIL has no mode for this model's "
+                f"images ({images.words}): give an array of floats"
+            )
+        if images.dtype == "uint8":
+            item = _rgb(item, name, wanted)
+        elif item.mode != wanted and (wanted, item.mode) != ("I;16", "I"):
+            raise ValueError(
+                f"{name} is a PIL image of mode {item.mode}; it must be {wanted}: give a file of "
+                "that depth, or an array of floats"
+            )
+        images.check_size(item.height, item.width, name)
+        return images.from_pil(item)
+    channels, pixels = images.channels, _floats(item, name, images.array_range)
+    if isinstance(item, np.ndarray):
+        if pixels.ndim != 3 or pixels.shape[-1] != channels:
+            raise ValueError(
+                f"{name} is an array of shape {item.shape}; it must be (H, W, {channels}), or "
+                f"(B, H, W, {channels})"
             )
         pixels = pixels.permute(2, 0, 1)
-    elif pixels.ndim != 3 or pixels.shape[0] != 3:
+    elif pixels.ndim != 3 or pixels.shape[0] != channels:
         raise ValueError(
-            f"{name} is a tensor of shape {tuple(item.shape)}; it must be (3, H, W), or "
-            "(B, 3, H, W): the channels come first"
+            f"{name} is a tensor of shape {tuple(item.shape)}; it must be ({channels}, H, W), or "
+            f"(B, {channels}, H, W): the channels come first"
         )
-    _check_size(*pixels.shape[1:], size, name)
+    images.check_size(*pixels.shape[1:], name)
     return pixels[None]
 
 
-def _mask(item, size: int, name: str) -> Tensor:
+def _mask(item, images: ImageFormat, name: str) -> Tensor:
     if isinstance(item, Image.Image):
         rgb = _rgb(item, name)
         if is_transparent(item):
@@ -253,7 +286,7 @@ def _mask(item, size: int, name: str) -> Tensor:
                 f"{name} is transparent in places, and a mask is black and white: put it on a "
                 "black background if what is transparent is kept, on a white one if it is repainted"
             )
-        _check_size(rgb.height, rgb.width, size, name)
+        images.check_size(rgb.height, rgb.width, name)
         deep = item.mode.startswith("I")
         white, grey = (65535, item) if deep else (255, rgb.convert("L"))
         mask = torch.from_numpy(np.array(grey, np.float32)) / white
@@ -277,7 +310,7 @@ def _mask(item, size: int, name: str) -> Tensor:
             raise ValueError(
                 f"{name} has shape {tuple(item.shape)}; it must be (H, W), or a list of that"
             )
-        _check_size(*mask.shape, size, name)
+        images.check_size(*mask.shape, name)
     brightest = mask.max().item()
     if 0 < brightest < 0.5:
         raise ValueError(
@@ -287,8 +320,8 @@ def _mask(item, size: int, name: str) -> Tensor:
     return (mask >= 0.5).float()[None, None]
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
-    """A PIL image as RGB. It reads its file when its pixels are first needed."""
+def _rgb(image: Image.Image, name: str, mode: str = "RGB") -> Image.Image:
+    """A PIL image in this mode, of 8 bits. It reads its file when its pixels are first needed."""
     try:
         image.load()
     except (AssertionError, ValueError, OSError, SyntaxError) as error:
@@ -297,7 +330,8 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
             "it is closed"
         ) from error
     try:
-        return read_rgb(image)
+        read = read_rgb(image, alpha=mode == "RGBA")
+        return read.convert("L") if mode == "L" else read
     except ValueError as error:
         raise ValueError(f"{name} is a PIL image of mode {image.mode}: {error}") from error
 
@@ -312,30 +346,27 @@ def _tensor(item: np.ndarray | Tensor) -> Tensor:
     return torch.from_numpy(np.array(item, dtype=item.dtype.newbyteorder("=")))
 
 
-def _floats(item: np.ndarray | Tensor, name: str) -> Tensor:
+def _floats(
+    item: np.ndarray | Tensor, name: str, allowed: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
     is_float = item.dtype.kind == "f" if isinstance(item, np.ndarray) else item.is_floating_point()
+    (low, high), plain = allowed, allowed == (0.0, 1.0)
     if not is_float:
+        advice = "divide by 255, or give PIL images" if plain else "give x.astype(np.float32)"
         raise ValueError(
-            f"{name} has the type {item.dtype}; arrays and tensors must be floats in [0, 1]: "
-            "divide by 255, or give PIL images"
+            f"{name} has the type {item.dtype}; arrays and tensors must be floats in "
+            f"[{low:g}, {high:g}]: {advice}"
         )
     pixels = _tensor(item).float()
     if not pixels.isfinite().all():
-        raise ValueError(f"{name} has NaN or infinite values; it must lie in [0, 1]")
-    if pixels.numel() and (pixels.min() < 0 or pixels.max() > 1):
+        raise ValueError(f"{name} has NaN or infinite values; it must lie in [{low:g}, {high:g}]")
+    if pixels.numel() and (pixels.min() < low or pixels.max() > high):
+        advice = "divide 0..255 by 255, map [-1, 1] by x / 2 + 0.5"
         raise ValueError(
             f"{name} has values from {pixels.min():.3g} to {pixels.max():.3g}; it must lie in "
-            "[0, 1]: divide 0..255 by 255, map [-1, 1] by x / 2 + 0.5"
+            f"[{low:g}, {high:g}]: {advice if plain else 'this model has that value_range'}"
         )
     return pixels
-
-
-def _check_size(height: int, width: int, size: int, name: str) -> None:
-    if (height, width) != (size, size):
-        raise ValueError(
-            f"{name} is {width}x{height} pixels; this model takes {size}x{size}: resize it, for a "
-            f"PIL image with {name}.resize(({size}, {size}))"
-        )
 
 
 def _label(item, classes: Sequence[str], name: str) -> int:

@@ -9,32 +9,34 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Size = tuple[int, int]  # height and width in pixels
+
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
 
 
 def _pixels(size: int, device: torch.device) -> Tensor:
-    """(size,) centres of the pixels as shares of the width, in (0, 1)."""
+    """(size,) centres of the pixels as shares of the side, in (0, 1)."""
     return (torch.arange(size, device=device) + 0.5) / size
 
 
-def _box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, size: int) -> Tensor:
-    """(..., size, size) bool from borders (...) in shares of the width."""
-    p = _pixels(size, top.device)
-    rows = (p >= top[..., None]) & (p < bottom[..., None])
-    columns = (p >= left[..., None]) & (p < right[..., None])
+def _box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, size: Size) -> Tensor:
+    """(..., H, W) bool from borders (...) in shares of the sides."""
+    y, x = (_pixels(side, top.device) for side in size)
+    rows = (y >= top[..., None]) & (y < bottom[..., None])
+    columns = (x >= left[..., None]) & (x < right[..., None])
     return rows[..., :, None] & columns[..., None, :]
 
 
-def center(n: int, size: int, generator: torch.Generator) -> Tensor:
-    """A square in the middle, half as wide as the image: the benchmark of the literature."""
+def center(n: int, size: Size, generator: torch.Generator) -> Tensor:
+    """A box in the middle, half as wide as the image: the benchmark of the literature."""
     low = torch.full((n,), 0.25, device=generator.device)
     high = torch.full((n,), 0.75, device=generator.device)
     return _box(low, high, low, high, size)[:, None]
 
 
-def boxes(n: int, size: int, generator: torch.Generator) -> Tensor:
+def boxes(n: int, size: Size, generator: torch.Generator) -> Tensor:
     """One to three boxes, each side between a fifth and three fifths of the image's."""
     sides = _uniform((n, 3, 2), 0.2, 0.6, generator)
     corner = _uniform((n, 3, 2), 0.0, 1.0, generator) * (1 - sides)
@@ -45,7 +47,7 @@ def boxes(n: int, size: int, generator: torch.Generator) -> Tensor:
     return (drawn & used[..., None, None]).any(dim=1, keepdim=True)
 
 
-def strokes(n: int, size: int, generator: torch.Generator) -> Tensor:
+def strokes(n: int, size: Size, generator: torch.Generator) -> Tensor:
     """Free-form: a thick brush dragged along a random walk of six segments."""
     start = _uniform((n, 1, 2), 0.1, 0.9, generator)
     step = _uniform((n, 6, 2), -0.45, 0.45, generator)
@@ -53,8 +55,8 @@ def strokes(n: int, size: int, generator: torch.Generator) -> Tensor:
     path = torch.cat([start, start + step.cumsum(dim=1)], dim=1)  # (n, 7, 2)
     path = 1 - (path.remainder(2) - 1).abs()
     a, b = path[:, :-1, None, None], path[:, 1:, None, None]  # (n, 6, 1, 1, 2)
-    p = _pixels(size, generator.device)
-    point = torch.stack(torch.meshgrid(p, p, indexing="ij"), dim=-1)  # (H, W, 2)
+    sides = (_pixels(side, generator.device) for side in size)
+    point = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1)  # (H, W, 2)
     along = ((point - a) * (b - a)).sum(-1) / (b - a).square().sum(-1).clamp_min(1e-8)
     nearest = a + along.clamp(0, 1)[..., None] * (b - a)
     distance = (point - nearest).square().sum(-1).amin(dim=1)  # (n, H, W)
@@ -62,26 +64,27 @@ def strokes(n: int, size: int, generator: torch.Generator) -> Tensor:
     return (distance < radius.square())[:, None]
 
 
-def half(n: int, size: int, generator: torch.Generator) -> Tensor:
+def half(n: int, size: Size, generator: torch.Generator) -> Tensor:
     """The left, right, upper or lower half."""
-    upper = (_pixels(size, generator.device) < 0.5)[:, None].expand(size, size)
-    sides = torch.stack([upper, ~upper, upper.T, ~upper.T])
+    y, x = (_pixels(side, generator.device) < 0.5 for side in size)
+    upper, left = y[:, None].expand(size), x.expand(size)
+    sides = torch.stack([upper, ~upper, left, ~left])
     return sides[torch.randint(4, (n,), generator=generator, device=generator.device)][:, None]
 
 
-def border(n: int, size: int, generator: torch.Generator) -> Tensor:
-    """Everything around a kept square in the middle: outpainting."""
+def border(n: int, size: Size, generator: torch.Generator) -> Tensor:
+    """Everything around a kept box in the middle: outpainting."""
     margin = _uniform((n,), 0.15, 0.35, generator)
     return ~_box(margin, 1 - margin, margin, 1 - margin, size)[:, None]
 
 
-def pixels(n: int, size: int, generator: torch.Generator) -> Tensor:
+def pixels(n: int, size: Size, generator: torch.Generator) -> Tensor:
     """Each pixel on its own, half to nineteen twentieths of them missing."""
     share = _uniform((n, 1, 1, 1), 0.5, 0.95, generator)
-    return _uniform((n, 1, size, size), 0.0, 1.0, generator) < share
+    return _uniform((n, 1, *size), 0.0, 1.0, generator) < share
 
 
-MASKS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
+MASKS: dict[str, Callable[[int, Size, torch.Generator], Tensor]] = {
     "center": center,
     "boxes": boxes,
     "strokes": strokes,
@@ -91,8 +94,8 @@ MASKS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
 }
 
 
-def draw_masks(n: int, size: int, generator: torch.Generator, kind: str | None = None) -> Tensor:
-    """(n, 1, size, size) float in {0, 1}, 1 = to be painted; never empty, never everything.
+def draw_masks(n: int, size: Size, generator: torch.Generator, kind: str | None = None) -> Tensor:
+    """(n, 1, H, W) float in {0, 1}, 1 = to be painted; never empty, never everything.
 
     Args:
         kind: a key of `MASKS`, or None for a random kind a sample.

@@ -20,7 +20,7 @@ def initial_latents(
     Args:
         latents: of this shape, or None: they are drawn.
         generator: one, one for each image, or None for torch's own.
-        shape: (B, 3, H, W).
+        shape: (B, C, H, W).
     """
     each = generator if isinstance(generator, list) else [generator] * shape[0]
     if len(each) != shape[0]:
@@ -62,7 +62,7 @@ def draw_classes(latents: Tensor, weights: Sequence[float]) -> Tensor:
     """A class for each image, drawn from its latents: (B,) in 0..K-1, or -1 for the null class.
 
     Args:
-        latents: (B, 3, H, W).
+        latents: (B, C, H, W).
         weights: K + 1 relative frequencies, that of the null class last.
     """
     edges = torch.tensor(weights, dtype=torch.float64).cumsum(0)

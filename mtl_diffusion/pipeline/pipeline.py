@@ -9,7 +9,6 @@ pipe(task="edit", image=image, class_label="dog", strength=0.7).images[0]
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -27,6 +26,7 @@ from .colorize import Colorize
 from .components import check_component
 from .denoiser import Guidance, build_conditioning
 from .edit import Edit, EditAtOnce
+from .format import MARK, ImageFormat
 from .generate import Generate
 from .inpaint import Inpaint
 from .inputs import (
@@ -40,10 +40,11 @@ from .inputs import (
 )
 from .loading import SelfContained
 from .noise import draw_classes, initial_latents, own_generators
-from .outputs import check_output_type, to_output
+from .outputs import MultiTaskOutput, read_output_type, to_output
 from .solver import solve
 from .task import Task
 from .tokens import NULL, Vocabulary
+from .translate import Translate
 from .upscale import Upscale
 
 # All tasks, by name. A new task is a file of its own and a line here.
@@ -64,24 +65,13 @@ TASKS: dict[str, Task] = {
 CHAINS = "_chains"  # of a model of few steps: the noise levels that each number of steps visits
 EDITS_AT_ONCE = "_edits_at_once"  # true where an edit is one evaluation
 FREQUENCIES = "_class_frequencies"  # class name -> share of the training data; NULL: without one
-LEARNED = (CHAINS, EDITS_AT_ONCE, FREQUENCIES)
+TRANSLATIONS = "_translations"  # the names of the tasks of the class Translate
+LEARNED = (CHAINS, EDITS_AT_ONCE, FREQUENCIES, MARK, TRANSLATIONS)
 # Arguments of earlier versions, and what takes their place.
 REMOVED = {
     name: "mtl_diffusion.editing.whole.whole_edit, of the package, inverts the source of an edit"
     for name in ("num_inversion_steps", "source_class")
 }
-
-
-@dataclass
-class MultiTaskOutput(ImagePipelineOutput):
-    """What a call returns.
-
-    Attributes:
-        images: as `output_type` says.
-        class_labels: the class of each image, one that was drawn too; None for no class.
-    """
-
-    class_labels: Optional[list] = None  # noqa: UP045, the form that diffusers 0.36 can read
 
 
 class MultiTaskPipeline(SelfContained, DiffusionPipeline):
@@ -90,7 +80,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     Calls may overlap, from several threads or from a callback: each has its own state.
 
     Args:
-        unet: takes `denoiser.CHANNELS` channels and one-hot tokens.
+        unet: takes `format.input_channels` channels and one-hot tokens.
         tokenizer: its vocabulary has the tasks and classes that the model has learned.
         scheduler: `EDMDPMSolverMultistepScheduler`; `EDMEulerScheduler` for a model of few steps.
         chains: of a model of few steps that was exported by a version before 0.2; later ones are
@@ -141,7 +131,13 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks that this model has learned."""
-        return tuple(name for name in TASKS if name in self.vocabulary.tasks)
+        known = (*TASKS, *self.translations)
+        return tuple(name for name in known if name in self.vocabulary.tasks)
+
+    @property
+    def translations(self) -> tuple[str, ...]:
+        """Names of the tasks that make an image of one of another kind."""
+        return tuple(self.unet.config.get(TRANSLATIONS) or ())
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -149,9 +145,14 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         return tuple(self.vocabulary.classes)
 
     @property
+    def format(self) -> ImageFormat:
+        """Size, channels and depth of the images."""
+        return ImageFormat.of(self.unet.config)
+
+    @property
     def size(self) -> int:
-        """Height and width of the images in pixels."""
-        return self.unet.config.sample_size
+        """Side of the square images in pixels; the longer side of rectangles, see `format`."""
+        return max(self.format.size)
 
     @property
     def chains(self) -> Chains | None:
@@ -167,6 +168,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
 
     def spec(self, task: str) -> Task:
         """The task as this model has learned it."""
+        if task in self.translations:
+            return Translate(task)
         at_once = task == Edit.name and self.unet.config.get(EDITS_AT_ONCE, False)
         return EditAtOnce() if at_once else TASKS[task]
 
@@ -184,7 +187,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
 
     def default_guidance_interval(self, task: str) -> tuple[float, float]:
         """guidance_interval of a task, if it is not given."""
-        return TASKS[task].default_guidance_interval
+        return self.spec(task).default_guidance_interval
 
     @property
     def guidance_scale(self) -> float:
@@ -228,7 +231,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006, diffusers' own
@@ -241,8 +244,9 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             class_label: a class's name or number, or -1 for the null class, which is none. None:
                 generate draws one for each image, as often as the training data has it; for the
                 other tasks the null class.
-            image: the source, `pipe.size` pixels square: PIL, or floats in [0, 1] as an array
-                (H, W, 3) or a tensor (3, H, W), or a batch or a list of these.
+            image: the source, of `pipe.format`: PIL of its mode, or floats in [0, 1] (or in the
+                model's `value_range`) as an array (H, W, C) or a tensor (C, H, W), or a batch or a
+                list of these. A model with the fit "pad" takes smaller ones of one of its sides.
             mask_image: white (1) is repainted, black (0) is kept, byte for byte.
             strength: degradation of the source, from 0 (none: the source comes back) to 1 (nothing
                 is left of it). None: the task's default. Of several, each is a batch of its own.
@@ -257,10 +261,11 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
                 `pipe.chains`, and leaves out the first steps of an edit that is not strong.
             num_images_per_prompt: images for each sample.
             generator: one, or one for each image. Image i depends on its seed and on i alone.
-            latents: (images, 3, size, size) standard normal, instead of drawing them. All other
+            latents: (images, C, H, W) standard normal, instead of drawing them. All other
                 noise of an image is derived from its latents.
-            output_type: "pil"; "np" (B, H, W, 3) or "pt" (B, 3, H, W), floats in [0, 1]; or
-                "latent", (B, 3, H, W) in about [-1, 1], not clipped.
+            output_type: "pil"; "np" (B, H, W, C) or "pt" (B, C, H, W), floats as arrays that are
+                given; or "latent", (B, C, H, W) in about [-1, 1], not clipped. None: "pil" where
+                PIL has a mode for the images, else "np".
             callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; it may
                 return a dict with other latents. `pipe` is a shallow copy with the state of this
                 call, such as its scheduler; `pipe._interrupt = True` ends the call.
@@ -280,28 +285,29 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             strength=strength,
             image_guidance_scale=image_guidance_scale,
         )
-        check_output_type(output_type)
-        check_callback(
-            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
-        )
+        images = self.format
+        output_type = read_output_type(output_type, images)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        check_callback(*callback, self._callback_tensor_inputs)
         call = self._copy_for_call()
         call._set_guidance(task, guidance_scale, image_guidance_scale, guidance_interval)
         steps = self._read_steps(task, num_inference_steps)
         spec, device = self.spec(task), self._execution_device
         count = read_count(num_images_per_prompt, "num_images_per_prompt")
         given = (class_label, image, mask_image, strength)
-        source = read_inputs(spec, *given, self.class_names, self.size, count).to(device)
+        source = read_inputs(spec, *given, self.class_names, images, count).to(device)
         noise = initial_latents(latents, generator, tuple(source.image.shape), device)
         own = own_generators(noise)
         label = self._draw_unset(source.label, noise) if spec.draws_class else source.label
-        known = 2 * source.image - 1
+        known = images.from_array(source.image)
         own_noise = randn_tensor(noise.shape, own, device, torch.float32)
         hint = spec.condition(known, source.mask, source.strength, own_noise)
+        if images.fit == "pad":
+            hint = hint.within(source.frame, known)
         conditioning = build_conditioning(hint, spec, label, self.vocabulary)
         guidance = Guidance.of(self.unet, call.scheduler, conditioning, self.vocabulary.null)
         start = spec.start(source.strength)
         start = start.tolist() if isinstance(start, Tensor) else [start] * len(noise)
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._running[id(call)] = call
         try:
             latents = solve(call, known, noise, hint, guidance, start, steps, own, *callback)
@@ -313,10 +319,10 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             for name in ("_guidance_scale", "_image_guidance_scale", "_guidance_interval"):
                 setattr(self, name, getattr(call, name))
             self._num_timesteps = call._num_timesteps
-        images = to_output(latents, hint.mask, source.image, output_type)
+        drawn = to_output(latents, hint.mask, source, output_type, images)
         names = [*self.class_names, None]  # a negative number is no class
         labels = [names[max(number, -1)] for number in label.tolist()]
-        return MultiTaskOutput(images, labels) if return_dict else (images,)
+        return MultiTaskOutput(drawn, labels) if return_dict else (drawn,)
 
     def _draw_unset(self, label: Tensor, noise: Tensor) -> Tensor:
         """The labels, with a class in place of those that are not set."""

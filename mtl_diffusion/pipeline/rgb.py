@@ -18,13 +18,16 @@ _TURNS = {
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> Pillow's mode
 
 
-def read_rgb(image: Image.Image) -> Image.Image:
+def read_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
     """The image as RGB of 8 bits, of the same pixels where it is that already.
 
     Palettes, CMYK and the like are converted. Grey of 16 bits keeps its range: 65,535 becomes 255.
     Colours with an embedded profile are converted to sRGB; a profile that can't be read, or that is
     of another kind of pixels, is left out, as browsers do. Transparency is composited over white.
     EXIF's orientation is applied. Of several frames the current one is read.
+
+    Args:
+        alpha: give RGBA, and leave transparency as it is.
 
     Raises:
         ValueError: the pixels are floating point numbers, or integers outside 0 to 65,535.
@@ -39,7 +42,9 @@ def read_rgb(image: Image.Image) -> Image.Image:
             "its pixels are floating point numbers, whose range is not known; save it as integers"
         )
     rgb = _srgb(image, profile)
-    if image.has_transparency_data:
+    if alpha:
+        rgb.putalpha(image.convert("RGBA").getchannel("A"))
+    elif image.has_transparency_data:
         rgb.putalpha(image.convert("RGBA").getchannel("A"))
         white = Image.new("RGBA", image.size, "white")
         rgb = Image.alpha_composite(white, rgb).convert("RGB")

@@ -29,8 +29,8 @@ def solve(
 
     Args:
         call: the pipeline's copy for this call. A callback may change its state.
-        source: (B, 3, H, W) in [-1, 1], the known pixels where the mask is 0.
-        noise: (B, 3, H, W) standard normal.
+        source: (B, C, H, W) in [-1, 1], the known pixels where the mask is 0.
+        noise: (B, C, H, W) standard normal.
         hint: what is shown, and where is painted.
         guidance: what the call's guidance composes.
         start: (B,) noise levels, of the source. From sigma_max on it is noise alone.
@@ -38,7 +38,7 @@ def solve(
         generators: one for each image, for schedulers that add noise.
 
     Returns:
-        (B, 3, H, W) float32.
+        (B, C, H, W) float32.
 
     Raises:
         ValueError: the latents are not finite after a step.
@@ -127,7 +127,7 @@ def _solve(
     """Goes down the noise levels of the call's scheduler.
 
     Args:
-        x: (B, 3, H, W) latents of the first level.
+        x: (B, C, H, W) latents of the first level.
         done: steps of the call before these.
         end_step: (step of the call, timestep, latents) -> latents.
     """

@@ -32,7 +32,7 @@ class Hint:
     """The image that a task conditions on, for B samples.
 
     Attributes:
-        image: (B, 3, H, W) in the range of the images, zero where nothing is shown.
+        image: (B, C, H, W) in the range of the images, zero where nothing is shown.
         mask: (B, 1, H, W) in {0, 1}. 1 = to be painted: the loss is taken there alone.
             0 = known: `image` is exact there, and comes out unchanged.
         strength: (B,) in [0, 1], NaN for none; or None if the task has no strength.
@@ -41,6 +41,11 @@ class Hint:
     image: Tensor
     mask: Tensor
     strength: Tensor | None = None
+
+    def within(self, frame: Tensor, image: Tensor) -> "Hint":
+        """The same inside a frame (B, 1, H, W) in {0, 1}; outside the image is known: padding."""
+        shown = torch.where(frame > 0, self.image, image)
+        return Hint(image=shown, mask=self.mask * frame, strength=self.strength)
 
 
 class Task(ABC):
@@ -60,6 +65,7 @@ class Task(ABC):
             sampling without them.
         draws_class: whether a sample without a class is one of a class that is drawn as often as
             the training data has it; else it is drawn with the null class.
+        holes_from_data: whether training takes masks of the dataset, too, where it has some.
         few_steps: steps of a model that draws in few steps, when sampling without a number of
             them; None: those of its last chain.
         at_once: whether such a model takes one step, and no other number.
@@ -73,6 +79,7 @@ class Task(ABC):
     default_guidance_scale: ClassVar[float] = 1.0
     default_guidance_interval: ClassVar[tuple[float, float]] = (0.0, math.inf)
     draws_class: ClassVar[bool] = False
+    holes_from_data: ClassVar[bool] = False
     few_steps: ClassVar[int | None] = None
     at_once: ClassVar[bool] = False
 
@@ -100,7 +107,9 @@ class Task(ABC):
             raise TypeError(f"{cls.__name__}.default_guidance_scale must be 0 or more; 1 is off")
 
     @abstractmethod
-    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+    def draw(
+        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
+    ) -> Choice:
         """Draws a training input for n samples, on the generator's device.
 
         Args:
@@ -117,10 +126,10 @@ class Task(ABC):
         """Builds the conditioning input. Training and sampling both call this.
 
         Args:
-            image: (B, 3, H, W) in [-1, 1], the source. A task without a source gets zeros.
+            image: (B, C, H, W) in [-1, 1], the source. A task without a source gets zeros.
             mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
             strength: (B,) in [0, 1]. A task without a strength ignores it.
-            noise: (B, 3, H, W) standard normal, for degrading the source. It is independent of
+            noise: (B, C, H, W) standard normal, for degrading the source. It is independent of
                 the noise of the diffusion, which a task never gets.
         """
 

@@ -2,7 +2,7 @@
 
 The image given to the pipeline has the full size, as in every task, and `condition` reduces it. Who
 has only the small image enlarges it first, by repeating pixels:
-`small.resize((pipe.size, pipe.size), Image.Resampling.NEAREST)`. The mean of equal pixels is the
+`small.resize((width, height), Image.Resampling.NEAREST)`. The mean of equal pixels is the
 pixel, so the network is shown the small image itself. Other filters give it a blurred one.
 """
 
@@ -20,16 +20,20 @@ class Upscale(Task):
     required = frozenset({"image"})
     optional = frozenset({"class_label"})
 
-    def draw(self, n: int, size: int, class_dropout: float, generator: torch.Generator) -> Choice:
+    def draw(
+        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
+    ) -> Choice:
         return Choice(
-            mask=torch.ones(n, 1, size, size, device=generator.device),
+            mask=torch.ones(n, 1, *size, device=generator.device),
             drop_class=bernoulli(n, class_dropout, generator),
         )
 
     def condition(
         self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
     ) -> Hint:
-        size = image.shape[-1]
-        small = adaptive_avg_pool2d(image, max(size // FACTOR, 1))  # means of 4x4 pixels
+        size = image.shape[-2:]
+        small = adaptive_avg_pool2d(
+            image, [max(side // FACTOR, 1) for side in size]
+        )  # means of 4x4 pixels
         # A pixel becomes a block of its colour, so that the network's input has the full size.
         return Hint(image=interpolate(small, size, mode="nearest"), mask=torch.ones_like(mask))

@@ -13,7 +13,8 @@ from huggingface_hub import ModelCardData
 from .. import __version__
 from ..checkpoints.resume import MAY_CHANGE, SOURCES
 from ..config import TrainConfig, to_dict
-from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..pipeline.format import ImageFormat
+from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.names import on_hub
 from .results import eval_results, tables
 from .upload import signed
@@ -77,7 +78,7 @@ def model_card(
         header=_header(trained, name, metrics),
         name=name,
         tasks=", ".join(f"`{task}`" for task in pipe.tasks),
-        resolution=pipe.size,
+        resolution=_size(pipe.format),
         classes=_classes(pipe.class_names),
         parameters=f"{sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.1f}",
         dataset=f"`{dataset}`" if dataset else _data(trained),
@@ -137,6 +138,14 @@ def _base(trained: Trained) -> str:
     )
 
 
+def _size(form: ImageFormat) -> str:
+    """The size of the images, and what else they are, unless it is RGB of 8 bits."""
+    if (form.mode, form.dtype) == ("RGB", "uint8"):
+        return f"{form.width}x{form.height} pixels"
+    given = "" if form.value_range is None else ", {:g} to {:g}".format(*form.value_range)
+    return f"{form.words}{given}"
+
+
 def _classes(names: Collection[str]) -> str:
     if not names:
         return "It has no classes: its training images had no labels."
@@ -180,18 +189,24 @@ def snippet(pipe: MultiTaskPipeline, source: str) -> str:
     image of the others.
     """
     names = [_literal(name) for name in pipe.class_names]
-    tasks = [TASKS[task] for task in pipe.tasks]
+    tasks = [pipe.spec(task) for task in pipe.tasks]
     tasks = [task for task in tasks if names or "class_label" not in task.required]
     tasks.sort(key=lambda task: "image" in task.required)
     needed = frozenset().union(*(task.required for task in tasks))
+    height, width = pipe.format.size
     lines = []
     if "mask_image" in needed:
         lines += [
-            'mask = Image.new("L", (pipe.size, pipe.size), 0)  # black is kept, byte for byte',
-            "mask.paste(255, (0, 0, pipe.size // 2, pipe.size))  # white is repainted",
+            f'mask = Image.new("L", ({width}, {height}), 0)  # black is kept, byte for byte',
+            f"mask.paste(255, (0, 0, {width // 2}, {height}))  # white is repainted",
         ]
     if all("image" in task.required for task in tasks):
-        lines.append('image = Image.new("RGB", (pipe.size, pipe.size), "gray")  # yours')
+        if pipe.format.pil_mode is None:
+            shape = f"({height}, {width}, {pipe.format.channels}), {pipe.format.array_range[0]}"
+            lines.append(f"image = np.full({shape})  # yours")
+        else:
+            mode, grey = pipe.format.pil_mode, '"gray"' if pipe.format.dtype == "uint8" else 0
+            lines.append(f'image = Image.new("{mode}", ({width}, {height}), {grey})  # yours')
     for i, task in enumerate(tasks):
         has_image = "image" in task.required
         given = {"image": "image", "mask_image": "mask", "strength": str(task.default_strength)}
@@ -205,6 +220,7 @@ def snippet(pipe: MultiTaskPipeline, source: str) -> str:
         lines.append(f'{result} = pipe(task="{task.name}"{call}).images[0]')
     imports = ["from diffusers import DiffusionPipeline"]
     imports += ["from PIL import Image"] if any("Image.new" in line for line in lines) else []
+    imports[:0] = ["import numpy as np"] if any("np.full" in line for line in lines) else []
     load = f"DiffusionPipeline.from_pretrained({_literal(source)}, trust_remote_code=True)"
     return "\n".join([*imports, "", f"pipe = {load}", "", *lines])
 

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from ..pipeline.chains import karras_levels
 from ..pipeline.denoiser import Guidance, build_conditioning
-from ..pipeline.outputs import to_output
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..pipeline.solver import from_level, initial, step_down
 
 DOMAIN, UNET = "mtl_diffusion", "UNet"  # the function that takes its place
 # Argument of a task -> name of the graph's input, and what it takes.
 INPUTS = {
-    "image": ("image", "(B, C, H, W) float32 in [0, 1]"),
+    "image": ("image", "(B, C, H, W) float32 in value_range"),
     "mask_image": ("mask", "(B, 1, H, W) float32 in {0, 1}: 1 is painted, 0 is kept"),
     "class_label": ("class", "(B,) int64, a place in class_names; -1 is the null class"),
     "strength": ("strength", "(B,) float32 in [0, 1]"),
@@ -46,7 +45,7 @@ class Graph(nn.Module):
         self.sigmas = self.scheduler.sigmas.tolist()
         if isinstance(self.scheduler, EDMEulerScheduler):
             self.scheduler.sigmas = self.sigmas  # numbers: it compares them
-        self.shape = (pipe.unet.config.out_channels, pipe.size, pipe.size)
+        self.format, self.shape = pipe.format, pipe.format.shape
         takes = self.spec.required | self.spec.optional
         self.inputs = {"noise": NOISE} | {
             name: what for argument, (name, what) in INPUTS.items() if argument in takes
@@ -68,14 +67,14 @@ class Graph(nn.Module):
         return tuple(given.get(name, torch.full((2, *self.shape), 0.5)) for name in self.inputs)
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1], as those of `MultiTaskPipeline.__call__`."""
+        """Images (B, C, H, W), the arrays of `MultiTaskPipeline.__call__`."""
         given = dict(zip(self.inputs, tensors, strict=True))
         noise = given["noise"]
         image = given.get("image", torch.zeros_like(noise))
         mask = (given.get("mask", torch.ones_like(noise[:, :1])) >= 0.5).float()
         label = given.get("class", torch.full_like(noise[:, 0, 0, 0], -1, dtype=torch.int64))
         own_noise = given.get("condition_noise", torch.zeros_like(noise))
-        source = 2 * image - 1
+        source = self.format.from_array(image)
         hint = self.spec.condition(source, mask, given.get("strength"), own_noise)
         conditioning = build_conditioning(hint, self.spec, label, self.vocabulary)
         guidance = Guidance.of(
@@ -102,7 +101,7 @@ class Graph(nn.Module):
             if first is not None and i:
                 x = torch.where(first == i, initial(*parts, sigmas[i], few), x)
             x = step_down(denoiser, scheduler, i, sigmas, x, source, noise, hint.mask)
-        return to_output(x, hint.mask, image, "pt")
+        return torch.where(hint.mask > 0, self.format.to_array(x), image)
 
 
 class _Call:

@@ -20,6 +20,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from .. import __version__
+from ..pipeline.format import ImageFormat
 from ..pipeline.parts import plain_unet
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_folder
@@ -97,11 +98,13 @@ def write_graphs(
         "licence": LICENCE,
         "made_by": f"mtl_diffusion {__version__}",
         "opset": OPSET,
-        "shape": [pipe.unet.config.out_channels, pipe.size, pipe.size],
+        "shape": pipe.format.shape,
         "class_names": list(pipe.class_names),
         "class_frequencies": pipe.class_frequencies,
         "parameters": sum(weight.numel() for weight in pipe.unet.parameters()),
-        "output": "images: (B, C, H, W) float32 in [0, 1]",
+        "output": "images: (B, C, H, W) float32 in value_range",
+        "value_range": pipe.format.array_range,
+        "mode": pipe.format.mode,
         "tasks": {},
     }
     graphs = {task: Graph(pipe, task, arguments).eval() for task in tasks}
@@ -165,9 +168,9 @@ def _trace_task(graph: Graph) -> ir.Model:
 
 def _trace_unet(unet: nn.Module) -> tuple[ir.Function, dict[str, np.ndarray]]:
     """The UNet as a function of its four inputs and its weights, and these by name."""
-    config, size = unet.config, unet.config.sample_size
+    config, size = unet.config, ImageFormat.of(unet.config).size
     tokens = torch.zeros(2, 3, config.encoder_hid_dim)
-    example = (torch.zeros(2, config.in_channels, size, size), torch.zeros(2))
+    example = (torch.zeros(2, config.in_channels, *size), torch.zeros(2))
     example += (tokens, tokens.flatten(1))
     graph = _trace(
         _Network(unet), example, ["channels", "timestep", "tokens", "labels"], ["F"]

@@ -38,10 +38,15 @@ def write_page(
         options: those of `write_graphs`.
 
     Raises:
-        ValueError: the package can't be had, or is of another version; the target is a folder of
-            something else; or as `write_graphs`.
+        ValueError: the model's images are not RGB; the package can't be had, or is of another
+            version; the target is a folder of something else; or as `write_graphs`.
     """
     check_target(target)
+    if (pipe.format.mode, pipe.format.dtype) != ("RGB", "uint8"):
+        raise ValueError(
+            f"this model draws {pipe.format.words}; the page shows RGB of 8 bits: take the graphs "
+            "alone, mtl-diffusion export --format onnx"
+        )
     with TemporaryDirectory() as temporary:
         package = onnxruntime_web or _download(Path(temporary))
         _check_package(package)

@@ -6,16 +6,24 @@ The text under a field is its help, its type has its range, and its flag bears i
 import ast
 import inspect
 import json
+import math
 import os
 import re
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import islice, pairwise
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    create_model,
+)
 from pydantic_core import PydanticCustomError
 
 
@@ -26,6 +34,25 @@ def _must(fits: Callable[[Any], bool], words: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def must_be(fits: Callable[[Any], bool], words: str) -> PlainValidator:
+    """A check in place of the type's own, for values of several types."""
+
+    def check(value: Any) -> Any:
+        if not fits(value):
+            raise PydanticCustomError("range", words)
+        return value
+
+    return PlainValidator(check)
+
+
+def is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 _HOME = "must be a path in full: no user has that home directory"
@@ -67,7 +94,8 @@ def add_fields(parser: ArgumentParser, defaults: Any, titles: Mapping[str, str])
         kind, options = kinds[name], get_args(kinds[name])
         if NoneType in options:  # a type, or null
             kind, options = options[0], get_args(options[0])
-        words = (get_origin(kind) or kind).__name__.upper()
+        kinds_of = options if get_origin(kind) is UnionType else (kind,)
+        words = "|".join((get_origin(one) or one).__name__.upper() for one in kinds_of)
         if get_origin(kind) is Literal:
             words = f"{{{','.join(options)}}}"
         help = f"{text.value.value} (default: {show(getattr(defaults, name))})".replace("%", "%%")

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import os
 import shlex
 import sys
@@ -16,6 +17,14 @@ REFUSED = 2  # exit code, argparse's own
 def path(text: str) -> Path:
     """The type of a flag with a path; expands ~, which a shell does not do in `--flag=~/x`."""
     return Path(text).expanduser()
+
+
+def value(text: str) -> Any:
+    """A value as JSON has it, or else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 COMMON: dict[str, dict[str, Any]] = {

@@ -13,9 +13,10 @@ def flops_of_unet(unet: nn.Module) -> tuple[int, int]:
     device and the precision don't change the count.
     """
     unet = type(unet).from_config(unet.config).train()
-    size = unet.config.sample_size
+    size = unet.config.sample_size  # a pair of a rectangle's
+    size = (size, size) if isinstance(size, int) else size
     inputs = {
-        "sample": torch.zeros(1, unet.config.in_channels, size, size),
+        "sample": torch.zeros(1, unet.config.in_channels, *size),
         "timestep": torch.zeros(1),
     }
     if "encoder_hid_dim" in unet.config:  # ours, with one-hot tokens

@@ -22,9 +22,11 @@ def to_unit_range(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Pixels in [-1, 1] -> uint8, clipped and rounded: the inverse of `to_unit_range`."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+def mirrored(images: Tensor) -> Tensor:
+    """Flipped left to right, which torch does not do for uint16 itself."""
+    if images.dtype == torch.uint16:
+        return images.view(torch.int16).flip(-1).view(torch.uint16)
+    return images.flip(-1)
 
 
 def weights_digest(module: nn.Module) -> str:

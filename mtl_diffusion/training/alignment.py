@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..classifiers.classifier import Classifier
+from ..pipeline.format import ImageFormat
 from ..tools.rng import generator
 from ..tools.tensors import weights_digest
 
@@ -27,7 +28,7 @@ class Alignment(nn.Module):
     Args:
         unet: the output of its middle block is aligned.
         classifier: on the device of the run; its weights don't change.
-        images: (N, 3, H, W) in [-1, 1], some of the training images: the mean of their features
+        images: (N, C, H, W) in [-1, 1], some of the training images: the mean of their features
             is subtracted before directions are compared.
         weight: of the loss of a sample.
         seed: keys the projector's initial weights.
@@ -40,6 +41,7 @@ class Alignment(nn.Module):
         # In a tuple, so that it is no submodule: neither trained nor saved.
         network = classifier.model.requires_grad_(False).regnet
         self._network = (network.to(memory_format=torch.channels_last),)
+        self._images = ImageFormat.of(unet.config)
         self.weight = weight
         self.fingerprint = weights_digest(classifier.model)
         with torch.no_grad():
@@ -57,14 +59,14 @@ class Alignment(nn.Module):
         self._features = output
 
     def last_features(self, images: Tensor) -> Tensor:
-        """Of the classifier, (B, C, h, w), for images (B, 3, H, W) in [-1, 1]."""
-        return self._network[0](images).last_hidden_state.float()
+        """Of the classifier, (B, D, h, w), for images (B, C, H, W) in [-1, 1]."""
+        return self._network[0](self._images.rgb(images)).last_hidden_state.float()
 
     def forward(self, image: Tensor) -> Tensor:
         """The weighted loss of each sample, (B,), right after the UNet has denoised them.
 
         Args:
-            image: (B, 3, H, W) in [-1, 1].
+            image: (B, C, H, W) in [-1, 1].
         """
         with torch.no_grad():
             clean = self.last_features(image)

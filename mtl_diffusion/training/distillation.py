@@ -20,6 +20,7 @@ from ..editing.ode import ode_end
 from ..pipeline.chains import Chains, jumps
 from ..pipeline.denoiser import Conditioning, Guidance
 from ..pipeline.edit import Edit
+from ..pipeline.format import ImageFormat
 from ..pipeline.task import Task
 from ..tools.tensors import weights_digest
 from .losses import Objective
@@ -130,13 +131,14 @@ class Distillation(Objective):
         classifier, rows = self._classifier[0], (task == self.whole).nonzero()[:, 0]
         if classifier is None or not len(rows):
             return 0.0
+        rgb = ImageFormat.of(self._teacher[0].config).rgb
         image, sigma, mask = image[rows], sigma[rows], conditioning.mask[rows]
         noisy = image + sigma * noise[rows]
         denoised = self.scheduler.precondition_outputs(noisy, output[rows], sigma)
         denoised = torch.where(mask > 0, denoised, conditioning.image[rows])
         with torch.no_grad():
-            expected = classifier.features(image)
+            expected = classifier.features(rgb(image)).float()
         distance = 1 - F.cosine_similarity(
-            classifier.features(denoised).float(), expected.float(), dim=1
+            classifier.features(rgb(denoised)).float(), expected, dim=1
         )
         return distance.new_zeros(len(task)).index_add(0, rows, FEATURE_WEIGHT * distance)

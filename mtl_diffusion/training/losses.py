@@ -44,9 +44,9 @@ def denoising_loss(
     lambda = 1 / c_out^2 makes the loss of a network that answers zero about 1 at every noise level.
 
     Args:
-        output: (B, 3, H, W) the network's F.
-        image: (B, 3, H, W).
-        noise: (B, 3, H, W).
+        output: (B, C, H, W) the network's F.
+        image: (B, C, H, W).
+        noise: (B, C, H, W).
         sigma: (B, 1, 1, 1).
         mask: (B, 1, H, W) in {0, 1}.
 

@@ -10,13 +10,25 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from ..config import TrainConfig
-from ..pipeline.denoiser import CHANNELS
+from ..pipeline.format import ImageFormat
 
 # The scheduler of each `objective`.
 SCHEDULERS = {"denoising": EDMDPMSolverMultistepScheduler, "distillation": EDMEulerScheduler}
 # Groups of `train_only`: prefixes of the names of the UNet's parameters.
 TOKEN_TABLES = ("encoder_hid_proj.", "class_embedding.")
 CONDITION_INPUT = ("conv_in.",)
+
+
+def image_format(config: TrainConfig) -> ImageFormat:
+    """The format of the images that a configuration describes."""
+    return ImageFormat(
+        *config.size,
+        mode=config.image_mode,
+        dtype=config.image_dtype,
+        value_range=config.value_range and tuple(config.value_range),
+        shown_bands=config.shown_bands and tuple(config.shown_bands),
+        fit=config.image_fit,
+    )
 
 
 def build_unet(config: TrainConfig, vocabulary_size: int) -> UNet2DConditionModel:
@@ -27,12 +39,13 @@ def build_unet(config: TrainConfig, vocabulary_size: int) -> UNet2DConditionMode
     `token_paths` leaves out has no such layer, or a table of zeros that `freeze` holds.
     """
     embeds = config.token_paths != "attention"
-    sizes = [config.resolution // 2**i for i in range(len(config.block_out_channels))]
+    images = image_format(config)
+    sizes = [min(images.size) // 2**i for i in range(len(config.block_out_channels))]
     attends = [size in config.attention_resolutions for size in sizes]
     unet = UNet2DConditionModel(
-        sample_size=config.resolution,
-        in_channels=CHANNELS,
-        out_channels=3,
+        sample_size=images.sample_size,
+        in_channels=images.input_channels,
+        out_channels=images.channels,
         block_out_channels=tuple(config.block_out_channels),
         layers_per_block=config.layers_per_block,
         down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
@@ -49,6 +62,7 @@ def build_unet(config: TrainConfig, vocabulary_size: int) -> UNet2DConditionMode
         time_embedding_type="fourier",
         time_embedding_dim=4 * config.block_out_channels[0],
     )
+    unet.register_to_config(**images.mark)
     # A one-hot selects a column, but torch's default is scaled for a sum over all V: tokens would
     # start at a third of the time embedding's scale, and short runs hardly learn to use them.
     nn.init.normal_(unet.encoder_hid_proj.weight, std=float(config.token_paths != "embedding"))

@@ -38,10 +38,16 @@ def fields_of(pipeline: MultiTaskPipeline) -> dict[str, Any]:
     else:
         paths = "both" if pipeline.unet.encoder_hid_proj.weight.any() else "embedding"
     attends = ["CrossAttn" in kind for kind in unet.down_block_types]
+    images = pipeline.format
     return {
+        "image_fit": images.fit,
+        "image_mode": images.mode,
+        "image_dtype": images.dtype,
+        "value_range": images.value_range and list(images.value_range),
+        "shown_bands": images.shown_bands and list(images.shown_bands),
         "block_out_channels": list(unet.block_out_channels),
         "layers_per_block": unet.layers_per_block,
-        "attention_resolutions": [pipeline.size // 2**i for i, a in enumerate(attends) if a],
+        "attention_resolutions": [min(images.size) // 2**i for i, a in enumerate(attends) if a],
         "num_attention_heads": unet.attention_head_dim,  # diffusers' name for the number of heads
         "norm_num_groups": unet.norm_num_groups,
         "dropout": unet.dropout,

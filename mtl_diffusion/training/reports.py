@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from PIL.Image import Image
 
 from ..config import TrainConfig
-from ..pictures.grids import task_picture, to_pictures
+from ..pictures.grids import task_picture
 from ..tools.distributed import any_process, io_errors_logged
 from ..tools.files import write_text
 from .run import Run
@@ -80,12 +80,19 @@ def _pictures(run: Run) -> dict[str, Image]:
     """Task -> its grid, on all processes. Each process draws every world-th task."""
     accelerator = run.accelerator
     shown = run.held_out.spread(8)
-    sources, labels = to_pictures(shown.images), shown.labels.tolist()
+    labels = shown.labels.tolist()
+    conditions = {task: replace(shown, images=layer) for task, layer in shown.conditions.items()}
     with run.pipeline() as pipe:
         pipe.set_progress_bar_config(disable=True)
         mine = pipe.tasks[accelerator.process_index :: accelerator.num_processes]
         drawn = [
-            (name, task_picture(pipe, name, sources, labels, run.config.seed)) for name in mine
+            (
+                name,
+                task_picture(
+                    pipe, name, conditions.get(name, shown).arrays, labels, run.config.seed
+                ),
+            )
+            for name in mine
         ]
     found = dict(gather_object(drawn))
     return {name: found[name] for name in pipe.tasks}

@@ -24,17 +24,29 @@ from ..data.streaming_loader import StreamingLoader
 from ..editing.pairs import EditPairs
 from ..pipeline.chains import default_chains
 from ..pipeline.edit import Edit
-from ..pipeline.pipeline import CHAINS, EDITS_AT_ONCE, FREQUENCIES, TASKS, MultiTaskPipeline
+from ..pipeline.pipeline import (
+    CHAINS,
+    EDITS_AT_ONCE,
+    FREQUENCIES,
+    TRANSLATIONS,
+    MultiTaskPipeline,
+)
 from ..pipeline.tokens import NULL, Vocabulary
 from ..tools.rng import generator
-from ..tools.tensors import to_unit_range
 from .alignment import Alignment
 from .clock import Clock
 from .distillation import Distillation, draw_level
 from .ema import EMA
 from .losses import Objective, build_weighting, draw_sigma
-from .mixture import Mixture
-from .model import SCHEDULERS, build_scheduler, build_unet, freeze, train_mode
+from .mixture import Mixture, task_of, translations
+from .model import (
+    SCHEDULERS,
+    build_scheduler,
+    build_unet,
+    freeze,
+    image_format,
+    train_mode,
+)
 from .optimizers import build_optimizer
 from .pretrained import with_model
 from .validation import evaluating
@@ -119,17 +131,23 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     Raises:
         ValueError: the data or the pretrained model don't fit the configuration.
     """
-    decoder, device = Decoder(config.resolution, torch.get_num_threads()), accelerator.device
+    pipeline = None
+    if config.pretrained_model_name_or_path is not None:
+        pipeline = _published(config, "pretrained_model_name_or_path", config.revision)
+        config = with_model(config, pipeline)
+    images = image_format(config)
+    decoder, device = Decoder(images, torch.get_num_threads()), accelerator.device
     train_data, held_out = _data(config, decoder, accelerator)
-    config, tokenizer, unet, scheduler, teacher = _components(config, train_data.class_names)
+    tokenizer, unet, scheduler, teacher = _components(config, pipeline, train_data.class_names)
     vocabulary = Vocabulary.of(tokenizer.get_vocab())
     train_data = train_data.relabelled(tuple(vocabulary.classes))
     held_out = held_out.relabelled(tuple(vocabulary.classes))
-    tasks = tuple(TASKS[name] for name in config.shares)
+    tasks = tuple(task_of(name) for name in config.shares)
 
     chains = None if teacher is None else default_chains(scheduler.config.sigma_max)
     unet.register_to_config(
         **{
+            TRANSLATIONS: translations(config, unet),
             CHAINS: chains,
             EDITS_AT_ONCE: teacher is not None and Edit.name in config.shares,
             FREQUENCIES: None,
@@ -182,7 +200,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
             tasks=tasks,
             proportions=tuple(config.shares.values()),
             vocabulary=vocabulary,
-            size=config.resolution,
+            images=images,
+            dataset_holes=config.dataset_holes if config.mask_column else 0.0,
             class_dropout=config.class_dropout,
             task_dropout=config.task_dropout,
         ),
@@ -205,13 +224,13 @@ def _data(
             train_data, stream = open_streams(config)
             held_out = stream.head(config.validation_images, config.shuffle_buffer_size, decoder)
         else:
-            train_data, held_out = load_splits(config, config.resolution)
+            train_data, held_out = load_splits(config, decoder.images)
     if set(held_out.class_names) - set(train_data.class_names):
         raise ValueError(
             f"validation_split has the classes {held_out.class_names}, train_split has "
             f"{train_data.class_names}; they must be the same"
         )
-    needing = [name for name in config.shares if "class_label" in TASKS[name].required]
+    needing = [name for name in config.shares if "class_label" in task_of(name).required]
     if needing and not train_data.class_names:
         rest = {name: share for name, share in config.tasks.items() if name not in needing}
         rest = rest or {"generate": 1.0}
@@ -264,8 +283,9 @@ def _alignment(
             "must be 'regnet', the default --architecture of mtl-diffusion train_classifier"
         )
     # A stream keeps no images; the held-out split has nearly the same mean.
-    images = (held_out if config.streaming else train_data).images
-    images = to_unit_range(images[:: max(1, len(images) // 512)][:512].to(device))
+    data = held_out if config.streaming else train_data
+    images = data.images[:: max(1, len(data.images) // 512)][:512].to(device)
+    images = data.format.from_stored(images)
     return Alignment(unet, classifier, images, config.alignment_weight, config.seed).to(device)
 
 
@@ -275,7 +295,7 @@ def _classifier(config: TrainConfig, field: str, device: torch.device) -> Classi
     if folder is None:
         return None
     classifier = Classifier.load(folder, device)
-    if classifier.resolution != config.resolution:
+    if classifier.size != config.size:
         raise ValueError(
             f"{field}: {folder} is for images of {classifier.resolution} pixels, resolution is "
             f"{config.resolution}; train one for it"
@@ -283,16 +303,16 @@ def _classifier(config: TrainConfig, field: str, device: torch.device) -> Classi
     return classifier
 
 
-def _components(config: TrainConfig, class_names: tuple[str, ...]):
+def _components(
+    config: TrainConfig, pipeline: MultiTaskPipeline | None, class_names: tuple[str, ...]
+):
     """Tokenizer, unet and scheduler, from a published pipeline or new from the seed.
 
-    Before them the configuration, in which a published pipeline's values stand in place of
-    defaults; after them the pipeline that teaches, or None.
+    After them the pipeline that teaches, or None.
     """
-    tasks, source = list(config.shares), config.pretrained_model_name_or_path
-    if source is not None:
-        pipeline = _published(config, "pretrained_model_name_or_path", config.revision)
-        config, teacher = with_model(config, pipeline), None
+    tasks = list(config.shares)
+    if pipeline is not None:
+        teacher = None
         if config.objective == "distillation":
             teacher = _teacher(config, pipeline)
             _check_teacher(teacher, pipeline, tasks, class_names)
@@ -300,13 +320,13 @@ def _components(config: TrainConfig, class_names: tuple[str, ...]):
         names = ("sigma_min", "sigma_max", "sigma_data", "prediction_type")
         options = {name: pipeline.scheduler.config[name] for name in names}
         kind = SCHEDULERS[config.objective]
-        return config, tokenizer, pipeline.unet, kind(**options), teacher
+        return tokenizer, pipeline.unet, kind(**options), teacher
     tokenizer = build_tokenizer(tasks, class_names, config.strength_levels, config.reserved_tokens)
     # Modules draw their initial weights from the global generator: key it, and restore it.
     with torch.random.fork_rng():
         torch.manual_seed(generator(config.seed, "weights").initial_seed())
         unet = build_unet(config, len(tokenizer.get_vocab()))
-    return config, tokenizer, unet, build_scheduler(config), None
+    return tokenizer, unet, build_scheduler(config), None
 
 
 def _published(config: TrainConfig, field: str, revision: str | None = None) -> MultiTaskPipeline:
@@ -319,9 +339,10 @@ def _published(config: TrainConfig, field: str, revision: str | None = None) -> 
             f"{field}: {source} can't be loaded: {error}; give the folder of an exported pipeline,"
             " or a name on the Hub"
         ) from error
-    if pipeline.size != config.resolution:
+    if pipeline.format.size != config.size:
+        trained = pipeline.format.sample_size
         raise ValueError(
-            f"{field}: {source} was trained at resolution {pipeline.size}, resolution is "
+            f"{field}: {source} was trained at resolution {trained}, resolution is "
             f"{config.resolution}; they must be the same"
         )
     pipeline.set_progress_bar_config(disable=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..config import ConfigError
-from ..data.images import ImageDataset
+from ..data.images import FRAME, ImageDataset
 from ..editing.pairs import (
     CHUNK,
     EditPairs,
@@ -68,7 +68,7 @@ def _draw_missing(run: Run, folder: Path, facts: dict) -> None:
     accelerator.wait_for_everyone()  # all have looked before one writes
     if not missing:
         return
-    images, labels = _sources(run)
+    images, labels, frames = _sources(run)
     progress = tqdm(
         total=len(missing) * CHUNK,
         desc="Drawing edits to learn from",
@@ -81,24 +81,28 @@ def _draw_missing(run: Run, folder: Path, facts: dict) -> None:
         parts = []
         for part in rows.split(BATCH):
             with accelerator.autocast():
-                parts.append(draw_pairs(run.teacher, images[part], labels[part], random))
+                given = (images[part], labels[part], random)
+                frame = None if frames is None else frames[part]
+                parts.append(draw_pairs(run.teacher, *given, frame))
             progress.update(BATCH * accelerator.num_processes)
         with replaced_file(chunk_file(folder, index)) as path:
             save_chunk(path, EditPairs.cat(parts), facts)
     progress.close()
 
 
-def _sources(run: Run) -> tuple[Tensor, Tensor]:
-    """Training images and labels, on the CPU; the order is that of a key, or of the stream."""
+def _sources(run: Run) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Training images, labels and frames, on the CPU, in the order of a key or of the stream."""
     config, data = run.config, run.train_data
     if config.streaming:
         head = data.head(config.edit_pairs, config.shuffle_buffer_size, run.decoder)
-        return head.images, head.labels
+        return head.images, head.labels, head.layers.get(FRAME)
     order = torch.randperm(len(data), generator=generator(config.seed, "edit sources"))
     order = order[: -(-config.edit_pairs // CHUNK) * CHUNK]
-    return data.images[order], data.labels[order]
+    frames = data.layers.get(FRAME)
+    return data.images[order], data.labels[order], None if frames is None else frames[order]
 
 
 def _unedited(data: ImageDataset) -> EditPairs:
-    mask, strength = torch.ones_like(data.images[:, :1]), torch.full((len(data),), 0.5)
+    mask, strength = torch.ones(len(data), 1, *data.format.size), torch.full((len(data),), 0.5)
+    mask = mask.to(torch.uint8)
     return EditPairs(data.images, data.images, mask, data.labels, data.labels, strength)

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..data.images import ImageDataset
+from ..data.images import FRAME, ImageDataset
 from ..editing.pairs import EditPairs
 from ..pipeline.denoiser import TASK, Conditioning, build_conditioning, predict
 from ..pipeline.edit import Edit
 from ..pipeline.task import Task
 from ..pipeline.tokens import Vocabulary
 from ..tools.rng import generator
-from ..tools.tensors import to_unit_range
 from .losses import LEVELS, Objective, denoising_loss
-from .mixture import of_pairs
+from .mixture import of_pairs, source_of
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,8 @@ def held_out_loss(
         pairs: what edit is measured on, at the highest level alone. None: as the other tasks.
     """
     n = min(num_images, len(dataset))
-    size = dataset.resolution
-    images = to_unit_range(dataset.images[:n].to(device))
+    form, frame = dataset.format, dataset.layers.get(FRAME)
+    images = form.from_stored(dataset.images[:n].to(device))
     labels = dataset.labels[:n].to(device)
     levels = objective.levels if objective else LEVELS
     by_image = torch.zeros(len(tasks), len(levels), n)
@@ -110,15 +109,21 @@ def held_out_loss(
     with evaluating(unet):
         for i, task in enumerate(tasks):
             random = generator(seed, task.name, "held out", device=device)
-            choice = task.draw(n, size, 0.0, random)
-            own_noise, noise = torch.randn(2, n, 3, size, size, generator=random, device=device)
+            choice = task.draw(n, form.size, 0.0, random)
+            own_noise, noise = torch.randn(2, n, *form.shape, generator=random, device=device)
             place = torch.rand(n, 1, 1, 1, generator=random, device=device)  # within a noise level
             is_pair = pairs is not None and task.name == Edit.name
             if is_pair:
-                target, hint, label = of_pairs(pairs[torch.arange(n, device=device) % len(pairs)])
+                target, hint, label = of_pairs(
+                    pairs[torch.arange(n, device=device) % len(pairs)], form
+                )
             else:
                 target, label = images, labels
-                hint = task.condition(images, choice.mask, choice.strength, own_noise)
+                every = torch.arange(n)
+                source = source_of(task, dataset.layers, form, images, every).to(device)
+                hint = task.condition(source, choice.mask, choice.strength, own_noise)
+                if frame is not None:
+                    hint = hint.within(frame[:n].to(device), images)
             conditioning = _with_task_token(
                 build_conditioning(hint, task, label, vocabulary), task_token, vocabulary
             )

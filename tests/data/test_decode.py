@@ -17,12 +17,13 @@ from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data import decode as decode_module
 from mtl_diffusion.data.decode import Decoder, Encoded
 from mtl_diffusion.data.stream import open_streams
+from mtl_diffusion.pipeline.format import ImageFormat
 from mtl_diffusion.pipeline.rgb import read_rgb
 
 
 def one(content: bytes, resolution=8) -> torch.Tensor:
-    (image,), _ = Decoder(resolution, threads=1)([Encoded(content, None, "row 0")])
-    return image
+    form = ImageFormat.square(resolution)
+    return Decoder(form, threads=1)([Encoded(content, None, "row 0")]).pixels[0]
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -79,7 +80,8 @@ def test_12_bits_in_16_are_refused(tmp_path, colour):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(dark)
     with pytest.raises(
-        ValueError, match=r"16-bit images of 'train' have no value above 4,095.* by 16"
+        ValueError,
+        match=r"16-bit images of 'train' have no value above 4,095.*value_range to \[0, 4095\]",
     ):
         load(tmp_path)
     (tmp_path / "2.png").write_bytes(deep_png(np.full(shape, 65535), colour))
@@ -127,7 +129,11 @@ def test_a_relative_path_is_relative_to_its_table(tmp_path, monkeypatch, streami
         if not streaming:
             return load(name).images[0]
         config = TrainConfig(dataset_name=name, streaming=True, resolution=8)
-        return open_streams(config, ["train_split"])[0].head(1, 1, Decoder(8, 1)).images[0]
+        return (
+            open_streams(config, ["train_split"])[0]
+            .head(1, 1, Decoder(ImageFormat.square(8), 1))
+            .images[0]
+        )
 
     assert np.array_equal(image().permute(1, 2, 0), noise(8, 8, 3, seed=0))
     (tmp_path / "d/pics/0.png").unlink()
@@ -156,7 +162,7 @@ def test_a_damaged_cache_is_decoded_anew(tmp_path, monkeypatch):
     write_images(tmp_path / "d", "1.png", "2.png")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     first = load(tmp_path / "d")
-    (file,) = (tmp_path / "cache").rglob("*.npy")
+    (file,) = (tmp_path / "cache").rglob("*.npz")
     for content in (file.read_bytes()[:-100], b""):
         file.write_bytes(content)
         assert load(tmp_path / "d").fingerprint == first.fingerprint

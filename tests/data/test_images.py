@@ -11,6 +11,7 @@ import torch
 from tables import encoded, load, noise, png, write_images, write_table
 
 from mtl_diffusion.data.images import ImageDataset, data_line, load_splits
+from mtl_diffusion.pipeline.format import ImageFormat
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def splits(name, train="train", held_out="test", **fields):
     config = SimpleNamespace(
         dataset_name=str(name), train_split=train, validation_split=held_out, **given
     )
-    return load_splits(config, 8)
+    return load_splits(config, ImageFormat.square(8))
 
 
 def test_embedded_shapes():

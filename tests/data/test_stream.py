@@ -17,6 +17,7 @@ from mtl_diffusion.data.images import load_images
 from mtl_diffusion.data.loader import Batch
 from mtl_diffusion.data.stream import open_streams
 from mtl_diffusion.data.streaming_loader import StreamingLoader
+from mtl_diffusion.pipeline.format import ImageFormat
 
 NAMES = ("a", "b", "c")
 FEATURES = {"image": IMAGE, "label": datasets.ClassLabel(names=list(NAMES))}
@@ -33,6 +34,9 @@ def write(folder, sizes, features=FEATURES, labels=None):
     return str(folder)
 
 
+SQUARE = ImageFormat.square(8)
+
+
 def open_stream(name, field="train_split", **fields):
     config = TrainConfig(dataset_name=name, streaming=True, resolution=8, **fields)
     (stream,) = open_streams(config, [field])
@@ -41,8 +45,7 @@ def open_stream(name, field="train_split", **fields):
 
 def decoded(examples) -> torch.Tensor:
     """(n, 3, 8, 8) uint8."""
-    images, _ = Decoder(8, threads=1)([example.image for example in examples])
-    return images
+    return Decoder(SQUARE, threads=1)([example.image for example in examples]).pixels
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,7 @@ def test_labels_follow_the_names_of_a_vocabulary(stream):
 
 
 def test_the_held_out_images_are_always_the_same_ones(stream):
-    twelve, five, all_there_are = (stream.head(n, 8, Decoder(8, 1)) for n in (12, 5, 100))
+    twelve, five, all_there_are = (stream.head(n, 8, Decoder(SQUARE, 1)) for n in (12, 5, 100))
     assert len(twelve) == 12 and torch.equal(five.images, twelve.images[:5])
     assert len(all_there_are) == 30
     assert twelve.fingerprint == five.fingerprint == stream.fingerprint
@@ -158,7 +161,10 @@ def test_columns_that_are_not_declared(tmp_path):
 
 
 def loader(stream, size=8, rank=0, world=1, seed=0, random_flip=True, threads=1):
-    mine, decoder = range(size * rank // world, size * (rank + 1) // world), Decoder(8, threads)
+    mine, decoder = (
+        range(size * rank // world, size * (rank + 1) // world),
+        Decoder(SQUARE, threads),
+    )
     return StreamingLoader(stream, size, mine, rank, world, 10, seed, random_flip, decoder)
 
 

@@ -38,7 +38,7 @@ def test_a_picture_and_its_mask_are_cropped_to_their_middle(studio):
     wide = Image.new("RGB", (300, 100), "red")
     wide.paste("blue", (100, 0, 200, 100))
     assert same(studio.fit(wide), Image.new("RGB", (8, 8), "blue"))
-    left = hole([layer((100, 0, 149, 99), size=wide.size)], 8)  # of the middle
+    left = hole([layer((100, 0, 149, 99), size=wide.size)], (8, 8))  # of the middle
     assert (np.asarray(left) == ([255] * 4 + [0] * 4)).all()
 
 

@@ -73,18 +73,18 @@ def test_ssim_of_whole_images_is_torchmetrics():
 
 
 def test_diversity_is_the_deviation_inside_the_hole():
-    repeats = torch.zeros(2, 1, 3, 16, 16, dtype=torch.uint8)
-    repeats[1, ..., :8] = 51  # 0 and 0.2 inside: deviation 0.2 / sqrt(2)
-    repeats[1, ..., 8:] = 255
+    repeats = torch.zeros(2, 1, 3, 16, 16)
+    repeats[1, ..., :8] = 0.2  # 0 and 0.2 inside: deviation 0.2 / sqrt(2)
+    repeats[1, ..., 8:] = 1
     assert diversity(repeats, left_half(1)).item() == pytest.approx(0.2 / 2**0.5)
     assert diversity(repeats[:1].repeat(3, 1, 1, 1, 1), left_half(1)).item() == 0
 
 
 def test_errors_of_completions_cancel_in_their_mean():
-    originals = torch.full((2, 3, 16, 16), 100, dtype=torch.uint8)
-    errors = torch.tensor([20, -20, 8, -8], dtype=torch.int16)[:, None, None, None, None]
-    repeats = (originals.short() + errors).to(torch.uint8)
-    repeats[..., 8:] = 255  # known pixels don't count
+    originals = torch.full((2, 3, 16, 16), 100 / 255)
+    errors = torch.tensor([20, -20, 8, -8])[:, None, None, None, None] / 255
+    repeats = originals + errors
+    repeats[..., 8:] = 1  # known pixels don't count
     found = mean_completion(originals, repeats, left_half(2))
     assert found["mean_of"] == 4 and found["psnr_of_mean_in_hole"] == pytest.approx(54.15, abs=0.01)
     found = mean_completion(originals, repeats[[0, 2]], left_half(2))

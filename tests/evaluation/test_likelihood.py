@@ -87,7 +87,7 @@ def test_bits_per_dim_of_a_gaussian_are_its_cross_entropy():
     s = 0.25
     model = Gaussian(0.1, s**2)
     images = to_bytes(model.sample(64))
-    found = bits_per_dim(at_one_level(model), images, keyed(64), **LEVELS, steps=128)
+    found = bits_per_dim(at_one_level(model), to_unit_range(images), keyed(64), **LEVELS, steps=128)
     assert found.shape == (64,) and found.dtype == torch.float64
     # -log2 of the density of a pixel uniform in its bin, in units of bins, for each image
     variance = s**2 + 0.002**2
@@ -104,7 +104,8 @@ def test_bits_per_dim_of_a_gaussian_are_its_cross_entropy():
 
 
 def test_a_batch_gives_what_its_images_give_alone(pipe):
-    images = torch.randint(256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    pixels = torch.randint(256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    images = to_unit_range(pixels)
     labels, ode = torch.tensor([0, -1, 2]), {**LEVELS, "steps": 8}
     D = generate_denoiser(pipe, labels)
     with torch.no_grad(), evaluations_of(pipe.unet) as seen:

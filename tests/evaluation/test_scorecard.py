@@ -17,6 +17,7 @@ from mtl_diffusion.evaluation.inpaint import Inpaint
 from mtl_diffusion.evaluation.parts import Context, mean
 from mtl_diffusion.evaluation.settings import Settings
 from mtl_diffusion.pipeline.chains import default_chains
+from mtl_diffusion.pipeline.format import ImageFormat
 from mtl_diffusion.pipeline.masks import MASKS
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
@@ -55,7 +56,7 @@ def given(tmp_path):
             class_names=NAMES,
             tasks=("inpaint", "edit"),
             chains=None,
-            size=16,
+            format=ImageFormat.square(16),
             device=torch.device("cpu"),
             default_steps=lambda task: 18,
             default_guidance=lambda task: 3.0,
@@ -209,7 +210,9 @@ def test_other_classes_are_refused(given):
 
 def test_a_model_without_edit_has_no_edit_part():
     def pipe(*tasks, classes=NAMES):
-        return SimpleNamespace(tasks=tasks, class_names=classes, chains=None)
+        return SimpleNamespace(
+            format=ImageFormat.square(16), tasks=tasks, class_names=classes, chains=None
+        )
 
     assert parts_for(pipe("generate", "inpaint")) == ["generate", "likelihood", "inpaint"]
     assert parts_for(pipe("edit")) == ["edit"]

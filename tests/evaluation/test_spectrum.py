@@ -29,7 +29,7 @@ def test_a_wave_is_in_the_ring_of_its_frequency(cycles, ring):
     y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
     wave = torch.cos(2 * math.pi * (cycles[0] * y + cycles[1] * x) / SIDE)
     images = (128 + 60 * wave).round().to(torch.uint8).expand(1, 3, -1, -1)
-    rings = rings_of(SIDE)
+    rings = rings_of(SIDE, SIDE)
     spectrum = power(images)[0].where(rings >= 0, 0)  # without the mean
     assert rings.flatten()[spectrum.argmax()] == ring
 

@@ -11,6 +11,7 @@ from mtl_diffusion.pictures.grids import (
     ROWS,
     grid,
     own_samples,
+    picture,
     pictures_of,
     side_by_side,
 )
@@ -53,5 +54,5 @@ def test_a_hundred_classes_make_ten_rows(hundred):
 def test_a_model_that_generates_nothing_has_grey_sources(build_pipe):
     pipe = build_pipe(tasks=("inpaint", "colorize"))
     (first, *_) = own_samples(pipe, 4)
-    assert first.getpixel((0, 0)) == (128, 128, 128)
+    assert picture(first, pipe.format).getpixel((0, 0)) == (128, 128, 128)
     assert set(pictures_of(pipe, [first] * 4, 1, 1)) == {"inpaint", "colorize"}

@@ -45,7 +45,7 @@ WRONG = {
     "class": (("--class_label", "dog"), "class_label is 'dog'; this model knows cat"),
     "digit that is none": (("--class_label", "²"), "class_label is '²'"),
     "missing image": ((*EDIT, "good.png", "gone.png"), "image: there is no file gone.png"),
-    "broken image": ((*EDIT, "broken.png"), "image: broken.png can't be read as an image"),
+    "broken image": ((*EDIT, "broken.png"), "image: broken.png can't be used: image file is trunc"),
     "floats": ((*EDIT, "float.tiff"), "image: float.tiff can't be used: its pixels are floating"),
     "size": ((*EDIT, "good.png", "large.png"), "image: large.png is 40x40 pixels; .*takes 8x8"),
     "no mask": (("--task", "inpaint", "--image", "good.png"), "needs mask_image"),

@@ -3,7 +3,6 @@ import torch
 from drawing import randn
 
 from mtl_diffusion.pipeline.denoiser import (
-    CHANNELS,
     CLASS,
     STRENGTH,
     TASK,
@@ -71,7 +70,7 @@ def test_predict_is_the_network_of_edm(pipe):
     shown = given.image / SIGMA_DATA
     painted = given.mask * c_in * x + (1 - given.mask) * shown
     seen = torch.cat([painted, shown, given.mask], dim=1)
-    assert seen.shape[1] == CHANNELS
+    assert seen.shape[1] == 7
     expected = pipe.unet(
         seen, c_noise.flatten(), given.tokens, class_labels=given.tokens.flatten(1)
     ).sample

@@ -23,7 +23,7 @@ MEAN_AREA = {
 
 
 def draw(n, size, kind=None, seed=0):
-    return draw_masks(n, size, generator(seed), kind)
+    return draw_masks(n, (size, size), generator(seed), kind)
 
 
 @pytest.mark.parametrize("size", [8, 16, 32])
@@ -44,7 +44,7 @@ def test_a_mask_is_binary_and_neither_empty_nor_everything(kind, size):
 @pytest.mark.parametrize("fill", [False, True])
 def test_a_hole_that_is_empty_or_everything_becomes_the_centre(monkeypatch, fill):
     def flat(n, size, generator):
-        return torch.full((n, 1, size, size), fill)
+        return torch.full((n, 1, *size), fill)
 
     monkeypatch.setitem(masks.MASKS, "half", flat)
     centre = draw(3, 8, "center")

@@ -6,6 +6,7 @@ import torch
 from PIL import ExifTags, Image
 
 from mtl_diffusion.data.decode import Encoded, decode
+from mtl_diffusion.pipeline.format import ImageFormat
 from mtl_diffusion.pipeline.inputs import read_images, read_masks
 
 GENERATE = {"task": "generate"}
@@ -15,7 +16,7 @@ INPAINT = {
     "mask_image": torch.ones(8, 8),
 }
 EDIT = {"task": "edit", "image": torch.rand(3, 8, 8), "class_label": "cat"}
-NAN = float("nan")
+NAN, SQUARE = float("nan"), ImageFormat.square(8)
 
 pil = Image.new("RGB", (8, 8))
 nan_image = torch.full((3, 8, 8), NAN)
@@ -161,10 +162,10 @@ def test_images_and_masks_of_any_mode(mode):
     else:
         image = Image.fromarray((grey / 257).astype(np.uint8)).convert("RGB").convert(mode)
     tolerance = 0.2 if mode == "P" else 0.02  # few colours
-    read = read_images(image, 8)[0].permute(1, 2, 0).numpy()
+    read = read_images(image, SQUARE)[0][0].permute(1, 2, 0).numpy()
     assert np.abs(read - grey[..., None] / 65535).max() < tolerance
     if mode != "P":
-        assert np.array_equal(read_masks(image, 8)[0, 0].numpy(), grey > 32767)
+        assert np.array_equal(read_masks(image, SQUARE)[0, 0].numpy(), grey > 32767)
 
 
 def test_an_image_is_read_as_training_reads_it(tmp_path):
@@ -173,9 +174,10 @@ def test_an_image_is_read_as_training_reads_it(tmp_path):
     exif[ExifTags.Base.Orientation] = 6
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    expected, _ = decode(Encoded(None, str(tmp_path / "a.png"), "a.png"), 8)
-    assert torch.equal(read_images(Image.open(tmp_path / "a.png"), 8), read_images(expected, 8))
-    assert not torch.equal(read_images(expected, 8), read_images(pixels[..., :3] / 255, 8))
+    decoded, *_ = decode(Encoded(None, str(tmp_path / "a.png"), "a.png"), SQUARE)
+    files = (Image.open(tmp_path / "a.png"), Image.fromarray(decoded), pixels[..., :3] / 255)
+    read, expected, raw = (read_images(file, SQUARE)[0] for file in files)
+    assert torch.equal(read, expected) and not torch.equal(expected, raw)
 
 
 def test_an_image_whose_file_is_closed_says_so(pipe, tmp_path):

@@ -14,7 +14,7 @@ every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
 
 def draw(task, n=50, class_dropout=0.1, seed=0):
-    return task.draw(n, SIZE, class_dropout, generator(seed))
+    return task.draw(n, (SIZE, SIZE), class_dropout, generator(seed))
 
 
 def images(n, seed=1):

@@ -108,6 +108,32 @@ def test_the_same_pictures(exported, kind, task):
     assert ("condition_noise" in names) == (task in ("edit", "colorize") and kind != "at once")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image_mode": "L", "image_dtype": "uint16", "value_range": [0, 4095]},
+        {"image_mode": "RGBA", "resolution": [8, 16]},
+    ],
+)
+def test_the_same_pictures_of_other_formats(build_pipe, tmp_path, fields):
+    pipe = few_steps(build_pipe(**fields))
+    facts = export_onnx(pipe, tmp_path / "onnx", tasks=["inpaint"])
+    channels, height, width = facts["shape"]
+    noise = randn(2, channels, height, width)
+    own = pipe.format.stored_as_array(pipe.format.to_stored(randn(*noise.shape, seed=1)))
+    mask = torch.zeros(2, 1, height, width)
+    mask[..., 2:6, 1:5] = 1
+    feeds = {"noise": noise, "image": own, "mask": mask, "class": torch.tensor([1, -1])}
+    graph = session(tmp_path / "onnx/inpaint.onnx")
+    (found,) = graph.run(["images"], {name: feeds[name].numpy() for name in feeds})
+    options = {"image": own, "mask_image": mask, "class_label": [1, -1], "latents": noise}
+    expected = pipe(task="inpaint", output_type="pt", **options).images.numpy()
+    low, high = facts["value_range"]
+    assert np.abs(found - expected).max() < (high - low) / 255
+    kept = mask.expand_as(own).numpy() == 0
+    assert (found[kept] == own.numpy()[kept]).all()
+
+
 def test_what_a_file_says_of_itself(exported):
     pipe, folder = exported["few"]
     facts = json.loads((folder / FACTS).read_text())

@@ -16,6 +16,11 @@ SOURCE = ["--pretrained_model_name_or_path=me/it", "--resolution=8"]
 # build_pipe's.
 KEPT = {**MODEL, "strength_levels": 5, "reserved_tokens": 3}
 OTHERS = {
+    "image_fit": "pad",
+    "image_mode": 4,
+    "image_dtype": "uint16",
+    "value_range": [0, 4095],
+    "shown_bands": [2, 1, 0],
     "block_out_channels": [16, 16],
     "layers_per_block": 2,
     "attention_resolutions": [8],

@@ -7,9 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from mtl_diffusion.data.images import MASK
+from mtl_diffusion.data.loader import Batch
 from mtl_diffusion.editing.pairs import EditPairs
 from mtl_diffusion.pipeline import denoiser
 from mtl_diffusion.pipeline.denoiser import CLASS, STRENGTH, TASK, Conditioning, build_conditioning
+from mtl_diffusion.pipeline.format import ImageFormat
 from mtl_diffusion.pipeline.masks import draw_masks
 from mtl_diffusion.pipeline.noise import own_generators
 from mtl_diffusion.pipeline.pipeline import TASKS
@@ -38,7 +41,7 @@ def mixture(vocabulary, class_dropout=0.1, task_dropout=0.1, size=SIZE, **shares
         tasks=tuple(TASKS[name] for name in shares),
         proportions=tuple(shares.values()),
         vocabulary=vocabulary,
-        size=size,
+        images=ImageFormat.square(size),
         class_dropout=class_dropout,
         task_dropout=task_dropout,
     )
@@ -58,8 +61,8 @@ def test_edit_may_learn_from_pairs(vocabulary):
     mix = replace(plain, pairs=pairs)
     draw, same = mix.draw(0, 3, 400, CPU), plain.draw(0, 3, 400, CPU)
     assert torch.equal(draw.noise, same.noise) and same.pairs is None  # all else is drawn alike
-    target, found = mix.condition(images, own, draw)
-    target_of_images, expected = plain.condition(images, own, same)
+    target, found = mix.condition(Batch(images, own), draw)
+    target_of_images, expected = plain.condition(Batch(images, own), same)
     edits = draw.task == list(TASKS).index("edit")
     assert torch.equal(target_of_images, images) and torch.equal(target[~edits], images[~edits])
     for ours, theirs in zip(parts_of(found), parts_of(expected), strict=True):
@@ -94,6 +97,23 @@ def test_it_is_the_golden_ratio_sequence_in_whole_numbers(first):
 # --- draws and their cuts -----------------------------------------------------------------------
 
 
+def test_inpaint_takes_holes_from_the_dataset(vocabulary):
+    """For a share of its samples, unless they would be no holes; the other tasks never."""
+    plain, n = mixture(vocabulary), 400
+    mix = replace(plain, dataset_holes=0.5)
+    images, labels = sources(n)
+    region = torch.zeros(n, 1, SIZE, SIZE, dtype=torch.uint8)
+    region[: n // 2, :, 1, 1] = 1  # the others are empty
+    draw = mix.draw(0, 0, n, CPU)
+    found = mix.condition(Batch(images, labels, {MASK: region}), draw)[1].mask
+    usual = plain.condition(Batch(images, labels), plain.draw(0, 0, n, CPU))[1].mask
+    taken = (found != usual).any((1, 2, 3))
+    inpainted = draw.task == list(TASKS).index("inpaint")
+    assert torch.equal(found[taken], region[taken].float())
+    assert torch.equal(taken, inpainted & draw.from_data & (torch.arange(n) < n // 2))
+    assert within(int(draw.from_data.sum()), n, 0.5)
+
+
 def test_every_sample_has_a_choice_of_its_own_task(vocabulary):
     mix = mixture(vocabulary)
     draw = mix.draw(0, 0, 400, CPU)
@@ -125,11 +145,11 @@ def test_any_cut_of_a_batch_is_a_slice_of_the_whole_bit_for_bit(vocabulary, cut)
     images, labels = sources(13)
     for step in range(5):
         draw = mix.draw(0, step, 13, CPU)
-        _, whole = mix.condition(images, labels, draw)
+        _, whole = mix.condition(Batch(images, labels), draw)
         start = 0
         for length in cut:
             rows = slice(start, start + length)
-            _, part = mix.condition(images[rows], labels[rows], draw[rows])
+            _, part = mix.condition(Batch(images[rows], labels[rows]), draw[rows])
             for ours, theirs in zip(parts_of(part), parts_of(whole[rows]), strict=True):
                 assert torch.equal(ours, theirs)
             start += length
@@ -139,7 +159,7 @@ def test_condition_keeps_the_order_of_the_samples(vocabulary):
     mix = mixture(vocabulary, class_dropout=0, task_dropout=0)
     images, labels = sources(24)
     draw = mix.draw(0, 0, 24, CPU)
-    _, conditioning = mix.condition(images, labels, draw)
+    _, conditioning = mix.condition(Batch(images, labels), draw)
     ids = list(vocabulary.tasks.values())
     by_task = [vocabulary.tasks[mix.tasks[i].name] for i in draw.task]
     assert conditioning.tokens[:, TASK].argmax(-1).tolist() == by_task
@@ -166,7 +186,7 @@ def test_tokens_are_dropped_as_often_as_they_should_be(vocabulary, class_dropout
     n = 8000
     draw = mix.draw(0, 0, n, CPU)
     images, labels = torch.zeros(n, 3, SIZE, SIZE), torch.zeros(n, dtype=torch.int64)
-    tokens = mix.condition(images, labels, draw)[1].tokens
+    tokens = mix.condition(Batch(images, labels), draw)[1].tokens
     no_task, no_class = (tokens[:, place, vocabulary.null] == 1 for place in (TASK, CLASS))
     for index, task in enumerate(mix.tasks):
         rows = draw.task == index
@@ -197,7 +217,7 @@ def test_training_and_sampling_tell_the_denoiser_the_same(name, pipe, vocabulary
     if "image" in takes:
         arguments["image"] = [Image.fromarray(p) for p in pixels.movedim(1, -1).numpy()]
     if "mask_image" in takes:
-        mask = draw_masks(n, SIZE, torch.Generator().manual_seed(2))
+        mask = draw_masks(n, (SIZE, SIZE), torch.Generator().manual_seed(2))
         arguments["mask_image"] = mask
     if "strength" in takes:
         strength = torch.tensor([0.0, 0.1, 0.37, 0.5, 0.9, 1.0])
@@ -226,7 +246,7 @@ def test_training_and_sampling_tell_the_denoiser_the_same(name, pipe, vocabulary
         pairs=None,
     )
     mix = mixture(vocabulary, **{name: 1.0})
-    _, trained = mix.condition(to_unit_range(pixels), labels, draw)
+    _, trained = mix.condition(Batch(to_unit_range(pixels), labels), draw)
     for step in (0, 1):
         sampled = Conditioning.cat(captured[step::2])  # edits of several strengths are batches
         assert torch.equal(sampled.mask, trained.mask)

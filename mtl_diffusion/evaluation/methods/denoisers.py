@@ -2,9 +2,9 @@
 
 D(x, sigma) is E[image | x] for x = image + sigma noise: Karras et al. 2022, arXiv:2206.00364. The
 methods of this folder take any callable of these arguments, and tests give them exact ones:
-    x: (B, 3, H, W) float32, images in [-1, 1] with noise.
+    x: (B, C, H, W) float32, images in [-1, 1] with noise.
     sigma: one noise level for all images, or (B, 1, 1, 1).
-It returns (B, 3, H, W) float32 and clips nothing. Gradients pass through it.
+It returns (B, C, H, W) float32 and clips nothing. Gradients pass through it.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def generate_denoiser(
 ) -> Denoise:
     """D(x, sigma) of generate, for class labels (B,) int64, -1 for none. A guidance of 1 is off."""
     unet, scheduler, task = pipe.unet, pipe.scheduler, TASKS["generate"]
-    blank = torch.zeros(len(label), 3, pipe.size, pipe.size, device=unet.device)
+    blank = torch.zeros(len(label), *pipe.format.shape, device=unet.device)
     hint = task.condition(blank, blank[:, :1], None, blank)
     conditioning = build_conditioning(hint, task, label.to(unet.device), pipe.vocabulary)
     return Guidance.of(unet, scheduler, conditioning, pipe.vocabulary.null).denoiser(guidance_scale)

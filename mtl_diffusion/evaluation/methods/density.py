@@ -9,10 +9,11 @@ along the path that starts from x at low: Song et al. 2021, arXiv:2011.13456, eq
 notation of Karras et al. 2022. Noise levels below low add nothing: the samples of this model are
 those at low, which have seen no last denoising step.
 
-A pixel k of an image is a bin of width 2 / 255 around k / 127.5 - 1. Its probability P is the
-integral of p over the bins. With x uniform in them, Jensen's inequality gives -ln P <= E[-ln p(x)]
-- d ln(2 / 255). The result is an estimate, without bias except for the solver's error, of the right
-side, in bits and divided by d: an upper bound of the model's bits per dimension.
+A pixel k of an image is a bin in [-1, 1]: of 8 bits, one of width 2 / 255 around k / 127.5 - 1. Its
+probability P is the integral of p over the bins. With x uniform in them, Jensen's inequality gives
+-ln P <= E[-ln p(x)] - d ln(width). The result is an estimate, without bias except for the solver's
+error, of the right side, in bits and divided by d: an upper bound of the model's bits per
+dimension.
 """
 
 import math
@@ -22,22 +23,24 @@ import torch
 from torch import Tensor
 
 from ...editing.ode import ode_end
-from ...tools.tensors import to_unit_range
 from .denoisers import Denoise
 
-BIN = 2 / 255  # the distance of two grey levels in [-1, 1]
+BIN = 2 / 255  # the distance of two grey levels of 8 bits in [-1, 1]
 PIECES = 4  # of the ODE: the solver's levels lie close together at the upper end of each
 Generators = list[torch.Generator]
 
 
-def bits_per_dim(D: Denoise, images: Tensor, generators: Generators, **ode) -> Tensor:
+def bits_per_dim(
+    D: Denoise, images: Tensor, generators: Generators, width: float = BIN, **ode
+) -> Tensor:
     """One draw of the bound for each image: one place in its bins, one probe a noise level.
 
     The error of few steps has no known bound: report the result at two numbers of steps.
 
     Args:
         D: gradients pass through it.
-        images: (B, 3, H, W) uint8, on the denoiser's device.
+        images: (B, C, H, W) in [-1, 1], on the denoiser's device.
+        width: the distance of two numbers that a pixel can have, in [-1, 1].
         ode: low and high, noise levels, and steps of the solver.
 
     Returns:
@@ -45,16 +48,16 @@ def bits_per_dim(D: Denoise, images: Tensor, generators: Generators, **ode) -> T
 
     Evaluations: steps + 1, each with a gradient.
     """
-    x = to_unit_range(images) + BIN * (_uniform(images, generators) - 0.5)
+    x = images + width * (_uniform(images, generators) - 0.5)
     nats = -log_density(D, x, generators, **ode)
-    return (nats / x[0].numel() - math.log(BIN)) / math.log(2)
+    return (nats / x[0].numel() - math.log(width)) / math.log(2)
 
 
 @torch.no_grad()
 def log_density(
     D: Denoise, x: Tensor, generators: Generators, low: float, high: float, steps: int
 ) -> Tensor:
-    """An estimate of ln p(x), (B,) float64, for x (B, 3, H, W) at low. See `bits_per_dim`."""
+    """An estimate of ln p(x), (B,) float64, for x (B, C, H, W) at low. See `bits_per_dim`."""
     d, levels, slopes = x[0].numel(), [], []
 
     def traced(x: Tensor, sigma: Tensor) -> Tensor:

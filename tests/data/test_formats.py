@@ -1,0 +1,250 @@
+"""Images of other channels, depths and shapes are read as they are stored."""
+
+import io
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mtl_diffusion.config import ConfigError, TrainConfig
+from mtl_diffusion.config.command_line import checked, parse
+from mtl_diffusion.data.decode import Decoder, Encoded
+from mtl_diffusion.data.images import FRAME, MASK, data_line, load_images, load_splits
+from mtl_diffusion.data.loader import Loader
+from mtl_diffusion.pipeline.format import ImageFormat
+
+RANDOM = np.random.default_rng(0)
+
+
+def numbers(*shape, dtype="uint8"):
+    return RANDOM.integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+
+
+def file_of(array: np.ndarray, kind: str, **options) -> bytes:
+    """The file of an array: .npy, a TIFF by tifffile, or PNG."""
+    file = io.BytesIO()
+    if kind == "npy":
+        np.save(file, array)
+    elif kind == "tiff":
+        pytest.importorskip("tifffile").imwrite(file, array, **options)
+    elif array.dtype == np.uint16 and array.ndim == 3:
+        return pytest.importorskip("imagecodecs").png_encode(array)
+    else:
+        Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def read(content: bytes, form: ImageFormat) -> torch.Tensor:
+    return Decoder(form, threads=1)([Encoded(content, None, "row 0")]).pixels[0]
+
+
+@pytest.mark.parametrize("kind", ["npy", "tiff", "png"])
+@pytest.mark.parametrize(
+    ("mode", "dtype", "channels"),
+    [
+        ("L", "uint8", ()),
+        ("RGBA", "uint8", (4,)),
+        ("L", "uint16", ()),
+        ("RGB", "uint16", (3,)),
+        (5, "uint8", (5,)),
+        (5, "uint16", (5,)),
+        (2, "float32", (2,)),
+    ],
+)
+def test_numbers_come_as_they_are_stored(mode, dtype, channels, kind):
+    if kind == "png" and (isinstance(mode, int) or dtype == "float32"):
+        pytest.skip("no PNG has these")
+    array = numbers(8, 12, *channels, dtype="uint16" if dtype == "float32" else dtype)
+    array = array.astype(dtype) / (3 if dtype == "float32" else 1)
+    array = array.astype(dtype)
+    wanted = (0.0, 30000.0) if dtype == "float32" else None
+    found = read(file_of(array, kind), ImageFormat(8, 12, mode, dtype, wanted))
+    assert found.dtype == getattr(torch, dtype)
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), array.reshape(8, 12, -1))
+    if channels and kind == "npy":  # the channels may be the first axis
+        first = file_of(np.moveaxis(array, -1, 0), kind)
+        assert torch.equal(read(first, ImageFormat(8, 12, mode, dtype, wanted)), found)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_a_tiff_of_five_bands(planar):
+    array = numbers(8, 8, 5, dtype="uint16")
+    stored = array if planar == "contig" else np.moveaxis(array, -1, 0)
+    content = file_of(stored, "tiff", photometric="minisblack", planarconfig=planar)
+    found = read(content, ImageFormat(8, 8, 5, "uint16"))
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), array)
+
+
+def test_what_is_not_of_the_format_is_refused_with_what_to_set():
+    twelve = file_of(np.full((8, 8), 4095, np.uint16), "npy")
+    for content, form, message in (
+        (twelve, ImageFormat(8, 8, "L"), "image_dtype to uint16"),
+        (twelve, ImageFormat(8, 8, "RGB", "uint16"), "image_mode to L, RGB, RGBA or the number"),
+        (file_of(np.full((8, 8), np.nan), "npy"), ImageFormat(8, 8, "L", "uint16"), "float32"),
+        (
+            file_of(np.full((8, 8), 2.0), "npy"),
+            ImageFormat(8, 8, "L", "float32", (0.0, 1.0)),
+            "numbers from 2.0 to 2.0, and float32 holds 0 to 1",
+        ),
+    ):
+        with pytest.raises(ValueError, match=rf"image_column: row 0 does not fit: .*{message}"):
+            read(content, form)
+
+
+def test_arrays_of_a_table(tmp_path):
+    bands = numbers(6, 5, 8, 8)
+    features = datasets.Features({"tile": datasets.Array3D((5, 8, 8), "uint8")})
+    rows = datasets.Dataset.from_dict({"tile": list(bands)}, features)
+    rows.to_parquet(tmp_path / "train.parquet")
+    found = load_images(str(tmp_path), form=ImageFormat(8, 8, 5))
+    assert np.array_equal(found.images.numpy(), bands)
+    again = load_images(str(tmp_path), form=ImageFormat(8, 8, 5))  # from the cache
+    assert again.fingerprint == found.fingerprint and torch.equal(again.images, found.images)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("size", [(8, 16), (16, 8), (24, 8), (8, 8)], ids=str)
+def test_other_shapes_are_cropped_padded_or_stretched(tmp_path, fit, size):
+    """The left half of the images is black, and the right half is white."""
+    height, width = size
+    array = np.zeros((height, width), np.uint8)
+    array[:, width // 2 :] = 255
+    Image.fromarray(array).save(tmp_path / "1.png")
+    data = load_images(str(tmp_path), form=ImageFormat(8, 8, "L", fit=fit))
+    pixels, fitted = data.images[0, 0], size != (8, 8)
+    assert data.facts.fitted == fitted
+    frame = data.layers.get(FRAME)
+    if fit != "pad":
+        assert frame is None and pixels[:, 0].max() <= 1 and pixels[:, -1].min() >= 254
+        assert ((pixels.int() + pixels.flip(-1).int() - 255).abs() <= 1).all()  # halves stay halves
+        return
+    shape = [max(1, round(side * 8 / max(size))) for side in size]
+    assert frame.sum() == shape[0] * shape[1] and (pixels[frame[0, 0] == 0] == 128).all()
+    assert data.arrays[0].shape[1:] == tuple(shape)
+    batch = Loader(data, 1, seed=3, random_flip=True).batch(0)
+    inside = batch.layers[FRAME] > 0
+    assert (batch.images[~inside].abs() < 0.01).all() and (batch.images[inside].abs() > 0.9).any()
+
+
+def test_the_data_line_says_what_was_done_and_what_keeps_more(tmp_path):
+    grey, clear = tmp_path / "grey", tmp_path / "clear"
+    for folder, mode in ((grey, "L"), (clear, "RGBA")):
+        folder.mkdir()
+        for i in range(3):
+            Image.new(mode, (16, 8 + i * 2), i).save(folder / f"{i}.png")
+    lines = [data_line(data, data) for data in map(load_images_of_8, (grey, clear))]
+    assert "3 training images cropped to the shape of 8x8 (image_fit)" in lines[0]
+    assert "3 training images are grey and read as RGB of 8 bits: set image_mode to L" in lines[0]
+    assert "are with transparency and read as RGB of 8 bits: set image_mode to RGBA" in lines[1]
+    assert "image_mode" not in data_line(
+        load_images_of_8(grey), load_images_of_8(grey), {"image_mode"}
+    )
+
+
+def load_images_of_8(folder):
+    return load_images(str(folder), resolution=8)
+
+
+def test_colours_under_clear_alpha_are_black_for_the_network():
+    pixels = torch.randint(256, (1, 4, 8, 8)).byte()
+    pixels[:, 3, :4] = 0
+    seen = ImageFormat(8, 8, "RGBA").from_stored(pixels)
+    assert (seen[:, :3, :4] == -1).all()
+    assert torch.equal(seen[:, :, 4:], pixels[:, :, 4:].float() / 127.5 - 1)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        ImageFormat(8, 8),
+        ImageFormat(8, 8, 5, "uint16"),
+        ImageFormat(8, 8, "L", "uint16", (0.0, 4095.0)),
+        ImageFormat(8, 8, "L", "float32", (-1000.0, 3000.0)),
+    ],
+    ids=lambda form: form.words,
+)
+def test_scaling_loses_nothing(form):
+    low, high = form.stored_range
+    every = torch.linspace(low, high, 65536).to(getattr(torch, form.dtype))
+    images = every.view(1, 1, 256, 256)
+    exact = {"atol": 0, "rtol": 0} if form.dtype != "float32" else {"atol": 1e-3, "rtol": 0}
+    for undone in (
+        form.to_stored(form.from_stored(images)),
+        form.array_as_stored(form.stored_as_array(images)),
+    ):
+        torch.testing.assert_close(undone.float(), images.float(), **exact)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        (
+            "--resolution=[8,10]",
+            r"resolution: found \[8, 10\]; must be a multiple of 4, such as \[8, 12\]",
+        ),
+        ("--resolution=9", "resolution: found 9; must be a multiple of 4, such as 12"),
+        ("--resolution=[8]", "resolution: found .*; must be pixels from 8 to 4096, or two numbers"),
+        ("--image_mode=CMYK", "image_mode: found .*; must be L, RGB, RGBA, or a number of bands"),
+        ("--image_dtype=float32", "value_range: found null; must be the lowest and highest number"),
+        ("--image_dtype=uint16 --value_range=[0,70000]", "value_range: .* must be in 0 to 65535"),
+        ("--value_range=[0,1]", "value_range: .* must be null, or set image_dtype"),
+        ("--value_range=[1,0]", "value_range: .* must be two numbers, the lower one first"),
+        ("--image_mode=5 --shown_bands=[1,2,5]", "shown_bands: .* must be below 5"),
+        ("--condition_columns.from_map=map", "must have a share in tasks for each of from_map"),
+        ("--condition_columns.edit=map", "edit is a task already; give another name"),
+        ("--condition_columns.A=map", "A must be lower-case letters, digits and _"),
+        ("--image_mode=L --tasks.colorize=1", "image_mode: found .*; must be RGB or RGBA"),
+    ],
+)
+def test_contradictions_are_refused(flags, fault):
+    with pytest.raises(ConfigError, match=fault):
+        parse(["--block_out_channels=[8,8,8]", "--attention_resolutions=[]", *flags.split()])
+
+
+def test_a_good_rectangle():
+    assert checked({"resolution": [16, 24], "attention_resolutions": [8]}).size == (16, 24)
+    assert TrainConfig().size == (16, 16)
+
+
+# Masks
+
+
+def write_masks(folder, size=(8, 8)):
+    """Eight grey images, and masks that are white in as many columns as the image's grey says."""
+    rows = ["image,mask"]
+    for i in range(8):
+        mask = np.zeros(size[::-1], np.uint8)
+        mask[:, : i % 5] = 255
+        Image.new("L", (8, 8), i).save(folder / f"{i}.png")
+        Image.fromarray(mask).save(folder / f"mask{i}.png")
+        rows.append(f"{i}.png,mask{i}.png")
+    (folder / "train.csv").write_text("\n".join(rows))
+    return SimpleNamespace(
+        **{"dataset_name": str(folder), "dataset_config_name": None, "image_column": "image"},
+        **{"label_column": None, "mask_column": "mask"},
+        **{"train_split": "train", "validation_split": "test"},
+    )
+
+
+def test_masks_stay_with_their_images_and_are_drawn_for_others_as_often(tmp_path):
+    data, _ = load_splits(write_masks(tmp_path), ImageFormat(8, 8, "L"))
+    painted = data.layers[MASK].sum((1, 2, 3)) // 8
+    assert torch.equal(painted, data.images[:, 0, 0, 0].long() % 5)
+    loader, own = Loader(data, 7, seed=0, random_flip=True), []
+    for step in range(60):
+        whole = loader.batch(step)
+        cut = [loader.batch(step, rows) for rows in (slice(0, 3), slice(3, 7))]
+        assert torch.equal(torch.cat([part.layers[MASK] for part in cut]), whole.layers[MASK])
+        grey = ((whole.images[:, 0, 0, 0] + 1) * 127.5).round() % 5
+        own.append(whole.layers[MASK].sum((1, 2, 3)) // 8 == grey)
+    share = torch.cat(own).float().mean()  # half, and the others that have as many columns
+    assert 0.5 < share < 0.75
+
+
+def test_masks_of_another_size_are_refused(tmp_path):
+    config = write_masks(tmp_path, size=(16, 16))
+    with pytest.raises(ValueError, match=r"mask_column: row .* mask of 16x16 pixels, .* has 8x8"):
+        load_splits(config, ImageFormat(8, 8, "L"))
