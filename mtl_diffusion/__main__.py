@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "measure a trained model",
     "train_classifier": "train the classifier that evaluate needs",
     "publish": "export a checkpoint, and put it on the Hub",
+    "export": "write a model for other runtimes (ONNX)",
     "demo": "open a page to try a model on",
 }
 

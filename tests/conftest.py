@@ -39,12 +39,8 @@ def build_pipe():
     from mtl_diffusion.training.model import build_scheduler, build_unet
     from mtl_diffusion.training.vocabulary import build_tokenizer
 
-    def build(seed=0, tasks=tuple(TASKS), classes=CLASSES):
-        config = TrainConfig(
-            **MODEL,
-            strength_levels=5,
-            reserved_tokens=3,
-        )
+    def build(seed=0, tasks=tuple(TASKS), classes=CLASSES, **fields):
+        config = TrainConfig(**MODEL | fields, strength_levels=5, reserved_tokens=3)
         tokenizer = build_tokenizer(tasks, classes, config.strength_levels, config.reserved_tokens)
         with torch.random.fork_rng():
             torch.manual_seed(seed)

@@ -5,9 +5,6 @@
 It runs on this machine and needs no network; `pip install 'mtl_diffusion[demo]'` brings gradio.
 """
 
-import importlib.util
-import sys
-
 from mtl_diffusion.tools import flags
 
 
@@ -16,8 +13,7 @@ def main() -> None:
     flags.add(parser, "pipeline", "revision", "device")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     args = parser.parse_args()
-    if importlib.util.find_spec("gradio") is None:
-        sys.exit("demo: gradio is not installed; pip install 'mtl_diffusion[demo]'")
+    flags.check_installed("demo", "gradio")
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     import torch

@@ -4,8 +4,10 @@
     mtl-diffusion publish --checkpoint runs/c10/checkpoints/step-300 --output_dir export \\
         --push_to_hub --hub_model_id user/name
     mtl-diffusion publish --pipeline runs/c10/pipeline --space user/name
+    mtl-diffusion publish --pipeline runs/c10/pipeline --static page
 
-A Space is the page of `mtl-diffusion demo` on the Hub, with a copy of the model.
+A Space is the page of `mtl-diffusion demo` on the Hub, with a copy of the model. With --static it
+is a page that runs the model in the browser, for any server of files, or with --space on the Hub.
 
 Exit codes: 0 done; 1 exported and not uploaded; 2 refused.
 """
@@ -13,8 +15,12 @@ Exit codes: 0 done; 1 exported and not uploaded; 2 refused.
 import json
 import sys
 from argparse import Namespace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mtl_diffusion.tools import flags
+
+TO_SPACE = Path()  # of --static without a folder
 
 
 def parse() -> Namespace:
@@ -22,7 +28,8 @@ def parse() -> Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     where = "a checkpoint's folder, or a run's output_dir: its newest complete checkpoint"
     source.add_argument("--checkpoint", type=flags.path, help=where)
-    source.add_argument("--pipeline", type=flags.path, help="exported folder; it needs --space")
+    folder = "exported folder; it needs --space or --static"
+    source.add_argument("--pipeline", type=flags.path, help=folder)
     add = parser.add_argument
     target = {"required": False, "help": "of a checkpoint; an earlier export there is replaced"}
     flags.add(parser, "output_dir", output_dir=target)
@@ -36,11 +43,19 @@ def parse() -> Namespace:
     add("--private", action="store_true", help="make the repository private when it is created")
     add("--revision", help="branch to upload to, created where it isn't there; default: main")
     add("--space", metavar="USER/NAME", help="make or update this Space")
+    static = "write the page that runs in the browser; without FOLDER, to --space alone"
+    add("--static", nargs="?", metavar="FOLDER", type=flags.path, const=TO_SPACE, help=static)
+    web = "the unpacked npm package onnxruntime-web, for --static; default: npm downloads it"
+    add("--onnxruntime_web", metavar="FOLDER", type=flags.path, help=web)
     args = parser.parse_args()
     if args.checkpoint and not args.output_dir:
         parser.error("--checkpoint needs --output_dir, the folder to export to")
-    if args.pipeline and not args.space:
-        parser.error("--pipeline needs --space; a checkpoint is what --push_to_hub uploads")
+    if args.pipeline and not (args.space or args.static):
+        parser.error(
+            "--pipeline needs --space or --static; a checkpoint is what --push_to_hub uploads"
+        )
+    if args.static is TO_SPACE and not args.space:
+        parser.error("--static needs the folder for the page, or --space")
     if args.space and "/" not in args.space:
         parser.error(f"--space is {args.space!r}; give it as user/name")
     return args
@@ -48,6 +63,8 @@ def parse() -> Namespace:
 
 def main() -> None:
     args = parse()
+    if args.static:
+        flags.check_installed("onnx", "onnx", "onnxscript")
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from mtl_diffusion.publishing.space import push_space
@@ -56,12 +73,31 @@ def main() -> None:
     try:
         with flags.refusals():
             model, private = export(args) if args.checkpoint else (None, args.private)
-            if args.space:
-                folder = args.pipeline or args.output_dir
+            folder = args.pipeline or args.output_dir
+            if args.static:
+                write_static(args, folder, model, private)
+            elif args.space:
                 address = push_space(folder, args.space, model=model, private=private)
                 print(f"The Space is {address}")
     except UploadError as error:
         sys.exit(str(error))
+
+
+def write_static(args: Namespace, pipeline: Path, model: str | None, private: bool) -> None:
+    """Writes the page that runs in the browser to its folder, to its Space, or to both."""
+    from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+    from mtl_diffusion.publishing.static import push_page, write_page
+
+    pipe = MultiTaskPipeline.from_pretrained(str(pipeline))
+    with TemporaryDirectory() as temporary:
+        target = Path(temporary, "page") if args.static is TO_SPACE else args.static
+        name = args.space or model or pipeline.resolve().name
+        write_page(pipe, target, name=name, onnxruntime_web=args.onnxruntime_web)
+        if args.static is not TO_SPACE:
+            print(f"The page is in {target}; try it: python -m http.server -d {target}")
+        if args.space:
+            address = push_page(target, args.space, model=model, private=private)
+            print(f"The Space is {address}")
 
 
 def export(args: Namespace) -> tuple[str | None, bool]:

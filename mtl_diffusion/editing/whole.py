@@ -61,7 +61,7 @@ def whole_edit(
             f"{', '.join(pipe.tasks)}{' in few steps' if pipe.chains is not None else ''}"
         )
     strength = strength.clamp(max=STRONGEST)
-    start = torch.tensor([Edit().start(s) for s in strength.tolist()], device=image.device)
+    start = Edit().start(strength)
     other_class = (label != source_label).to(start.device)
     rows = ((start > LOWEST) & other_class).nonzero()[:, 0]  # other edits are their sources
     edited = image.clone()

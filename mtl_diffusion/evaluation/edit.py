@@ -84,7 +84,7 @@ class Edit(Part):
         target = generate_denoiser(pipe, torch.tensor(class_label), guidance)
         sigmas = noise_levels(pipe.scheduler, steps)
         # From the noise level where edit starts, in as many steps.
-        start = min(TASKS["edit"].start(strength), sigmas[0])
+        start = min(TASKS["edit"].start(torch.tensor(strength)).item(), sigmas[0])
         if method == "flowedit":
             edited = flowedit(source, target, image, sigmas, strength, random)
         elif method == "sdedit":

@@ -91,3 +91,20 @@ def karras_ramp(levels: Sequence[float], config) -> Tensor:
     low, high = (config[name] ** (1 / config.rho) for name in ("sigma_min", "sigma_max"))
     roots = torch.tensor(levels, dtype=torch.float64) ** (1 / config.rho)
     return (high - roots) / (high - low)
+
+
+def karras_levels(first: Tensor, steps: int, config) -> Tensor:
+    """The noise levels of each sample's own Karras schedule, without the 0 at its end.
+
+    Args:
+        first: (B, 1, 1, 1), where they begin.
+        config: the scheduler's.
+
+    Returns:
+        (steps, B, 1, 1, 1).
+
+    Source: Karras et al. 2022, arXiv:2206.00364, eq. 5.
+    """
+    ramp = torch.linspace(0, 1, steps, device=first.device).view(-1, 1, 1, 1, 1)
+    high, low = first ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
+    return (high + ramp * (low - high)) ** config.rho

@@ -39,11 +39,10 @@ def _heat_kernel(size: int, std: Tensor) -> Tensor:
     return basis.T @ (decay[:, :, None] * basis)
 
 
-def noise_level(strength: float) -> float:
+def noise_level(strength: Tensor) -> Tensor:
     """Noise of the degradation as a multiple of its signal, in units of image values; inf at 1."""
-    if strength >= 1:
-        return math.inf
-    return SIGMA_DATA * math.tan(math.pi / 2 * strength**2)
+    depth = strength.square()
+    return torch.where(depth < 1, SIGMA_DATA * torch.tan(math.pi / 2 * depth), math.inf)
 
 
 def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:

@@ -88,10 +88,9 @@ def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditi
     Returns:
         (B, C, H, W) float32.
     """
-    if sigma.shape != (len(noisy), 1, 1, 1):
-        raise ValueError(
-            f"sigma has shape {tuple(sigma.shape)}; it must be ({len(noisy)}, 1, 1, 1)"
-        )
+    samples = noisy.shape[0]  # len() would fix it in a graph that is traced
+    if sigma.shape != (samples, 1, 1, 1):
+        raise ValueError(f"sigma has shape {tuple(sigma.shape)}; it must be ({samples}, 1, 1, 1)")
     # c_in scales the noisy channels alone; the condition image is scaled to unit variance.
     noisy = scheduler.precondition_inputs(noisy, sigma)
     shown = conditioning.image / scheduler.config.sigma_data
@@ -125,6 +124,8 @@ class Weight(NamedTuple):
 
     def at(self, sigma: float | Tensor) -> float | Tensor:
         """The weight at a noise level, or at one of each sample (B, 1, 1, 1)."""
+        if not isinstance(self.value, Tensor) and not self.value:
+            return 0.0
         slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
         return self.value * ((self.low / slack <= sigma) & (sigma <= self.high * slack))
 
@@ -214,7 +215,7 @@ class Denoiser(_Sum):
             if not isinstance(weight, Tensor):
                 if weight:
                     parts.append((slice(None), weight, conditioning))
-            elif not isinstance(sigma, Tensor):
+            elif not isinstance(sigma, Tensor) or torch.compiler.is_exporting():
                 parts.append((slice(None), weight, conditioning))
             elif len(rows := weight.expand(len(x), -1, -1, -1).flatten(1).any(1).nonzero()[:, 0]):
                 parts.append((rows, weight[rows], conditioning[rows]))
@@ -224,7 +225,7 @@ class Denoiser(_Sum):
             torch.cat([x[rows] for rows, _, _ in parts]),
             torch.cat([levels[rows] for rows, _, _ in parts]),
             Conditioning.cat([conditioning for _, _, conditioning in parts]),
-        ).split([len(conditioning) for _, _, conditioning in parts])
+        ).split([conditioning.mask.shape[0] for _, _, conditioning in parts])
         if len(parts) == 1 and isinstance(weight := parts[0][1], float) and weight == 1:
             return F[0]
         total = torch.zeros_like(x)
@@ -279,4 +280,4 @@ def _levels(sigma: float | Tensor, x: Tensor) -> Tensor:
     """(B, 1, 1, 1)."""
     if isinstance(sigma, Tensor):
         return sigma
-    return torch.full((len(x), 1, 1, 1), sigma, device=x.device, dtype=torch.float32)
+    return torch.full((x.shape[0], 1, 1, 1), sigma, device=x.device, dtype=torch.float32)

@@ -51,7 +51,7 @@ class Edit(Task):
         shown = torch.where(mask > 0, degrade(image, strength, noise), image)
         return Hint(image=shown, mask=mask, strength=strength)
 
-    def start(self, strength: float) -> float:
+    def start(self, strength: Tensor) -> Tensor:
         return START * noise_level(strength)
 
 
@@ -71,5 +71,5 @@ class EditAtOnce(Edit):
         mask = mask * (strength > 0)[:, None, None, None]
         return Hint(image=image, mask=mask, strength=strength.clamp(max=STRONGEST))
 
-    def start(self, strength: float) -> float:
+    def start(self, strength: Tensor) -> float:
         return math.inf

@@ -306,8 +306,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             hint = hint.within(source.frame, known)
         conditioning = build_conditioning(hint, spec, label, self.vocabulary)
         guidance = Guidance.of(self.unet, call.scheduler, conditioning, self.vocabulary.null)
-        strengths = [None] * len(noise) if source.strength is None else source.strength.tolist()
-        start = [spec.start(strength) for strength in strengths]
+        start = spec.start(source.strength)
+        start = start.tolist() if isinstance(start, Tensor) else [start] * len(noise)
         self._running[id(call)] = call
         try:
             latents = solve(call, known, noise, hint, guidance, start, steps, own, *callback)

@@ -1,13 +1,13 @@
 """Solves the probability-flow ODE with the pipeline's scheduler, known pixels held in place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .chains import first_latents, karras_ramp
 from .components import plain_module
-from .denoiser import Guidance
+from .denoiser import Denoiser, Guidance
 from .task import Hint
 
 
@@ -45,7 +45,7 @@ def solve(
     """
     highest = call.scheduler.config.sigma_max
     schedulers = {
-        level: _from_level(level, call.scheduler, steps, noise.device) for level in sorted({*start})
+        level: from_level(level, call.scheduler, steps, noise.device) for level in sorted({*start})
     }
     call._num_timesteps = sum(len(scheduler.timesteps) for scheduler in schedulers.values())
 
@@ -63,18 +63,54 @@ def solve(
             rows = [i for i, own in enumerate(start) if own == level]
             image, mask = source[rows], hint.mask[rows]
             first = scheduler.sigmas[0].item()
-            latents = image + first * noise[rows]
-            if level >= highest:
-                latents = torch.where(mask > 0, first * noise[rows], latents)
-                if not isinstance(steps, int):
-                    # Where part of an image is shown, random low frequencies would contradict it.
-                    shown = hint.image[rows].flatten(1).any(1)[:, None, None, None]
-                    latents = torch.where(shown, latents, first_latents(noise[rows], first))
+            free = (mask > 0) & (level >= highest)
+            few = not isinstance(steps, int)
+            latents = initial(image, noise[rows], hint.image[rows], free, first, few)
             own = [generators[i] for i in rows]
             parts = (image, noise[rows], mask, guidance[rows], own)
             x[rows] = _solve(call, latents, *parts, done, end_step)
             done += len(scheduler.timesteps)
     return x
+
+
+def initial(
+    source: Tensor, noise: Tensor, shown: Tensor, free: Tensor, sigma: float | Tensor, few: bool
+) -> Tensor:
+    """The latents that sampling starts from: the source with noise, or noise alone.
+
+    Args:
+        shown: (B, 3, H, W), the image of the hint.
+        free: (B, 1, H, W) bool, where it is noise alone.
+        sigma: the first noise level, of all or (B, 1, 1, 1).
+        few: whether they are for a model of few steps.
+    """
+    alone = sigma * noise
+    if few:
+        # Where part of an image is shown, random low frequencies would contradict it.
+        blank = ~shown.flatten(1).any(1)[:, None, None, None]
+        alone = torch.where(blank, first_latents(noise, sigma), alone)
+    return torch.where(free, alone, source + sigma * noise)
+
+
+def step_down(
+    denoiser: Denoiser,
+    scheduler,
+    i: int,
+    sigmas: Sequence[float] | Tensor,
+    x: Tensor,
+    source: Tensor,
+    noise: Tensor,
+    mask: Tensor,
+    generators: list[torch.Generator] | None = None,
+) -> Tensor:
+    """Step i of the scheduler; known pixels are exact after it.
+
+    Args:
+        sigmas: all noise levels of the scheduler; each is one for all, or (B, 1, 1, 1).
+    """
+    F = denoiser.output(x, sigmas[i])
+    x = scheduler.step(F, scheduler.timesteps[i], x, generator=generators).prev_sample
+    return torch.where(mask > 0, x, source + sigmas[i + 1] * noise)
 
 
 def _solve(
@@ -97,7 +133,6 @@ def _solve(
     """
     scheduler = call.scheduler
     sigmas = scheduler.sigmas.tolist()
-    hole = mask > 0
     # The first step with values that aren't finite, on the device: to read it in the loop would
     # wait for each step.
     first_bad = torch.full((), len(sigmas), device=x.device)
@@ -106,9 +141,8 @@ def _solve(
             break
         # A callback may have changed the scales.
         scales = call.guidance_scale, call.image_guidance_scale, call.guidance_interval
-        F = guidance.denoiser(*scales).output(x, sigmas[i])
-        x = scheduler.step(F, timestep, x, generator=generators).prev_sample
-        x = torch.where(hole, x, source + sigmas[i + 1] * noise)
+        parts = (scheduler, i, sigmas, x, source, noise, mask, generators)
+        x = step_down(guidance.denoiser(*scales), *parts)
         x = end_step(done + i, timestep, x)
         first_bad = torch.where(x.isfinite().all(), first_bad, first_bad.clamp(max=i))
     if (step := int(first_bad)) < len(sigmas):
@@ -119,7 +153,7 @@ def _solve(
     return x
 
 
-def _from_level(start: float, scheduler, steps: int | list[float], device: torch.device):
+def from_level(start: float, scheduler, steps: int | list[float], device: torch.device):
     """A scheduler that begins at the start; of given noise levels, at the lowest from there on."""
     config = scheduler.config
     if isinstance(steps, int):

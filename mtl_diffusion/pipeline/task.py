@@ -133,13 +133,16 @@ class Task(ABC):
                 the noise of the diffusion, which a task never gets.
         """
 
-    def start(self, strength: float | None) -> float:
+    def start(self, strength: Tensor | None) -> Tensor | float:
         """The noise level (sigma) where sampling starts, from the source with that much noise.
 
         Above the highest noise level of the sampler it starts from noise alone.
 
         Args:
-            strength: in [0, 1], None if the task has none.
+            strength: (B,) in [0, 1], None if the task has none.
+
+        Returns:
+            (B,), or one level for all.
         """
         return math.inf
 

@@ -41,6 +41,7 @@ def upload(
     *,
     message: str,
     kind: str = "model",
+    sdk: str = "gradio",
     private: bool = False,
     revision: str | None = None,
     under: str = "",
@@ -55,6 +56,7 @@ def upload(
         files: path in the repository -> path here.
         repository: user/name, or a name under the own account.
         kind: of the repository, "model" or "space".
+        sdk: of a Space that is created here.
         private: whether a repository that is created here is private.
         revision: branch; created if it does not exist. None: main.
         under: the folder of the model in the repository, such as "pipeline/".
@@ -69,7 +71,7 @@ def upload(
     api = HfApi()
     of_kind = {"repo_type": kind}
     asked = of_kind | ({"private": True} if private else {})
-    asked |= {"space_sdk": "gradio"} if kind == "space" else {}
+    asked |= {"space_sdk": sdk} if kind == "space" else {}
     created = _insist(lambda: api.create_repo(repository, exist_ok=True, **asked), repository)
     name, folder = created.repo_id, "spaces/" if kind == "space" else ""
     if revision is not None:

@@ -1,6 +1,7 @@
 """Command lines: the flags that several commands have, and how a command refuses."""
 
 import argparse
+import importlib.util
 import json
 import os
 import shlex
@@ -73,6 +74,13 @@ def add(parser: Any, *names: str, **changes: Mapping[str, Any]) -> None:
     """Adds flags of `COMMON`; `changes` has other options of some of them."""
     for name in names:
         parser.add_argument(f"--{name}", **COMMON[name] | changes.get(name, {}))
+
+
+def check_installed(extra: str, *packages: str) -> None:
+    """Ends the command where a package of an extra of this package is missing."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        names = ", ".join(missing)
+        sys.exit(f"{_name()}: {names} is not installed; pip install 'mtl_diffusion[{extra}]'")
 
 
 @contextmanager

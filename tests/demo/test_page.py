@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,10 +10,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from chromium import open_browser
 from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed: mtl_diffusion[demo]")
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+pytest.importorskip("selenium", reason="selenium is not installed")
 
 from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
@@ -30,8 +30,6 @@ pytestmark = [
 ]
 
 SECONDS = 120  # of a busy machine
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1400")
-FLAGS += ("--enable-unsafe-swiftshader", "--disable-background-networking")
 ROOT = Path(__file__).parents[2]
 
 
@@ -45,19 +43,7 @@ def url(build_pipe):
 
 @pytest.fixture(scope="module")
 def browser(url):
-    names = ("chromium", "chromium-browser", "google-chrome")
-    binary = next(filter(None, map(shutil.which, names)), None)
-    driver = shutil.which("chromedriver", path=os.environ.get("CHROMEWEBDRIVER")) or shutil.which(
-        "chromedriver"
-    )
-    if binary is None or driver is None:
-        pytest.skip("no Chromium with its chromedriver; Debian has chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    browser = open_browser()
     yield browser
     browser.quit()
 

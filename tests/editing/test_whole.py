@@ -62,7 +62,7 @@ def test_it_is_up_the_flow_of_the_source_and_down_the_guided_one(pipe):
     base = denoiser(TASKS["edit"], hint, SOURCE[1])
     hint = task.condition(blank, ONES[rows], None, blank)
     toward, away = denoiser(task, hint, LABEL[1]), denoiser(task, hint, -1)
-    start = TASKS["edit"].start(STRENGTH[1].item())
+    start = TASKS["edit"].start(STRENGTH[1]).item()
     up = torch.logspace(math.log10(LOWEST), math.log10(start), 401, dtype=torch.float64)
     x = euler(base, KNOWN[rows].double(), up)
 

@@ -111,6 +111,7 @@ def test_a_space_gets_the_gradio_that_the_page_is_tested_with():
     "flags, words",
     [
         (["--pipeline", "x"], "--pipeline needs --space"),
+        (["--pipeline", "x", "--static"], "--static needs the folder for the page, or --space"),
         (["--checkpoint", "x"], "--checkpoint needs --output_dir"),
         (["--pipeline", "x", "--space", "page"], "give it as user/name"),
         (["--pipeline", "x", "--space", "me/page"], "pipeline: x is no exported pipeline"),

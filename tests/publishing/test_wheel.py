@@ -48,7 +48,9 @@ def wheel(tmp_path_factory):
     return zipfile.ZipFile(wheel)
 
 
-def test_the_card_of_the_wheel_is_the_one_at_the_top(wheel):
+def test_the_files_of_the_wheel_that_are_no_python(wheel):
+    pages = {f"mtl_diffusion/publishing/page/{name}" for name in ("index.html", "page.js")}
+    assert pages < set(wheel.namelist())
     (card,) = (name for name in wheel.namelist() if name.endswith("model_card.md"))
     assert card.startswith("mtl_diffusion/")
     assert wheel.read(card) == (ROOT / "model_card.md").read_bytes()

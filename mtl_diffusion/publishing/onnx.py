@@ -1,0 +1,264 @@
+"""A pipeline's tasks as ONNX graphs: from noise to finished pixels, in any runtime.
+
+The graphs are traced through the pipeline's own functions, so a new task needs no code here. The
+UNet is traced once, and becomes a function that each step of each graph calls.
+"""
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from diffusers import EDMEulerScheduler
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+
+from .. import __version__
+from ..pipeline.format import ImageFormat
+from ..pipeline.parts import plain_unet
+from ..pipeline.pipeline import MultiTaskPipeline
+from ..tools.files import replaced_folder
+from .graph import DOMAIN, GUIDANCE, INPUTS, UNET, Graph
+
+OPSET = 20
+WEIGHTS, FACTS = "weights.bin", "model.json"
+LICENCE = "apache-2.0"  # that of a model card
+ALIGNED = 64  # bytes, of the weights in their file
+
+
+class _Network(nn.Module):
+    """The UNet with its inputs by position."""
+
+    def __init__(self, unet: nn.Module):
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, channels, timestep, tokens, labels):
+        given = {"encoder_hidden_states": tokens, "class_labels": labels}
+        return self.unet(channels, timestep, **given, return_dict=False)[0]
+
+
+def export_onnx(pipe: MultiTaskPipeline, target: Path, **options) -> dict[str, Any]:
+    """Writes a folder of graphs, which replaces an earlier one only when complete.
+
+    Args:
+        options: those of `write_graphs`.
+
+    Raises:
+        ValueError: as `write_graphs`; or the target is a folder of something else.
+    """
+    check_target(target)
+    with replaced_folder(target) as folder:
+        return write_graphs(pipe, folder, **options)
+
+
+def write_graphs(
+    pipe: MultiTaskPipeline,
+    folder: Path,
+    *,
+    name: str = "",
+    tasks: Sequence[str] | None = None,
+    half: bool = False,
+    **arguments,
+) -> dict[str, Any]:
+    """Writes TASK.onnx of each task, their weights, and what is true of them; returns the last.
+
+    The steps are unrolled: a graph is as long as they are many.
+
+    Args:
+        folder: it exists.
+        name: of the model, for the metadata.
+        tasks: their names. None: all that the model has learned.
+        half: store the weights as float16. Those that float16 holds exactly are stored so in any
+            case; a graph computes in float32.
+        arguments: `num_inference_steps` and the guidance of a call; the defaults are a call's.
+
+    Raises:
+        ValueError: an argument that a graph can't have, or a scheduler that draws noise.
+    """
+    for given in set(arguments) - {*GUIDANCE, "num_inference_steps"}:
+        raise ValueError(
+            f"{given} is no setting of a graph; it has num_inference_steps, {', '.join(GUIDANCE)}, "
+            "and inputs for what differs from sample to sample: leave it out"
+        )
+    tasks = tasks or pipe.tasks
+    if unknown := sorted({*tasks} - {*pipe.tasks}):
+        raise ValueError(
+            f"tasks has {', '.join(unknown)}; this model knows {', '.join(pipe.tasks)}"
+        )
+    pipe = _for_tracing(pipe)
+    facts = {
+        "name": name,
+        "licence": LICENCE,
+        "made_by": f"mtl_diffusion {__version__}",
+        "opset": OPSET,
+        "shape": pipe.format.shape,
+        "class_names": list(pipe.class_names),
+        "class_frequencies": pipe.class_frequencies,
+        "parameters": sum(weight.numel() for weight in pipe.unet.parameters()),
+        "output": "images: (B, C, H, W) float32 in value_range",
+        "value_range": pipe.format.array_range,
+        "mode": pipe.format.mode,
+        "tasks": {},
+    }
+    graphs = {task: Graph(pipe, task, arguments).eval() for task in tasks}
+    for task, graph in graphs.items():
+        facts["tasks"][task] = {
+            "inputs": graph.inputs,
+            "steps": len(graph.sigmas) - 1,
+            "required": [INPUTS[argument][0] for argument in sorted(graph.spec.required)],
+            "strength": graph.spec.default_strength,
+            "draws_class": graph.spec.draws_class,
+        }
+    models = {task: _trace_task(graph) for task, graph in graphs.items()}
+    function, weights = _trace_unet(pipe.unet)
+    stored = _store(weights, folder / WEIGHTS, half)
+    for task, model in models.items():
+        _link(model, function, stored)
+        own = facts | facts["tasks"][task] | {"task": task}
+        for key, value in own.items():
+            if key != "tasks":
+                model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+        ir.save(model, folder / f"{task}.onnx")
+    facts["weights_bytes"] = (folder / WEIGHTS).stat().st_size
+    facts["bytes"] = sum(path.stat().st_size for path in folder.iterdir())
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return facts
+
+
+def _for_tracing(pipe: MultiTaskPipeline) -> MultiTaskPipeline:
+    """The pipeline with a UNet of its own, in float32 on the CPU; the tokenizer is shared."""
+    unet = copy.deepcopy(plain_unet(pipe.unet)).cpu().float()
+    unet.requires_grad_(False)
+    return MultiTaskPipeline(unet.eval(), pipe.tokenizer, pipe.scheduler, pipe.config.get("chains"))
+
+
+def _trace_task(graph: Graph) -> ir.Model:
+    """The graph of a task, which calls a UNet that it does not have.
+
+    Raises:
+        ValueError: the scheduler is one that a graph can't have.
+    """
+    config, kind = graph.scheduler.config, type(graph.scheduler).__name__
+    own_levels = isinstance(graph.spec.start(torch.full((1,), 0.5)), Tensor)
+    karras = config.sigma_schedule == "karras" and not isinstance(
+        graph.scheduler, EDMEulerScheduler
+    )
+    if own_levels and isinstance(graph.steps, int) and not karras:
+        raise ValueError(
+            f"scheduler is {kind} with the schedule {config.sigma_schedule!r}; the graph of "
+            f"{graph.spec.name}, whose noise levels depend on the strength, needs "
+            "EDMDPMSolverMultistepScheduler with 'karras'"
+        )
+    example, before = graph.example(), torch.get_rng_state()
+    graph(*example)  # before tracing: what the pipeline caches must be real tensors
+    if not torch.equal(before, torch.get_rng_state()):
+        raise ValueError(
+            f"scheduler is {kind} with {config.get('algorithm_type')!r}, which draws noise in its "
+            "steps, and a graph has no generator: take algorithm_type='dpmsolver++'"
+        )
+    return _trace(graph, example, list(graph.inputs), ["images"])
+
+
+def _trace_unet(unet: nn.Module) -> tuple[ir.Function, dict[str, np.ndarray]]:
+    """The UNet as a function of its four inputs and its weights, and these by name."""
+    config, size = unet.config, ImageFormat.of(unet.config).size
+    tokens = torch.zeros(2, 3, config.encoder_hid_dim)
+    example = (torch.zeros(2, config.in_channels, *size), torch.zeros(2))
+    example += (tokens, tokens.flatten(1))
+    graph = _trace(
+        _Network(unet), example, ["channels", "timestep", "tokens", "labels"], ["F"]
+    ).graph
+    weights, first = {}, graph[0]
+    for name, value in [*graph.initializers.items()]:
+        del graph.initializers[name]
+        if value.dtype == ir.DataType.FLOAT and value.const_value.size > 1:
+            weights[name] = value.const_value.numpy()
+            graph.inputs.append(value)
+        else:  # a shape or a scale, which a runtime reads before it computes
+            constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", value.const_value)])
+            constant.outputs[0].name = name
+            value.replace_all_uses_with(constant.outputs[0])
+            graph.insert_before(first, constant)
+    return ir.Function(DOMAIN, UNET, graph=graph, attributes=[]), weights
+
+
+def _trace(module: nn.Module, example: tuple, inputs: list[str], outputs: list[str]) -> ir.Model:
+    shapes = tuple({0: torch.export.Dim("batch")} for _ in example)
+    if isinstance(module, Graph):
+        shapes = (shapes,)  # of its *tensors
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns that torchvision isn't there
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            names = {"input_names": inputs, "output_names": outputs, "dynamic_shapes": shapes}
+            options = {"dynamo": True, "opset_version": OPSET, "verbose": False}
+            model = torch.onnx.export(module, example, **names, **options).model
+    finally:
+        log.setLevel(level)
+    ClearMetadataAndDocStringPass()(model)  # it has a stack trace of each node
+    return model
+
+
+def _store(weights: Mapping[str, np.ndarray], path: Path, half: bool) -> list[ir.ExternalTensor]:
+    """Writes the file of weights, each content once, and returns where each weight lies."""
+    stored, places = [], {}
+    with open(path, "wb") as file:
+        for name, array in weights.items():
+            if array.dtype == np.float32 and (half or (array == array.astype(np.float16)).all()):
+                array = array.astype(np.float16)
+            content = array.tobytes()
+            if content not in places:
+                file.write(bytes(-file.tell() % ALIGNED))
+                places[content] = file.tell()
+                file.write(content)
+            place = (path.name, places[content], len(content), ir.DataType.from_numpy(array.dtype))
+            shape = ir.Shape(array.shape)
+            tensor = ir.ExternalTensor(*place, shape=shape, name=name, base_dir=path.parent)
+            stored.append(tensor)
+    return stored
+
+
+def _link(model: ir.Model, function: ir.Function, stored: Sequence[ir.ExternalTensor]) -> None:
+    """Gives a graph the function and the weights that it calls."""
+    weights, first = [], model.graph[0]
+    for i, tensor in enumerate(stored):
+        weight = ir.Value(name=f"w{i}", shape=tensor.shape, const_value=tensor)
+        weight.dtype = tensor.dtype
+        model.graph.register_initializer(weight)
+        if tensor.dtype == ir.DataType.FLOAT16:  # computed in float32
+            to = [ir.AttrInt64("to", ir.DataType.FLOAT)]
+            cast = ir.Node("", "Cast", [weight], to, name=f"w{i}_float")
+            cast.outputs[0].name = f"w{i}_float"
+            model.graph.insert_before(first, cast)
+            weight = cast.outputs[0]
+        weights.append(weight)
+    for node in model.graph:
+        if node.domain == DOMAIN:
+            given = len(node.inputs)
+            node.resize_inputs(given + len(weights))
+            for i, weight in enumerate(weights, given):
+                node.replace_input_with(i, weight)
+    model.functions[function.identifier()] = function
+    model.opset_imports[DOMAIN] = 1
+
+
+def check_target(target: Path) -> None:
+    """Refuses a target that is neither new, nor empty, nor an earlier export to ONNX.
+
+    Raises:
+        ValueError: it is left alone.
+    """
+    is_empty = target.is_dir() and not any(target.iterdir())
+    if target.is_symlink() or (target.exists() and not is_empty and not (target / FACTS).is_file()):
+        raise ValueError(
+            f"{target} is no folder of an export to ONNX, and is left alone; give a new folder"
+        )

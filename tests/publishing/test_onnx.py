@@ -1,0 +1,194 @@
+"""Graphs for other runtimes: onnxruntime draws what the pipeline draws, pixel by pixel."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from drawing import randn
+
+from mtl_diffusion.pipeline.noise import own_generators
+from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="it is in mtl_diffusion[onnx]")
+pytest.importorskip("onnxscript", reason="it is in mtl_diffusion[onnx]")
+
+from mtl_diffusion.commands import export  # noqa: E402
+from mtl_diffusion.publishing import onnx  # noqa: E402
+from mtl_diffusion.publishing.onnx import FACTS, WEIGHTS, export_onnx  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+CHAINS = [[80.0], [40.0, 0.8, 0.2]]
+N, STEPS = 3, 3
+
+
+def few_steps(pipe, **marks) -> MultiTaskPipeline:
+    """The pipeline as one of few steps."""
+    pipe.unet.register_to_config(_chains=CHAINS, _class_frequencies={"cat": 3, "dog": 1}, **marks)
+    pipe.scheduler = EDMEulerScheduler.from_config(pipe.scheduler.config)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def exported(build_pipe, tmp_path_factory):
+    """Kind of model -> pipeline and folder."""
+    pipes = {
+        "few": (few_steps(build_pipe()), {}),
+        "at once": (few_steps(build_pipe(), _edits_at_once=True), {}),
+        "many": (build_pipe(), {"tasks": ["generate", "edit"], "num_inference_steps": STEPS}),
+    }
+    folder, unets = tmp_path_factory.mktemp("onnx"), []
+    trace = onnx._trace_unet
+
+    def trace_once(unet):  # they have the same one, and tracing takes most of the time
+        unets.extend([] if unets else [trace(unet)])
+        return unets[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "_trace_unet", trace_once)
+        for kind, (pipe, options) in pipes.items():
+            if kind == "at once":  # by the command
+                pipe.save_pretrained(folder / "saved")
+                flags = ["--pipeline", folder / "saved", "--output_dir", folder / kind]
+                patch.setattr("sys.argv", ["export", *map(str, flags), "--tasks", "edit"])
+                export.main()
+            else:
+                export_onnx(pipe, folder / kind, name="tiny", **options)
+    return {kind: (pipe, folder / kind) for kind, (pipe, _) in pipes.items()}
+
+
+def session(path: Path):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    "kind, task",
+    [
+        *(("few", task) for task in ("generate", "inpaint", "edit", "colorize", "upscale")),
+        ("at once", "edit"),
+        *(("many", task) for task in ("generate", "edit")),
+    ],
+)
+def test_the_same_pictures(exported, kind, task):
+    pipe, folder = exported[kind]
+    graph = session(folder / f"{task}.onnx")
+    noise = randn(N, 3, 8, 8)
+    own = torch.cat([torch.randn(1, 3, 8, 8, generator=one) for one in own_generators(noise)])
+    image = torch.rand(N, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(N, 1, 8, 8)
+    mask[:, :, 2:6, 1:5] = 1
+    # Without an effect; from the source with noise, at the second or third of few levels; alone.
+    strength, label = [0.0, 0.4, 1.0], [0, 2, 1]
+    feeds = {"noise": noise, "image": image, "mask": mask, "condition_noise": own}
+    feeds |= {"class": torch.tensor(label), "strength": torch.tensor(strength)}
+    names = [given.name for given in graph.get_inputs()]
+    options = {"image": image, "mask": mask, "strength": strength}
+    options = {name: value for name, value in options.items() if name in names}
+    if "mask" in options:
+        options["mask_image"] = options.pop("mask")
+    if kind == "many":
+        options["num_inference_steps"] = STEPS
+    expected = pipe(task, latents=noise, class_label=label, output_type="pt", **options).images
+    (found,) = graph.run(["images"], {name: feeds[name].numpy() for name in names})
+    assert np.abs(found - expected.numpy()).max() < 1 / 255
+    if "mask" in names:
+        kept = mask.expand(-1, 3, -1, -1).numpy() == 0
+        assert (found[kept] == image.numpy()[kept]).all()
+    one = {name: feeds[name][:1].numpy() for name in names}  # the size of a batch is free
+    np.testing.assert_allclose(graph.run(None, one)[0], found[:1], atol=1e-3)
+    assert ("condition_noise" in names) == (task in ("edit", "colorize") and kind != "at once")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image_mode": "L", "image_dtype": "uint16", "value_range": [0, 4095]},
+        {"image_mode": "RGBA", "resolution": [8, 16]},
+    ],
+)
+def test_the_same_pictures_of_other_formats(build_pipe, tmp_path, fields):
+    pipe = few_steps(build_pipe(**fields))
+    facts = export_onnx(pipe, tmp_path / "onnx", tasks=["inpaint"])
+    channels, height, width = facts["shape"]
+    noise = randn(2, channels, height, width)
+    own = pipe.format.stored_as_array(pipe.format.to_stored(randn(*noise.shape, seed=1)))
+    mask = torch.zeros(2, 1, height, width)
+    mask[..., 2:6, 1:5] = 1
+    feeds = {"noise": noise, "image": own, "mask": mask, "class": torch.tensor([1, -1])}
+    graph = session(tmp_path / "onnx/inpaint.onnx")
+    (found,) = graph.run(["images"], {name: feeds[name].numpy() for name in feeds})
+    options = {"image": own, "mask_image": mask, "class_label": [1, -1], "latents": noise}
+    expected = pipe(task="inpaint", output_type="pt", **options).images.numpy()
+    low, high = facts["value_range"]
+    assert np.abs(found - expected).max() < (high - low) / 255
+    kept = mask.expand_as(own).numpy() == 0
+    assert (found[kept] == own.numpy()[kept]).all()
+
+
+def test_what_a_file_says_of_itself(exported):
+    pipe, folder = exported["few"]
+    facts = json.loads((folder / FACTS).read_text())
+    assert set(facts["tasks"]) == set(pipe.tasks)
+    known = session(folder / "edit.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(known["class_names"]) == list(pipe.class_names)
+    assert json.loads(known["class_frequencies"]) == {"cat": 0.75, "dog": 0.25}
+    assert known["licence"] == "apache-2.0" and known["opset"] == "20"
+    assert json.loads(known["inputs"]) == facts["tasks"]["edit"]["inputs"]
+    assert json.loads(known["required"]) == ["class", "image"]
+    parameters = sum(weight.numel() for weight in pipe.unet.parameters())
+    assert (folder / WEIGHTS).stat().st_size < 4.5 * parameters  # once for all tasks
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert facts["bytes"] == sum(sizes.values()) - sizes[FACTS]
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"callback_on_step_end": print}, "callback_on_step_end is no setting of a graph"),
+        ({"tasks": ["paint"]}, "tasks has paint; this model knows generate"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+    ],
+)
+def test_what_cannot_be_exported(pipe, tmp_path, given, words):
+    with pytest.raises(ValueError, match=words):
+        export_onnx(pipe, tmp_path / "onnx", **given)
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_schedulers_that_cannot_be_exported(build_pipe, tmp_path):
+    pipe = build_pipe()
+    config = pipe.scheduler.config
+    kind = EDMDPMSolverMultistepScheduler
+    pipe.scheduler = kind.from_config(config, algorithm_type="sde-dpmsolver++")
+    with pytest.raises(ValueError, match="'sde-dpmsolver\\+\\+', which draws noise"):
+        export_onnx(pipe, tmp_path / "onnx", tasks=["generate"], num_inference_steps=2)
+    pipe.scheduler = EDMEulerScheduler.from_config(config)
+    with pytest.raises(ValueError, match="EDMEulerScheduler with the schedule 'karras'"):
+        export_onnx(pipe, tmp_path / "onnx", tasks=["edit"], num_inference_steps=2)
+
+
+def test_a_folder_of_something_else_is_left_alone(pipe, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is left alone"):
+        export_onnx(pipe, tmp_path)
+
+
+def test_the_ten_lines_of_python_in_the_docs(exported, tmp_path):
+    page = (ROOT / "docs/publishing.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```python\n(import numpy.*?)^```", page, re.M | re.S)
+    assert len(re.findall(r"^.", lines, re.M)) <= 10
+    lines = lines.replace('"onnx/', f'"{exported["few"][1]}/').replace("32, 32", "8, 8")
+    imported = "import sys\nsys.modules.update(dict.fromkeys(['torch', 'mtl_diffusion']))\n"
+    command = [sys.executable, "-c", imported + lines]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(4, 3, 8, 8)")
