@@ -47,6 +47,8 @@ def test_a_run_in_a_thread(config_of, caplog):
 
 def test_a_stop_leaves_the_handlers_of_the_program(config_of, monkeypatch):
     """An interrupted cell of a notebook: the next one can be interrupted, too."""
+    # A shell that starts the tests in its background has them ignore it.
+    at_start = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = [signal.getsignal(number) for number in SIGNALS]
     step = loop.train_step
 
@@ -55,7 +57,10 @@ def test_a_stop_leaves_the_handlers_of_the_program(config_of, monkeypatch):
         step(*arguments)
 
     monkeypatch.setattr(loop, "train_step", interrupted)
-    with pytest.raises(SystemExit) as stop:
-        loop.train(config_of("a"))
-    assert stop.value.code == 75
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+    try:
+        with pytest.raises(SystemExit) as stop:
+            loop.train(config_of("a"))
+        assert stop.value.code == 75
+        assert [signal.getsignal(number) for number in SIGNALS] == before
+    finally:
+        signal.signal(signal.SIGINT, at_start)
