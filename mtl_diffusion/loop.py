@@ -137,6 +137,9 @@ def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:
             shown = {name: f"{loss:.3f}" for name, loss in losses.items()}
             progress.set_postfix(shown, refresh=False)  # the next update draws it
             curves = {f"train/{name}": loss for name, loss in losses.items()}
+            if run.loss_scale is not None:
+                curves["loss_scale"] = run.loss_scale.get_scale()
+                curves["skipped_steps"] = run.loss_scale.skipped
             with io_errors_logged("the curves could not be logged"):
                 accelerator.log({**curves, "learning_rate": learning_rate(config, step)}, step=done)
         due = done % config.checkpointing_steps == 0 or done in lengthening_steps(config)
@@ -156,7 +159,8 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     """One optimiser step. Everything random in it is a function of (seed, step).
 
     The host waits for nothing here, so that a GPU always has the next kernels queued. If a loss or
-    a gradient is not finite the weights stay as they are, and `meter.check` raises.
+    a gradient is not finite the weights stay as they are, and `meter.check` raises, or counts the
+    step as skipped.
     """
     config, accelerator, device = run.config, run.accelerator, run.accelerator.device
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -184,6 +188,8 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
             accelerator.backward(world * sum_of_task_means(weighted, task, draw.counts))
         losses.append(plain)
 
+    if run.loss_scale is not None:
+        run.loss_scale.unscale_(run.optimizer)
     parameters = trained_parameters(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     loss, mine = torch.cat(losses), slice(pieces[0].start, pieces[-1].stop)
@@ -193,6 +199,8 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     run.optimizer.step()
+    if run.loss_scale is not None:
+        run.loss_scale.update()
     run.optimizer.zero_grad()
     meter.add(StepRecord(step, loss, sigma[mine].flatten(), draw.task[mine], norm))
     if run.ema is not None:

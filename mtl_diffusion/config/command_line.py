@@ -29,7 +29,7 @@ _ELSEWHERE = {
         "per_device_batch_size, the most samples at once: the rest of a process's share of "
         "total_batch_size is accumulated"
     ),
-    "fp16 bf16": "mixed_precision, to no or bf16",
+    "fp16 bf16": "mixed_precision, to no, bf16 or fp16",
 } | REMOVED
 
 

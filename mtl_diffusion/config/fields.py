@@ -245,8 +245,9 @@ class TrainConfig:
     """Folder for checkpoints, logs and the exported pipeline."""
     seed: f.NonNegativeInt = 0
     """Seed of everything random."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """Precision of the network's arithmetic; the weights stay float32."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the network's arithmetic; the weights stay float32. fp16 is for CUDA GPUs
+    without bf16; its loss is scaled."""
     compile: bool = False
     """Compile the network; the first step waits for it."""
     compile_mode: Literal["default", "reduce-overhead"] = "default"

@@ -47,7 +47,7 @@ from .model import (
     image_format,
     train_mode,
 )
-from .optimizers import build_optimizer
+from .optimizers import LossScale, build_optimizer
 from .pretrained import with_model
 from .validation import evaluating
 from .vocabulary import build_tokenizer, extend_tokenizer
@@ -96,6 +96,11 @@ class Run:
     def best_unet(self) -> UNet2DConditionModel:
         """The UNet that is validated and published: the average, if there is one."""
         return self.ema.module if self.ema else self.unet
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """That of float16; `accelerator.backward` uses it, too. None: losses are not scaled."""
+        return self.accelerator.scaler
 
     def note_classes(self) -> None:
         """Writes into the UNets' configurations how often training draws each class.
@@ -180,6 +185,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         objective = Distillation(*parts, teacher.unet, *how, classifier).to(device)
         draw = partial(draw_level, levels=objective.starts, whole=objective.whole)
 
+    if accelerator.scaler is not None:  # a new one: a rehearsal may have used it
+        accelerator.scaler = LossScale(device.type)
     optimizer = build_optimizer(config, objective)
     wrapped = accelerator.prepare(objective)
     return Run(
