@@ -115,6 +115,8 @@ class TrainConfig:
     """Bands that pictures show as red, green and blue, counted from 0. None: the first three."""
     random_flip: bool = True
     """Mirror half of the training images left to right."""
+    balance_classes: bool = False
+    """Draw an image of each class equally often, however many images the classes have."""
     streaming: bool = False
     """Read train_split as it is needed, from disk or from the Hub, instead of keeping all of it in
     memory. Then both splits are whole ones, without slices, and the classes have names; of

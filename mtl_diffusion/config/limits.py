@@ -45,6 +45,9 @@ def _data(c: TrainConfig, known_tasks: Sequence[str]) -> Faults:
     if c.streaming and c.mask_column is not None:
         what = "must be null, or set streaming to false: a stream has no masks of other images"
         yield "mask_column streaming", what
+    if c.streaming and c.balance_classes:
+        what = "must be false, or set streaming to false: a stream comes in its own order"
+        yield "balance_classes streaming", what
     conditions = c.condition_columns or {}
     if c.streaming and conditions:
         yield "condition_columns streaming", "must be null, or set streaming to false"

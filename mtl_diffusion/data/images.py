@@ -241,12 +241,20 @@ def load_split(config: Any, split_field: str, form: ImageFormat) -> ImageDataset
     )
 
 
-def data_line(train: Any, held_out: ImageDataset, given: Collection[str] = ()) -> str:
+def data_line(
+    train: Any,
+    held_out: ImageDataset,
+    given: Collection[str] = (),
+    *,
+    random_flip: bool = False,
+    balance_classes: bool = False,
+) -> str:
     """One line about an ImageDataset or ImageStream: how many images and classes, from where, what
     was done to them, and what keeps more of them.
 
     Args:
         given: fields of the configuration that are not to be suggested.
+        random_flip, balance_classes: as `Loader` has them.
     """
     names = train.class_names
     classes = f"{len(names):,} class{'' if len(names) == 1 else 'es'}" if names else "no classes"
@@ -263,13 +271,18 @@ def data_line(train: Any, held_out: ImageDataset, given: Collection[str] = ()) -
     classes += f" ({listed(numbered)})" if numbered else ""
     if held_out.copies:
         classes += f", {held_out.copies:,} of the held-out images among the training images"
+    words = _done(train, held_out, given)
+    if random_flip:
+        words.append("half of the training images are mirrored left to right (random_flip)")
+    if balance_classes:
+        words.append("all classes are drawn equally often (balance_classes)")
     return (
         f"Data: {images} training and {len(held_out):,} held-out images, {classes}, from "
-        f"{train.where} ({train.split}; {held_out.split}){_done(train, held_out, given)}"
+        + "; ".join([f"{train.where} ({train.split}; {held_out.split})", *words])
     )
 
 
-def _done(train: Any, held_out: ImageDataset, given: Collection[str]) -> str:
+def _done(train: Any, held_out: ImageDataset, given: Collection[str]) -> list[str]:
     """Words for how images were changed, and for fields that would change less."""
     kind, seen = "training", train
     if not isinstance(train, ImageDataset):  # of a stream, the held-out images tell
@@ -294,7 +307,7 @@ def _done(train: Any, held_out: ImageDataset, given: Collection[str]) -> str:
                 f"{count:,} {kind} images are {kinds} and read as RGB of 8 bits: set "
                 f"{' and '.join(advice)} to keep that"
             )
-    return "".join(f"; {part}" for part in words)
+    return words
 
 
 def _load(

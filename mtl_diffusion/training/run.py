@@ -111,6 +111,8 @@ class Run:
             counts = self.loader.seen
         else:
             counts = Counter(self.train_data.labels.clamp(min=-1).tolist())
+        if self.config.balance_classes:
+            counts = dict.fromkeys(counts, 1)
         names = [*self.vocabulary.classes, NULL]  # the last is that of -1
         found = {names[label]: n for label, n in sorted(counts.items())}
         for unet in (self.unet, self.best_unet) if len(names) > 1 and found else ():
@@ -245,6 +247,11 @@ def _data(
             f"tasks: {', '.join(needing)} needs a class for each image, and the data has none; name"
             f" their column as label_column, or leave it out: --tasks '{json.dumps(rest)}'"
         )
+    if config.balance_classes and not train_data.class_names:
+        raise ValueError(
+            "balance_classes: found true; the data has no classes: name their column as"
+            " label_column, or set it to false"
+        )
     return train_data, held_out
 
 
@@ -261,7 +268,7 @@ def _loader(
         "device": accelerator.device,
     }
     if not config.streaming:
-        return Loader(data, **common)
+        return Loader(data, **common, balance_classes=config.balance_classes)
     rank, world = accelerator.process_index, accelerator.num_processes
     return StreamingLoader(
         data,

@@ -89,6 +89,13 @@ NEW = "pretrained_model_name_or_path=me/it"
         (f"objective=distillation {NEW} sigma_mean=-0.8", "found -0.8; must be -1.2, or set objec"),
         ("streaming", 'streaming: found true; must be false: "shapes" is drawn in memory'),
         ("streaming dataset_name=d train_split=train[9%]", 'found "train[9%]"; must be one whole'),
+        (
+            "streaming dataset_name=d balance_classes",
+            "balance_classes: found true; must be false, or",
+        ),
+        (
+            'found "fp16"; must be no or bf16, or set',
+        ),
         ("tasks={}", "tasks: found {}; must have at least one task above 0"),
         ("tasks={edti:1}", "no task is called edti, did you mean edit?; there are generate, inp"),
         ("total_batch_size=2", "found 2; gives generate less than one sample; use 3 or more"),

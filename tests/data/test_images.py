@@ -55,6 +55,11 @@ def test_the_line_of_a_run(tmp_path, imagefolder):
         f"Data: 5 training and 3 held-out images, 2 classes, from the images of {imagefolder}"
         " (train[:5]; train[5:])"
     )
+    how = {"random_flip": True, "balance_classes": True}
+    assert data_line(*splits(imagefolder, "train[:5]", "train[5:]"), **how) == (
+        f"{line}; half of the training images are mirrored left to right (random_flip); "
+        "all classes are drawn equally often (balance_classes)"
+    )
     # Slices of a folder that is sorted by class: the line says what they have done.
     assert ", 2 classes, 1 of them without a training image: dog, from" in data_line(
         *splits(imagefolder, "train[:4]", "train[4:]")

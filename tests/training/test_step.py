@@ -131,6 +131,15 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_no_moment(
         assert "Norm of the gradient: nan" in str(error.value)
 
 
+def test_a_model_knows_that_its_classes_were_balanced(config, built):
+    run = built(replace(config, train_split="train[:13]", balance_classes=True))
+    assert len(set(run.train_data.labels.bincount().tolist())) > 1
+    with run.pipeline() as pipe:
+        assert pipe.class_frequencies == pytest.approx(dict.fromkeys(pipe.class_names, 0.2))
+    parts = [run.loader.batch(step).labels for step in range(5)]
+    assert torch.cat(parts).bincount().tolist() == [8] * 5  # 40 samples
+
+
 # --- float16, whose parts a CPU has, too ----------------------------------------------------------
 
 
