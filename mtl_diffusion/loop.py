@@ -14,7 +14,7 @@ from .checkpoints.resume import restore
 from .checkpoints.saver import Saver
 from .config import ConfigError, TrainConfig
 from .config.command_line import check
-from .data.images import data_line
+from .data.line import data_line
 from .data.loader import microbatches, process_rows
 from .launch.preflight import begin, check_room, start_trackers
 from .launch.stop import STOPPED, StopRequest
@@ -34,6 +34,7 @@ from .training.teaching import with_pairs
 logger = logging.getLogger(__name__)
 
 REHEARSAL = (10, 30)  # steps that are run, and then steps that are timed, to learn the rate
+DRY = (1, 3)  # the same, in a dry run
 
 
 def train(config: TrainConfig, *, ends_process: bool = False) -> None:
@@ -68,8 +69,9 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
             print(data_line(run.train_data, run.held_out, config.given, **how), flush=True)
         check_room(run)
         if config.dry_run:
+            seconds = rehearse(run, *DRY)
             if accelerator.is_main_process:
-                print(describe(run))
+                print(describe(run, config, seconds))
             return
         run, first = restore(run)
         run = with_pairs(run)
@@ -97,10 +99,13 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
 
 def seconds_per_step(config: TrainConfig, accelerator: Accelerator) -> float:
     """How long a step takes here, on a run that is thrown away."""
-    run = build(replace(config, max_train_steps=sum(REHEARSAL)), accelerator)
+    return rehearse(build(replace(config, max_train_steps=sum(REHEARSAL)), accelerator), *REHEARSAL)
+
+
+def rehearse(run: Run, warm_up: int, timed: int) -> float:
+    """Seconds of a step, the mean of `timed` ones after `warm_up` others; `run` is trained."""
     run = with_pairs(run, rehearsal=True)
     meter = Meter(run)
-    warm_up, timed = REHEARSAL
     for step in range(warm_up):
         train_step(run, step, meter)
     meter.read()  # waits for the device

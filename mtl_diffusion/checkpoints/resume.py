@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ..config import ConfigError, TrainConfig, differences, show, to_dict
 from ..config.command_line import from_dict
+from ..config.network import with_network
 from ..data.streaming_loader import ORDER, Position
 from ..pipeline.pipeline import FREQUENCIES, LEARNED
 from ..pipeline.tokens import NULL
@@ -253,7 +254,9 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     It has today's fields. One that did not exist then has its default, which is how the run of then
     behaved; only the optimiser was another one, AdamW.
     """
-    return to_dict(TrainConfig()) | {"optimizer": "adamw"} | checkpoint.facts["config"]
+    return (
+        to_dict(with_network(TrainConfig())) | {"optimizer": "adamw"} | checkpoint.facts["config"]
+    )
 
 
 def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:

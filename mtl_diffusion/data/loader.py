@@ -60,7 +60,7 @@ class Loader:
         balance_classes: draw each class equally often.
 
     Raises:
-        ValueError: `total_batch_size` is below 1 or above N.
+        ValueError: `total_batch_size` is below 1 or above N, or there are no classes to balance.
     """
 
     def __init__(
@@ -87,6 +87,11 @@ class Loader:
         self.length = len(dataset)  # of an epoch
         self._classes: list[torch.Tensor] = []  # the rows of each class that is balanced
         if balance_classes:
+            if not dataset.class_names:
+                raise ValueError(
+                    "balance_classes: found true; the data has no classes: name their column as"
+                    " label_column, or set it to false"
+                )
             labels = dataset.labels.clamp(min=-1)
             present = labels.unique()
             self._classes = [(labels == label).nonzero()[:, 0] for label in present]

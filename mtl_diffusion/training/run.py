@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..classifiers.classifier import Classifier
 from ..config import TrainConfig
+from ..config.network import with_network
 from ..data.decode import Decoder
 from ..data.images import ImageDataset, load_splits
 from ..data.loader import Loader, process_rows
@@ -142,6 +143,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     if config.pretrained_model_name_or_path is not None:
         pipeline = _published(config, "pretrained_model_name_or_path", config.revision)
         config = with_model(config, pipeline)
+    else:
+        config = with_network(config)
     images = image_format(config)
     decoder, device = Decoder(images, torch.get_num_threads()), accelerator.device
     train_data, held_out = _data(config, decoder, accelerator)
@@ -246,11 +249,6 @@ def _data(
         raise ValueError(
             f"tasks: {', '.join(needing)} needs a class for each image, and the data has none; name"
             f" their column as label_column, or leave it out: --tasks '{json.dumps(rest)}'"
-        )
-    if config.balance_classes and not train_data.class_names:
-        raise ValueError(
-            "balance_classes: found true; the data has no classes: name their column as"
-            " label_column, or set it to false"
         )
     return train_data, held_out
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tables import encoded, load, noise, png, write_images, write_table
 
-from mtl_diffusion.data.images import ImageDataset, data_line, load_splits
+from mtl_diffusion.data.images import ImageDataset, load_splits
+from mtl_diffusion.data.line import data_line
 from mtl_diffusion.pipeline.format import ImageFormat
 
 
