@@ -141,6 +141,8 @@ def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:
         if done % config.logging_steps == 0:
             losses = meter.read()
             shown = {name: f"{loss:.3f}" for name, loss in losses.items()}
+            if run.loss_scale is not None:
+                shown["skipped"] = run.loss_scale.skipped
             progress.set_postfix(shown, refresh=False)  # the next update draws it
             curves = {f"train/{name}": loss for name, loss in losses.items()}
             if run.loss_scale is not None:

@@ -64,6 +64,7 @@ class Run:
         draw_sigma: (task indices (B,), generator=...) -> (B, 1, 1, 1) noise levels of a batch.
         teacher: the pipeline that few steps are learned from, or None.
         alignment: the loss in a classifier's features, or None.
+        loss_scale: of float16, which `accelerator.backward` uses, too; or None.
         ema: the averaged denoiser, or None.
         train_data, held_out: the two splits, labelled in the vocabulary's order.
         held_out_pairs: edits by the teacher that are not trained on, or None.
@@ -83,6 +84,7 @@ class Run:
     draw_sigma: Callable[..., Tensor]
     teacher: MultiTaskPipeline | None
     optimizer: torch.optim.Optimizer
+    loss_scale: LossScale | None
     ema: EMA | None
     mixture: Mixture
     loader: Loader | StreamingLoader
@@ -97,11 +99,6 @@ class Run:
     def best_unet(self) -> UNet2DConditionModel:
         """The UNet that is validated and published: the average, if there is one."""
         return self.ema.module if self.ema else self.unet
-
-    @property
-    def loss_scale(self) -> LossScale | None:
-        """That of float16; `accelerator.backward` uses it, too. None: losses are not scaled."""
-        return self.accelerator.scaler
 
     def note_classes(self) -> None:
         """Writes into the UNets' configurations how often training draws each class.
@@ -206,6 +203,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         draw_sigma=draw,
         teacher=teacher,
         optimizer=optimizer,
+        loss_scale=accelerator.scaler,
         objective=wrapped,
         ema=ema,
         mixture=Mixture(
