@@ -14,7 +14,7 @@ from .checkpoints.resume import restore
 from .checkpoints.saver import Saver
 from .config import ConfigError, TrainConfig
 from .config.command_line import check
-from .data.images import data_line
+from .data.line import data_line
 from .data.loader import microbatches, process_rows
 from .launch.preflight import begin, check_room, start_trackers
 from .launch.stop import STOPPED, StopRequest
@@ -34,6 +34,7 @@ from .training.teaching import with_pairs
 logger = logging.getLogger(__name__)
 
 REHEARSAL = (10, 30)  # steps that are run, and then steps that are timed, to learn the rate
+DRY = (1, 3)  # the same, in a dry run
 
 
 def train(config: TrainConfig, *, ends_process: bool = False) -> None:
@@ -64,11 +65,13 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
         except (ValueError, OSError) as error:  # of the data, or of the pretrained model
             raise ConfigError(str(error)) from error
         if accelerator.is_main_process:
-            print(data_line(run.train_data, run.held_out, config.given), flush=True)
+            how = {name: getattr(config, name) for name in ("random_flip", "balance_classes")}
+            print(data_line(run.train_data, run.held_out, config.given, **how), flush=True)
         check_room(run)
         if config.dry_run:
+            seconds = rehearse(run, *DRY)
             if accelerator.is_main_process:
-                print(describe(run))
+                print(describe(run, config, seconds))
             return
         run, first = restore(run)
         run = with_pairs(run)
@@ -96,10 +99,13 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
 
 def seconds_per_step(config: TrainConfig, accelerator: Accelerator) -> float:
     """How long a step takes here, on a run that is thrown away."""
-    run = build(replace(config, max_train_steps=sum(REHEARSAL)), accelerator)
+    return rehearse(build(replace(config, max_train_steps=sum(REHEARSAL)), accelerator), *REHEARSAL)
+
+
+def rehearse(run: Run, warm_up: int, timed: int) -> float:
+    """Seconds of a step, the mean of `timed` ones after `warm_up` others; `run` is trained."""
     run = with_pairs(run, rehearsal=True)
     meter = Meter(run)
-    warm_up, timed = REHEARSAL
     for step in range(warm_up):
         train_step(run, step, meter)
     meter.read()  # waits for the device
@@ -135,8 +141,13 @@ def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:
         if done % config.logging_steps == 0:
             losses = meter.read()
             shown = {name: f"{loss:.3f}" for name, loss in losses.items()}
+            if run.loss_scale is not None:
+                shown["skipped"] = run.loss_scale.skipped
             progress.set_postfix(shown, refresh=False)  # the next update draws it
             curves = {f"train/{name}": loss for name, loss in losses.items()}
+            if run.loss_scale is not None:
+                curves["loss_scale"] = run.loss_scale.get_scale()
+                curves["skipped_steps"] = run.loss_scale.skipped
             with io_errors_logged("the curves could not be logged"):
                 accelerator.log({**curves, "learning_rate": learning_rate(config, step)}, step=done)
         due = done % config.checkpointing_steps == 0 or done in lengthening_steps(config)
@@ -156,7 +167,8 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     """One optimiser step. Everything random in it is a function of (seed, step).
 
     The host waits for nothing here, so that a GPU always has the next kernels queued. If a loss or
-    a gradient is not finite the weights stay as they are, and `meter.check` raises.
+    a gradient is not finite the weights stay as they are, and `meter.check` raises, or counts the
+    step as skipped.
     """
     config, accelerator, device = run.config, run.accelerator, run.accelerator.device
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -184,6 +196,8 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
             accelerator.backward(world * sum_of_task_means(weighted, task, draw.counts))
         losses.append(plain)
 
+    if run.loss_scale is not None:
+        run.loss_scale.unscale_(run.optimizer)
     parameters = trained_parameters(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     loss, mine = torch.cat(losses), slice(pieces[0].start, pieces[-1].stop)
@@ -193,6 +207,8 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     run.optimizer.step()
+    if run.loss_scale is not None:
+        run.loss_scale.update()
     run.optimizer.zero_grad()
     meter.add(StepRecord(step, loss, sigma[mine].flatten(), draw.task[mine], norm))
     if run.ema is not None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ..config import ConfigError, TrainConfig, differences, show, to_dict
 from ..config.command_line import from_dict
+from ..config.network import with_network
 from ..data.streaming_loader import ORDER, Position
 from ..pipeline.pipeline import FREQUENCIES, LEARNED
 from ..pipeline.tokens import NULL
@@ -85,6 +86,7 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
         "num_processes": run.accelerator.num_processes,
         "alignment": run.alignment.fingerprint if run.alignment else None,
         "teacher": run.unwrapped.teacher,
+        "loss_scale": run.loss_scale and run.loss_scale.state_dict(),
         "versions": _versions(run),
         # For the model card. Elsewhere, a path can't be distinguished from a name on the Hub.
         "minutes": run.clock.read(),
@@ -96,6 +98,12 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
 class _Data(BaseModel):
     train: str
     held_out: str
+
+
+class _LossScale(BaseModel):
+    scale: float
+    growth_tracker: int = Field(alias="_growth_tracker")
+    skipped: int
 
 
 class _Facts(BaseModel):
@@ -110,6 +118,7 @@ class _Facts(BaseModel):
     scheduler: dict[str, Any] | None = None
     stream: list[tuple[int, int]] | None = None  # of each process: an epoch, and a number of rows
     first_length: int | None = None
+    loss_scale: _LossScale | None = None
     minutes: dict[str, float] | None = None
     on_hub: list[str] | None = None
 
@@ -245,7 +254,9 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     It has today's fields. One that did not exist then has its default, which is how the run of then
     behaved; only the optimiser was another one, AdamW.
     """
-    return to_dict(TrainConfig()) | {"optimizer": "adamw"} | checkpoint.facts["config"]
+    return (
+        to_dict(with_network(TrainConfig())) | {"optimizer": "adamw"} | checkpoint.facts["config"]
+    )
 
 
 def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
@@ -292,6 +303,8 @@ def _load_state(run: Run, checkpoint: Checkpoint) -> None:
             like = parameter if value.ndim else value.to(parameter.device)
             state[parameter][key] = torch.empty_like(like)
         state[parameter][key].copy_(value)
+    if run.loss_scale and checkpoint.facts.get("loss_scale"):
+        run.loss_scale.load_state_dict(checkpoint.facts["loss_scale"])
 
 
 def _go_on_reading(run: Run, checkpoint: Checkpoint) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..tools import flags
-from ..tools.fields import add_fields, from_text, validated
+from ..tools.fields import add_fields, from_text, show, validated
 from ..tools.yaml_reader import load_strictly
 from . import limits
-from .fields import REMOVED, TITLES, TYPES, ConfigError, TrainConfig, show, suggestion, to_dict
+from .fields import TITLES, TYPES, ConfigError, TrainConfig, suggestion
+from .written import REMOVED, to_dict
 
 # Names in other trainers, and removed ones -> what to set here instead.
 _ELSEWHERE = {
@@ -29,7 +30,7 @@ _ELSEWHERE = {
         "per_device_batch_size, the most samples at once: the rest of a process's share of "
         "total_batch_size is accumulated"
     ),
-    "fp16 bf16": "mixed_precision, to no or bf16",
+    "fp16 bf16": "mixed_precision, to no, bf16 or fp16",
 } | REMOVED
 
 

@@ -1,19 +1,18 @@
-"""The settings of a run: typed fields, and how they are written down and compared.
+"""The settings of a run: typed fields.
 
 A field is documented once, under it; that text is its `--help`. Its type has its range, which
 pydantic checks; what it must have in common with other fields is in `limits.py`.
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal, get_type_hints
 
 from pydantic import AfterValidator, Field
 
 from ..tools import fields as f
-from ..tools.fields import show
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Widths = Annotated[list[Width], Field(min_length=1)]
@@ -99,8 +98,8 @@ class TrainConfig:
     """Share of the samples of inpaint, 0 to 1, whose hole is a mask of mask_column: that of the
     image, or as often that of another one."""
     resolution: Size = 16
-    """Side of the square images, in pixels, or [height, width]; multiples of
-    2 ** (len(block_out_channels) - 1)."""
+    """Side of the square images, in pixels, or [height, width]; each level of the UNet but the
+    last halves them."""
     image_fit: Literal["crop", "pad", "stretch"] = "crop"
     """How images of another shape come to that of resolution: cut to their middle, with padding
     that is masked out of the loss, or stretched."""
@@ -115,6 +114,8 @@ class TrainConfig:
     """Bands that pictures show as red, green and blue, counted from 0. None: the first three."""
     random_flip: bool = True
     """Mirror half of the training images left to right."""
+    balance_classes: bool = False
+    """Draw an image of each class equally often, however many images the classes have."""
     streaming: bool = False
     """Read train_split as it is needed, from disk or from the Hub, instead of keeping all of it in
     memory. Then both splits are whole ones, without slices, and the classes have names; of
@@ -124,16 +125,18 @@ class TrainConfig:
 
     # --- Model
 
-    block_out_channels: Widths = field(default_factory=lambda: [32, 64])
-    """Channels of each level of the UNet, finest first; each level halves the resolution."""
+    block_out_channels: Widths | None = None
+    """Channels of each level of the UNet, finest first; each level halves the resolution. None:
+    they follow the resolution, 8 to 256 pixels, down to feature maps of about 8."""
     layers_per_block: Annotated[int, Field(ge=1, le=100)] = 1
     """Residual layers per level."""
-    attention_resolutions: list[Width] = field(default_factory=lambda: [8])
-    """Sides of the feature maps with self- and cross-attention; the middle block always has it."""
-    num_attention_heads: Width = 2
-    """Heads per attention layer; divides every entry of block_out_channels."""
-    norm_num_groups: Width = 8
-    """Groups of each group norm; divides every entry of block_out_channels."""
+    attention_resolutions: list[Width] | None = None
+    """Sides of the feature maps with self- and cross-attention; the middle block always has it.
+    None: the last level's."""
+    num_attention_heads: Width | None = None
+    """Heads per attention layer; divides every entry of block_out_channels. None: 2, or 1."""
+    norm_num_groups: Width | None = None
+    """Groups of each group norm; divides every entry of block_out_channels. None: 8, or fewer."""
     dropout: f.FractionBelowOne = 0.0
     """Dropout probability inside the residual layers; 0 or more, below 1."""
     token_dim: Width = 64
@@ -245,8 +248,9 @@ class TrainConfig:
     """Folder for checkpoints, logs and the exported pipeline."""
     seed: f.NonNegativeInt = 0
     """Seed of everything random."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """Precision of the network's arithmetic; the weights stay float32."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the network's arithmetic; the weights stay float32. fp16 is for CUDA GPUs
+    without bf16; its loss is scaled."""
     compile: bool = False
     """Compile the network; the first step waits for it."""
     compile_mode: Literal["default", "reduce-overhead"] = "default"
@@ -346,52 +350,6 @@ OF_MODEL = {"block_out_channels", "layers_per_block", "attention_resolutions", "
 OF_MODEL |= {"num_attention_heads", "norm_num_groups", "token_dim", "token_paths"}
 OF_MODEL |= {"image_fit", "image_mode", "image_dtype", "value_range", "shown_bands"}
 OF_MODEL |= {"strength_levels", "reserved_tokens", "sigma_data", "sigma_min", "sigma_max"}
-# Fields of older versions -> what to set in their place.
-REMOVED = {
-    "ema_half_life": "ema_ramp: the half-life is that share of the images seen so far",
-    "task_weights": "task_weighting, to uncertainty, uncertainty_per_task or sum",
-    "gradient_aggregation": "task_weighting: the gradients of the tasks are always added",
-    "perceptual_weight perceptual_images": "alignment_weight: no other loss needs a classifier",
-}
-# Those of them with a value that had no effect, and perceptual_images, which the weight governs.
-_WITHOUT_EFFECT = {"task_weights": None, "gradient_aggregation": "sum", "perceptual_weight": 0}
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The fields as JSON and YAML can hold them, in the order of `--help`."""
-    return {name: value for name, value in asdict(config).items() if name != "written"}
-
-
-def resolved(config: TrainConfig) -> str:
-    """The whole configuration as YAML; `--config` reads it back.
-
-    What is a trained model's is left out, unless it was given, until that model is loaded.
-    """
-    from ..tools.yaml_reader import dump  # not needed for --help
-
-    unknown = OF_MODEL - config.given if config.pretrained_model_name_or_path else ()
-    return dump({name: v for name, v in to_dict(config).items() if name not in unknown})
-
-
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], allowed: Collection[str] = ()
-) -> list[str]:
-    """Compares two `to_dict`s, a checkpoint's and this run's: a line per field that differs.
-
-    Fields in `allowed` may differ, and a removed one whose value had no effect. So may those of a
-    trained model that the run starts from, for older checkpoints have others than its own.
-    """
-    passed = {*allowed, *(OF_MODEL if new.get("pretrained_model_name_or_path") else ())}
-    passed |= {name for name, value in _WITHOUT_EFFECT.items() if old.get(name) == value}
-    passed.add("perceptual_images")
-    if old.get("ema_half_life", 0) >= old.get("ema_ramp", 1):  # the smaller one had effect
-        passed.add("ema_half_life")
-    lines = []
-    for name in {**new, **old}:
-        if name not in passed and old.get(name, ...) != new.get(name, ...):
-            before, now = (show(v[name]) if name in v else "nothing" for v in (old, new))
-            lines.append(f"{name}: the checkpoint has {before}, this run has {now}")
-    return lines
 
 
 def suggestion(name: str, names: Iterable[str], prefix: str = "") -> str:

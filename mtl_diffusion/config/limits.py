@@ -5,7 +5,9 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
-from .fields import TrainConfig, show, suggestion
+from ..tools.fields import show
+from .fields import TrainConfig, suggestion
+from .network import LARGEST, next_size, with_network
 
 # The Hub's own rule for repositories.
 _REPO_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.A)
@@ -45,6 +47,9 @@ def _data(c: TrainConfig, known_tasks: Sequence[str]) -> Faults:
     if c.streaming and c.mask_column is not None:
         what = "must be null, or set streaming to false: a stream has no masks of other images"
         yield "mask_column streaming", what
+    if c.streaming and c.balance_classes:
+        what = "must be false, or set streaming to false: a stream comes in its own order"
+        yield "balance_classes streaming", what
     conditions = c.condition_columns or {}
     if c.streaming and conditions:
         yield "condition_columns streaming", "must be null, or set streaming to false"
@@ -84,9 +89,11 @@ def _model(c: TrainConfig) -> Faults:
     """The shape of a new network, and the fields that need a trained one to start from."""
     source = "pretrained_model_name_or_path"
     if c.pretrained_model_name_or_path is None:
-        levels, depends = len(c.block_out_channels), f"block_out_channels {source}"
+        network, depends = with_network(c), f"block_out_channels {source}"
+        levels = len(network.block_out_channels)
         for name in ("norm_num_groups", "num_attention_heads"):
-            if odd := [width for width in c.block_out_channels if width % getattr(c, name)]:
+            whole = getattr(network, name)
+            if odd := [width for width in network.block_out_channels if width % whole]:
                 what = f"must divide block_out_channels, and does not divide {listed(odd)}"
                 yield f"{name} {depends}", what
         if any(side % (step := 2 ** (levels - 1)) for side in c.size):
@@ -94,8 +101,13 @@ def _model(c: TrainConfig) -> Faults:
             following = show([height, width] if isinstance(c.resolution, list) else height)
             what = f"must be a multiple of {step}, such as {following}"
             yield f"resolution {depends}", f"{what}: block_out_channels has {levels} levels"
+        elif c.block_out_channels is None and min(c.size) // 2 ** (levels - 1) > LARGEST:
+            height, width = next_size(c.size)
+            following = show([height, width] if isinstance(c.resolution, list) else height)
+            what = f"must halve to {LARGEST} pixels or less, such as {following}"
+            yield f"resolution {depends}", f"{what}; or set block_out_channels"
         sizes = [min(c.size) // 2**level for level in range(levels)]
-        if odd := [size for size in c.attention_resolutions if size not in sizes]:
+        if odd := [size for size in network.attention_resolutions if size not in sizes]:
             what = f"there is no feature map of side {listed(odd)}, only of {listed(sizes)}"
             yield f"attention_resolutions resolution {depends}", what
         if c.train_only != "all":

@@ -43,6 +43,11 @@ class Loader:
     k = step * total_batch_size + i is row perm(seed, k // N)[k % N]. So a batch may span two
     epochs, no row is dropped, and resuming at a step needs no state.
 
+    With `balance_classes` an epoch is ceil(N / C) rounds over the C classes that have rows; rows
+    without a class are one of them. Each round has one row of each class, in random order. A class
+    with more rows than there are rounds shows others of them in each epoch, and one with fewer
+    repeats them, none a second time before all are shown.
+
     All images are kept on `device` if they fit: on CUDA, in less than half of the memory that is
     free now. Otherwise they stay on the CPU, and each batch is copied when it is needed.
 
@@ -52,9 +57,10 @@ class Loader:
         seed: keys the order and the flips.
         random_flip: mirror each sample left-right with probability one half.
         device: where batches are delivered.
+        balance_classes: draw each class equally often.
 
     Raises:
-        ValueError: `total_batch_size` is below 1 or above N.
+        ValueError: `total_batch_size` is below 1 or above N, or there are no classes to balance.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class Loader:
         seed: int,
         random_flip: bool,
         device: str | torch.device = "cpu",
+        balance_classes: bool = False,
     ):
         if not 1 <= total_batch_size <= len(dataset):
             raise ValueError(
@@ -77,7 +84,18 @@ class Loader:
             or dataset.images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2
         )
         self.dataset = dataset.to(self.device) if self.resident else dataset
-        self.length = len(dataset)
+        self.length = len(dataset)  # of an epoch
+        self._classes: list[torch.Tensor] = []  # the rows of each class that is balanced
+        if balance_classes:
+            if not dataset.class_names:
+                raise ValueError(
+                    "balance_classes: found true; the data has no classes: name their column as"
+                    " label_column, or set it to false"
+                )
+            labels = dataset.labels.clamp(min=-1)
+            present = labels.unique()
+            self._classes = [(labels == label).nonzero()[:, 0] for label in present]
+            self.length = -(-self.length // len(present)) * len(present)
         self.total_batch_size = total_batch_size
         self.seed = seed
         self.random_flip = random_flip
@@ -103,7 +121,7 @@ class Loader:
         """The rows whose masks the samples get: their own, or as often another one's."""
         draws = torch.rand(2, self.total_batch_size, generator=generator(self.seed, step, "masks"))
         own, other = draws[:, picked.start : picked.stop : picked.step].to(index.device)
-        return torch.where(own < 0.5, index, (other * self.length).long())
+        return torch.where(own < 0.5, index, (other * len(self.dataset)).long())
 
     def _rows(self, step: int) -> torch.Tensor:
         """Row numbers (total_batch_size,) of the global batch of `step`."""
@@ -118,7 +136,16 @@ class Loader:
     def _order(self, epoch: int) -> torch.Tensor:
         if epoch in self._orders:
             return self._orders[epoch]
-        return torch.randperm(self.length, generator=generator(self.seed, epoch, "order"))
+        random = generator(self.seed, epoch, "order")
+        if not self._classes:
+            return torch.randperm(self.length, generator=random)
+        rounds = self.length // len(self._classes)
+        table = []
+        for rows in self._classes:
+            passes = torch.rand(-(-rounds // len(rows)), len(rows), generator=random).argsort(1)
+            table.append(rows[passes.flatten()[:rounds]])
+        places = torch.rand(rounds, len(table), generator=random).argsort(1)
+        return torch.stack(table, 1).gather(1, places).flatten()
 
 
 def flipped(

@@ -172,7 +172,9 @@ def _process_faults(config: TrainConfig, processes: int, started: int) -> Iterat
 
 def _launcher_faults(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[str]:
     """Settings of the launcher that contradict those of this run."""
-    precision = f"set it to no or bf16 (found {config.mixed_precision}), and give the same or no"
+    precision = (
+        f"set it here (found {config.mixed_precision}), and give the launcher the same or no"
+    )
     share = "unset it. A process accumulates what exceeds per_device_batch_size"
     for field, name, allowed, cure in (
         ("mixed_precision", "MIXED_PRECISION", ("no", config.mixed_precision), precision),
@@ -198,6 +200,11 @@ def _precision_faults(
         yield f"mixed_precision: found {wanted!r}; {used}: set that, or train in another process"
     if wanted == "no":
         return
+    if wanted == "fp16":
+        if device.type != "cuda":  # where accelerate would train in float32, in silence
+            what = f"which trains on CUDA GPUs, and this is a {device.type} device"
+            yield f"mixed_precision: found fp16, {what}; use no or bf16"
+        return
     if device.type == "cpu":
         # torch has no public questions to the processor before 2.12.
         if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
@@ -208,7 +215,8 @@ def _precision_faults(
     else:
         possible = is_bf16_available(ignore_tpu=True)
     if not possible:
-        yield f"mixed_precision: found bf16, which this {device.type} device can't do; use no"
+        use = "fp16 or no" if device.type == "cuda" else "no"
+        yield f"mixed_precision: found bf16, which this {device.type} device can't do; use {use}"
 
 
 def _tracker_faults(config: TrainConfig) -> Iterator[str]:

@@ -26,6 +26,11 @@ GALLERY = (
     "![Samples of the model in each of its tasks]({})\n\n"
     "*Each task on samples of the model itself: first seeds, nothing picked.*\n"
 )
+PRECISIONS = {
+    "no": "float32",
+    "bf16": "bfloat16 autocast",
+    "fp16": "float16 autocast with a loss scale",
+}
 MOST_CLASSES = 20  # that a card lists
 TAGS = ("diffusers", "multi-task", "inpainting", "image-editing", "image-generation")
 
@@ -91,7 +96,7 @@ def model_card(
         proportions=", ".join(f"{task} {share:.0%}" for task, share in config.shares.items()),
         weighting=config.task_weighting,
         weights="averaged (EMA)" if config.use_ema else "last",
-        precision={"no": "float32", "bf16": "bfloat16 autocast"}[config.mixed_precision],
+        precision=PRECISIONS[config.mixed_precision],
         seed=config.seed,
         minutes=_minutes(trained.minutes),
         command=training_command(trained),

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..config import ConfigError, TrainConfig, resolved
+from ..config import ConfigError, TrainConfig, resolved, show
+from ..config.network import NETWORK
 from ..tools.files import write_text
-from ..tools.flops import flops_of_unet
+from ..tools.flops import bytes_of_unet, flops_of_unet
 from .run import Run
 from .schedule import same_steps, shortest_length
 
@@ -73,24 +75,52 @@ def other_length(old: TrainConfig, new: TrainConfig, free: list[int], where: str
     )
 
 
-def describe(run: Run) -> str:
-    """The resolved configuration, the number of parameters, and the cost of a step."""
+def describe(run: Run, asked: TrainConfig, seconds: float) -> str:
+    """The resolved configuration, the number of parameters, and the cost of a step.
+
+    Args:
+        asked: the configuration before its network was chosen.
+        seconds: that a step has taken.
+    """
     config, parameters = run.config, list(run.unet.parameters())
     forward, both = flops_of_unet(run.unet)
     total, trained = (
         sum(p.numel() for p in parameters if every or p.requires_grad) for every in (True, False)
     )
     size, steps = config.total_batch_size, config.max_train_steps
+    chosen = []
+    if config.pretrained_model_name_or_path is None:
+        open_ = [name for name in NETWORK if getattr(asked, name) is None]
+        words = ", ".join(f"{name} {show(getattr(config, name))}" for name in open_)
+        chosen = [f"chosen for resolution {show(config.resolution)}: {words}"] if open_ else []
     return "\n".join(
         [
             resolved(config),
+            *chosen,
             f"parameters: {total / 1e6:.2f}M, of which {trained / 1e6:.2f}M are trained",
             f"forward pass: {forward / 1e9:.3f} GFLOP an image",
             f"step: {both * size / 1e9:.1f} GFLOP over {size} images, "
             f"on {run.accelerator.num_processes} process(es)",
             f"run: {both * size * steps / 1e15:.3f} PFLOP over {size * steps:,} images",
+            f"memory of a process: an estimate of {memory(run) / 1e9:.2f} GB besides the data",
+            f"rate: {size / seconds:.4g} images a second, measured on steps of this run",
         ]
     )
+
+
+def memory(run: Run) -> float:
+    """Bytes that a process needs for a step, about: weights with what is kept for each, and what
+    the forward pass of a microbatch keeps for the backward pass."""
+    config = run.config
+    mine = -(-config.total_batch_size // run.accelerator.num_processes)
+    images = min(mine, config.per_device_batch_size or mine)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
+    fixed, of_image = bytes_of_unet(run.unet, dtype, config.gradient_checkpointing)
+    weights = sum(p.nbytes for p in run.unet.parameters())
+    trained = sum(p.nbytes for p in run.unet.parameters() if p.requires_grad)
+    copies = 1 + (run.ema is not None) + (run.teacher is not None)
+    # A gradient, and two moments of AdamW or a momentum and an update of Muon.
+    return copies * weights + 3 * trained + fixed + images * of_image
 
 
 def _read(noted: Path) -> float | None:

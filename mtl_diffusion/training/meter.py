@@ -45,7 +45,8 @@ class Meter:
 
         Raises:
             FloatingPointError: on all processes, if a step since the last check was not finite on
-                any of them.
+                any of them. With a loss scale, steps whose loss is finite and whose gradient is not
+                are counted as skipped instead, unless the scale has fallen below 1.
         """
         if not self.unread:
             return
@@ -53,7 +54,12 @@ class Meter:
         table = torch.stack([torch.stack([a.loss, a.sigma]) for a in self.unread]).cpu()
         norms = torch.stack([a.norm for a in self.unread]).cpu()
         losses, sigmas = table.unbind(1)
-        bad = ~(losses.isfinite().all(dim=1) & norms.isfinite())
+        finite, bad = norms.isfinite(), ~losses.isfinite().all(dim=1)
+        scale = self.run.loss_scale
+        if scale is None or scale.get_scale() < 1:
+            bad |= ~finite
+        else:
+            scale.skipped += int((~finite).sum())  # the norm is the same on all processes
         if any_process(bool(bad.any())):
             mine = [str(a.step) for a, is_bad in zip(self.unread, bad, strict=True) if is_bad]
             first = min(int(step) for step in from_all_processes(mine))

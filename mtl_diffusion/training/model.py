@@ -10,6 +10,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from ..config import TrainConfig
+from ..config.network import with_network
 from ..pipeline.format import ImageFormat
 
 # The scheduler of each `objective`.
@@ -36,9 +37,10 @@ def build_unet(config: TrainConfig, vocabulary_size: int) -> UNet2DConditionMode
 
     `encoder_hid_proj` (V to token_dim) is the token table of the cross-attention;
     `class_embedding` takes the same one-hot tokens, flattened, to the time embedding. A path that
-    `token_paths` leaves out has no such layer, or a table of zeros that `freeze` holds.
+    `token_paths` leaves out has no such layer, or a table of zeros that `freeze` holds. Where the
+    configuration leaves the levels open they are `with_network`'s.
     """
-    embeds = config.token_paths != "attention"
+    config, embeds = with_network(config), config.token_paths != "attention"
     images = image_format(config)
     sizes = [min(images.size) // 2**i for i in range(len(config.block_out_channels))]
     attends = [size in config.attention_resolutions for size in sizes]

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,24 @@ def build_optimizer(config: TrainConfig, objective: nn.Module) -> torch.optim.Op
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """The parameters that the optimiser updates, group after group."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+class LossScale(torch.amp.GradScaler):
+    """torch's scale of the loss for float16, whose gradients would be rounded to zero without it.
+
+    Attributes:
+        skipped: steps that the optimiser has not taken, because a gradient was too large for
+            float16 at that scale.
+    """
+
+    skipped = 0
+
+    def state_dict(self) -> dict[str, float | int]:
+        return {**super().state_dict(), "skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, float | int]) -> None:
+        super().load_state_dict(state_dict)
+        self.skipped = state_dict["skipped"]
 
 
 class Muon(torch.optim.Optimizer):
@@ -145,20 +164,32 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_sub_(self._weights, self._by_weight)
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
+def orthogonalised(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """(n, rows, columns) U S V^T -> about U V^T each: Newton-Schulz, singular values 0.7 to 1.2.
 
-    In bfloat16 on CUDA, and in float32 on a CPU, where that is the faster one.
+    Args:
+        dtype: of the products. None: the fastest one; on CUDA bfloat16, or float16 without that,
+            and on a CPU float32.
     """
     a, b, c = NEWTON_SCHULZ
+    dtype = dtype or _fastest(matrices.device.type)
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    X = wide.bfloat16() if wide.is_cuda else wide
-    X = X / X.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    # Before the rounding: float16 has no numbers as small as a momentum's.
+    X = (wide / wide.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)).to(dtype)
     for _ in range(NEWTON_SCHULZ_STEPS):
         A = X @ X.mT
         B = torch.baddbmm(A, A, A, beta=b, alpha=c)
         X = torch.baddbmm(X, B, X, beta=a)
     return (X if wide is matrices else X.mT).to(matrices.dtype)
+
+
+@cache
+def _fastest(device: str) -> torch.dtype:
+    if device != "cuda":
+        return torch.float32
+    # Where bfloat16 is emulated, it is slower than float32.
+    has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_it else torch.float16
 
 
 def _as_weight(matrices: Tensor, weight: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..classifiers.classifier import Classifier
 from ..config import TrainConfig
+from ..config.network import with_network
 from ..data.decode import Decoder
 from ..data.images import ImageDataset, load_splits
 from ..data.loader import Loader, process_rows
@@ -47,7 +48,7 @@ from .model import (
     image_format,
     train_mode,
 )
-from .optimizers import build_optimizer
+from .optimizers import LossScale, build_optimizer
 from .pretrained import with_model
 from .validation import evaluating
 from .vocabulary import build_tokenizer, extend_tokenizer
@@ -63,6 +64,7 @@ class Run:
         draw_sigma: (task indices (B,), generator=...) -> (B, 1, 1, 1) noise levels of a batch.
         teacher: the pipeline that few steps are learned from, or None.
         alignment: the loss in a classifier's features, or None.
+        loss_scale: of float16, which `accelerator.backward` uses, too; or None.
         ema: the averaged denoiser, or None.
         train_data, held_out: the two splits, labelled in the vocabulary's order.
         held_out_pairs: edits by the teacher that are not trained on, or None.
@@ -82,6 +84,7 @@ class Run:
     draw_sigma: Callable[..., Tensor]
     teacher: MultiTaskPipeline | None
     optimizer: torch.optim.Optimizer
+    loss_scale: LossScale | None
     ema: EMA | None
     mixture: Mixture
     loader: Loader | StreamingLoader
@@ -106,6 +109,8 @@ class Run:
             counts = self.loader.seen
         else:
             counts = Counter(self.train_data.labels.clamp(min=-1).tolist())
+        if self.config.balance_classes:
+            counts = dict.fromkeys(counts, 1)
         names = [*self.vocabulary.classes, NULL]  # the last is that of -1
         found = {names[label]: n for label, n in sorted(counts.items())}
         for unet in (self.unet, self.best_unet) if len(names) > 1 and found else ():
@@ -135,6 +140,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     if config.pretrained_model_name_or_path is not None:
         pipeline = _published(config, "pretrained_model_name_or_path", config.revision)
         config = with_model(config, pipeline)
+    else:
+        config = with_network(config)
     images = image_format(config)
     decoder, device = Decoder(images, torch.get_num_threads()), accelerator.device
     train_data, held_out = _data(config, decoder, accelerator)
@@ -180,6 +187,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         objective = Distillation(*parts, teacher.unet, *how, classifier).to(device)
         draw = partial(draw_level, levels=objective.starts, whole=objective.whole)
 
+    if accelerator.scaler is not None:  # a new one: a rehearsal may have used it
+        accelerator.scaler = LossScale(device.type)
     optimizer = build_optimizer(config, objective)
     wrapped = accelerator.prepare(objective)
     return Run(
@@ -194,6 +203,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         draw_sigma=draw,
         teacher=teacher,
         optimizer=optimizer,
+        loss_scale=accelerator.scaler,
         objective=wrapped,
         ema=ema,
         mixture=Mixture(
@@ -254,7 +264,7 @@ def _loader(
         "device": accelerator.device,
     }
     if not config.streaming:
-        return Loader(data, **common)
+        return Loader(data, **common, balance_classes=config.balance_classes)
     rank, world = accelerator.process_index, accelerator.num_processes
     return StreamingLoader(
         data,

@@ -13,7 +13,7 @@ from mtl_diffusion.checkpoints.store import CheckpointError, load, save
 
 VARIANTS = {
     "one process": {},
-    "accumulation": {"per_device_batch_size": 3},
+    "accumulation, balanced classes": {"per_device_batch_size": 3, "balance_classes": "true"},
     "bf16": {"mixed_precision": "bf16"},
     "no average, row-major, recomputed": {
         "use_ema": "false",

@@ -23,6 +23,7 @@ from mtl_diffusion.comparison.measure import WEIGHTS, scores
 from mtl_diffusion.comparison.report import changes, loss_table, scorecard_table
 from mtl_diffusion.comparison.runs import ensure_trained
 from mtl_diffusion.config import TrainConfig, to_dict
+from mtl_diffusion.config.network import with_network
 from mtl_diffusion.evaluation.settings import PRESETS
 from mtl_diffusion.pipeline.pipeline import TASKS
 
@@ -102,7 +103,9 @@ def config(tmp_path):
 def pretend(config, step):
     """What a run leaves after so many steps, of a version that did not know token_paths."""
     folder = Path(config.output_dir)
-    facts = {"config": {k: v for k, v in to_dict(config).items() if k != "token_paths"}}
+    facts = {
+        "config": {k: v for k, v in to_dict(with_network(config)).items() if k != "token_paths"}
+    }
     weights = {"unet": {"w": torch.zeros(1)}}
     store.save(folder / "checkpoints", store.Checkpoint(step, weights, facts))
     (folder / "pipeline").mkdir(exist_ok=True)

@@ -32,7 +32,7 @@ def test_help_has_the_text_and_the_default_of_every_field(capsys):
         text = re.search(rf'\n    {name}: (?:.|\n)*?\n    """((?:.|\n)*?)"""\n', source)[1]
         assert f"--{name}" in words and "".join(text.split()) + "(default:" in words, name
     assert all(f"{''.join(title.split())}:--{name}" in words for name, title in TITLES.items())
-    assert "--mixed_precision{no,bf16}" in words
+    assert "--mixed_precision{no,bf16,fp16}" in words
 
 
 def test_help_needs_no_library_that_is_slow_to_import():

@@ -6,8 +6,9 @@ import pytest
 
 from configs import argv, faults
 from mtl_diffusion.config import ConfigError, TrainConfig
-from mtl_diffusion.config.command_line import check, from_dict, parse
+from mtl_diffusion.config.command_line import check, checked, from_dict, parse
 from mtl_diffusion.config.fields import TYPES
+from mtl_diffusion.config.network import with_network
 
 
 def flags(fields):
@@ -80,7 +81,8 @@ NEW = "pretrained_model_name_or_path=me/it"
     "words, fault",
     [
         ("resolution=18 block_out_channels=[8,8,8]", "resolution: found 18; must be a multiple of"),
-        ("block_out_channels=[32,60]", "norm_num_groups: found 8; must divide block_out_channels"),
+        ("block_out_channels=[32,60] norm_num_groups=8", "norm_num_groups: found 8; must divide"),
+        ("resolution=65", "resolution: found 65; must halve to 32 pixels or less, such as 68"),
         ("attention_resolutions=[4]", "no feature map of side 4, only of 16, 8"),
         ("train_only=tokens", 'train_only: found "tokens"; must be all, or set pretrained_model'),
         ("revision=main", 'revision: found "main"; must be null, or set pretrained_model_name'),
@@ -89,6 +91,7 @@ NEW = "pretrained_model_name_or_path=me/it"
         (f"objective=distillation {NEW} sigma_mean=-0.8", "found -0.8; must be -1.2, or set objec"),
         ("streaming", 'streaming: found true; must be false: "shapes" is drawn in memory'),
         ("streaming dataset_name=d train_split=train[9%]", 'found "train[9%]"; must be one whole'),
+        ("streaming dataset_name=d balance_classes", "balance_classes: found true; must be false"),
         ("tasks={}", "tasks: found {}; must have at least one task above 0"),
         ("tasks={edti:1}", "no task is called edti, did you mean edit?; there are generate, inp"),
         ("total_batch_size=2", "found 2; gives generate less than one sample; use 3 or more"),
@@ -126,6 +129,22 @@ def test_contradictions(words, fault):
 )
 def test_what_is_allowed(words):
     assert parse(argv(words)) != TrainConfig()  # accepted, and heard
+
+
+def test_every_side_has_a_network_or_is_told_the_next_that_has():
+    refused = []
+    for side in range(8, 257):
+        try:
+            network = with_network(checked({"resolution": side}))
+        except ConfigError as error:
+            refused.append(side)
+            side = int(re.search(r"such as (\d+); or", str(error))[1])
+            network = with_network(checked({"resolution": side}))
+        levels = len(network.block_out_channels)
+        assert side % 2 ** (levels - 1) == 0 and side // 2 ** (levels - 1) <= 32
+    assert refused[0] == 33 and not {64, 96, 100, 128, 200, 224, 256} & {*refused}
+    (fault,) = faults("--resolution=[65,100]")
+    assert "such as [68, 100]" in fault
 
 
 def test_what_python_made_is_checked_too(monkeypatch):

@@ -84,7 +84,7 @@ def test_a_file_that_means_harm_is_refused_at_once(write, text, fault):
     [
         ("num_epochs", "unknown flag; set max_train_steps: an epoch is the number of images / tot"),
         ("gradient_accumulation_steps", "unknown flag; set per_device_batch_size, the most samp"),
-        ("bf16", "unknown flag; set mixed_precision, to no or bf16"),
+        ("bf16", "unknown flag; set mixed_precision, to no, bf16 or fp16"),
         ("ema_half_life", "unknown flag; set ema_ramp: the half-life is that share of the images"),
         ("gradient_aggregation", "unknown flag; set task_weighting: the gradients of the tasks"),
         ("perceptual_images", "unknown flag; set alignment_weight: no other loss needs a classif"),

@@ -12,7 +12,8 @@ from PIL import Image
 from mtl_diffusion.config import ConfigError, TrainConfig
 from mtl_diffusion.config.command_line import checked, parse
 from mtl_diffusion.data.decode import Decoder, Encoded
-from mtl_diffusion.data.images import FRAME, MASK, data_line, load_images, load_splits
+from mtl_diffusion.data.images import FRAME, MASK, load_images, load_splits
+from mtl_diffusion.data.line import data_line
 from mtl_diffusion.data.loader import Loader
 from mtl_diffusion.pipeline.format import ImageFormat
 

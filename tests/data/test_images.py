@@ -10,7 +10,8 @@ import pytest
 import torch
 from tables import encoded, load, noise, png, write_images, write_table
 
-from mtl_diffusion.data.images import ImageDataset, data_line, load_splits
+from mtl_diffusion.data.images import ImageDataset, load_splits
+from mtl_diffusion.data.line import data_line
 from mtl_diffusion.pipeline.format import ImageFormat
 
 
@@ -54,6 +55,11 @@ def test_the_line_of_a_run(tmp_path, imagefolder):
     assert line == (
         f"Data: 5 training and 3 held-out images, 2 classes, from the images of {imagefolder}"
         " (train[:5]; train[5:])"
+    )
+    how = {"random_flip": True, "balance_classes": True}
+    assert data_line(*splits(imagefolder, "train[:5]", "train[5:]"), **how) == (
+        f"{line}; half of the training images are mirrored left to right (random_flip); "
+        "all classes are drawn equally often (balance_classes)"
     )
     # Slices of a folder that is sorted by class: the line says what they have done.
     assert ", 2 classes, 1 of them without a training image: dog, from" in data_line(

@@ -40,6 +40,26 @@ def test_each_epoch_has_every_row_once(numbered, size):
     assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs)
 
 
+@pytest.mark.parametrize("size", [1, 4, 9])
+def test_balanced_classes_are_drawn_equally_often(size):
+    """Seven images of one class, two of another, one of no class, and none of a third."""
+    labels = torch.tensor([0] * 7 + [2] * 2 + [-1])
+    images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 4, 4)
+    data = ImageDataset.of(images, labels, tuple("abc"))
+    loader = Loader(data, size, seed=1, random_flip=False, balance_classes=True)
+    batches = [loader.batch(step) for step in range(48 // size)]
+    rounds = torch.cat([batch.labels for batch in batches])[:36].view(-1, 3)
+    assert (rounds.sort(1).values == torch.tensor([-1, 0, 2])).all()
+    assert len({tuple(labels) for labels in rounds.tolist()}) > 3  # in random order
+    rows = ((torch.cat([b.images[:, 0, 0, 0] for b in batches]) + 1) * 127.5).round().int()
+    for epoch in rows[:36].view(-1, 12).tolist():  # four rounds each
+        large, small = ([row for row in epoch if row in part] for part in (range(7), (7, 8)))
+        assert len(set(large)) == 4 and sorted(small) == [7, 7, 8, 8] and small[0] != small[1]
+    assert set(rows.tolist()) == set(range(10))
+    again = Loader(data, size, seed=1, random_flip=False, balance_classes=True).batch(3)
+    assert torch.equal(again.images, batches[3].images)  # a function of the step
+
+
 def test_cutting_the_global_batch_changes_nothing(numbered):
     loader = Loader(numbered, 8, seed=2, random_flip=True)
     for step in (0, 1, 6):  # step 1 crosses from one epoch into the next

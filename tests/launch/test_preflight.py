@@ -177,14 +177,16 @@ def test_data_that_is_not_there_is_one_message_and_a_bug_a_traceback(tmp_path):
     assert code == 1 and "Traceback" in run.text and "invalid literal for int()" in run.text
 
 
-def test_bf16_needs_a_device_that_has_it(monkeypatch):
-    def faults(device, has_it=False):
+def test_a_precision_needs_a_device_that_has_it(monkeypatch):
+    def faults(precision, device, has_it=False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
-        config = TrainConfig(mixed_precision="bf16")
+        config = TrainConfig(mixed_precision=precision)
         return list(preflight._precision_faults(config, torch.device(device), None))
 
-    assert "mixed_precision: found bf16" in faults("cuda")[0]
-    assert not faults("cuda", has_it=True) and not faults("cpu")
+    assert "mixed_precision: found bf16, which this cuda" in faults("bf16", "cuda")[0]
+    assert not faults("bf16", "cuda", has_it=True) and not faults("bf16", "cpu")
+    assert "mixed_precision: found fp16, which trains on CUDA GPUs" in faults("fp16", "cpu")[0]
+    assert not faults("fp16", "cuda")
 
 
 # --- the Hub --------------------------------------------------------------------------------------

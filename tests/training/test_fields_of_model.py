@@ -9,6 +9,7 @@ from tiny import MODEL
 from mtl_diffusion.config import ConfigError, TrainConfig, resolved, to_dict
 from mtl_diffusion.config.command_line import parse
 from mtl_diffusion.config.fields import OF_MODEL
+from mtl_diffusion.config.network import with_network
 from mtl_diffusion.training.model import build_scheduler, build_unet
 from mtl_diffusion.training.pretrained import fields_of, with_model
 
@@ -40,7 +41,7 @@ OTHERS = {
 def test_what_a_model_has_is_what_it_was_built_with(pipe):
     fields = fields_of(pipe)
     assert fields.keys() == OF_MODEL == OTHERS.keys()
-    built = to_dict(TrainConfig(**KEPT))
+    built = to_dict(with_network(TrainConfig(**KEPT)))
     assert fields == {name: built[name] for name in fields}
 
 
@@ -56,7 +57,7 @@ def test_each_field_of_a_model_is_read_from_it(build_pipe, paths):
 
 def test_what_is_not_given_is_the_models(pipe):
     config = with_model(parse(SOURCE), pipe)
-    expected = TrainConfig(**KEPT)
+    expected = with_network(TrainConfig(**KEPT))
     assert all(getattr(config, name) == getattr(expected, name) for name in OF_MODEL)
     text = resolved(config)  # the dry run prints that
     assert all(re.search(f"^{name}: ", text, re.MULTILINE) for name in OF_MODEL)

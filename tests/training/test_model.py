@@ -10,6 +10,7 @@ from tiny import MODEL
 
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.config.command_line import parse
+from mtl_diffusion.config.network import NETWORK, with_network
 from mtl_diffusion.pipeline.denoiser import Conditioning, predict
 from mtl_diffusion.training.model import build_scheduler, build_unet, freeze, train_mode
 
@@ -66,6 +67,26 @@ def test_every_config_builds_at_its_size(name):
     attends = ["CrossAttn" in kind for kind in unet.config.down_block_types]
     assert [s for s, a in zip(sides, attends, strict=True) if a] == config.attention_resolutions
     assert attends == ["CrossAttn" in kind for kind in reversed(unet.config.up_block_types)]
+
+
+NAMES = ("digits", "quickstart", "mnist", "cifar10_cpu")  # of 8, 16, 28 and 32 pixels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_that_is_not_given_is_that_of_the_small_configs(name):
+    given = parse(["--config", str(ROOT / f"configs/{name}.yaml")])
+    assert with_network(replace(given, **dict.fromkeys(NETWORK))) == with_network(given)
+
+
+@pytest.mark.parametrize("size", [9, 10, 31, 64, 100, 256, [16, 24], [96, 64]])
+def test_a_network_for_other_resolutions(size):
+    config = parse([f"--resolution={size}"])
+    with torch.device("meta"):
+        unet, tokens = build_unet(config, 20), torch.zeros(1, 3, 20)
+        images = torch.zeros(1, unet.config.in_channels, *config.size)
+        output = unet(images, torch.zeros(1), tokens, class_labels=tokens.flatten(1)).sample
+    assert output.shape == (1, 3, *config.size)
+    assert sum("CrossAttn" in kind for kind in unet.config.down_block_types) == 1
 
 
 @pytest.mark.parametrize("channels", [[8], [8, 8], [8, 16, 8]])

@@ -9,6 +9,8 @@ from forked import SHORT, poisoned
 from forked import train as run_of_its_own
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mtl_diffusion.checkpoints.resume import folder_of, restore, snapshot
+from mtl_diffusion.checkpoints.store import save
 from mtl_diffusion.launch.preflight import begin
 from mtl_diffusion.loop import train_step
 from mtl_diffusion.tools.tensors import to_device
@@ -36,9 +38,14 @@ def config(config):
 
 @pytest.fixture
 def built():
-    """Builds runs, and closes them."""
+    """Builds runs, and closes them. `open` gives their accelerator alone."""
     with ExitStack() as open_runs:
-        yield lambda config: build(config, open_runs.enter_context(begin(config)))
+
+        def built(config):
+            return build(config, built.open(config))
+
+        built.open = lambda config: open_runs.enter_context(begin(config))
+        yield built
 
 
 class Waits(TorchDispatchMode):
@@ -122,6 +129,93 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_no_moment(
         assert ": nan" in str(error.value)
     else:
         assert "Norm of the gradient: nan" in str(error.value)
+
+
+def test_a_model_knows_that_its_classes_were_balanced(config, built):
+    run = built(replace(config, train_split="train[:13]", balance_classes=True))
+    assert len(set(run.train_data.labels.bincount().tolist())) > 1
+    with run.pipeline() as pipe:
+        assert pipe.class_frequencies == pytest.approx(dict.fromkeys(pipe.class_names, 0.2))
+    parts = [run.loader.batch(step).labels for step in range(5)]
+    assert torch.cat(parts).bincount().tolist() == [8] * 5  # 40 samples
+
+
+# --- float16, whose parts a CPU has, too ----------------------------------------------------------
+
+
+@pytest.fixture
+def scaled(built):
+    """Builds a run whose network is in float16, with a loss scale, as accelerate's are on CUDA."""
+
+    def build_scaled(config, scale=2.0**16):
+        accelerator = built.open(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu")
+        run = build(config, accelerator)
+        run.loss_scale.load_state_dict({**run.loss_scale.state_dict(), "scale": scale})
+        run.unet.forward = torch.autocast("cpu", torch.float16)(run.unet.forward)
+        return run
+
+    return build_scaled
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_float16_with_a_loss_scale_learns_what_float32_learns(config, built, scaled, optimizer):
+    config = replace(config, optimizer=optimizer)
+    full, half = (
+        built(config),
+        scaled(replace(config, output_dir=config.output_dir + "-fp16"), scale=2.0**10),
+    )
+    moments, losses = [], []
+    for run in (full, half):
+        torch.manual_seed(0)
+        torch.nn.init.normal_(run.unet.conv_out.weight)  # zeros pass no gradient on
+        meter = Meter(run)
+        train_step(run, 0, meter)  # later steps depend on the roundings of the earlier ones
+        losses.append(meter.read())
+        state = run.optimizer.state.values()
+        first = [part.get("momentum", part.get("exp_avg")) for part in state]
+        moments.append(torch.cat([moment.flatten() for moment in first]))
+    assert losses[0] == pytest.approx(losses[1], rel=0.01) and losses[0] != losses[1]
+    assert half.loss_scale.skipped == 0
+    assert (moments[0] - moments[1]).norm() < 0.02 * moments[0].norm()
+
+
+def test_a_step_that_overflows_is_skipped_and_counted_and_a_resumed_run_goes_on_alike(
+    config, scaled
+):
+    first = scaled(config, scale=2.0**30)
+    meter, before = Meter(first), everything_that_learns(first)
+    for step in range(2):
+        train_step(first, step, meter)
+    meter.check()
+    scales = first.loss_scale
+    assert scales.skipped == 2 and scales.get_scale() == 2.0**28
+    assert all(map(torch.equal, before, everything_that_learns(first)))
+    path = save(folder_of(first), snapshot(first, 2))
+    changed = {"output_dir": config.output_dir + "-2", "resume_from_checkpoint": str(path)}
+    second, done = restore(scaled(replace(config, **changed)))
+    assert done == 2
+    ends = []
+    for run in (first, second):
+        meter = Meter(run)
+        for step in range(2, 24):
+            train_step(run, step, meter)
+        meter.check()
+        ends.append(snapshot(run, 24))
+    one, other = ends
+    assert one.facts["loss_scale"] == other.facts["loss_scale"] and 2 < scales.skipped < 24
+    for part, tensors in one.tensors.items():
+        assert all(torch.equal(value, other.tensors[part][n]) for n, value in tensors.items())
+    assert not torch.equal(before[0], everything_that_learns(first)[0])
+
+
+def test_no_scale_helps_where_a_gradient_is_not_finite(config, scaled, monkeypatch):
+    run = scaled(config, scale=1.0)
+    meter = Meter(run)
+    monkeypatch.setattr(Objective, "forward", poisoned(Objective.forward, "gradient", row=2))
+    train_step(run, 0, meter)
+    with pytest.raises(FloatingPointError, match=r"^step 1: a loss or a gradient"):
+        meter.check()
 
 
 def test_the_meter_reads_the_means_of_the_tasks(config, built, monkeypatch):

@@ -84,6 +84,11 @@ def test_edit_asks_for_classes(config):
     assert fault.endswith("""leave it out: --tasks '{"generate": 0.5, "inpaint": 0.25}'""")
 
 
+def test_classes_that_are_not_there_are_not_balanced(config):
+    with pytest.raises(ConfigError, match="balance_classes: found true; the data has no classes"):
+        train(replace(config, balance_classes=True))
+
+
 def test_one_class(config, tmp_path, unwatched):
     write_images(tmp_path / "one", *(f"rose/{i}.png" for i in range(12)))
     train(replace(config, dataset_name=str(tmp_path / "one"), tasks={"generate": 1, "edit": 1}))
