@@ -82,7 +82,8 @@ def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if image.mode == "LAB":
         spaces = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, *spaces, outputMode="RGB")
-    rgb = image.convert("RGB")
+    # By way of RGBA, as Pillow warns of palettes with transparency where it would be lost.
+    rgb = (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
     if not profile:
         return rgb
     try:

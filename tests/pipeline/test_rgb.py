@@ -65,17 +65,20 @@ def test_grey_and_bilevel():
     assert read_rgb(Image.new("1", (2, 2), 1)).getpixel((0, 0)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
-def test_transparency_is_composited_over_white(mode):
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("mode", "clear"), [("RGBA", None), ("LA", None), ("PA", None), ("P", 0), ("P", b"\0\x80")]
+)
+def test_transparency_is_composited_over_white(mode, clear):
     pixels = noise(8, 8, 4)
     pixels[..., 3] = 255
     pixels[:4, :, 3] = 0
     image = Image.fromarray(pixels)
-    if mode == "P":  # one colour is transparent
+    if mode == "P":  # one of two colours is transparent
         image = Image.new("P", (8, 8), 1)
         image.paste(0, (0, 0, 8, 4))
         image.putpalette([*RED, 0, 0, 255])
-        image = again(image, transparency=0)
+        image = again(image, transparency=clear)
     rgb = np.asarray(read_rgb(image if mode == "P" else image.convert(mode)))
     assert (rgb[:4] == 255).all() and not (rgb[4:] == 255).all()
 

@@ -22,6 +22,7 @@ PARAMETERS = {
     "cifar10_15min": (7, 9),
     "cifar100": (1.5, 1.8),
     "digits": (1, 1.5),
+    "emoji": (4, 4.9),  # less than 10 MB in float16
     "fashion_mnist": (1.5, 1.8),
     "image_folder": (1.5, 1.8),
     "mnist": (1.5, 1.8),
