@@ -69,7 +69,9 @@ def step_parts(run: Run, step: int, meter: Meter) -> Counter[str]:
         run,
         loader=SimpleNamespace(batch=data(run.loader.batch)),
         mixture=SimpleNamespace(
-            draw=corruption(run.mixture.draw), condition=corruption(run.mixture.condition)
+            images=run.mixture.images,
+            draw=corruption(run.mixture.draw),
+            condition=corruption(run.mixture.condition),
         ),
         draw_sigma=corruption(run.draw_sigma),
         accelerator=SimpleNamespace(

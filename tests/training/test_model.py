@@ -57,7 +57,7 @@ def test_every_config_has_its_size_stated_here():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_every_config_builds_at_its_size(name):
-    config = parse(["--config", str(ROOT / f"configs/{name}.yaml")])
+    config = with_network(parse(["--config", str(ROOT / f"configs/{name}.yaml")]))
     with torch.device("meta"):
         unet = build_unet(config, 64)
     millions = sum(p.numel() for p in unet.parameters()) / 1e6
