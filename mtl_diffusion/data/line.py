@@ -20,7 +20,7 @@ def data_line(
 
     Args:
         given: fields of the configuration that are not to be suggested.
-        random_flip, balance_classes: as `Loader` has them.
+        random_flip: images are mirrored. balance_classes: classes are drawn equally often.
     """
     names = train.class_names
     classes = f"{len(names):,} class{'' if len(names) == 1 else 'es'}" if names else "no classes"
