@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py step --config configs/cifar10_cpu.yaml
     python scripts/benchmark.py sampling --pipeline pretrained/mtl-cifar10
+    python scripts/benchmark.py sampling --pipeline runs/few/pipeline --onnx onnx --batch_size 1
     python scripts/benchmark.py scripts "accelerate launch scripts/train.py --config a.yaml" \\
         "accelerate launch train_unconditional.py --dataset_name x --num_epochs 1"
 
@@ -26,6 +27,8 @@ def main() -> None:
     scripts.add_argument("commands", nargs="+", help="each in quotes, of one batch size")
     flags.add(sampling, "pipeline", "num_inference_steps")
     sampling.add_argument("--batch_size", type=int, default=16, help="images at once")
+    graphs = "folder of mtl-diffusion export: each of its tasks, by PyTorch and by onnxruntime"
+    sampling.add_argument("--onnx", type=flags.path, help=graphs)
     step.add_argument("--steps", type=int, default=40, help="steps of a measurement")
     for one in (step, scripts):
         one.add_argument("--warm", type=int, default=10, help="first steps, not timed")

@@ -28,8 +28,12 @@ def measure(args: Namespace, config: TrainConfig | None, folder: Path) -> dict:
     if args.kind == "scripts":
         return race(args.commands, folder, args.rounds, args.warm)
     pipe = MultiTaskPipeline.from_pretrained(args.pipeline)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
+    if args.onnx is not None:
+        from .graphs import race_graphs  # its packages are an extra
+
+        return race_graphs(pipe, args.onnx, args.batch_size, args.rounds)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     options = {"guidance_scale": 1.0, "num_inference_steps": args.num_inference_steps}
 
     def draw() -> None:

@@ -63,7 +63,7 @@ def random_call(random):
         "num_images_per_prompt": ([1, 2, np.int8(3)], [0, -1, 1.0, HUGE, None, True]),
         "generator": ([torch.Generator()], [3, [], [torch.Generator()] * 17, [None]]),
         "latents": ([None], [torch.zeros(1, 3, 4, 4), np.zeros(3), torch.ones(3).to_sparse()]),
-        "output_type": (["pil", "np", "pt"], ["jpg", None, 3]),
+        "output_type": (["pil", "np", "pt", None], ["jpg", 3]),
         "callback_on_step_end": (
             [None, lambda *_: {}],
             [lambda *_: 3, 3, lambda *_: {"latents": 0}],
@@ -92,7 +92,7 @@ def expected_count(call):
 
 
 def as_array(images, output_type):
-    if output_type == "pil":
+    if output_type in ("pil", None):
         assert all(image.mode == "RGB" for image in images)
         return np.stack([np.asarray(image) for image in images]).astype(np.float32) / 255
     if output_type == "pt":
