@@ -1,3 +1,3 @@
-"""The code is in pipeline_d1feaca1.py."""
+"""The code is in pipeline_ab0a46f5.py."""
 
-from .pipeline_d1feaca1 import MultiTaskPipeline  # noqa
+from .pipeline_ab0a46f5 import MultiTaskPipeline  # noqa
