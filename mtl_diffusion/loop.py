@@ -139,17 +139,16 @@ def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:
         stopping = any_process(stop.due())
         progress.update(batch_size)
         if done % config.logging_steps == 0:
-            losses = meter.read()
+            losses, scale = meter.read(), run.loss_scale
             shown = {name: f"{loss:.3f}" for name, loss in losses.items()}
-            if run.loss_scale is not None:
-                shown["skipped"] = run.loss_scale.skipped
-            progress.set_postfix(shown, refresh=False)  # the next update draws it
             curves = {f"train/{name}": loss for name, loss in losses.items()}
-            if run.loss_scale is not None:
-                curves["loss_scale"] = run.loss_scale.get_scale()
-                curves["skipped_steps"] = run.loss_scale.skipped
+            curves["learning_rate"] = learning_rate(config, step)
+            if scale is not None:
+                shown["skipped"] = scale.skipped
+                curves |= {"loss_scale": scale.get_scale(), "skipped_steps": scale.skipped}
+            progress.set_postfix(shown, refresh=False)  # the next update draws it
             with io_errors_logged("the curves could not be logged"):
-                accelerator.log({**curves, "learning_rate": learning_rate(config, step)}, step=done)
+                accelerator.log(curves, step=done)
         due = done % config.checkpointing_steps == 0 or done in lengthening_steps(config)
         if stopping or done == last or due:
             meter.check()  # after a step that failed nothing is saved

@@ -54,7 +54,8 @@ def folder_of(run: Run) -> Path:
 
 def modules_of(run: Run) -> dict[str, torch.nn.Module]:
     """What has weights in a checkpoint, by the name of its file."""
-    modules = {"unet": run.unet, "weighting": run.weighting, "alignment": run.alignment}
+    objective = run.unwrapped
+    modules = {name: getattr(objective, name) for name in ("unet", "weighting", "alignment")}
     modules["ema"] = run.ema and run.ema.module
     return {name: module for name, module in modules.items() if module is not None}
 
@@ -64,6 +65,7 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
 
     positions: how far each process has read, if the data is streamed.
     """
+    objective = run.unwrapped
     run.note_classes()
     tensors = {name: module.state_dict() for name, module in modules_of(run).items()}
     tensors["optimizer"] = {
@@ -84,8 +86,8 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
         "stream": positions,
         "stream_order": ORDER if positions else None,
         "num_processes": run.accelerator.num_processes,
-        "alignment": run.alignment.fingerprint if run.alignment else None,
-        "teacher": run.unwrapped.teacher,
+        "alignment": objective.alignment and objective.alignment.fingerprint,
+        "teacher": objective.teacher,
         "loss_scale": run.loss_scale and run.loss_scale.state_dict(),
         "versions": _versions(run),
         # For the model card. Elsewhere, a path can't be distinguished from a name on the Hub.
@@ -265,13 +267,13 @@ def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
     # One may be a share of the run, and the other as many steps.
     same = ["lr_warmup_steps"] if old.warmup_steps == new.warmup_steps else []
     faults = differences(config_of(checkpoint), to_dict(run.config), MAY_CHANGE.union(same))
-    classifier = run.alignment.fingerprint if run.alignment else None
-    teacher, data = run.unwrapped.teacher, facts["data"]
+    objective, data = run.unwrapped, facts["data"]
+    classifier = objective.alignment and objective.alignment.fingerprint
     faults += [
         f"{field}: the checkpoint has {what} of the fingerprint {before}, this run has {now}"
         for field, what, before, now in (
             ("alignment_classifier", "a classifier", facts.get("alignment"), classifier),
-            ("pretrained_model_name_or_path", "a teacher", facts.get("teacher"), teacher),
+            ("pretrained_model_name_or_path", "a teacher", facts.get("teacher"), objective.teacher),
             ("train_split", "data", data["train"], run.train_data.fingerprint),
             ("validation_split", "data", data["held_out"], run.held_out.fingerprint),
         )
@@ -316,7 +318,7 @@ def _go_on_reading(run: Run, checkpoint: Checkpoint) -> None:
         position = Position(max(position.epoch for position in positions) + 1, 0)
     run.loader.go_to(checkpoint.step, position)
     seen = (checkpoint.facts.get("unet") or {}).get(FREQUENCIES) or {}
-    labels = {NULL: -1} | {name: i for i, name in enumerate(run.vocabulary.classes)}
+    labels = {NULL: -1} | {name: i for i, name in enumerate(run.mixture.vocabulary.classes)}
     run.loader.seen.update({labels[name]: count for name, count in seen.items()})
 
 

@@ -7,16 +7,15 @@ where ResNet's and ConvNeXt's stems leave a 16-pixel one 4x4.
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PretrainedConfig, RegNetConfig
+from transformers import RegNetConfig
 
 from ..data.images import ImageDataset, load_splits
 from ..data.loader import Loader
@@ -25,6 +24,8 @@ from ..tools.names import public
 from ..tools.rng import generator
 from .classifier import MODELS, Classifier
 from .resnet9 import ResNet9Config
+
+RATES = {"resnet9": 0.1, "regnet": 3e-3}  # for batches of 128
 
 
 def train_to_folder(
@@ -108,30 +109,25 @@ def train_classifier(
         mixed_precision: "no" or "bf16".
 
     Raises:
-        ValueError: an argument is not allowed, or the dataset is smaller than a batch.
+        ValueError: there is nothing to train, or the dataset is smaller than a batch.
     """
     if epochs < 1:
         raise ValueError(f"epochs: {epochs} leaves nothing to train; give 1 or more.")
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"noise: {noise} is no standard deviation; give 0 for none, or more.")
-    for name, value, allowed in (
-        ("architecture", architecture, MODELS),
-        ("mixed_precision", mixed_precision, ("no", "bf16")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}.")
     device, size = torch.device(device), dataset.format.size
     dataset = replace(dataset, images=dataset.rgb, format=ImageFormat(*size), layers={})
-    config, build_optimizer, rate = _recipe(architecture, dataset.class_names, width, depth)
-    rate = rate if learning_rate is None else learning_rate
     loader = Loader(dataset, batch_size, seed, random_flip=True, device=device)
     with torch.random.fork_rng(devices=[]):  # layers are initialised from the global generator
         torch.manual_seed(generator(seed, "classifier").initial_seed())
-        model = MODELS[architecture](config)
+        model = MODELS[architecture](_config(architecture, dataset.class_names, width, depth))
     # With the channels last, convolutions are a quarter faster on CPUs, and a third in bf16.
     model = model.to(device, memory_format=torch.channels_last).train()
+    rate, parameters = learning_rate or RATES[architecture], model.parameters()
+    if architecture == "resnet9":
+        how = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+        optimizer = torch.optim.SGD(parameters, lr=rate, **how)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05)
     steps = math.ceil(epochs * len(dataset) / batch_size)
-    optimizer = build_optimizer(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
     progress = tqdm(range(steps), desc="Training the classifier", unit="step", mininterval=1)
@@ -155,16 +151,14 @@ def train_classifier(
     return Classifier(model.eval(), dataset.class_names, side)
 
 
-def _recipe(
+def _config(
     architecture: str, class_names: tuple[str, ...], width: int, depth: int
-) -> tuple[PretrainedConfig, Callable[..., torch.optim.Optimizer], float]:
-    """The configuration of the model, its optimizer, and the rate for batches of 128."""
+) -> ResNet9Config | RegNetConfig:
     names = dict(enumerate(class_names))
     labels = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
     if architecture == "resnet9":
-        sgd = partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        return ResNet9Config(width=width, **labels), sgd, 0.1
-    config = RegNetConfig(
+        return ResNet9Config(width=width, **labels)
+    return RegNetConfig(
         embedding_size=width,
         hidden_sizes=[width, 2 * width, 4 * width],
         depths=[depth] * 3,
@@ -172,10 +166,9 @@ def _recipe(
         downsample_in_first_stage=False,
         **labels,
     )
-    return config, partial(torch.optim.AdamW, weight_decay=0.05), 3e-3
 
 
-def _shift(images: torch.Tensor, reach: int, random: torch.Generator) -> torch.Tensor:
+def _shift(images: Tensor, reach: int, random: torch.Generator) -> Tensor:
     """Move each image of (B, C, H, W) by up to `reach` pixels each way, mirroring at the border."""
     rows, (height, width) = len(images), images.shape[-2:]
     padded = F.pad(images, [reach] * 4, mode="reflect")
@@ -184,7 +177,7 @@ def _shift(images: torch.Tensor, reach: int, random: torch.Generator) -> torch.T
     return places[torch.arange(rows, device=images.device), :, dy, dx]
 
 
-def _cut_out(images: torch.Tensor, side: int, random: torch.Generator) -> torch.Tensor:
+def _cut_out(images: Tensor, side: int, random: torch.Generator) -> Tensor:
     """Grey out a square of `side` pixels in each image of (B, C, H, W); parts may be outside."""
     rows, columns = (
         _stretch(size, side, len(images), random).to(images.device) for size in images.shape[-2:]
@@ -192,13 +185,13 @@ def _cut_out(images: torch.Tensor, side: int, random: torch.Generator) -> torch.
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
-def _stretch(size: int, side: int, n: int, random: torch.Generator) -> torch.Tensor:
+def _stretch(size: int, side: int, n: int, random: torch.Generator) -> Tensor:
     """(n, size) bool: `side` neighbours of a line of pixels; some may be outside."""
     offsets = torch.arange(size) - torch.randint(1 - side, size, (n, 1), generator=random)
     return (offsets >= 0) & (offsets < side)
 
 
-def _add_noise(images: torch.Tensor, largest: float, random: torch.Generator) -> torch.Tensor:
+def _add_noise(images: Tensor, largest: float, random: torch.Generator) -> Tensor:
     """Adds Gaussian noise to (B, C, H, W), of a standard deviation below `largest` for each."""
     deviations = largest * torch.rand(len(images), 1, 1, 1, generator=random)
     noise = deviations * torch.randn(images.shape, generator=random)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,19 +14,34 @@ from ..data.images import ImageDataset
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..publishing.export import PIPELINE
 from ..tools.files import write_text
-from ..training.validation import HeldOutLoss, held_out_loss
+from ..training.losses import Objective
+from ..training.mixture import Mixture
+from ..training.validation import held_out_loss
 
 WEIGHTS = Path(PIPELINE, "unet", "diffusion_pytorch_model.safetensors")
 _DATA = ("dataset_name", "dataset_config_name", "train_split", "validation_split")
 _DATA += ("image_column", "label_column")
 
 
-def loss_of(pipe: MultiTaskPipeline, data: ImageDataset, num_images: int, **options) -> HeldOutLoss:
-    """`held_out_loss` of all tasks of a pipeline; noise and corruption are the same for any."""
-    tasks = [pipe.spec(name) for name in pipe.tasks]
+def loss_of(
+    pipe: MultiTaskPipeline,
+    data: ImageDataset,
+    num_images: int,
+    token: int | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, torch.Tensor]]:
+    """`held_out_loss` of all tasks of a pipeline; noise and corruption are the same for any.
+
+    Args:
+        token: id that all tasks have in place of their own.
+    """
+    tasks, vocabulary = tuple(pipe.spec(name) for name in pipe.tasks), pipe.vocabulary
+    if token is not None:
+        vocabulary = replace(vocabulary, tasks=dict.fromkeys(vocabulary.tasks, token))
+    mixture = Mixture(tasks, (1.0,) * len(tasks), vocabulary, pipe.format)
+    objective = Objective(pipe.unet, pipe.scheduler)
     data = data.relabelled(pipe.class_names)
-    parts = (pipe.unet, pipe.scheduler, tasks, pipe.vocabulary, data)
-    return held_out_loss(*parts, num_images, device=pipe.device, **options)
+    return held_out_loss(objective, pipe.unet, mixture, data, num_images, seed)
 
 
 def losses(run: Path, data: ImageDataset, num_images: int) -> dict[str, dict[str, float]]:
@@ -35,10 +51,12 @@ def losses(run: Path, data: ImageDataset, num_images: int) -> dict[str, dict[str
         pipe = MultiTaskPipeline.from_pretrained(run / PIPELINE)
         pipe.to("cuda" if torch.cuda.is_available() else "cpu")
         found = loss_of(pipe, data, num_images)
-        rows = (dict(zip(found.levels, row, strict=True)) for row in found.mean.tolist())
-        return dict(zip(found.tasks, rows, strict=True))
+        return {
+            task: {level: loss.mean().item() for level, loss in levels.items()}
+            for task, levels in found.items()
+        }
 
-    key = {"data": data.fingerprint, "num_images": min(num_images, len(data))}
+    key = {"data": data.fingerprint, "images_of_all_classes": min(num_images, len(data))}
     return _kept(run, "held_out.json", key, measure)
 
 

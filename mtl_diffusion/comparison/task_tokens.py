@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from ..data.images import ImageDataset
 from ..pictures.plots import signed_matrix
 from ..pipeline.pipeline import MultiTaskPipeline
+from ..training.losses import LEVELS
 from .measure import loss_of
 from .report import markdown
 
@@ -60,17 +61,19 @@ def compare_tokens(
     """
     if unknown := set(data.class_names) - set(pipe.class_names):
         raise ValueError(f"dataset_name: the model doesn't know its classes {', '.join(unknown)}")
+    ids = pipe.vocabulary.tasks | {"null": pipe.vocabulary.null}
     losses = {
-        token or "null": loss_of(pipe, data, num_images, task_token=token, seed=seed)
-        for token in tqdm([*pipe.tasks, None], desc="Tokens")
+        token: loss_of(pipe, data, num_images, ids[token], seed)
+        for token in tqdm([*pipe.tasks, "null"], desc="Tokens")
     }
     right, excess = {}, {}
-    for i, task in enumerate(pipe.tasks):
-        mine = losses[task].by_image[i]  # (K, N)
+    for task in pipe.tasks:
+        by_token = {token: torch.stack([*found[task].values()]) for token, found in losses.items()}
+        mine = by_token.pop(task)  # (K, N)
         mean = mine.mean(1, keepdim=True)
         right[task] = mean.flatten().tolist()
-        for token in [token for token in losses if token != task]:
-            more = 100 * (losses[token].by_image[i] - mine) / mean
+        for token, others in by_token.items():
+            more = 100 * (others - mine) / mean
             error = more.std(1) / more.shape[1] ** 0.5
             excess[f"{task}, {token}"] = torch.stack([more.mean(1), error], 1).tolist()
-    return TokenLosses(losses["null"].levels, right, excess)
+    return TokenLosses(tuple(LEVELS), right, excess)

@@ -38,9 +38,8 @@ class Alignment(nn.Module):
         self, unet: nn.Module, classifier: Classifier, images: Tensor, weight: float, seed: int
     ):
         super().__init__()
-        # In a tuple, so that it is no submodule: neither trained nor saved.
-        network = classifier.model.requires_grad_(False).regnet
-        self._network = (network.to(memory_format=torch.channels_last),)
+        classifier.model.to(memory_format=torch.channels_last)
+        self._classifier = classifier  # no submodule: neither trained nor saved
         self._images = ImageFormat.of(unet.config)
         self.weight = weight
         self.fingerprint = weights_digest(classifier.model)
@@ -60,7 +59,7 @@ class Alignment(nn.Module):
 
     def last_features(self, images: Tensor) -> Tensor:
         """Of the classifier, (B, D, h, w), for images (B, C, H, W) in [-1, 1]."""
-        return self._network[0](self._images.rgb(images)).last_hidden_state.float()
+        return self._classifier.model.regnet(self._images.rgb(images)).last_hidden_state.float()
 
     def forward(self, image: Tensor) -> Tensor:
         """The weighted loss of each sample, (B,), right after the UNet has denoised them.

@@ -44,9 +44,8 @@ def hardware(accelerator: Accelerator) -> str:
 
 def _processor() -> str:
     """The name of the CPU, if the system gives it, and its vector instructions."""
-    name = platform.processor() or platform.machine()
     facts = Path("/proc/cpuinfo")
-    if facts.exists():
-        lines = (line.partition(":") for line in facts.read_text().splitlines())
-        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

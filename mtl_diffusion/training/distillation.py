@@ -20,7 +20,7 @@ from ..editing.ode import ode_end
 from ..pipeline.chains import Chains, jumps
 from ..pipeline.denoiser import Conditioning, Guidance
 from ..pipeline.edit import Edit
-from ..pipeline.format import ImageFormat
+from ..pipeline.pipeline import MultiTaskPipeline
 from ..pipeline.task import Task
 from ..tools.tensors import weights_digest
 from .losses import Objective
@@ -50,9 +50,8 @@ class Distillation(Objective):
     The first three arguments are those of `Objective`.
 
     Args:
-        teacher: a unet, which is frozen.
+        teacher: a pipeline, whose unet is frozen.
         tasks: in the order of the task indices.
-        null: id of the null token.
         chains: noise levels, see `pipeline/chains.py`.
         teacher_steps: of the solver, for each jump.
         classifier: in whose last features edits agree, too; None: in pixels alone.
@@ -62,22 +61,18 @@ class Distillation(Objective):
         self,
         unet: nn.Module,
         scheduler,
-        weighting: nn.Module,
-        teacher: nn.Module,
+        weighting: nn.Module | None,
+        teacher: MultiTaskPipeline,
         tasks: Sequence[Task],
-        null: int,
         chains: Chains,
         teacher_steps: int,
         classifier: Classifier | None = None,
     ):
         super().__init__(unet, scheduler, weighting)
-        # In tuples, so that they are no submodules: neither trained nor saved.
-        self._teacher = (teacher.eval().requires_grad_(False),)
-        if classifier is not None:
-            classifier.model.requires_grad_(False)
-        self._classifier = (classifier,)
-        self.teacher = weights_digest(teacher)
-        self.null = null
+        teacher.unet.eval().requires_grad_(False)
+        # Neither is a module of this one, which would be saved.
+        self._teacher, self._classifier = teacher, classifier
+        self.teacher = weights_digest(teacher.unet)
         self.teacher_steps = teacher_steps
         self.levels = {f"{start:g} to {end:g}": (start, start) for start, end in jumps(chains)}
         starts, ends = torch.tensor(jumps(chains)).T
@@ -112,33 +107,25 @@ class Distillation(Objective):
         nearest = (sigma.flatten()[:, None].log() - self.starts.log()).abs().argmin(1)
         end = self.ends[nearest].view(-1, 1, 1, 1)
         scale, low, high = self.guidance[task].T.reshape(3, -1, 1, 1, 1)
-        parts = Guidance.of(self._teacher[0], self.scheduler, conditioning, self.null)
-        denoiser = parts.denoiser(scale, interval=(low, high))
+        teacher, null = self._teacher, self._teacher.vocabulary.null
+        guidance = Guidance.of(teacher.unet, teacher.scheduler, conditioning, null)
+        denoiser = guidance.denoiser(scale, interval=(low, high))
         arrived = ode_end(denoiser, x, sigma, end, self.teacher_steps)
         ratio = end / sigma
         return (arrived - ratio * x) / (1 - ratio)
 
     def extra_loss(
-        self,
-        output: Tensor,
-        image: Tensor,
-        noise: Tensor,
-        sigma: Tensor,
-        conditioning: Conditioning,
-        task: Tensor,
+        self, denoised: Tensor, target: Tensor, conditioning: Conditioning, task: Tensor
     ) -> Tensor | float:
         """Of edits, the cosine distance to the teacher's in the features of the classifier."""
-        classifier, rows = self._classifier[0], (task == self.whole).nonzero()[:, 0]
-        if classifier is None or not len(rows):
+        rows = (task == self.whole).nonzero()[:, 0]
+        if self._classifier is None or not len(rows):
             return 0.0
-        rgb = ImageFormat.of(self._teacher[0].config).rgb
-        image, sigma, mask = image[rows], sigma[rows], conditioning.mask[rows]
-        noisy = image + sigma * noise[rows]
-        denoised = self.scheduler.precondition_outputs(noisy, output[rows], sigma)
-        denoised = torch.where(mask > 0, denoised, conditioning.image[rows])
-        with torch.no_grad():
-            expected = classifier.features(rgb(image)).float()
-        distance = 1 - F.cosine_similarity(
-            classifier.features(rgb(denoised)).float(), expected, dim=1
+        given = conditioning[rows]
+        shown = torch.where(given.mask > 0, denoised[rows], given.image)
+        rgb = self._teacher.format.rgb
+        found, expected = (
+            self._classifier.features(rgb(images)).float() for images in (shown, target[rows])
         )
+        distance = 1 - F.cosine_similarity(found, expected, dim=1)
         return distance.new_zeros(len(task)).index_add(0, rows, FEATURE_WEIGHT * distance)

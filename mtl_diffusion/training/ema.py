@@ -22,14 +22,10 @@ class EMA:
         self._parameters = list(module.parameters())
         self.ramp = ramp
 
-    def decay(self, images_seen: int, batch_size: int) -> float:
-        """The weight of the old average in an update, in [0, 1)."""
-        return 0.5 ** (batch_size / max(self.ramp * images_seen, 1e-8))
-
     @torch.no_grad()
     def update(self, images_seen: int, batch_size: int) -> None:
         """average <- decay average + (1 - decay) parameters; buffers are copied."""
-        weight = 1 - self.decay(images_seen, batch_size)
-        torch._foreach_lerp_(self._averages, self._parameters, weight)
+        decay = 0.5 ** (batch_size / (self.ramp * images_seen))
+        torch._foreach_lerp_(self._averages, self._parameters, 1 - decay)
         for average, buffer in self._buffers:
             average.copy_(buffer)

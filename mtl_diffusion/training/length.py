@@ -84,28 +84,24 @@ def describe(run: Run, asked: TrainConfig, seconds: float) -> str:
     """
     config, parameters = run.config, list(run.unet.parameters())
     forward, both = flops_of_unet(run.unet)
-    total, trained = (
-        sum(p.numel() for p in parameters if every or p.requires_grad) for every in (True, False)
-    )
+    total = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
     size, steps = config.total_batch_size, config.max_train_steps
-    chosen = []
-    if config.pretrained_model_name_or_path is None:
-        open_ = [name for name in NETWORK if getattr(asked, name) is None]
-        words = ", ".join(f"{name} {show(getattr(config, name))}" for name in open_)
-        chosen = [f"chosen for resolution {show(config.resolution)}: {words}"] if open_ else []
-    return "\n".join(
-        [
-            resolved(config),
-            *chosen,
-            f"parameters: {total / 1e6:.2f}M, of which {trained / 1e6:.2f}M are trained",
-            f"forward pass: {forward / 1e9:.3f} GFLOP an image",
-            f"step: {both * size / 1e9:.1f} GFLOP over {size} images, "
-            f"on {run.accelerator.num_processes} process(es)",
-            f"run: {both * size * steps / 1e15:.3f} PFLOP over {size * steps:,} images",
-            f"memory of a process: an estimate of {memory(run) / 1e9:.2f} GB besides the data",
-            f"rate: {size / seconds:.4g} images a second, measured on steps of this run",
-        ]
-    )
+    lines = [resolved(config)]
+    chosen = [name for name in NETWORK if getattr(asked, name) is None]
+    if chosen and config.pretrained_model_name_or_path is None:
+        words = ", ".join(f"{name} {show(getattr(config, name))}" for name in chosen)
+        lines.append(f"chosen for resolution {show(config.resolution)}: {words}")
+    lines += [
+        f"parameters: {total / 1e6:.2f}M, of which {trained / 1e6:.2f}M are trained",
+        f"forward pass: {forward / 1e9:.3f} GFLOP an image",
+        f"step: {both * size / 1e9:.1f} GFLOP over {size} images, "
+        f"on {run.accelerator.num_processes} process(es)",
+        f"run: {both * size * steps / 1e15:.3f} PFLOP over {size * steps:,} images",
+        f"memory of a process: an estimate of {memory(run) / 1e9:.2f} GB besides the data",
+        f"rate: {size / seconds:.4g} images a second, measured on steps of this run",
+    ]
+    return "\n".join(lines)
 
 
 def memory(run: Run) -> float:

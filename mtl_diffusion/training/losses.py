@@ -37,28 +37,30 @@ def draw_sigma(task: Tensor, mean: float, std: float, generator: torch.Generator
 
 
 def denoising_loss(
-    output: Tensor, image: Tensor, noise: Tensor, sigma: Tensor, mask: Tensor, scheduler
+    denoised: Tensor, image: Tensor, sigma: Tensor, mask: Tensor, scheduler
 ) -> Tensor:
     """lambda(sigma) |D - x|^2, averaged over the mask of each sample. Karras et al. 2022, eq. 2.
 
     lambda = 1 / c_out^2 makes the loss of a network that answers zero about 1 at every noise level.
 
     Args:
-        output: (B, C, H, W) the network's F.
-        image: (B, C, H, W).
-        noise: (B, C, H, W).
+        denoised: (B, C, H, W), D(x + sigma noise; sigma).
+        image: (B, C, H, W), x.
         sigma: (B, 1, 1, 1).
         mask: (B, 1, H, W) in {0, 1}.
 
     Returns:
         (B,) losses.
     """
-    noisy = image + sigma * noise
-    denoised = scheduler.precondition_outputs(noisy, output, sigma)
     c_out = scheduler.precondition_outputs(torch.zeros_like(sigma), torch.ones_like(sigma), sigma)
     error = ((denoised - image) / c_out).square().mean(dim=1, keepdim=True) * mask
     area = mask.mean(dim=(1, 2, 3)).clamp_min(AREA_FLOOR)
     return error.mean(dim=(1, 2, 3)) / area
+
+
+# Features of ln sigma of the `Uncertainty` that `task_weighting` names; "sum" has none. With two, u
+# depends on the task alone (Kendall et al. 2018, arXiv:1705.07115).
+FEATURES = {"uncertainty": 64, "uncertainty_per_task": 2}
 
 
 class Uncertainty(nn.Module):
@@ -66,13 +68,9 @@ class Uncertainty(nn.Module):
 
     It gives the gradients of all tasks the same scale at every noise level. The parameters belong
     to the optimiser and the checkpoint, not to the model.
-
-    Args:
-        features: of ln sigma; with 2, u depends on the task alone (Kendall et al. 2018,
-            arXiv:1705.07115).
     """
 
-    def __init__(self, num_tasks: int, features: int = 64):
+    def __init__(self, num_tasks: int, features: int = FEATURES["uncertainty"]):
         super().__init__()
         # Fixed cosines of ln sigma, whose periods go from the whole range down to about one.
         frequency = torch.linspace(0, 2, features // 2) ** 2
@@ -88,34 +86,16 @@ class Uncertainty(nn.Module):
         return self.head(features).gather(1, task[:, None])[:, 0]
 
     def forward(self, loss: Tensor, sigma: Tensor, task: Tensor) -> Tensor:
-        """(B,) weighted losses, from losses (B,), sigma (B, 1, 1, 1) and task indices (B,)."""
         u = self.u(sigma, task)
         return loss / u.exp() + u
-
-
-class Plain(nn.Module):
-    """The losses as they are."""
-
-    def forward(self, loss: Tensor, sigma: Tensor, task: Tensor) -> Tensor:
-        """(B,) losses, from losses (B,)."""
-        return loss
-
-
-def build_weighting(kind: str, num_tasks: int) -> nn.Module:
-    """The weighting that `task_weighting` names: (loss, sigma, task) (B,) -> weighted loss (B,)."""
-    if kind == "uncertainty":
-        return Uncertainty(num_tasks)
-    if kind == "uncertainty_per_task":
-        return Uncertainty(num_tasks, features=2)  # the cosine of frequency 0 alone
-    return Plain()
 
 
 class Objective(nn.Module):
     """Everything that is trained, as one module to wrap for several processes.
 
-    The denoiser, the weighting, and the projector of alignment.
-
     Attributes:
+        weighting: of the losses; None: they are added up as they are.
+        alignment: its projector; None: no alignment.
         levels: name -> (lowest, highest) noise level, of those that validation tells apart.
         teacher: fingerprint of the teacher's weights, or None.
     """
@@ -124,13 +104,15 @@ class Objective(nn.Module):
     teacher: str | None = None
 
     def __init__(
-        self, unet: nn.Module, scheduler, weighting: nn.Module, alignment: nn.Module | None = None
+        self,
+        unet: nn.Module,
+        scheduler,
+        weighting: Uncertainty | None = None,
+        alignment: nn.Module | None = None,
     ):
         super().__init__()
-        self.unet = unet
-        self.weighting = weighting
-        self.alignment = alignment
-        self.scheduler = scheduler
+        self.unet, self.scheduler = unet, scheduler
+        self.weighting, self.alignment = weighting, alignment
 
     def target(
         self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
@@ -139,35 +121,29 @@ class Objective(nn.Module):
         return image, noise
 
     def extra_loss(
-        self,
-        output: Tensor,
-        image: Tensor,
-        noise: Tensor,
-        sigma: Tensor,
-        conditioning: Conditioning,
-        task: Tensor,
+        self, denoised: Tensor, target: Tensor, conditioning: Conditioning, task: Tensor
     ) -> Tensor | float:
-        """What the loss (B,) of each sample has besides its error; output is F."""
+        """What the loss (B,) of each sample has besides its error."""
         return 0.0
 
     def forward(
-        self,
-        image: Tensor,
-        noise: Tensor,
-        sigma: Tensor,
-        conditioning: Conditioning,
-        task: Tensor,
+        self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The plain loss of each sample, and the weighted loss that is minimised: (B,), (B,)."""
+        """The plain loss of each sample, and the weighted loss that is minimised: (B,), (B,).
+
+        Args:
+            image: (B, C, H, W) in [-1, 1]. noise: alike, standard normal. sigma: (B, 1, 1, 1).
+            task: (B,) task indices.
+        """
         image, noise = self.target(image, noise, sigma, conditioning, task)
         noisy = image + sigma * noise
         output = predict(self.unet, self.scheduler, noisy, sigma, conditioning)
-        # Only the network runs in mixed precision: bfloat16 would round u to steps of a percent.
-        extra = self.extra_loss(output, image, noise, sigma, conditioning, task)
+        denoised = self.scheduler.precondition_outputs(noisy, output, sigma)
+        extra = self.extra_loss(denoised, image, conditioning, task)
+        # Only networks run in mixed precision: bfloat16 would round u to steps of a percent.
         with torch.autocast(image.device.type, enabled=False):
-            loss = denoising_loss(output, image, noise, sigma, conditioning.mask, self.scheduler)
-            loss = loss + extra
-            weighted = self.weighting(loss, sigma, task)
+            loss = denoising_loss(denoised, image, sigma, conditioning.mask, self.scheduler) + extra
+            weighted = loss if self.weighting is None else self.weighting(loss, sigma, task)
         if self.alignment is not None:
             weighted = weighted + self.alignment(image)
         return loss.detach(), weighted

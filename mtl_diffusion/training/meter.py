@@ -1,6 +1,6 @@
 """The losses of the steps, for progress bar and trackers, and a check that they are finite."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,8 +9,7 @@ from ..tools.distributed import any_process, from_all_processes
 from .run import Run
 
 
-@dataclass(frozen=True)
-class StepRecord:
+class StepRecord(NamedTuple):
     """The losses of one step, before the host has waited for them.
 
     Attributes:
@@ -51,9 +50,8 @@ class Meter:
         if not self.unread:
             return
         # One transfer: (steps, 2, b), and (steps,)
-        table = torch.stack([torch.stack([a.loss, a.sigma]) for a in self.unread]).cpu()
+        losses, sigmas = torch.stack([torch.stack(a[1:3]) for a in self.unread]).cpu().unbind(1)
         norms = torch.stack([a.norm for a in self.unread]).cpu()
-        losses, sigmas = table.unbind(1)
         finite, bad = norms.isfinite(), ~losses.isfinite().all(dim=1)
         scale = self.run.loss_scale
         if scale is None or scale.get_scale() < 1:
@@ -62,8 +60,7 @@ class Meter:
             scale.skipped += int((~finite).sum())  # the norm is the same on all processes
         if any_process(bool(bad.any())):
             mine = [str(a.step) for a, is_bad in zip(self.unread, bad, strict=True) if is_bad]
-            first = min(int(step) for step in from_all_processes(mine))
-            i = first - self.unread[0].step
+            i = min(map(int, from_all_processes(mine))) - self.unread[0].step
             self._refuse(self.unread[i], losses[i], sigmas[i], norms[i])
         for loss, record in zip(losses, self.unread, strict=True):
             self.sums[0].index_add_(0, record.task, loss)

@@ -1,7 +1,7 @@
 """Which sample gets which task, and the merged conditioning of a batch."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from ..pipeline.denoiser import CLASS, TASK, Conditioning, build_conditioning
 from ..pipeline.edit import Edit, EditAtOnce
 from ..pipeline.format import ImageFormat
 from ..pipeline.pipeline import TASKS, TRANSLATIONS
-from ..pipeline.task import Choice, Hint, Task
+from ..pipeline.task import Choice, Task
 from ..pipeline.tokens import Vocabulary
 from ..pipeline.translate import Translate
 from ..tools.rng import generator
@@ -62,8 +62,8 @@ class Draw:
         drop_task: (B,) bool, the task token becomes null.
         noise: (B, C, H, W) standard normal, for the tasks' `condition`.
         counts: (T,) samples of each task in the whole global batch.
-        from_data: (B,) bool, the hole is a mask of the dataset; None: it has none.
         pairs: (B) edits by a teacher, for the samples of edit; None: edit learns from the images.
+        from_data: (B,) bool, the hole is a mask of the dataset; None: it has none.
     """
 
     task: Tensor
@@ -71,20 +71,14 @@ class Draw:
     drop_task: Tensor
     noise: Tensor
     counts: Tensor
-    pairs: EditPairs | None
+    pairs: EditPairs | None = None
     from_data: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> "Draw":
+        names = ("task", "drop_task", "noise", "pairs", "from_data")
+        parts = {n: getattr(self, n)[rows] for n in names if getattr(self, n) is not None}
         choice = Choice(*(getattr(self.choice, f.name)[rows] for f in fields(Choice)))
-        return Draw(
-            self.task[rows],
-            choice,
-            self.drop_task[rows],
-            self.noise[rows],
-            self.counts,
-            None if self.pairs is None else self.pairs[rows],
-            None if self.from_data is None else self.from_data[rows],
-        )
+        return replace(self, choice=choice, **parts)
 
 
 @dataclass(frozen=True)
@@ -96,18 +90,18 @@ class Mixture:
         proportions: (T,) shares of the samples, positive.
         vocabulary: the ids of the tokens.
         images: their format.
-        dataset_holes: share of the samples whose hole is a mask of the dataset.
         class_dropout, task_dropout: probabilities in [0, 1) that the token is dropped.
         pairs: whole edits by a teacher, which the edit task then learns; None: it learns to
             restore degraded images.
+        dataset_holes: share of the samples whose hole is a mask of the dataset.
     """
 
     tasks: tuple[Task, ...]
     proportions: tuple[float, ...]
     vocabulary: Vocabulary
     images: ImageFormat
-    class_dropout: float
-    task_dropout: float
+    class_dropout: float = 0.0
+    task_dropout: float = 0.0
     pairs: EditPairs | None = None
     dataset_holes: float = 0.0
 
@@ -116,34 +110,33 @@ class Mixture:
         random = generator(seed, step, "task", device=device)
         task = assign_tasks(self.proportions, step * batch_size, batch_size)
         counts = torch.bincount(task, minlength=len(self.tasks))
-        choices = [
-            _filled(t.draw(n, self.images.size, self.class_dropout, random))
-            for t, n in zip(self.tasks, counts.tolist(), strict=True)
-        ]
+        choices = []
+        for each, n in zip(self.tasks, counts.tolist(), strict=True):
+            choice = each.draw(n, self.images.size, self.class_dropout, random)
+            dropped, hidden, strength = choice.drop_class, choice.drop_image, choice.strength
+            never = torch.zeros_like(dropped)
+            if self.learns_pairs(each):  # their guidance is built in
+                dropped = hidden = never
+            if strength is None:
+                strength = torch.full(dropped.shape, torch.nan, device=device)
+            choices.append((choice.mask, dropped, strength, never if hidden is None else hidden))
         # The choices are ordered by task: reorder them as the samples are.
         order = to_device(task.argsort(stable=True).argsort(), device)
-        choice = Choice(
-            *(torch.cat([getattr(c, f.name) for c in choices])[order] for f in fields(Choice))
+        draw = Draw(
+            task=task,
+            choice=Choice(*(torch.cat(parts)[order] for parts in zip(*choices, strict=True))),
+            drop_task=torch.rand(batch_size, generator=random, device=device) < self.task_dropout,
+            noise=torch.randn(batch_size, *self.images.shape, generator=random, device=device),
+            counts=to_device(counts, device),
         )
-        shape = (batch_size, *self.images.shape)
-        drop_task = torch.rand(batch_size, generator=random, device=device) < self.task_dropout
-        noise = torch.randn(shape, generator=random, device=device)
-        pairs = None
         if self.pairs is not None:
-            pairs = self.pairs.draw(batch_size, generator(seed, step, "pairs", device=device))
-        from_data = None
+            random = generator(seed, step, "pairs", device=device)
+            draw = replace(draw, pairs=self.pairs.draw(batch_size, random))
         if self.dataset_holes:
             random = generator(seed, step, "dataset holes", device=device)
-            from_data = torch.rand(batch_size, generator=random, device=device) < self.dataset_holes
-        return Draw(
-            task=task,
-            choice=choice,
-            drop_task=drop_task,
-            noise=noise,
-            counts=to_device(counts, device),
-            pairs=pairs,
-            from_data=from_data,
-        )
+            u = torch.rand(batch_size, generator=random, device=device)
+            draw = replace(draw, from_data=u < self.dataset_holes)
+        return draw
 
     def condition(self, batch: Batch, draw: Draw) -> tuple[Tensor, Conditioning]:
         """What the samples of a batch, or of a part of it, are to become, and their conditioning.
@@ -154,48 +147,55 @@ class Mixture:
         Returns:
             (b, C, H, W) in [-1, 1], the images or a teacher's edits; and the conditioning.
         """
-        images, labels, frame = batch.images, batch.labels, batch.layers.get(FRAME)
-        choice, targets, parts = draw.choice, [], []
+        choice, targets, parts, device = draw.choice, [], [], batch.images.device
         order = draw.task.argsort(stable=True)  # the samples, ordered by task
         sizes = torch.bincount(draw.task, minlength=len(self.tasks)).tolist()
         for task, rows in zip(self.tasks, order.split(sizes), strict=True):
-            rows = to_device(rows, images.device)
-            if draw.pairs is not None and task.name == Edit.name:
-                target, hint, label = of_pairs(draw.pairs[rows], self.images)
+            rows = to_device(rows, device)
+            if self.learns_pairs(task):
+                target, part = self.of_pairs(task, draw.pairs[rows])
             else:
-                target, label, mask = images[rows], labels[rows], choice.mask[rows]
+                layers = {name: layer[rows] for name, layer in batch.layers.items()}
+                mine, mask = (
+                    Batch(batch.images[rows], batch.labels[rows], layers),
+                    choice.mask[rows],
+                )
                 if task.holes_from_data and draw.from_data is not None:
-                    mask = holes(mask, batch.layers[MASK][rows], draw.from_data[rows])
-                shown = source_of(task, batch.layers, self.images, target, rows)
-                hint = task.condition(shown, mask, choice.strength[rows], draw.noise[rows])
-                if frame is not None:
-                    hint = hint.within(frame[rows], target)
+                    mask = holes(mask, layers[MASK], draw.from_data[rows])
+                target = mine.images
+                part = self.of_images(task, mine, mask, choice.strength[rows], draw.noise[rows])
             targets.append(target)
-            parts.append(build_conditioning(hint, task, label, self.vocabulary))
-        back = to_device(order.argsort(), images.device)
-        conditioning, null = Conditioning.cat(parts)[back], self.vocabulary.null
+            parts.append(part)
+        back, null = to_device(order.argsort(), device), self.vocabulary.null
         conditioning = (
-            conditioning.without_image(null, self._unless_pair(draw, choice.drop_image))
-            .without(CLASS, null, self._unless_pair(draw, choice.drop_class))
+            Conditioning.cat(parts)[back]
+            .without_image(null, choice.drop_image)
+            .without(CLASS, null, choice.drop_class)
             .without(TASK, null, draw.drop_task)
         )
         return torch.cat(targets)[back], conditioning
 
-    def _unless_pair(self, draw: Draw, dropped: Tensor) -> Tensor:
-        """(b,) what is dropped; of a pair nothing is: its guidance is built in."""
-        if draw.pairs is None:
-            return dropped
-        is_pair = torch.tensor([task.name == Edit.name for task in self.tasks])[draw.task]
-        return dropped & ~to_device(is_pair, dropped.device)
+    def learns_pairs(self, task: Task) -> bool:
+        """Whether the task is learned from a teacher's edits."""
+        return self.pairs is not None and task.name == Edit.name
 
+    def of_images(
+        self, task: Task, batch: Batch, mask: Tensor, strength: Tensor | None, noise: Tensor
+    ) -> Conditioning:
+        """The conditioning of images of one task; the arguments are those of `Task.condition`."""
+        source, layers = batch.images, batch.layers
+        if isinstance(task, Translate):
+            source = self.images.from_stored(layers[condition_of(task.name)])
+        hint = task.condition(source, mask, strength, noise)
+        if FRAME in layers:
+            hint = hint.within(layers[FRAME], batch.images)
+        return build_conditioning(hint, task, batch.labels, self.vocabulary)
 
-def source_of(
-    task: Task, layers: Mapping[str, Tensor], form: ImageFormat, image: Tensor, rows: Tensor
-) -> Tensor:
-    """What a task is given of some rows: the images, or those of another kind in [-1, 1]."""
-    if not isinstance(task, Translate):
-        return image
-    return form.from_stored(layers[condition_of(task.name)][rows])
+    def of_pairs(self, task: Task, pairs: EditPairs) -> tuple[Tensor, Conditioning]:
+        """The edits (n, C, H, W) in [-1, 1], and the conditioning that they answer."""
+        source, edit = (self.images.from_stored(stored) for stored in (pairs.source, pairs.edit))
+        hint = EditAtOnce().condition(source, pairs.mask.float(), pairs.strength, source)
+        return edit, build_conditioning(hint, task, pairs.label, self.vocabulary)
 
 
 def holes(drawn: Tensor, region: Tensor, from_data: Tensor) -> Tensor:
@@ -207,24 +207,3 @@ def holes(drawn: Tensor, region: Tensor, from_data: Tensor) -> Tensor:
     share = region.float().mean((1, 2, 3))
     taken = from_data & (share > 0) & (share < 1)
     return torch.where(taken[:, None, None, None], region.to(drawn.dtype), drawn)
-
-
-def of_pairs(pairs: EditPairs, images: ImageFormat) -> tuple[Tensor, Hint, Tensor]:
-    """The edits (n, C, H, W) in [-1, 1], what the network is shown of them, and their classes."""
-    source, edit = images.from_stored(pairs.source), images.from_stored(pairs.edit)
-    mask = pairs.mask.float()
-    return edit, EditAtOnce().condition(source, mask, pairs.strength, source), pairs.label
-
-
-def _filled(choice: Choice) -> Choice:
-    """The choice with tensors in place of None, so that several tasks' can be concatenated."""
-    shape, device = choice.drop_class.shape, choice.drop_class.device
-    no_strength = torch.full(shape, torch.nan, device=device)
-    return Choice(
-        mask=choice.mask,
-        drop_class=choice.drop_class,
-        strength=no_strength if choice.strength is None else choice.strength,
-        drop_image=(
-            torch.zeros_like(choice.drop_class) if choice.drop_image is None else choice.drop_image
-        ),
-    )

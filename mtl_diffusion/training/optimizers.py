@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,13 +86,10 @@ class Muon(torch.optim.Optimizer):
     device to know.
 
     Args:
-        hidden: weights of two or four dimensions. All take part in every step.
+        hidden: weights of two or four dimensions; may be none. All take part in every step.
         parts: for each of them, in how many blocks of rows it is orthogonalised.
-        rest: parameters for AdamW; may be empty.
-        lr: of AdamW and of Muon.
-        betas: AdamW's.
-        eps: AdamW's.
-        weight_decay: of AdamW and of Muon.
+        rest: parameters for AdamW, one or more.
+        options: of AdamW; lr and weight_decay are those of Muon, too.
     """
 
     def __init__(
@@ -99,22 +97,14 @@ class Muon(torch.optim.Optimizer):
         hidden: Iterable[nn.Parameter],
         parts: Iterable[int],
         rest: Iterable[nn.Parameter],
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
+        **options: Any,
     ):
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        hidden, rest = list(hidden), list(rest)
-        groups = [{"params": hidden}, {"params": rest}]
-        super().__init__([group for group in groups if group["params"]], options)
+        hidden = list(hidden)
+        super().__init__([{"params": hidden}, {"params": list(rest)}], options)
         self.found_inf: Tensor | None = None
-        self._adamw = None
-        if rest:
-            # It shares its group's options and its state with this optimiser.
-            self._adamw = torch.optim.AdamW(self.param_groups[-1:], fused=True, **options)
-            self._adamw.state = self.state
+        # It shares its group's options and its state with this optimiser.
+        self._adamw = torch.optim.AdamW(self.param_groups[1:], fused=True, **options)
+        self._adamw.state = self.state
 
         by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, int]]] = defaultdict(list)
         for weight, count in zip(hidden, parts, strict=True):
@@ -139,20 +129,17 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         """Updates the parameters from their `.grad`, which all of them must have."""
-        takes_part = 1.0
-        if self.found_inf is not None:
-            takes_part = 1 - self.found_inf
-        if self._adamw is not None:
-            self._adamw.found_inf = self.found_inf
-            self._adamw.step()
+        self._adamw.found_inf = self.found_inf
+        self._adamw.step()
         if not self._weights:
             return
-        group = self.param_groups[0]
+        group, momenta = self.param_groups[0], self._momenta
         torch._foreach_copy_(self._by_weight, [weight.grad for weight in self._weights])
-        gradients, momenta = self._updates, self._momenta
-        if self.found_inf is not None:  # the momentum does not move towards itself
-            bad = self.found_inf > 0
-            gradients = [torch.where(bad, m, g) for m, g in zip(momenta, gradients, strict=True)]
+        found_inf = momenta[0].new_zeros(()) if self.found_inf is None else self.found_inf
+        bad, takes_part = found_inf > 0, 1 - found_inf
+        # Where it is bad the momentum moves to itself, so it stays where it is.
+        pairs = zip(momenta, self._updates, strict=True)
+        gradients = [torch.where(bad, momentum, gradient) for momentum, gradient in pairs]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         nesterov = torch._foreach_lerp(gradients, momenta, MOMENTUM)
         for matrices, update in zip(nesterov, self._updates, strict=True):

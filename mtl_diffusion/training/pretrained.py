@@ -1,11 +1,94 @@
-"""What a run that starts from a trained model takes from that model."""
+"""The trained models that a run uses: the one it starts from, its teacher, its classifiers."""
 
 from dataclasses import replace
 from typing import Any
 
+import torch
+
+from ..classifiers.classifier import Classifier
 from ..config import ConfigError, TrainConfig, show
+from ..pipeline.edit import Edit
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..pipeline.tokens import Vocabulary
+
+START, TEACHER = "pretrained_model_name_or_path", "teacher_model_name_or_path"  # fields
+
+
+def pipeline_of(config: TrainConfig, field: str) -> MultiTaskPipeline:
+    """The pipeline that a field names.
+
+    Raises:
+        ValueError: it can't be loaded, or its images have another size.
+    """
+    source, revision = getattr(config, field), config.revision if field == START else None
+    try:
+        pipeline = MultiTaskPipeline.from_pretrained(source, revision=revision)
+    except OSError as error:
+        raise ValueError(
+            f"{field}: {source} can't be loaded: {error}; give the folder of an exported pipeline,"
+            " or a name on the Hub"
+        ) from error
+    if pipeline.format.size != config.size:
+        trained = pipeline.format.sample_size
+        raise ValueError(
+            f"{field}: {source} was trained at resolution {trained}, resolution is "
+            f"{config.resolution}; they must be the same"
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def teacher_of(
+    config: TrainConfig, student: MultiTaskPipeline, class_names: tuple[str, ...]
+) -> MultiTaskPipeline:
+    """The pipeline that a second stage learns from, with weights of its own.
+
+    Args:
+        student: the pipeline that the run starts from.
+        class_names: the classes of the data.
+
+    Raises:
+        ValueError: it can't teach this.
+    """
+    teacher = pipeline_of(config, TEACHER if getattr(config, TEACHER) else START)
+    if teacher.chains is not None:
+        raise ValueError(
+            f"{START} is a model of few steps itself; give the one that it has learned from as "
+            f"{TEACHER}, or set objective to denoising"
+        )
+    if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise ValueError(
+            f"{TEACHER} has other words than {START}; give the model that it has learned from"
+        )
+    needed = [*config.shares, *(["generate"] if Edit.name in config.shares else [])]  # guides edits
+    for field, wanted, known in (
+        ("tasks", needed, teacher.tasks),
+        ("dataset_name", class_names, teacher.class_names),
+    ):
+        if unknown := [name for name in wanted if name not in known]:
+            raise ValueError(
+                f"{field}: the teacher has not learned {', '.join(unknown)}, and can't teach it; "
+                f"it knows {', '.join(known)}"
+            )
+    return teacher
+
+
+def classifier_of(config: TrainConfig, field: str, device: torch.device) -> Classifier | None:
+    """The classifier that a field names; None: it names none.
+
+    Raises:
+        ValueError: there is none, or it is for images of another size.
+    """
+    folder = getattr(config, field)
+    if folder is None:
+        return None
+    classifier = Classifier.load(folder, device)
+    if classifier.size != config.size:
+        raise ValueError(
+            f"{field}: {folder} is for images of {classifier.resolution} pixels, resolution is "
+            f"{config.resolution}; train one for it"
+        )
+    return classifier
 
 
 def with_model(config: TrainConfig, pipeline: MultiTaskPipeline) -> TrainConfig:

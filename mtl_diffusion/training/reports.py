@@ -5,15 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import gather_object
 from PIL.Image import Image
+from torch import Tensor
 
 from ..config import TrainConfig
 from ..pictures.grids import task_picture
 from ..tools.distributed import any_process, io_errors_logged
 from ..tools.files import write_text
 from .run import Run
-from .validation import HeldOutLoss, held_out_loss
+from .validation import held_out_loss
 
 
 def validation_due(config: TrainConfig, done: int) -> bool:
@@ -27,87 +29,69 @@ def validate(run: Run, step: int, only_if_missing: bool = False) -> None:
     The processes share the images, and then the grids.
     """
     path = Path(run.config.output_dir) / "validation" / f"step-{step}.json"
-    main = run.accelerator.is_main_process
+    accelerator, main = run.accelerator, run.accelerator.is_main_process
     if only_if_missing and any_process(main and path.exists()):
         return
-    held_out, pictures = _losses(run), _pictures(run)
-    if main:
-        with io_errors_logged("the validation could not be written"):
-            write_validation(run, step, path, held_out, pictures)
-    run.accelerator.wait_for_everyone()
-
-
-def write_validation(
-    run: Run, step: int, path: Path, held_out: HeldOutLoss, pictures: dict[str, Image]
-) -> None:
-    """Writes pictures and curves, and the JSON file last, which marks a complete validation."""
-    path.parent.mkdir(exist_ok=True)
-    run.accelerator.log(
-        {
-            f"held_out/{task}/sigma_{level}": loss
-            for task, levels in held_out.table().items()
-            for level, loss in levels.items()
-        },
-        step=step,
-    )
-    for name, picture in pictures.items():
-        picture.save(path.parent / f"step-{step}-{name}.png")
-    log_pictures(run, pictures, step)
-    table = {"step": step, "num_images": held_out.num_images, "loss": held_out.table()}
-    write_text(path, json.dumps(table, indent=2) + "\n")
-
-
-def _losses(run: Run) -> HeldOutLoss:
-    accelerator = run.accelerator
-    mine = held_out_loss(
+    losses = held_out_loss(
+        run.unwrapped,
         run.best_unet,
-        run.scheduler,
-        run.mixture.tasks,
-        run.vocabulary,
+        replace(run.mixture, pairs=run.held_out_pairs),
         run.held_out,
         run.config.validation_images,
-        device=accelerator.device,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
-        objective=run.unwrapped,
-        pairs=run.held_out_pairs,
     )
-    whole = accelerator.reduce(mine.by_image.to(accelerator.device), "sum")
-    return replace(mine, by_image=whole.cpu())
+    losses, pictures = accelerator.reduce(losses, "sum"), _pictures(run)
+    if main:
+        with io_errors_logged("the validation could not be written"):
+            _write(run, step, path, losses, pictures)
+    accelerator.wait_for_everyone()
 
 
 def _pictures(run: Run) -> dict[str, Image]:
     """Task -> its grid, on all processes. Each process draws every world-th task."""
-    accelerator = run.accelerator
-    shown = run.held_out.spread(8)
-    labels = shown.labels.tolist()
-    conditions = {task: replace(shown, images=layer) for task, layer in shown.conditions.items()}
+    accelerator, shown, drawn = run.accelerator, run.held_out.spread(8), []
     with run.pipeline() as pipe:
         pipe.set_progress_bar_config(disable=True)
-        mine = pipe.tasks[accelerator.process_index :: accelerator.num_processes]
-        drawn = [
-            (
-                name,
-                task_picture(
-                    pipe, name, conditions.get(name, shown).arrays, labels, run.config.seed
-                ),
+        for name in pipe.tasks[accelerator.process_index :: accelerator.num_processes]:
+            images = replace(shown, images=shown.conditions.get(name, shown.images)).arrays
+            drawn.append(
+                (name, task_picture(pipe, name, images, shown.labels.tolist(), run.config.seed))
             )
-            for name in mine
-        ]
-    found = dict(gather_object(drawn))
-    return {name: found[name] for name in pipe.tasks}
+    return dict(gather_object(drawn))
 
 
-def log_pictures(run: Run, pictures: dict, step: int) -> None:
-    """Logs the grids to the trackers, each through its own interface."""
+def _write(
+    run: Run,
+    step: int,
+    path: Path,
+    losses: dict[str, dict[str, Tensor]],
+    pictures: dict[str, Image],
+) -> None:
+    """Logs curves and pictures, and writes files, the JSON last: it marks a complete validation."""
+    path.parent.mkdir(exist_ok=True)
+    table, curves = {}, {}
+    for task, levels in losses.items():
+        table[task] = {level: round(loss.mean().item(), 5) for level, loss in levels.items()}
+        curves |= {f"held_out/{task}/sigma_{level}": loss for level, loss in table[task].items()}
+    run.accelerator.log(curves, step=step)
+    for name, picture in pictures.items():
+        picture.save(path.parent / f"step-{step}-{name}.png")
     for tracker in run.accelerator.trackers:
-        if tracker.name == "tensorboard":
-            for name, picture in pictures.items():
-                pixels = np.asarray(picture)[None]
-                tracker.log_images({f"samples/{name}": pixels}, step=step, dataformats="NHWC")
-        elif tracker.name == "wandb":
-            tracker.log_images({f"samples/{n}": [p] for n, p in pictures.items()}, step=step)
-        elif tracker.name == "trackio":
-            import trackio
+        _log_pictures(tracker, {f"samples/{name}": p for name, p in pictures.items()}, step)
+    number = min(run.config.validation_images, len(run.held_out))
+    facts = {"step": step, "num_images": number, "loss": table}
+    write_text(path, json.dumps(facts, indent=2) + "\n")
 
-            tracker.log({f"samples/{n}": trackio.Image(p) for n, p in pictures.items()}, step=step)
+
+def _log_pictures(tracker: GeneralTracker, pictures: dict[str, Image], step: int) -> None:
+    """Logs the grids through the interface of the tracker; those of accelerate differ."""
+    if tracker.name == "trackio":  # it has none
+        import trackio
+
+        tracker.log({name: trackio.Image(picture) for name, picture in pictures.items()}, step=step)
+    elif tracker.name == "wandb":
+        tracker.log_images({name: [picture] for name, picture in pictures.items()}, step=step)
+    else:
+        pixels = {name: np.asarray(picture)[None] for name, picture in pictures.items()}
+        tracker.log_images(pixels, step=step, dataformats="NHWC")

@@ -1,6 +1,5 @@
 """The parts of a run, built from its configuration."""
 
-import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from ..classifiers.classifier import Classifier
 from ..config import TrainConfig
 from ..config.network import with_network
 from ..data.decode import Decoder
@@ -38,18 +36,11 @@ from .alignment import Alignment
 from .clock import Clock
 from .distillation import Distillation, draw_level
 from .ema import EMA
-from .losses import Objective, build_weighting, draw_sigma
+from .losses import FEATURES, Objective, Uncertainty, draw_sigma
 from .mixture import Mixture, task_of, translations
-from .model import (
-    SCHEDULERS,
-    build_scheduler,
-    build_unet,
-    freeze,
-    image_format,
-    train_mode,
-)
+from .model import build_scheduler, build_unet, freeze, image_format, train_mode
 from .optimizers import LossScale, build_optimizer
-from .pretrained import with_model
+from .pretrained import START, classifier_of, pipeline_of, teacher_of, with_model
 from .validation import evaluating
 from .vocabulary import build_tokenizer, extend_tokenizer
 
@@ -59,11 +50,10 @@ class Run:
     """Everything that a training step uses.
 
     Attributes:
+        unet: that is trained.
         objective: the trained module, wrapped for several processes.
-        unet, weighting: the parts of it.
         draw_sigma: (task indices (B,), generator=...) -> (B, 1, 1, 1) noise levels of a batch.
         teacher: the pipeline that few steps are learned from, or None.
-        alignment: the loss in a classifier's features, or None.
         loss_scale: of float16, which `accelerator.backward` uses, too; or None.
         ema: the averaged denoiser, or None.
         train_data, held_out: the two splits, labelled in the vocabulary's order.
@@ -75,11 +65,8 @@ class Run:
     config: TrainConfig
     accelerator: Accelerator
     tokenizer: PreTrainedTokenizerFast
-    vocabulary: Vocabulary
     scheduler: SchedulerMixin
     unet: UNet2DConditionModel
-    weighting: nn.Module
-    alignment: Alignment | None
     objective: nn.Module
     draw_sigma: Callable[..., Tensor]
     teacher: MultiTaskPipeline | None
@@ -100,26 +87,26 @@ class Run:
         """The UNet that is validated and published: the average, if there is one."""
         return self.ema.module if self.ema else self.unet
 
+    @property
+    def unwrapped(self) -> Objective:
+        """The objective, not wrapped."""
+        return self.accelerator.unwrap_model(self.objective, keep_torch_compile=False)
+
     def note_classes(self) -> None:
         """Writes into the UNets' configurations how often training draws each class.
 
         Of a stream, how often this process has drawn it. Without classes nothing is written.
         """
-        if isinstance(self.loader, StreamingLoader):
+        if self.config.streaming:
             counts = self.loader.seen
         else:
             counts = Counter(self.train_data.labels.clamp(min=-1).tolist())
         if self.config.balance_classes:
             counts = dict.fromkeys(counts, 1)
-        names = [*self.vocabulary.classes, NULL]  # the last is that of -1
+        names = [*self.mixture.vocabulary.classes, NULL]  # the last is that of -1
         found = {names[label]: n for label, n in sorted(counts.items())}
         for unet in (self.unet, self.best_unet) if len(names) > 1 and found else ():
             unet.register_to_config(**{FREQUENCIES: found})
-
-    @property
-    def unwrapped(self) -> Objective:
-        """The objective, not wrapped."""
-        return self.accelerator.unwrap_model(self.objective, keep_torch_compile=False)
 
     @contextmanager
     def pipeline(self) -> Iterator[MultiTaskPipeline]:
@@ -136,19 +123,32 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     Raises:
         ValueError: the data or the pretrained model don't fit the configuration.
     """
-    pipeline = None
-    if config.pretrained_model_name_or_path is not None:
-        pipeline = _published(config, "pretrained_model_name_or_path", config.revision)
-        config = with_model(config, pipeline)
-    else:
+    pipeline = teacher = None
+    if config.pretrained_model_name_or_path is None:
         config = with_network(config)
-    images = image_format(config)
-    decoder, device = Decoder(images, torch.get_num_threads()), accelerator.device
+    else:
+        pipeline = pipeline_of(config, START)
+        config = with_model(config, pipeline)
+    images, device = image_format(config), accelerator.device
+    decoder = Decoder(images, torch.get_num_threads())
     train_data, held_out = _data(config, decoder, accelerator)
-    tokenizer, unet, scheduler, teacher = _components(config, pipeline, train_data.class_names)
-    vocabulary = Vocabulary.of(tokenizer.get_vocab())
-    train_data = train_data.relabelled(tuple(vocabulary.classes))
-    held_out = held_out.relabelled(tuple(vocabulary.classes))
+    names = train_data.class_names
+    if config.objective == "distillation":
+        teacher = teacher_of(config, pipeline, names)
+    if pipeline is None:
+        sizes = (config.strength_levels, config.reserved_tokens)
+        tokenizer = build_tokenizer(tuple(config.shares), names, *sizes)
+        # Modules draw their initial weights from the global generator: key it, and restore it.
+        with torch.random.fork_rng():
+            torch.manual_seed(generator(config.seed, "weights").initial_seed())
+            unet = build_unet(config, len(tokenizer.get_vocab()))
+    else:
+        tokenizer = extend_tokenizer(pipeline.tokenizer, tuple(config.shares), names)
+        unet = pipeline.unet
+    scheduler, vocabulary = build_scheduler(config), Vocabulary.of(tokenizer.get_vocab())
+    train_data, held_out = (
+        data.relabelled(tuple(vocabulary.classes)) for data in (train_data, held_out)
+    )
     tasks = tuple(task_of(name) for name in config.shares)
 
     chains = None if teacher is None else default_chains(scheduler.config.sigma_max)
@@ -175,45 +175,42 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         if teacher is not None:
             teacher.unet.compile()  # in the default mode: its batches are of any size
 
-    weighting = build_weighting(config.task_weighting, len(tasks))
-    alignment = _alignment(config, unet, train_data, held_out, device)
-    parts = (unet, scheduler, weighting.to(device))
+    features = FEATURES.get(config.task_weighting)
+    parts = (unet, scheduler, features and Uncertainty(len(tasks), features))
     if teacher is None:
-        objective = Objective(*parts, alignment)
+        # A stream keeps no images; the held-out split has nearly the same mean.
+        seen = held_out if config.streaming else train_data
+        objective = Objective(*parts, _alignment(config, unet, seen, device)).to(device)
         draw = partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
     else:
-        how = (tasks, vocabulary.null, chains, config.teacher_steps)
-        classifier = _classifier(config, "edit_classifier", device)
-        objective = Distillation(*parts, teacher.unet, *how, classifier).to(device)
+        how = (teacher, tasks, chains, config.teacher_steps)
+        classifier = classifier_of(config, "edit_classifier", device)
+        objective = Distillation(*parts, *how, classifier).to(device)
         draw = partial(draw_level, levels=objective.starts, whole=objective.whole)
 
     if accelerator.scaler is not None:  # a new one: a rehearsal may have used it
         accelerator.scaler = LossScale(device.type)
     optimizer = build_optimizer(config, objective)
-    wrapped = accelerator.prepare(objective)
     return Run(
         config=config,
         accelerator=accelerator,
         tokenizer=tokenizer,
-        vocabulary=vocabulary,
         scheduler=scheduler,
         unet=unet,
-        weighting=weighting,
-        alignment=alignment,
+        objective=accelerator.prepare(objective),
         draw_sigma=draw,
         teacher=teacher,
         optimizer=optimizer,
         loss_scale=accelerator.scaler,
-        objective=wrapped,
         ema=ema,
         mixture=Mixture(
             tasks=tasks,
             proportions=tuple(config.shares.values()),
             vocabulary=vocabulary,
             images=images,
-            dataset_holes=config.dataset_holes if config.mask_column else 0.0,
             class_dropout=config.class_dropout,
             task_dropout=config.task_dropout,
+            dataset_holes=config.dataset_holes if config.mask_column else 0.0,
         ),
         loader=_loader(config, train_data, decoder, accelerator),
         train_data=train_data,
@@ -278,121 +275,18 @@ def _loader(
 
 
 def _alignment(
-    config: TrainConfig,
-    unet: UNet2DConditionModel,
-    train_data: ImageDataset | ImageStream,
-    held_out: ImageDataset,
-    device: torch.device,
+    config: TrainConfig, unet: UNet2DConditionModel, data: ImageDataset, device: torch.device
 ) -> Alignment | None:
-    classifier = _classifier(config, "alignment_classifier", device)
+    """The loss in a classifier's features, or None; `data` has images like those of training."""
+    field = "alignment_classifier"
+    classifier = classifier_of(config, field, device)
     if classifier is None:
         return None
     if (kind := classifier.model.config.model_type) != "regnet":
         raise ValueError(
-            f"alignment_classifier: {config.alignment_classifier} is of model_type {kind!r}; it "
-            "must be 'regnet', the default --architecture of mtl-diffusion train_classifier"
+            f"{field}: {config.alignment_classifier} is of model_type {kind!r}; it must be "
+            "'regnet', the default --architecture of mtl-diffusion train_classifier"
         )
-    # A stream keeps no images; the held-out split has nearly the same mean.
-    data = held_out if config.streaming else train_data
     images = data.images[:: max(1, len(data.images) // 512)][:512].to(device)
     images = data.format.from_stored(images)
-    return Alignment(unet, classifier, images, config.alignment_weight, config.seed).to(device)
-
-
-def _classifier(config: TrainConfig, field: str, device: torch.device) -> Classifier | None:
-    """The classifier that a field names."""
-    folder = getattr(config, field)
-    if folder is None:
-        return None
-    classifier = Classifier.load(folder, device)
-    if classifier.size != config.size:
-        raise ValueError(
-            f"{field}: {folder} is for images of {classifier.resolution} pixels, resolution is "
-            f"{config.resolution}; train one for it"
-        )
-    return classifier
-
-
-def _components(
-    config: TrainConfig, pipeline: MultiTaskPipeline | None, class_names: tuple[str, ...]
-):
-    """Tokenizer, unet and scheduler, from a published pipeline or new from the seed.
-
-    After them the pipeline that teaches, or None.
-    """
-    tasks = list(config.shares)
-    if pipeline is not None:
-        teacher = None
-        if config.objective == "distillation":
-            teacher = _teacher(config, pipeline)
-            _check_teacher(teacher, pipeline, tasks, class_names)
-        tokenizer = extend_tokenizer(pipeline.tokenizer, tasks, class_names)
-        names = ("sigma_min", "sigma_max", "sigma_data", "prediction_type")
-        options = {name: pipeline.scheduler.config[name] for name in names}
-        kind = SCHEDULERS[config.objective]
-        return tokenizer, pipeline.unet, kind(**options), teacher
-    tokenizer = build_tokenizer(tasks, class_names, config.strength_levels, config.reserved_tokens)
-    # Modules draw their initial weights from the global generator: key it, and restore it.
-    with torch.random.fork_rng():
-        torch.manual_seed(generator(config.seed, "weights").initial_seed())
-        unet = build_unet(config, len(tokenizer.get_vocab()))
-    return tokenizer, unet, build_scheduler(config), None
-
-
-def _published(config: TrainConfig, field: str, revision: str | None = None) -> MultiTaskPipeline:
-    """The pipeline that a field names."""
-    source = getattr(config, field)
-    try:
-        pipeline = MultiTaskPipeline.from_pretrained(source, revision=revision)
-    except OSError as error:
-        raise ValueError(
-            f"{field}: {source} can't be loaded: {error}; give the folder of an exported pipeline,"
-            " or a name on the Hub"
-        ) from error
-    if pipeline.format.size != config.size:
-        trained = pipeline.format.sample_size
-        raise ValueError(
-            f"{field}: {source} was trained at resolution {trained}, resolution is "
-            f"{config.resolution}; they must be the same"
-        )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _teacher(config: TrainConfig, student: MultiTaskPipeline) -> MultiTaskPipeline:
-    """The pipeline that is learned from, with weights of its own."""
-    if config.teacher_model_name_or_path is not None:
-        return _published(config, "teacher_model_name_or_path")
-    unet = copy.deepcopy(student.unet)
-    teacher = MultiTaskPipeline(unet, student.tokenizer, student.scheduler)
-    teacher.set_progress_bar_config(disable=True)
-    return teacher
-
-
-def _check_teacher(
-    teacher: MultiTaskPipeline,
-    student: MultiTaskPipeline,
-    tasks: list[str],
-    class_names: tuple[str, ...],
-) -> None:
-    """Raises a ValueError if the teacher can't teach this."""
-    if teacher.chains is not None:
-        raise ValueError(
-            "pretrained_model_name_or_path is a model of few steps itself; give the one that it "
-            "has learned from as teacher_model_name_or_path, or set objective to denoising"
-        )
-    if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
-        raise ValueError(
-            "teacher_model_name_or_path has other words than pretrained_model_name_or_path; give "
-            "the model that it has learned from"
-        )
-    needed = [*tasks, *(["generate"] if Edit.name in tasks else [])]  # which guides edits
-    for field, wanted, known in (
-        ("tasks", needed, teacher.tasks),
-        ("dataset_name", class_names, teacher.class_names),
-    ):
-        if unknown := [name for name in wanted if name not in known]:
-            raise ValueError(
-                f"{field}: the teacher has not learned {', '.join(unknown)}, and can't teach it; "
-                f"it knows {', '.join(known)}"
-            )
+    return Alignment(unet, classifier, images, config.alignment_weight, config.seed)

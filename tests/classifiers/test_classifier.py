@@ -21,21 +21,23 @@ def data():
 
 @pytest.fixture(scope="module", params=["regnet", "resnet9"])
 def trained(data, request):
-    rate = {"regnet": 1e-2, "resnet9": 0.2}[request.param]
-    return train_classifier(
-        data, request.param, epochs=4, batch_size=64, learning_rate=rate, width=8
-    )
+    """One in float32, and one in bfloat16."""
+    how = {"regnet": (4, 64, 1e-2, 8), "resnet9": (4, 64, 0.2, 8)}[request.param]
+    precision = {"regnet": "no", "resnet9": "bf16"}[request.param]
+    return train_classifier(data, request.param, *how, mixed_precision=precision)
 
 
 def test_it_learns(trained):
     test = load_images("shapes", split="test[:200]", resolution=16)
     assert trained.accuracy(test) > 0.4  # chance is 0.2, give or take 0.03
+    assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
 
 
 def test_saved_and_loaded_it_answers_the_same(trained, data, tmp_path):
-    trained.save(tmp_path / "classifier", {"accuracy": 0.5})
-    assert len({path.stat().st_mode for path in (tmp_path / "classifier").iterdir()}) == 1
-    loaded = Classifier.load(tmp_path / "classifier")
+    folder = tmp_path / "classifier"
+    trained.save(folder, {"accuracy": 0.5})
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+    loaded = Classifier.load(folder)
     images = to_unit_range(data.images[:5])
     for name, weight in trained.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], weight)
@@ -45,7 +47,7 @@ def test_saved_and_loaded_it_answers_the_same(trained, data, tmp_path):
     assert loaded(images).shape == (5, 5)
     torch.testing.assert_close(loaded.features(images), trained.features(images))
     assert loaded.class_names == data.class_names
-    metrics = json.loads((tmp_path / "classifier" / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics == {"accuracy": 0.5, "resolution": 16}
     # Weights of half precision are computed with in float32.
     replace(trained, model=copy.deepcopy(trained.model).half()).save(tmp_path / "half", {})
@@ -57,9 +59,7 @@ def test_saved_and_loaded_it_answers_the_same(trained, data, tmp_path):
 @pytest.mark.parametrize("architecture", ["regnet", "resnet9"])
 def test_training_is_a_function_of_the_seed(data, architecture):
     def weights(seed):
-        model = train_classifier(
-            data, architecture, epochs=1, batch_size=320, width=8, seed=seed
-        ).model
+        model = train_classifier(data, architecture, 1, 320, width=8, seed=seed).model
         return torch.cat([parameter.flatten() for parameter in model.parameters()])
 
     first = weights(0)
@@ -67,21 +67,17 @@ def test_training_is_a_function_of_the_seed(data, architecture):
     assert torch.equal(weights(0), first) and not torch.equal(weights(1), first)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 1, 16, 16), (3, 16, 16)])
-def test_images_of_another_size_are_refused(trained, shape):
-    with pytest.raises(ValueError, match=r"images: .*\(B, 3, 16, 16\)"):
-        trained(torch.zeros(shape))
-
-
-def test_other_classes_and_other_folders_are_refused(trained, data, tmp_path):
-    other = type(data).of(data.images, data.labels, tuple("abcde"))
-    with pytest.raises(ValueError, match="dataset: its classes"):
-        trained.accuracy(other)
+def test_what_it_is_not_made_for_is_refused(trained, data, tmp_path):
+    for shape in ((1, 3, 32, 32), (1, 1, 16, 16), (3, 16, 16)):
+        with pytest.raises(ValueError, match=r"images: .*\(B, 3, 16, 16\)"):
+            trained(torch.zeros(shape))
+    with pytest.raises(ValueError, match="epochs: 0 leaves nothing to train"):
+        train_classifier(data, epochs=0)
     with pytest.raises(ValueError, match=r"classifier: .* has no config\.json"):
         Classifier.load(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "metrics.json").write_text("{}")
-    with pytest.raises(ValueError, match="'bert'; allowed are resnet9, regnet"):
+    with pytest.raises(ValueError, match=r"'bert'; give .* which makes resnet9 and regnet"):
         Classifier.load(tmp_path)
 
 
@@ -93,38 +89,17 @@ def test_resnet9_is_the_published_network():
     assert model.num_parameters() == 9 * convolutions + norms + 10 * 512 == 6_573_120
 
 
-def test_bf16_learns_too(data):
-    trained = train_classifier(data, "resnet9", 4, 64, 0.2, width=8, mixed_precision="bf16")
-    assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
-    assert trained.accuracy(data) > 0.4  # chance is 0.2, give or take 0.02
-
-
 def test_trained_with_noise_it_knows_more_noisy_images(data):
     images = to_unit_range(data.images)
     noisy = images + torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
 
     def right(noise):
         """The mean share of two classifiers: without noise it varies most by seed."""
-        options = {"epochs": 4, "batch_size": 64, "learning_rate": 0.2, "width": 8, "noise": noise}
-        trained = [train_classifier(data, "resnet9", seed=seed, **options) for seed in (0, 1)]
+        how = {"learning_rate": 0.2, "width": 8, "noise": noise}
+        trained = [train_classifier(data, "resnet9", 4, 64, seed=seed, **how) for seed in (0, 1)]
         return sum((t(noisy).argmax(1) == data.labels).float().mean().item() for t in trained) / 2
 
     assert right(0.5) > right(0.0) + 0.1
-
-
-WRONG = {
-    "architecture: 'vgg' is not one of": {"architecture": "vgg"},
-    "mixed_precision: 'fp16' is not one of": {"mixed_precision": "fp16"},
-    "noise: -0.1 is no standard deviation": {"noise": -0.1},
-    "noise: nan is no standard deviation": {"noise": float("nan")},
-    "epochs: 0 leaves nothing to train": {"epochs": 0},
-}
-
-
-@pytest.mark.parametrize("message", WRONG)
-def test_wrong_arguments_are_refused(data, message):
-    with pytest.raises(ValueError, match=message):
-        train_classifier(data, **WRONG[message])
 
 
 @pytest.mark.slow

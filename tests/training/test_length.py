@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import unet_of
 
 from mtl_diffusion import loop
@@ -27,51 +28,39 @@ def trained(config):
     return unet_of(config.output_dir)
 
 
-def test_the_run_is_one_of_that_many_steps(config, monkeypatch, tmp_path):
+def equal(one, other):
+    return all(torch.equal(other[name], weight) for name, weight in one.items())
+
+
+def test_the_run_is_one_of_that_many_steps(config, monkeypatch):
     """The rehearsal leaves no trace: the weights are those of a run whose length was given."""
-    asked = []
-    measure = loop.seconds_per_step
+    asked, measure = [], loop.seconds_per_step
 
     def spy(config, accelerator):
         asked.append(measure(config, accelerator))
         return 0.75  # 4 steps in 3 seconds
 
     monkeypatch.setattr(loop, "seconds_per_step", spy)
-    by_minutes = trained(config)
+    by_minutes, folder = trained(config), Path(config.output_dir)
     assert len(asked) == 1 and 0 < asked[0] < 60
-    folder = Path(config.output_dir)
     assert json.loads((folder / "length.json").read_text()) == {"seconds_per_step": 0.75}
     assert [path.name for path in (folder / "checkpoints").glob("step-*")] == ["step-4"]
+    given = {"max_train_steps": 4, "max_train_minutes": None, "output_dir": f"{folder}-given"}
+    assert equal(by_minutes, trained(replace(config, **given)))
 
-    given = replace(
-        config, max_train_steps=4, max_train_minutes=None, output_dir=str(tmp_path / "given")
-    )
-    by_steps = trained(given)
-    assert all((by_steps[name] == weight).all() for name, weight in by_minutes.items())
+    # A run that goes on keeps its length.
+    halfway = replace(config, output_dir=f"{folder}-halves", checkpointing_steps=2)
+    train_step = loop.train_step
 
+    def cut(run, step, meter):
+        assert step < 3, "cut"
+        train_step(run, step, meter)
 
-def test_a_run_that_goes_on_keeps_its_length(config, monkeypatch, tmp_path):
-    rate(monkeypatch, 0.75)
-    whole = trained(config)
-    halfway = replace(config, output_dir=str(tmp_path / "halves"), checkpointing_steps=2)
-
-    class Stop(Exception):
-        pass
-
-    step = loop.train_step
-
-    def stop_at(run, number, meter):
-        if number == 3:
-            raise Stop
-        step(run, number, meter)
-
-    monkeypatch.setattr(loop, "train_step", stop_at)
-    with pytest.raises(Stop):
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="cut"):
+        patch.setattr(loop, "train_step", cut)
         train(halfway)
-    monkeypatch.setattr(loop, "train_step", step)
     rate(monkeypatch, 0.1)  # a faster machine
-    again = trained(halfway)
-    assert all((again[name] == weight).all() for name, weight in whole.items())
+    assert equal(by_minutes, trained(halfway))
 
 
 def test_a_dry_run_tells_the_length_and_leaves_nothing(config, monkeypatch, capsys):

@@ -21,16 +21,9 @@ from PIL import Image
 folder, task = sys.argv[1:]
 pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
 source = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
-images = [
-    pipe(
-        task=task,
-        image=source,
-        num_inference_steps=3,
-        generator=torch.Generator().manual_seed(0),
-    ).images[0]
-    for _ in range(2)
-]
-assert images[0].size == (8, 8) and images[0].tobytes() == images[1].tobytes()
+random = torch.Generator().manual_seed(0)
+image = pipe(task=task, image=source, num_inference_steps=3, generator=random).images[0]
+assert image.size == (8, 8)
 print("tasks:", *pipe.tasks)
 """
 

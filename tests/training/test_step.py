@@ -28,6 +28,7 @@ WAITING = {
     torch.ops.aten._unique2.default,
     torch.ops.aten.repeat_interleave.Tensor,
 }
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ class Waits(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
 
-@pytest.mark.parametrize("change", [{}, {"per_device_batch_size": 3}, {"task_weighting": "sum"}])
+@pytest.mark.parametrize("change", [{}, {"per_device_batch_size": 3, "task_weighting": "sum"}])
 def test_no_operator_of_a_step_is_waited_for(config, built, change):
     run = built(replace(config, **change))
     meter = Meter(run)
@@ -76,7 +77,7 @@ def test_no_operator_of_a_step_is_waited_for(config, built, change):
     assert waits.found
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_cuda_is_not_waited_for(config, built):
     run = built(replace(config, mixed_precision="bf16"))
     meter = Meter(run)
@@ -91,7 +92,7 @@ def test_cuda_is_not_waited_for(config, built):
     assert meter.read()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_upload_to_cuda_brings_the_numbers():
     for i in range(50):  # the pinned memory is used again only when it has been read
         assert to_device(torch.full((1000,), i), torch.device("cuda")).eq(i).all()
@@ -123,12 +124,9 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_no_moment(
     moved = zip(after, everything_that_learns(run), strict=True)
     assert any(not torch.equal(one, other) for one, other in moved)
     assert all(weight.isfinite().all() for weight in run.ema.module.parameters())
-    with pytest.raises(FloatingPointError, match=r"^step 3: .* has not taken that step") as error:
+    words = {"loss": ": nan", "gradient": "Norm of the gradient: nan"}[part]
+    with pytest.raises(FloatingPointError, match=rf"^step 3: .* has not taken that step.*{words}"):
         meter.read()
-    if part == "loss":
-        assert ": nan" in str(error.value)
-    else:
-        assert "Norm of the gradient: nan" in str(error.value)
 
 
 def test_a_model_knows_that_its_classes_were_balanced(config, built):
@@ -161,10 +159,8 @@ def scaled(built):
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_float16_with_a_loss_scale_learns_what_float32_learns(config, built, scaled, optimizer):
     config = replace(config, optimizer=optimizer)
-    full, half = (
-        built(config),
-        scaled(replace(config, output_dir=config.output_dir + "-fp16"), scale=2.0**10),
-    )
+    other = replace(config, output_dir=config.output_dir + "-fp16")
+    full, half = built(config), scaled(other, scale=2.0**10)
     moments, losses = [], []
     for run in (full, half):
         torch.manual_seed(0)
@@ -220,23 +216,20 @@ def test_no_scale_helps_where_a_gradient_is_not_finite(config, scaled, monkeypat
 
 def test_the_meter_reads_the_means_of_the_tasks(config, built, monkeypatch):
     run = built(replace(config, per_device_batch_size=3))
-    meter, seen = Meter(run), []
-    add = Meter.add
+    meter, seen, add = Meter(run), [], Meter.add
 
     def noting(self, record):
         seen.extend(zip(record.task.tolist(), record.loss.tolist(), strict=True))
         add(self, record)
 
     monkeypatch.setattr(Meter, "add", noting)
-    for readings in range(2):
+    for first in (0, 3):
         seen.clear()
-        for step in range(3 * readings, 3 * readings + 3):
+        for step in range(first, first + 3):
             train_step(run, step, meter)
             meter.check()  # as before a checkpoint: it takes nothing from the means
-        expected = {
-            name: sum(loss for task, loss in seen if task == i) / sum(t == i for t, _ in seen)
-            for i, name in enumerate(meter.names)
-        }
+        losses = [[loss for task, loss in seen if task == i] for i in range(len(meter.names))]
+        expected = {n: sum(own) / len(own) for n, own in zip(meter.names, losses, strict=True)}
         assert meter.read() == pytest.approx(expected, rel=1e-5)
 
 

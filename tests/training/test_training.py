@@ -10,7 +10,8 @@ import torch
 from forked import SHORT
 from forked import train as forked
 from PIL import Image
-from tiny import unet_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import own_state, unet_of
 
 from mtl_diffusion import loop
 from mtl_diffusion.loop import train
@@ -26,9 +27,6 @@ def largest_difference(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
-# --- what a run leaves --------------------------------------------------------------------------
-
-
 def test_a_run_leaves_everything_it_should(config):
     config = replace(config, report_to="tensorboard", validation_steps=2, checkpointing_steps=2)
     train(config)
@@ -39,23 +37,20 @@ def test_a_run_leaves_everything_it_should(config):
     assert pipe(class_label="ring", num_inference_steps=2).images[0].size == (8, 8)
     assert (folder / "pipeline" / "README.md").exists()
 
-    tables = [json.loads((folder / f"validation/step-{n}.json").read_text()) for n in (2, 4)]
-    assert [table["step"] for table in tables] == [2, 4]
-    assert set(tables[0]["loss"]) == set(config.tasks)
-    assert all(loss > 0 for levels in tables[1]["loss"].values() for loss in levels.values())
-    for name in config.tasks:
-        assert Image.open(folder / f"validation/step-4-{name}.png").width > 64
-
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    for step in (2, 4):
+        table = json.loads((folder / f"validation/step-{step}.json").read_text())
+        assert table["step"] == step and set(table["loss"]) == set(config.tasks)
+        assert all(loss > 0 for levels in table["loss"].values() for loss in levels.values())
+        for name in config.tasks:
+            assert Image.open(folder / f"validation/step-{step}-{name}.png").width > 64
 
     (events,) = (folder / "logs").glob("*/events.out.tfevents.*")
     log = EventAccumulator(str(events)).Reload()
-    tags = log.Tags()
     expected = {"learning_rate", *(f"train/{name}" for name in config.tasks)}
     expected |= {f"held_out/{name}/sigma_0.1-0.3" for name in config.tasks}
-    assert expected <= set(tags["scalars"])
+    assert expected <= set(log.Tags()["scalars"])
     assert [point.step for point in log.Scalars("learning_rate")] == [2, 4]
-    assert {f"samples/{name}" for name in config.tasks} <= set(tags["images"])
+    assert {f"samples/{name}" for name in config.tasks} <= set(log.Tags()["images"])
 
 
 def test_pictures_of_a_run_without_an_average_are_drawn_without_dropout(config, monkeypatch):
@@ -76,24 +71,17 @@ def test_pictures_of_a_run_without_an_average_are_drawn_without_dropout(config, 
 def test_it_learns_a_few_images_by_heart(config, monkeypatch):
     own, power = building.load_splits, []
 
-    def same_twice(config, resolution):
+    def same_twice(config, form):
         """The images of training are the held-out ones, too, which a run of a user is refused."""
-        train, _ = own(config, resolution)
+        train, _ = own(config, form)
         power.append(to_unit_range(train.images).square().mean().item())
         return train, train
 
     monkeypatch.setattr(building, "load_splits", same_twice)
-    config = replace(
-        config,
-        tasks={"generate": 1, "inpaint": 1, "edit": 1, "colorize": 1},
-        train_split="train[:8]",
-        max_train_steps=300,
-        learning_rate=1e-2,
-        block_out_channels=[16, 16],
-        logging_steps=1000,
-        random_flip=False,
-    )
-    train(config)
+    tasks = {"generate": 1, "inpaint": 1, "edit": 1, "colorize": 1}
+    few = {"train_split": "train[:8]", "random_flip": False, "logging_steps": 1000}
+    fast = {"max_train_steps": 300, "learning_rate": 1e-2, "block_out_channels": [16, 16]}
+    train(replace(config, tasks=tasks, **few, **fast))
     table = json.loads(Path(config.output_dir, "validation/step-300.json").read_text())["loss"]
     for task, levels in table.items():
         for level, sigma in {"0.1-0.3": 0.2, "0.3-1": 0.5, "1-3": 2, "3-10": 5}.items():
@@ -104,41 +92,48 @@ def test_it_learns_a_few_images_by_heart(config, monkeypatch):
     assert table["colorize"]["3-10"] < table["generate"]["3-10"]
 
 
-# --- how a batch is cut -------------------------------------------------------------------------
+# --- how a batch is cut, and precision ----------------------------------------------------------
+
+
+@pytest.fixture
+def weights(config, steps_only):
+    """Trains with changes of the configuration, and gives the UNet's weights."""
+
+    def trained(**changes):
+        folder = f"{config.output_dir}-{changes}"
+        with own_state():
+            train(replace(config, output_dir=folder, use_ema=False, **changes))
+        return unet_of(folder)
+
+    return trained
+
 
 # A sign of rounding in a gradient of zero becomes a whole step of Adam where epsilon is small.
-CALM = {"adam_epsilon": 1e-3, "max_train_steps": 6, "use_ema": False}
+CALM = {"adam_epsilon": 1e-3, "max_train_steps": 6}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"per_device_batch_size": 3}, {"per_device_batch_size": 1}, {"gradient_checkpointing": True}],
-    ids=str,
-)
-def test_accumulation_and_checkpointing_change_nothing_but_rounding(weights, change):
+def test_accumulation_and_checkpointing_change_nothing_but_rounding(weights):
     whole = weights(**CALM)
-    assert largest_difference(whole, weights(**CALM, **change)) < 2e-6
+    for change in ({"per_device_batch_size": 3}, {"gradient_checkpointing": True}):
+        assert largest_difference(whole, weights(**CALM, **change)) < 2e-6
     assert largest_difference(whole, weights(**CALM, seed=1)) > 1e-2
 
 
 def test_two_processes_train_as_one_does(tmp_path):
     # Seven samples: the processes' shares differ, and so do the tasks' counts in them.
     cut = {"total_batch_size": 7, "per_device_batch_size": 3, "dropout": 0.0}
-    runs = {}
+    found = []
     for processes in (1, 2):
         code, run = forked(tmp_path / str(processes), *SHORT, processes=processes, **CALM, **cut)
         assert code in (0, [0, 0]), run.text
         facts = json.loads((run.folder / "checkpoints/step-6/facts.json").read_text())
         assert facts["num_processes"] == processes
-        runs[processes] = unet_of(run.folder)
-    assert largest_difference(runs[1], runs[2]) < 2e-6
-
-
-# --- precision and compilation ------------------------------------------------------------------
+        found.append(unet_of(run.folder))
+    assert largest_difference(*found) < 2e-6
 
 
 def test_bf16_trains_and_keeps_float32_weights(weights):
-    full, half = (weights(mixed_precision=p, use_ema=False) for p in ("no", "bf16"))
+    full, half = (weights(mixed_precision=precision) for precision in ("no", "bf16"))
     assert {tensor.dtype for tensor in half.values()} == {torch.float32}
     assert all(tensor.isfinite().all() for tensor in half.values())
     # It was in bfloat16, or the weights would be the same; and it went the same way.
