@@ -89,16 +89,19 @@ def test_the_classifier_is_neither_trained_nor_saved(unet, alignment):
 
 def test_a_run_with_a_classifier_goes_on_exactly(folders, tmp_path):
     """Wherever the classifier is by then; another one is refused."""
-    options = {"alignment_classifier": folders[0]}
-    whole = train(tmp_path / "whole", *SHORT, **options)[1]
-    assert {*STATE, "alignment"} == set(whole.state())
-    code, run = train(tmp_path / "run", *SHORT, partial(die, 7), **options)
-    assert code == -9
-    moved = copytree(folders[0], tmp_path / "moved")
-    code, run = train(tmp_path / "run", *SHORT, alignment_classifier=moved)
-    assert code == 0 and run.state() == whole.state(), run.text
-    code, run = train(tmp_path / "run", *SHORT, alignment_classifier=folders[1])
-    assert code == 2 and "alignment_classifier: the checkpoint has a classifier of the" in run.text
+    fields = {"max_train_steps": 4, "checkpointing_steps": 2}
+
+    def run(name, classifier, *faults):
+        return train(tmp_path / name, *SHORT, *faults, alignment_classifier=classifier, **fields)
+
+    whole = run("whole", folders[0])[1]
+    assert {*STATE, "alignment"} == set(whole.state(4))
+    assert run("run", folders[0], partial(die, 3))[0] == -9
+    code, again = run("run", copytree(folders[0], tmp_path / "moved"))
+    assert code == 0 and "resuming after step 2" in again.text, again.text
+    assert again.state(4) == whole.state(4)
+    code, other = run("run", folders[1])
+    assert code == 2 and "alignment_classifier: the checkpoint has a classifier of" in other.text
 
 
 def test_processes_share_a_run_with_a_classifier(folders, tmp_path):
