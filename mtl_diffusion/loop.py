@@ -12,8 +12,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints.resume import restore
 from .checkpoints.saver import Saver
-from .config import ConfigError, TrainConfig
-from .config.command_line import check
+from .config import ConfigError, TrainConfig, check
 from .data.line import data_line
 from .data.loader import microbatches, process_rows
 from .launch.preflight import begin, check_room, start_trackers

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
-from ..config import ConfigError, TrainConfig, differences, show, to_dict
-from ..config.command_line import from_dict
+from ..config import ConfigError, TrainConfig, differences, from_dict, show, to_dict
 from ..config.network import with_network
 from ..data.streaming_loader import ORDER, Position
 from ..pipeline.pipeline import FREQUENCIES, LEARNED

@@ -50,7 +50,7 @@ def main() -> None:
     import torch  # after --help and after mistakes in the flags, because it takes seconds
 
     from mtl_diffusion.classifiers.training import train_to_folder
-    from mtl_diffusion.config.command_line import from_dict
+    from mtl_diffusion.config import from_dict
     from mtl_diffusion.training.model import image_format
 
     names = ("architecture", "epochs", "batch_size", "learning_rate", "width", "depth", "noise")

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import ConfigError, TrainConfig, to_dict
-from ..config.command_line import checked
+from ..config import ConfigError, TrainConfig, checked, to_dict
 from ..tools.yaml_reader import load_strictly
 
 OURS = {"seed", "output_dir", "push_to_hub", "dry_run"}  # fields that a comparison sets itself

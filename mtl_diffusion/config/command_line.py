@@ -1,37 +1,22 @@
-"""Reads a configuration from YAML and flags, or from a dict, and reports all mistakes in one error.
+"""The flags of a run, and its YAML file: read with all mistakes in one error, and their help.
 
 Nothing here imports torch until the names of the tasks are checked, so that `--help` is quick.
 """
 
+import ast
+import inspect
 import os
-import re
 import sys
-from argparse import SUPPRESS, ArgumentParser
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from ..tools import flags
-from ..tools.fields import add_fields, from_text, show, validated
 from ..tools.yaml_reader import load_strictly
-from . import limits
-from .fields import TITLES, TYPES, ConfigError, TrainConfig, suggestion
-from .written import REMOVED, to_dict
-
-# Names in other trainers, and removed ones -> what to set here instead.
-_ELSEWHERE = {
-    "num_epochs num_train_epochs epochs max_epochs": (
-        "max_train_steps: an epoch is the number of images / total_batch_size"
-    ),
-    "train_batch_size batch_size": "total_batch_size, the samples of a step over all processes",
-    "per_device_train_batch_size micro_batch_size gradient_accumulation_steps "
-    "accumulate_grad_batches": (
-        "per_device_batch_size, the most samples at once: the rest of a process's share of "
-        "total_batch_size is accumulated"
-    ),
-    "fp16 bf16": "mixed_precision, to no, bf16 or fp16",
-} | REMOVED
+from .fields import TITLES, TYPES, TrainConfig, show
+from .values import checked, hint
 
 
 def parse(argv: Sequence[str] | None = None) -> TrainConfig:
@@ -39,107 +24,44 @@ def parse(argv: Sequence[str] | None = None) -> TrainConfig:
 
     Raises ConfigError with every mistake that was found. `--help` prints and exits.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    args, rest = _parser(argv).parse_known_args(argv)
-    faults, values, labels = list(_unknown(rest)), {}, {}
-    for path in args.config:
-        for name, value in _read(path or "", faults).items():
-            values[name], labels[name] = value, f"{name} ({path})"
-    del args.config
-    for flag, text in vars(args).items():
-        name, _, entry = flag.partition(".")
-        if text is None:
-            faults.append(f"--{flag}: found no value; write --{flag}=VALUE")
-            continue
-        value = from_text(TYPES[name], text)
-        if entry:
-            whole = values.get(name, getattr(TrainConfig(), name)) or {}
-            value = {**whole, entry: value} if isinstance(whole, dict) else whole
-        values[name], labels[name] = value, f"--{flag}"
-    return checked(values, labels, faults)
-
-
-def checked(
-    values: Mapping[str, Any], labels: Mapping[str, str] | None = None, faults: Iterable[str] = ()
-) -> TrainConfig:
-    """The configuration with these values, and the defaults of the other fields.
-
-    Args:
-        labels: field -> its name in a message.
-        faults: mistakes that are known already.
-
-    Raises:
-        ConfigError: with every mistake.
-    """
-    config, lines = _typed(values)
-    known = [*known_tasks(), *(config.condition_columns or {})]
-    lines |= dict(line.split(": ", 1) for line in limits.faults(config, known, lines))
-    if lines or faults:
-        names = {name: name for name in lines} | dict(labels or {})
-        raise ConfigError([*faults, *(f"{names[name]}: {what}" for name, what in lines.items())])
-    return config
-
-
-def check(config: TrainConfig) -> TrainConfig:
-    """The same, with ~ expanded; raises ConfigError with every mistake, as `parse` does."""
-    return replace(checked(to_dict(config)), written=config.written)
-
-
-def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """Undoes `to_dict`, of older versions too. Fields are checked one by one only (ConfigError)."""
-    removed = " ".join(REMOVED).split()
-    config, lines = _typed({name: v for name, v in values.items() if name not in removed})
-    if lines:
-        raise ConfigError([f"{name}: {what}" for name, what in lines.items()])
-    return config
-
-
-def _typed(values: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, str]]:
-    """The configuration, and field -> what is wrong; such fields have their default."""
-    known, lines = validated(TrainConfig, {n: v for n, v in values.items() if n in TYPES})
-    lines |= {n: f"unknown field{_hint(str(n))}" for n in values if n not in TYPES}
-    return TrainConfig(**known, written=frozenset(known)), lines
-
-
-def known_tasks() -> list[str]:
-    """Names of the tasks that can be trained."""
-    # Imported here: tasks are torch code, which --help must not wait for.
-    from mtl_diffusion.pipeline.pipeline import TASKS
-
-    return list(TASKS)
-
-
-def _parser(argv: Sequence[str]) -> ArgumentParser:
-    """A parser that refuses nothing: a flag's value is its text, or None where there is none."""
-    usage = "%(prog)s [--config FILE.yaml] [--field VALUE ...]"
-    parser = flags.parser("Train one denoiser on several tasks.", usage=usage)
-    add, text = parser.add_argument, "YAML file of the fields below; flags beat it"
-    add("--config", nargs="?", action="append", default=[], metavar="FILE.yaml", help=text)
-    add_fields(parser, TrainConfig(), TITLES)
-    for word in {word.partition("=")[0] for word in argv}:
-        # An entry of a mapping.
-        if re.fullmatch(r"--(tasks|condition_columns)\.[^.]+", word):
-            add(word, nargs="?", dest=word[2:], default=SUPPRESS)
-    return parser
-
-
-def _unknown(words: Iterable[str]) -> Iterator[str]:
-    """A line for each flag of no field, and for each text that is no flag's."""
-    before = ""
-    for word in words:
-        if word.startswith("--"):
-            name = word[2:].partition("=")[0]
-            yield f"--{name}: unknown flag{_hint(name, '--')}"
-        elif not before.startswith("--") or "=" in before:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"}.intersection(words):
+        print(_help())
+        sys.exit(0)
+    files, given, faults = [], {}, []
+    while words:  # argparse would stop at the first mistake
+        word = words.pop(0)
+        if not word.startswith("--"):
             what = "must be --name value; a list is one value, '[32, 64]'"
-            yield f"command line: found {show(word)}; {what}"
-        before = word
+            faults.append(f"command line: found {show(word)}; {what}")
+            continue
+        name, equals, text = word[2:].partition("=")
+        if not equals:
+            text = words.pop(0) if words and not words[0].startswith("--") else None
+        if name == "config":
+            files.append(text or "")
+        elif name not in TYPES:
+            faults.append(f"--{name}: unknown flag{hint(name, '--')}")
+        elif text is None and TYPES[name] is not bool:
+            faults.append(f"--{name}: found no value; write --{name}=VALUE")
+        else:
+            given[name] = True if text is None else _value(TYPES[name], text)
+    values, labels = {}, {}
+    for path in files:
+        found = _read(path, faults)
+        values |= found
+        labels |= {name: f"{name} ({path})" for name in found}
+    return checked(values | given, labels | {name: f"--{name}" for name in given}, faults)
 
 
-def _hint(name: str, prefix: str = "") -> str:
-    """What to write in place of a name that is no field's."""
-    hints = (f"; set {what}" for names, what in _ELSEWHERE.items() if name in names.split())
-    return next(hints, suggestion(name, TYPES, prefix))
+def _value(kind: Any, text: str) -> Any:
+    """What a flag's text means for a field of this type; the text itself where that is unclear."""
+    if get_origin(kind) is Literal or kind in (str, str | None):
+        return text
+    try:
+        return load_strictly(text)
+    except ValueError:
+        return text
 
 
 def _read(path: str, faults: list[str]) -> dict[str, Any]:
@@ -156,3 +78,31 @@ def _read(path: str, faults: list[str]) -> dict[str, Any]:
         return {}
     faults += [f"{key} ({path}): found more than once; keep one" for key in doubled]
     return values
+
+
+def _help() -> str:
+    """A flag for each field, with the text under it."""
+    usage = "%(prog)s [--config FILE.yaml] [--field VALUE ...]"
+    parser = flags.parser("Train one denoiser on several tasks.", usage=usage)
+    text = "YAML file of the fields below; flags beat it"
+    parser.add_argument("--config", metavar="FILE.yaml", help=text)
+    (source,) = ast.parse(inspect.getsource(TrainConfig)).body
+    for field, text in pairwise(source.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            name = field.target.id
+            if name in TITLES:
+                group = parser.add_argument_group(TITLES[name])
+            default = show(getattr(TrainConfig(), name))
+            words = f"{text.value.value} (default: {default})".replace("%", "%%")
+            group.add_argument(f"--{name}", metavar=_metavar(TYPES[name]), help=words)
+    return parser.format_help()
+
+
+def _metavar(kind: Any) -> str:
+    """The name of a type in the help: INT, or {crop,pad,stretch}."""
+    options, origin = get_args(kind), get_origin(kind)
+    if origin is Literal:
+        return f"{{{','.join(options)}}}"
+    if origin in (Union, UnionType):
+        return "|".join(_metavar(one) for one in options if one is not NoneType)
+    return (origin or kind).__name__.upper()

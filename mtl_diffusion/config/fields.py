@@ -4,67 +4,74 @@ A field is documented once, under it; that text is its `--help`. Its type has it
 pydantic checks; what it must have in common with other fields is in `limits.py`.
 """
 
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Annotated, Literal, get_type_hints
+from itertools import islice
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError, WrapValidator
+from pydantic_core import PydanticCustomError
 
-from ..tools import fields as f
 
+def _told(words: str) -> WrapValidator:
+    """One sentence in place of what pydantic says of the values that a type refuses."""
+
+    def validate(value: Any, validate_type: Callable[[Any], Any]) -> Any:
+        try:
+            return validate_type(value)
+        except ValidationError:
+            raise PydanticCustomError("told", words) from None
+
+    return WrapValidator(validate)
+
+
+def _in_full(path: str) -> str:
+    path = os.path.expanduser(path)
+    if path.startswith("~"):
+        words = "must be a path in full: no user has that home directory"
+        raise PydanticCustomError("home", words)
+    return path
+
+
+_TEXT = "must be a text, in quotes where it looks like a number; not empty, and without a NUL"
+Text = Annotated[str, Field(pattern=r"^[^\x00]+$"), _told(_TEXT)]
+PathText = Annotated[Text, AfterValidator(_in_full)]
+# A command line has "none", the program None.
+Start = Annotated[PathText | None, AfterValidator(lambda v: None if v == "none" else v)]
+# Upper limits that no useful value reaches, and that do not exhaust the memory.
+PositiveInt = Annotated[int, Field(ge=1, le=10**12)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=10**12)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+Part = Annotated[float, Field(ge=0, le=1e6)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Widths = Annotated[list[Width], Field(min_length=1)]
 BatchSize = Annotated[int, Field(ge=1, le=10**6)]
+Side = Annotated[int, Field(ge=8, le=4096)]
 Size = Annotated[
-    int | list[int],
-    f.must_be(
-        lambda v: (
-            all(f.is_whole(side, 8, 4096) for side in (v if isinstance(v, list) else [v, v]))
-            and (not isinstance(v, list) or len(v) == 2)
-        ),
-        "must be pixels from 8 to 4096, or two numbers of them: [height, width]",
-    ),
+    Side | Annotated[list[Side], Field(min_length=2, max_length=2)],
+    _told("must be pixels from 8 to 4096, or two numbers of them: [height, width]"),
 ]
 Mode = Annotated[
-    str | int,
-    f.must_be(
-        lambda v: v in ("L", "RGB", "RGBA") or f.is_whole(v, 1, 256),
-        "must be L, RGB, RGBA, or a number of bands from 1 to 256",
-    ),
+    Literal["L", "RGB", "RGBA"] | Annotated[int, Field(ge=1, le=256)],
+    _told("must be L, RGB, RGBA, or a number of bands from 1 to 256"),
 ]
 Range = Annotated[
-    list[float] | None,
-    f.must_be(
-        lambda v: (
-            v is None
-            or (isinstance(v, list) and len(v) == 2 and all(map(f.is_finite, v)) and v[0] < v[1])
-        ),
-        "must be two numbers, the lower one first, such as [0, 4095], or null",
-    ),
+    list[float],
+    Field(min_length=2, max_length=2),
+    _told("must be two numbers, the lower one first, such as [0, 4095],"),
 ]
 Bands = Annotated[
-    list[int] | None,
-    f.must_be(
-        lambda v: (
-            v is None
-            or (isinstance(v, list) and len(v) == 3 and all(f.is_whole(n, 0, 255) for n in v))
-        ),
-        "must be three numbers of bands, counted from 0, such as [3, 2, 1], or null",
-    ),
+    list[Annotated[int, Field(ge=0, le=255)]],
+    Field(min_length=3, max_length=3),
+    _told("must be three numbers of bands, counted from 0, such as [3, 2, 1],"),
 ]
-# A command line has "none", the program None.
-Start = Annotated[f.PathText | None, AfterValidator(lambda v: None if v == "none" else v)]
-
-
-class ConfigError(ValueError):
-    """Everything that is wrong with a configuration; `faults` holds one line per mistake."""
-
-    def __init__(self, faults: Sequence[str] | str):
-        self.faults = [faults] if isinstance(faults, str) else list(faults)
-        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        super().__init__("\n  ".join([f"{count} in the configuration:", *self.faults]))
 
 
 @dataclass(frozen=True)
@@ -73,28 +80,28 @@ class TrainConfig:
 
     # --- Data
 
-    dataset_name: f.PathText = "shapes"
+    dataset_name: PathText = "shapes"
     """"shapes" (drawn by this package, no download), a dataset's name on the Hub, or a local
     folder: of images, of folders of images per class, or of parquet and other tables."""
-    dataset_config_name: f.Text | None = None
+    dataset_config_name: Text | None = None
     """Configuration of the dataset. None: its only or default one."""
-    train_split: f.Text = "train"
+    train_split: Text = "train"
     """Split that is trained on; slices such as train[:90%] work."""
-    validation_split: f.Text = "test"
+    validation_split: Text = "test"
     """Held-out split, for validation and evaluation; slices such as train[90%:] work. Of a dataset
     with no other split than train_split, test is a tenth of it, which is not trained on."""
-    image_column: f.Text | None = None
+    image_column: Text | None = None
     """Column with the images. None: the only column of images."""
-    label_column: f.Text | None = None
+    label_column: Text | None = None
     """Column with the class labels. None: the only column of class labels; without one, and with
     "none", there are no classes."""
-    mask_column: f.Text | None = None
+    mask_column: Text | None = None
     """Column with a mask of each image, white in a region of interest. Then inpaint learns holes
     of these shapes, too. None: no masks."""
-    condition_columns: dict[str, f.Text] | None = None
+    condition_columns: dict[str, Text] | None = None
     """Tasks that make an image of one of another kind: the name of each, and the column of what it
     is made of, such as {from_mask: mask}. They get their shares in tasks. None: no such task."""
-    dataset_holes: f.Fraction = 0.5
+    dataset_holes: Fraction = 0.5
     """Share of the samples of inpaint, 0 to 1, whose hole is a mask of mask_column: that of the
     image, or as often that of another one."""
     resolution: Size = 16
@@ -107,10 +114,10 @@ class TrainConfig:
     """L (grey), RGB, RGBA, or the number of bands of arrays: an array column, .npy, or TIFF."""
     image_dtype: Literal["uint8", "uint16", "float32"] = "uint8"
     """How the numbers of the images are stored; 16 bits and floats are kept as they are."""
-    value_range: Range = None
+    value_range: Range | None = None
     """Numbers of black and white, such as [0, 4095] for 12 bits. None: all that integers have;
     float32 needs it."""
-    shown_bands: Bands = None
+    shown_bands: Bands | None = None
     """Bands that pictures show as red, green and blue, counted from 0. None: the first three."""
     random_flip: bool = True
     """Mirror half of the training images left to right."""
@@ -120,7 +127,7 @@ class TrainConfig:
     """Read train_split as it is needed, from disk or from the Hub, instead of keeping all of it in
     memory. Then both splits are whole ones, without slices, and the classes have names; of
     validation_split only validation_images are kept."""
-    shuffle_buffer_size: f.PositiveInt = 10000
+    shuffle_buffer_size: PositiveInt = 10000
     """Rows that streaming shuffles among, in each process; in memory they are not decoded yet."""
 
     # --- Model
@@ -137,7 +144,7 @@ class TrainConfig:
     """Heads per attention layer; divides every entry of block_out_channels. None: 2, or 1."""
     norm_num_groups: Width | None = None
     """Groups of each group norm; divides every entry of block_out_channels. None: 8, or fewer."""
-    dropout: f.FractionBelowOne = 0.0
+    dropout: FractionBelowOne = 0.0
     """Dropout probability inside the residual layers; 0 or more, below 1."""
     token_dim: Width = 64
     """Width of the embedding of the task, class and strength tokens."""
@@ -147,11 +154,11 @@ class TrainConfig:
     """Tokens that the strength of an edit, 0 to 1, is interpolated between; 2 or more."""
     reserved_tokens: Annotated[int, Field(ge=0, le=65_536)] = 16
     """Unused tokens, with which a task or a class can be added to a trained model."""
-    pretrained_model_name_or_path: f.PathText | None = None
+    pretrained_model_name_or_path: PathText | None = None
     """Exported pipeline to start from: a folder or a name on the Hub. None: random weights. Its
     network, tokens, sigma_data, sigma_min and sigma_max are kept: a field of these that is given
     another value is refused."""
-    revision: f.Text | None = None
+    revision: Text | None = None
     """Branch, tag or commit of pretrained_model_name_or_path. None: its main branch."""
     train_only: Literal["tokens", "tokens+condition", "all"] = "all"
     """Weights of pretrained_model_name_or_path that are trained: the token table, also the input
@@ -159,7 +166,7 @@ class TrainConfig:
 
     # --- Tasks
 
-    tasks: dict[str, f.Part] = field(
+    tasks: dict[str, Part] = field(
         default_factory=lambda: {"generate": 1.0, "inpaint": 1.0, "edit": 1.0}
     )
     """Part of each task among the samples of a batch; normalised. 0 leaves a task out. The
@@ -167,48 +174,48 @@ class TrainConfig:
     objective: Literal["denoising", "distillation"] = "denoising"
     """denoising: learn to denoise. distillation: learn to draw in 1, 2 or 4 steps as
     pretrained_model_name_or_path does in many, with the guidance of each task built in."""
-    teacher_steps: f.PositiveInt = 5
+    teacher_steps: PositiveInt = 5
     """With distillation: steps of the teacher's solver for each step that is learned."""
-    teacher_model_name_or_path: f.PathText | None = None
+    teacher_model_name_or_path: PathText | None = None
     """With distillation: exported pipeline that is learned from, a folder or a name on the Hub.
     Then pretrained_model_name_or_path may be a model of few steps, which goes on learning. None:
     pretrained_model_name_or_path."""
-    edit_pairs: f.PositiveInt = 4096
+    edit_pairs: PositiveInt = 4096
     """With distillation: training images that the teacher edits before the first step, in many
     evaluations each; from these pairs edit is learned, as one evaluation."""
-    edit_classifier: f.PathText | None = None
+    edit_classifier: PathText | None = None
     """With distillation: folder of an image classifier, from scripts/train_classifier.py
     --noise 0.25. Edits learn to agree with the teacher's in its last features, too. None: in pixels
     alone."""
     task_weighting: Literal["uncertainty", "uncertainty_per_task", "sum"] = "uncertainty"
     """How the losses of the tasks are balanced: by a learned uncertainty of each task and noise
     level, or of each task alone, or not at all."""
-    class_dropout: f.Fraction = 0.1
+    class_dropout: Fraction = 0.1
     """Share of the samples, 0 to 1, whose class token is hidden, for guidance."""
-    task_dropout: f.Fraction = 0.1
+    task_dropout: Fraction = 0.1
     """Share of the samples, 0 to 1, whose task token is hidden."""
-    alignment_classifier: f.PathText | None = None
+    alignment_classifier: PathText | None = None
     """Output of mtl-diffusion train_classifier. The middle features of the UNet learn to align with
     this classifier's features of the clean image, in training only. None: no alignment."""
-    alignment_weight: f.NonNegativeFloat = 0.5
+    alignment_weight: NonNegativeFloat = 0.5
     """Weight of 1 - the cosine between the two; 0 or more."""
 
     # --- Noise
 
     sigma_mean: float = -1.2
     """Mean of ln(sigma) in training; EDM's P_mean."""
-    sigma_std: f.PositiveFloat = 1.2
+    sigma_std: PositiveFloat = 1.2
     """Standard deviation of ln(sigma) in training; EDM's P_std."""
-    sigma_data: f.PositiveFloat = 0.5
+    sigma_data: PositiveFloat = 0.5
     """Standard deviation of the images, whose values are -1 to 1."""
-    sigma_min: f.PositiveFloat = 0.002
+    sigma_min: PositiveFloat = 0.002
     """Lowest noise level of sampling, in units of image values."""
-    sigma_max: f.PositiveFloat = 80.0
+    sigma_max: PositiveFloat = 80.0
     """Highest noise level of sampling, in units of image values."""
 
     # --- Optimisation
 
-    max_train_steps: f.PositiveInt | None = 1200
+    max_train_steps: PositiveInt | None = 1200
     """Length of the run, in optimiser steps. None: as many as fit into max_train_minutes, at the
     rate that is measured when the run starts; validation and checkpoints come on top."""
     total_batch_size: BatchSize = 32
@@ -217,36 +224,36 @@ class TrainConfig:
     """Samples that a process holds at once; the rest of its share is accumulated. None: all."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the hidden weights of the UNet, AdamW for the others. adamw: AdamW for all."""
-    learning_rate: f.PositiveFloat = 2e-3
+    learning_rate: PositiveFloat = 2e-3
     """Peak learning rate, of Muon and AdamW alike."""
-    lr_warmup_steps: f.NonNegativeFloat = 0.04
+    lr_warmup_steps: NonNegativeFloat = 0.04
     """Linear warm-up of the learning rate. Below 1: a share of the run; 1 or more: steps."""
     lr_scheduler: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = "cosine"
     """Shape of the learning rate after the warm-up; cosine and linear decay to zero.
     warmup_stable_decay is constant until lr_decay of the run is left, then linear to zero. Such a
     run can be lengthened: with more max_train_steps it goes on from where the decay began."""
-    lr_decay: f.PositiveFraction = 0.2
+    lr_decay: PositiveFraction = 0.2
     """Share of the run that the decay of warmup_stable_decay takes; above 0, at most 1."""
-    adam_beta1: f.FractionBelowOne = 0.9
+    adam_beta1: FractionBelowOne = 0.9
     """Decay of AdamW's mean of gradients; 0 or more, below 1."""
-    adam_beta2: f.FractionBelowOne = 0.99
+    adam_beta2: FractionBelowOne = 0.99
     """Decay of AdamW's mean of squared gradients; 0 or more, below 1."""
-    adam_epsilon: f.PositiveFloat = 1e-8
+    adam_epsilon: PositiveFloat = 1e-8
     """Constant that AdamW adds to its denominator."""
-    adam_weight_decay: f.NonNegativeFloat = 0.0
+    adam_weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay, of Muon and AdamW alike."""
-    max_grad_norm: f.PositiveFloat = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     """Norm that the gradient is clipped to. A large number, such as 1e9, never clips."""
     use_ema: bool = True
     """Keep an exponential moving average of the weights, and validate and export that."""
-    ema_ramp: f.PositiveFraction = 0.05
+    ema_ramp: PositiveFraction = 0.05
     """Half-life of the average, as a share of the images seen so far; above 0, at most 1."""
 
     # --- Run
 
-    output_dir: f.PathText = "runs/default"
+    output_dir: PathText = "runs/default"
     """Folder for checkpoints, logs and the exported pipeline."""
-    seed: f.NonNegativeInt = 0
+    seed: NonNegativeInt = 0
     """Seed of everything random."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the network's arithmetic; the weights stay float32. fp16 is for CUDA GPUs
@@ -262,27 +269,27 @@ class TrainConfig:
     num_threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     """CPU threads of a process. None: OMP_NUM_THREADS, or else all cores, shared evenly by this
     machine's processes."""
-    num_processes: f.PositiveInt | None = None
+    num_processes: PositiveInt | None = None
     """Processes that the run must have. None: as many as the launcher starts."""
     max_train_minutes: Annotated[float, Field(gt=0, le=1e7)] | None = None
     """Stop cleanly, with a checkpoint, after this wall-clock time in minutes; or, where
     max_train_steps is null, the length of the run, with all schedules. None: no limit."""
-    checkpointing_steps: f.PositiveInt = 500
+    checkpointing_steps: PositiveInt = 500
     """Optimiser steps between checkpoints."""
-    checkpoints_total_limit: f.PositiveInt | None = 2
+    checkpoints_total_limit: PositiveInt | None = 2
     """Checkpoints that are kept, newest first. None: all."""
     resume_from_checkpoint: Start = "latest"
     """"latest" continues the newest checkpoint of output_dir, if there is one; a folder continues
     that checkpoint. None or "none": start anew, which is refused if output_dir holds a run."""
-    validation_steps: f.PositiveInt = 500
+    validation_steps: PositiveInt = 500
     """Optimiser steps between validations."""
-    validation_images: f.PositiveInt = 256
+    validation_images: PositiveInt = 256
     """Held-out images that each validation uses."""
-    logging_steps: f.PositiveInt = 10
+    logging_steps: PositiveInt = 10
     """Optimiser steps between log entries."""
     report_to: Literal["tensorboard", "trackio", "wandb", "none"] = "tensorboard"
     """Tracker that the curves are logged to."""
-    tracker_project_name: f.Text = "mtl_diffusion"
+    tracker_project_name: Text = "mtl_diffusion"
     """Project that the run is filed under by the tracker."""
     gallery: bool = True
     """Draw a gallery of the exported pipeline's own samples, for its model card."""
@@ -290,7 +297,7 @@ class TrainConfig:
     """Publish the exported pipeline on the Hub after training."""
     hub_strategy: Literal["end", "checkpoint"] = "end"
     """When push_to_hub publishes: at the end, or at each checkpoint too, while training goes on."""
-    hub_model_id: f.Text | None = None
+    hub_model_id: Text | None = None
     """Repository on the Hub, as user/name. None: the name of output_dir, under your account."""
     hub_private_repo: bool = False
     """Make the repository private when it is created."""
@@ -356,3 +363,15 @@ def suggestion(name: str, names: Iterable[str], prefix: str = "") -> str:
     """The nearest of the names, as a question to append; nothing if none is near."""
     near = get_close_matches(name, list(names), n=1)
     return f", did you mean {prefix}{near[0]}?" if near else ""
+
+
+def show(value: Any) -> str:
+    """A value as JSON has it; a long one is cut."""
+    words = json.JSONEncoder(default=str, ensure_ascii=False, skipkeys=True, check_circular=False)
+    pieces = words.iterencode(value)
+    try:
+        text = "".join(islice(pieces, 100))
+        whole = len(text) <= 300 and next(pieces, None) is None
+    except ValueError as error:  # Python does not write numbers of thousands of digits
+        text, whole = f"({error})", True
+    return text if whole else f"{text[:200]}..."

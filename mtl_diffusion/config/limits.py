@@ -2,15 +2,16 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
-from ..tools.fields import show
-from .fields import TrainConfig, suggestion
-from .network import LARGEST, next_size, with_network
+from .fields import TrainConfig, show, suggestion
+from .network import LARGEST, with_network
 
 # The Hub's own rule for repositories.
 _REPO_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.A)
+SOURCE = "pretrained_model_name_or_path"
 
 # Pairs: the name of the wrong field, followed by those of the fields that it depends on; and a
 # sentence that says what is allowed, or what to do.
@@ -19,40 +20,44 @@ Faults = Iterator[tuple[str, str]]
 
 def faults(
     config: TrainConfig, known_tasks: Sequence[str], wrong: Collection[str] = ()
-) -> list[str]:
-    """A line for each field that contradicts others.
+) -> dict[str, str]:
+    """What is wrong with each field that contradicts others.
 
     Args:
         wrong: fields that have a fault already. Nothing is compared with them.
     """
-    wrong, lines = {*wrong}, []
-    checks = (
+    found: dict[str, str] = {}
+    for names, what in chain(
         _data(config, known_tasks),
         _images(config),
         _model(config),
         _tasks(config, known_tasks),
         _run(config),
-    )
-    for names, what in chain(*checks):
+    ):
         name, *others = names.split()
-        if wrong.isdisjoint((name, *others)):
-            wrong.add(name)
-            lines.append(f"{name}: found {show(getattr(config, name))}; {what}")
-    return lines
+        if {*wrong, *found}.isdisjoint((name, *others)):
+            found[name] = f"found {show(getattr(config, name))}; {what}"
+    return found
+
+
+def _only(c: TrainConfig, values: Mapping[str, Any], others: str, cure: str) -> Faults:
+    """Each of some fields that has another value than the one that `others` allow."""
+    for name, value in values.items():
+        if getattr(c, name) != value:
+            yield f"{name} {others}", f"must be {show(value)}, or {cure}"
 
 
 def _data(c: TrainConfig, known_tasks: Sequence[str]) -> Faults:
-    if c.streaming and c.dataset_name == "shapes":
-        yield "streaming dataset_name", 'must be false: "shapes" is drawn in memory'
-    if c.streaming and c.mask_column is not None:
-        what = "must be null, or set streaming to false: a stream has no masks of other images"
-        yield "mask_column streaming", what
-    if c.streaming and c.balance_classes:
-        what = "must be false, or set streaming to false: a stream comes in its own order"
-        yield "balance_classes streaming", what
+    if c.streaming:
+        if c.dataset_name == "shapes":
+            yield "streaming dataset_name", 'must be false: "shapes" is drawn in memory'
+        absent = {"mask_column": None, "condition_columns": None, "balance_classes": False}
+        yield from _only(c, absent, "streaming", "set streaming to false")
+        for name in ("train_split", "validation_split"):
+            if set("[+") & set(getattr(c, name)):
+                what = "must be one whole split, or set streaming to false: a stream has no slices"
+                yield f"{name} streaming", what
     conditions = c.condition_columns or {}
-    if c.streaming and conditions:
-        yield "condition_columns streaming", "must be null, or set streaming to false"
     if odd := [name for name in conditions if not (name.isidentifier() and name.islower())]:
         what = f"{listed(odd)} must be lower-case letters, digits and _, such as from_mask"
         yield "condition_columns", what
@@ -60,22 +65,21 @@ def _data(c: TrainConfig, known_tasks: Sequence[str]) -> Faults:
         yield "condition_columns", f"{listed(taken)} is a task already; give another name"
     elif missing := [name for name in conditions if name not in c.shares]:
         yield "condition_columns tasks", f"must have a share in tasks for each of {listed(missing)}"
-    if c.mask_column is not None and "inpaint" not in c.shares:
-        yield "mask_column tasks", "must be null, or give inpaint a share of tasks"
-    for name in ("train_split", "validation_split"):
-        if c.streaming and set("[+") & set(getattr(c, name)):
-            what = "must be one whole split, or set streaming to false: a stream has no slices"
-            yield f"{name} streaming", what
+    if "inpaint" not in c.shares:
+        yield from _only(c, {"mask_column": None}, "tasks", "give inpaint a share of tasks")
 
 
 def _images(c: TrainConfig) -> Faults:
     """The channels and numbers of the images."""
-    if c.image_dtype == "uint8" and c.value_range is not None:
-        yield "value_range image_dtype", "must be null, or set image_dtype to uint16 or float32"
+    low, high = c.value_range or (0, 1)
+    if low >= high:
+        yield "value_range", "must be two numbers, the lower one first, such as [0, 4095], or null"
+    if c.image_dtype == "uint8":
+        other = "set image_dtype to uint16 or float32"
+        yield from _only(c, {"value_range": None}, "image_dtype", other)
     if c.image_dtype == "float32" and c.value_range is None:
         what = "must be the lowest and highest number, such as [0, 1]: image_dtype is float32"
         yield "value_range image_dtype", what
-    low, high = c.value_range or (0, 1)
     if c.image_dtype == "uint16" and (low < 0 or high > 65535):
         yield "value_range image_dtype", "must be in 0 to 65535, or set image_dtype to float32"
     if c.shown_bands is not None and max(c.shown_bands) >= c.image_channels:
@@ -87,48 +91,43 @@ def _images(c: TrainConfig) -> Faults:
 
 def _model(c: TrainConfig) -> Faults:
     """The shape of a new network, and the fields that need a trained one to start from."""
-    source = "pretrained_model_name_or_path"
-    if c.pretrained_model_name_or_path is None:
-        network, depends = with_network(c), f"block_out_channels {source}"
-        levels = len(network.block_out_channels)
-        for name in ("norm_num_groups", "num_attention_heads"):
-            whole = getattr(network, name)
-            if odd := [width for width in network.block_out_channels if width % whole]:
-                what = f"must divide block_out_channels, and does not divide {listed(odd)}"
-                yield f"{name} {depends}", what
-        if any(side % (step := 2 ** (levels - 1)) for side in c.size):
-            height, width = (-(-side // step) * step for side in c.size)
-            following = show([height, width] if isinstance(c.resolution, list) else height)
-            what = f"must be a multiple of {step}, such as {following}"
-            yield f"resolution {depends}", f"{what}: block_out_channels has {levels} levels"
-        elif c.block_out_channels is None and min(c.size) // 2 ** (levels - 1) > LARGEST:
-            height, width = next_size(c.size)
-            following = show([height, width] if isinstance(c.resolution, list) else height)
-            what = f"must halve to {LARGEST} pixels or less, such as {following}"
-            yield f"resolution {depends}", f"{what}; or set block_out_channels"
-        sizes = [min(c.size) // 2**level for level in range(levels)]
-        if odd := [size for size in network.attention_resolutions if size not in sizes]:
-            what = f"there is no feature map of side {listed(odd)}, only of {listed(sizes)}"
-            yield f"attention_resolutions resolution {depends}", what
-        if c.train_only != "all":
-            yield f"train_only {source}", f"must be all, or set {source} to start from"
-        if c.objective == "distillation":
-            yield f"objective {source}", f"must be denoising, or set {source} to a teacher"
-        if c.revision is not None:
-            yield f"revision {source}", f"must be null, or set {source}, which it is of"
     if c.sigma_min >= c.sigma_max:
         yield "sigma_min sigma_max", f"must be below sigma_max, which is {show(c.sigma_max)}"
+    if c.pretrained_model_name_or_path is not None:
+        return
+    new = {"train_only": "all", "objective": "denoising", "revision": None}
+    yield from _only(c, new, SOURCE, f"set {SOURCE}")
+    network, depends = with_network(c), f"block_out_channels {SOURCE}"
+    for name in ("norm_num_groups", "num_attention_heads"):
+        whole = getattr(network, name)
+        if odd := [width for width in network.block_out_channels if width % whole]:
+            what = f"must divide block_out_channels, and does not divide {listed(odd)}"
+            yield f"{name} {depends}", what
+    levels, what = len(network.block_out_channels), None
+    step = 2 ** (levels - 1)
+    if any(side % step for side in c.size):
+        what = f"must be a multiple of {step}, such as {{}}: block_out_channels has {levels} levels"
+    elif c.block_out_channels is None and min(c.size) // step > LARGEST:
+        step = 2 ** math.ceil(math.log2(min(c.size) / LARGEST))
+        what = f"must halve to {LARGEST} pixels or less, such as {{}}; or set block_out_channels"
+    if what is not None:
+        following = [-(-side // step) * step for side in c.size]
+        following = show(following if isinstance(c.resolution, list) else following[0])
+        yield f"resolution {depends}", what.format(following)
+    sizes = [min(c.size) // 2**level for level in range(levels)]
+    if odd := [size for size in network.attention_resolutions if size not in sizes]:
+        what = f"there is no feature map of side {listed(odd)}, only of {listed(sizes)}"
+        yield f"attention_resolutions resolution {depends}", what
 
 
 def _tasks(c: TrainConfig, known_tasks: Collection[str]) -> Faults:
-    """The tasks and their proportions, and what a distillation has no use for."""
-    unused = {"alignment_classifier": None, "sigma_mean": -1.2, "sigma_std": 1.2}
-    for name, default in unused.items() if c.objective == "distillation" else ():
-        if getattr(c, name) != default:
-            yield f"{name} objective", f"must be {show(default)}, or set objective to denoising"
-    for name in ("teacher_model_name_or_path", "edit_classifier"):
-        if getattr(c, name) is not None and c.objective != "distillation":
-            yield f"{name} objective", "must be null, or set objective to distillation"
+    """The tasks and their proportions, and what the objective has no use for."""
+    if c.objective == "distillation":
+        unused = {"alignment_classifier": None, "sigma_mean": -1.2, "sigma_std": 1.2}
+        yield from _only(c, unused, "objective", "set objective to denoising")
+    else:
+        unused = {"teacher_model_name_or_path": None, "edit_classifier": None}
+        yield from _only(c, unused, "objective", "set objective to distillation")
     there = listed(known_tasks)
     if unknown := [name for name in c.tasks if name not in known_tasks]:
         hints = "".join(suggestion(name, known_tasks) for name in unknown)
@@ -137,7 +136,7 @@ def _tasks(c: TrainConfig, known_tasks: Collection[str]) -> Faults:
         yield "tasks", f"must have at least one task above 0; there are {there}"
         return
     rarest = min(c.shares, key=c.shares.__getitem__)
-    smallest = math.ceil(1 / c.shares[rarest] - 1e-9)
+    smallest = math.ceil(1 / max(c.shares[rarest], 1e-12) - 1e-9)
     if c.total_batch_size < smallest:
         what = f"gives {rarest} less than one sample; use {smallest} or more, or change tasks"
         yield "total_batch_size tasks", what
@@ -157,9 +156,6 @@ def _run(c: TrainConfig) -> Faults:
         yield "max_train_steps max_train_minutes", what
     if c.hub_model_id and not all(map(_REPO_NAME.fullmatch, c.hub_model_id.partition("/")[::2])):
         yield "hub_model_id", "must be user/name, of letters, digits, '-', '_' and '.'"
-    if c.push_to_hub and not c.hub_model_id and not _REPO_NAME.fullmatch(c.repository):
-        what = "must end in a name that the Hub accepts, or set hub_model_id"
-        yield "output_dir hub_model_id push_to_hub", what
 
 
 def listed(values: Iterable) -> str:

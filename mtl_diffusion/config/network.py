@@ -31,13 +31,6 @@ def with_network(config: TrainConfig) -> TrainConfig:
     )
 
 
-def next_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The next height and width, from these on, that halve to a side of `LARGEST` or less."""
-    step = 2 ** max(0, math.ceil(math.log2(min(size) / LARGEST)))
-    height, width = (-(-side // step) * step for side in size)
-    return height, width
-
-
 def _levels(size: tuple[int, int]) -> int:
     levels, side = 1, min(size)
     while levels < len(WIDTHS) and (side > COARSEST or levels == 1):

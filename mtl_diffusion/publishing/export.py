@@ -18,8 +18,7 @@ from diffusers import UNet2DConditionModel
 
 from ..checkpoints.resume import check_facts
 from ..checkpoints.store import MANIFEST, CheckpointError, load, load_latest
-from ..config import TrainConfig
-from ..config.command_line import from_dict
+from ..config import TrainConfig, from_dict
 from ..pictures import grids
 from ..pipeline.parts import INDEX, MODEL_ID, digest_of, read_json, replaced_by, stamp
 from ..pipeline.pipeline import MultiTaskPipeline

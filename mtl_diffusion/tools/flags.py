@@ -59,11 +59,6 @@ class Help(argparse.RawDescriptionHelpFormatter):
             return action.help
         return f"{action.help} (default: %(default)s)"
 
-    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        if action.nargs == "?":  # for the parser only: a missing value is reported later
-            return action.metavar
-        return super()._format_args(action, default_metavar)
-
 
 def parser(description: str, kind: type = argparse.ArgumentParser, **options) -> Any:
     """An `ArgumentParser` of `argparse`, or of another kind."""

@@ -1,14 +1,5 @@
 import pytest
 
-from configs import TASKS
-from mtl_diffusion.config import command_line
-
-
-@pytest.fixture(autouse=True)
-def tasks(monkeypatch):
-    """The tasks there are, without importing torch for their names."""
-    monkeypatch.setattr(command_line, "known_tasks", lambda: TASKS)
-
 
 @pytest.fixture
 def write(tmp_path):

@@ -5,27 +5,14 @@ import re
 import pytest
 
 from configs import argv, faults
-from mtl_diffusion.config import ConfigError, TrainConfig
-from mtl_diffusion.config.command_line import check, checked, from_dict, parse
+from mtl_diffusion.config import ConfigError, TrainConfig, check, checked, from_dict
+from mtl_diffusion.config.command_line import parse
 from mtl_diffusion.config.fields import TYPES
 from mtl_diffusion.config.network import with_network
 
 
-def flags(fields):
-    return [f"--{name}={value}" for name, value in fields.items()]
-
-
 def names(lines):
     return {line.partition(": found ")[0].removeprefix("--") for line in lines}
-
-
-@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
-def test_numbers_are_finite(value):
-    floats = {name: value for name, kind in TYPES.items() if "float" in str(kind)}
-    del floats["value_range"], floats["image_dtype"]  # a pair, and the name of a type
-    found = faults(*flags(floats | {"tasks": f"{{generate: {value}}}"}))
-    assert names(found) == floats.keys()
-    assert all("must be a finite number" in line for line in found)
 
 
 RANGES = {
@@ -43,15 +30,16 @@ RANGES = {
     "checkpointing_steps validation_steps logging_steps validation_images": ["0"],
     "num_threads checkpoints_total_limit shuffle_buffer_size": ["0", "1" + "0" * 30],
     "seed reserved_tokens": ["-1", "1" + "0" * 30],
-    "lr_warmup_steps adam_weight_decay alignment_weight": ["-0.1"],
-    "sigma_std sigma_data sigma_min sigma_max": ["0", "-1"],
-    "learning_rate adam_epsilon max_grad_norm": ["0", "-1"],
-    "max_train_minutes": ["0", "-1", "1e300"],
-    "dropout adam_beta1 adam_beta2": ["-0.1", "1"],
-    "class_dropout task_dropout dataset_holes": ["-0.1", "1.1"],
-    "ema_ramp lr_decay": ["0", "1.1"],
+    "lr_warmup_steps adam_weight_decay alignment_weight": ["-0.1", ".nan", ".inf"],
+    "sigma_std sigma_data sigma_min sigma_max": ["0", "-1", ".inf"],
+    "learning_rate adam_epsilon max_grad_norm": ["0", "-1", ".nan"],
+    "max_train_minutes": ["0", ".nan", "1e300"],
+    "dropout adam_beta1 adam_beta2": ["-0.1", "1", ".nan"],
+    "class_dropout task_dropout dataset_holes": ["-0.1", "1.1", ".nan"],
+    "ema_ramp lr_decay": ["0", "1.1", ".nan"],
     "teacher_steps edit_pairs": ["0"],
-    "tasks": ["{edit: -1}", "{edit: 1e300}"],
+    "tasks": ["{edit: -1}", "{edit: 1e300}", "{edit: .nan}"],
+    "sigma_mean": [".nan", ".inf", "-.inf"],  # any finite number
     "dataset_name train_split output_dir tracker_project_name image_column hub_model_id": [""],
 }
 
@@ -65,13 +53,13 @@ def test_ranges(place):
         for name in fields.split()
         if place < len(values)
     }
-    assert names(faults(*flags(given))) == given.keys()
+    assert names(faults(*(f"--{name}={value}" for name, value in given.items()))) == given.keys()
 
 
 def test_every_number_has_a_range():
     tested = {name for fields in RANGES for name in fields.split()}
     numbers = {name for name, kind in TYPES.items() if re.search(r"\b(int|float)\b", str(kind))}
-    assert numbers - tested == {"sigma_mean"}
+    assert numbers <= tested
 
 
 NEW = "pretrained_model_name_or_path=me/it"
@@ -84,13 +72,14 @@ NEW = "pretrained_model_name_or_path=me/it"
         ("block_out_channels=[32,60] norm_num_groups=8", "norm_num_groups: found 8; must divide"),
         ("resolution=65", "resolution: found 65; must halve to 32 pixels or less, such as 68"),
         ("attention_resolutions=[4]", "no feature map of side 4, only of 16, 8"),
-        ("train_only=tokens", 'train_only: found "tokens"; must be all, or set pretrained_model'),
+        ("train_only=tokens", 'found "tokens"; must be "all", or set pretrained_model_name_or_'),
         ("revision=main", 'revision: found "main"; must be null, or set pretrained_model_name'),
-        ("objective=distillation", 'found "distillation"; must be denoising, or set pretrained_mo'),
+        ("objective=distillation", 'found "distillation"; must be "denoising", or set pretrained'),
         (f"objective=distillation {NEW} alignment_classifier=c", 'found "c"; must be null, or set'),
         (f"objective=distillation {NEW} sigma_mean=-0.8", "found -0.8; must be -1.2, or set objec"),
         ("streaming", 'streaming: found true; must be false: "shapes" is drawn in memory'),
         ("streaming dataset_name=d train_split=train[9%]", 'found "train[9%]"; must be one whole'),
+        ("streaming dataset_name=d train_split=a+b", 'found "a+b"; must be one whole split'),
         ("streaming dataset_name=d balance_classes", "balance_classes: found true; must be false"),
         ("tasks={}", "tasks: found {}; must have at least one task above 0"),
         ("tasks={edti:1}", "no task is called edti, did you mean edit?; there are generate, inp"),
@@ -103,9 +92,8 @@ NEW = "pretrained_model_name_or_path=me/it"
         ("max_train_steps=null", "max_train_steps: found null; must be a number of steps, or set"),
         *[
             (f"hub_model_id={name}", f'hub_model_id: found "{name}"; must be user/name')
-            for name in ["it", "a/b/c", "/it", "me/", "me/a--b", "me/a..b", "me/x.git"]
+            for name in ["it", "a/b/c", "me/", "me/a--b"]
         ],
-        ("push_to_hub output_dir=runs/a..b", 'output_dir: found "runs/a..b"; must end in a name'),
     ],
 )
 def test_contradictions(words, fault):
@@ -117,7 +105,7 @@ def test_contradictions(words, fault):
     "words",
     [
         "hub_model_id=me/it.v-1_0",  # may be set long before it is published
-        "tasks.inpaint=0 total_batch_size=2",  # 0 leaves a task out
+        "tasks={generate:1,inpaint:0,edit:1} total_batch_size=2",  # 0 leaves a task out
         f"train_only=tokens {NEW} revision=main",
         f"objective=distillation {NEW}",
         f"resolution=32 attention_resolutions=[4] {NEW}",  # compared when that model is loaded

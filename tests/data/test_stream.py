@@ -2,7 +2,6 @@
 
 import shutil
 from collections import Counter
-from dataclasses import replace
 from itertools import accumulate, islice
 
 import datasets
@@ -11,7 +10,6 @@ import torch
 from tables import IMAGE, encoded, write_images, write_parquet
 
 from mtl_diffusion.config import TrainConfig
-from mtl_diffusion.config.limits import faults
 from mtl_diffusion.data.decode import Decoder
 from mtl_diffusion.data.images import load_images
 from mtl_diffusion.data.loader import Batch
@@ -200,17 +198,3 @@ def test_more_processes_than_rows(tmp_path):
     batches = loader(stream, rank=1, world=2)
     with pytest.raises(ValueError, match="train_split: 'train' has no rows for process 1 of 2"):
         batches.batch(0, slice(4, 8))
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "fault"),
-    [
-        ("dataset_name", "shapes", 'streaming: found true; must be false: "shapes" is drawn'),
-        ("train_split", "a+b", 'train_split: found "a+b"; must be one whole split'),
-    ],
-)
-def test_what_contradicts_streaming(field, value, fault):
-    config = TrainConfig(**{"dataset_name": "d", "streaming": True, field: value})
-    (line,) = faults(config, tuple(config.tasks))
-    assert line.startswith(fault)
-    assert not faults(replace(config, streaming=False), tuple(config.tasks))

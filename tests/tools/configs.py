@@ -5,8 +5,6 @@ import pytest
 from mtl_diffusion.config import ConfigError
 from mtl_diffusion.config.command_line import parse
 
-TASKS = ["generate", "inpaint", "edit", "colorize"]
-
 
 def faults(*argv: str) -> list[str]:
     """The lines of the error, which are the whole of its message below the first."""

@@ -9,8 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from mtl_diffusion.config import TrainConfig
-from mtl_diffusion.config.command_line import check
+from mtl_diffusion.config import TrainConfig, check
 from mtl_diffusion.data.images import load_splits
 from mtl_diffusion.data.loader import Batch
 from mtl_diffusion.loop import train
