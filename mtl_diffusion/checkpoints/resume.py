@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
 
-from ..config import ConfigError, TrainConfig, differences, from_dict, show, to_dict
-from ..config.network import with_network
+from ..config import ConfigError, TrainConfig, differences, from_dict, to_dict
 from ..data.streaming_loader import ORDER, Position
 from ..pipeline.pipeline import FREQUENCIES, LEARNED
 from ..pipeline.tokens import NULL
@@ -26,18 +24,13 @@ from .store import Checkpoint, CheckpointError, load, load_latest
 logger = logging.getLogger(__name__)
 
 # Fields that may differ between a run and its continuation: locations, logging, saving, and the
-# length, which `_leads_to` checks. The data may have moved: not its path but its contents count.
-MAY_CHANGE = frozenset(
-    (
-        *("output_dir", "dataset_name", "resume_from_checkpoint", "dry_run", "num_threads"),
-        *("num_processes", "alignment_classifier", "mixed_precision", "compile_mode"),
-        "teacher_model_name_or_path",
-        *("max_train_steps", "max_train_minutes", "checkpointing_steps", "checkpoints_total_limit"),
-        *("validation_steps", "validation_images", "logging_steps", "report_to", "gallery"),
-        *("tracker_project_name", "push_to_hub", "hub_strategy", "hub_model_id"),
-        *("hub_private_repo",),
-    )
-)
+# length, which `_of_this_length` checks. Of the data not the path but the contents count.
+MAY_CHANGE = {"output_dir", "dataset_name", "resume_from_checkpoint", "dry_run", "num_threads"}
+MAY_CHANGE |= {"num_processes", "alignment_classifier", "teacher_model_name_or_path"}
+MAY_CHANGE |= {"mixed_precision", "compile_mode", "max_train_steps", "max_train_minutes"}
+MAY_CHANGE |= {"checkpointing_steps", "checkpoints_total_limit", "validation_steps"}
+MAY_CHANGE |= {"validation_images", "logging_steps", "report_to", "tracker_project_name"}
+MAY_CHANGE |= {"gallery", "push_to_hub", "hub_strategy", "hub_model_id", "hub_private_repo"}
 ANEW = (
     "publish it (--checkpoint), and start a new run with the export as"
     " pretrained_model_name_or_path"
@@ -96,45 +89,12 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
     return Checkpoint(step, tensors, facts)
 
 
-class _Data(BaseModel):
-    train: str
-    held_out: str
-
-
-class _LossScale(BaseModel):
-    scale: float
-    growth_tracker: int = Field(alias="_growth_tracker")
-    skipped: int
-
-
-class _Facts(BaseModel):
-    """The facts that are used, and their types. Old checkpoints lack those that may be None."""
-
-    config: dict[str, Any]
-    words: dict[str, int]
-    data: _Data
-    num_processes: int
-    versions: dict[str, str]
-    unet: dict[str, Any] | None = None
-    scheduler: dict[str, Any] | None = None
-    stream: list[tuple[int, int]] | None = None  # of each process: an epoch, and a number of rows
-    first_length: int | None = None
-    loss_scale: _LossScale | None = None
-    minutes: dict[str, float] | None = None
-    on_hub: list[str] | None = None
-
-
 def check_facts(checkpoint: Checkpoint) -> None:
-    """Raises a CheckpointError that names each fact that is missing or of another type."""
-    try:
-        _Facts.model_validate_json(json.dumps(checkpoint.facts), strict=True)
-    except ValidationError as refusal:
-        faults = f"the facts.json of step-{checkpoint.step} can't be used:"
-        for error in refusal.errors():
-            found = "nothing" if error["type"] == "missing" else show(error["input"])
-            name, what = ".".join(map(str, error["loc"])), error["msg"]
-            faults += f"\n  {name}: found {found}; {what.replace('Input should', 'it must', 1)}"
-        raise CheckpointError(faults) from None
+    """Raises a CheckpointError if facts are missing: another program has written them."""
+    needed = {"config", "words", "unet", "data", "minutes", "num_processes", "versions"}
+    if missing := needed - checkpoint.facts.keys():
+        where = f"the facts.json of step-{checkpoint.step}"
+        raise CheckpointError(f"{where} can't be used: it has no {', '.join(sorted(missing))}")
 
 
 def restore(run: Run) -> tuple[Run, int]:
@@ -166,7 +126,7 @@ def restore(run: Run) -> tuple[Run, int]:
         raise CheckpointError(f"step-{step} does not fit this model: {error}") from error
     if run.config.streaming:
         _go_on_reading(run, checkpoint)
-    run.clock.go_on(checkpoint.facts.get("minutes") or {})
+    run.clock.go_on(checkpoint.facts["minutes"])
     _, config, first_length = _lengths(run, checkpoint)
     run = replace(run, config=config, first_length=first_length)
     if run.accelerator.is_main_process:
@@ -182,32 +142,27 @@ def _find(run: Run) -> Checkpoint | None:
     if run.accelerator.is_main_process and newest:
         for reason in skipped:
             logger.warning("passed over a checkpoint: %s", reason)
-    if asked == "latest":
-        if newest is None and skipped:
-            none = f"{folder} has no complete checkpoint; to start anew, choose another output_dir:"
-            raise CheckpointError("\n  ".join([none, *skipped]))
-        return newest and _of_this_length(run, newest)
     other = "resume it with latest, or choose another output_dir"
     if asked is None:
         if newest or skipped:
             holds = f"{folder} already holds a run"
             raise ConfigError(f"resume_from_checkpoint: found none; {holds}: {other}")
         return None
+    if newest:
+        check_facts(newest)
+        again = newest.facts["config"].get("resume_from_checkpoint") == asked  # the same command
+        if asked == "latest" or again:
+            return _of_this_length(run, newest, folder)
+    if asked == "latest":
+        if skipped:
+            none = f"{folder} has no complete checkpoint; to start anew, choose another output_dir:"
+            raise CheckpointError("\n  ".join([none, *skipped]))
+        return None
     named = load(Path(asked))
-    if newest is None or newest.step <= named.step:
-        if _leads_to(run, named):
-            return named
-        old, new, _ = _lengths(run, named)
-        free = [named.step] if named.step <= schedule.decay_start(old) else []
-        raise ConfigError(other_length(old, new, free, asked))
-    check_facts(newest)
-    if newest.facts["config"].get("resume_from_checkpoint") == asked:  # the same command again
-        return _of_this_length(run, newest)
-    holds = f"of step {named.step}; {folder} already holds step {newest.step}"
-    raise ConfigError(f"resume_from_checkpoint: found {asked}, {holds}: {other}")
-
-
-# --- a run that is given another length -----------------------------------------------------------
+    if newest and newest.step > named.step:
+        holds = f"of step {named.step}; {folder} already holds step {newest.step}"
+        raise ConfigError(f"resume_from_checkpoint: found {asked}, {holds}: {other}")
+    return _of_this_length(run, named)
 
 
 def _lengths(run: Run, checkpoint: Checkpoint) -> tuple[TrainConfig, TrainConfig, int]:
@@ -218,46 +173,40 @@ def _lengths(run: Run, checkpoint: Checkpoint) -> tuple[TrainConfig, TrainConfig
     return old, schedule.with_shares_of(run.config, first), first
 
 
-def _leads_to(run: Run, checkpoint: Checkpoint) -> bool:
-    """Whether the steps up to the checkpoint are those of a run of this length."""
-    old, new, _ = _lengths(run, checkpoint)
-    return checkpoint.step <= schedule.same_steps(old, new)
+def _of_this_length(run: Run, newest: Checkpoint, folder: Path | None = None) -> Checkpoint:
+    """The newest checkpoint that leads to a run of this length.
 
-
-def _of_this_length(run: Run, newest: Checkpoint) -> Checkpoint:
-    """The newest checkpoint in the folder that leads to a run of this length."""
-    if _leads_to(run, newest):
-        return newest
-    old, new, _ = _lengths(run, newest)
-    chosen, folder, free = None, folder_of(run), []
+    Args:
+        folder: where older ones than `newest` are looked for. None: nowhere.
+    """
+    free: list[int] = []  # steps from before the decay
 
     def leads(checkpoint: Checkpoint) -> bool:
-        if checkpoint.step <= schedule.decay_start(_lengths(run, checkpoint)[0]):
+        old, new, _ = _lengths(run, checkpoint)
+        if checkpoint.step <= schedule.decay_start(old):
             free.append(checkpoint.step)
-        return _leads_to(run, checkpoint)
+        return checkpoint.step <= schedule.same_steps(old, new)
 
-    if old.lr_scheduler not in ("cosine", "linear"):
+    if leads(newest):
+        return newest
+    chosen, (old, new, _) = None, _lengths(run, newest)
+    if folder is not None and old.lr_scheduler not in ("cosine", "linear"):
         chosen, _ = load_latest(folder, leads)
     if chosen is None:
-        raise ConfigError(other_length(old, new, free, str(folder)))
+        where = folder or run.config.resume_from_checkpoint
+        raise ConfigError(other_length(old, new, free, str(where)))
     if run.accelerator.is_main_process:
         had = f"the run had {old.max_train_steps} steps and has {new.max_train_steps} now"
         logger.warning("%s: it goes on from step %d, before the decay", had, chosen.step)
     return chosen
 
 
-# --- whether the rest fits ------------------------------------------------------------------------
-
-
 def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """The configuration of the run that wrote the checkpoint.
 
-    It has today's fields. One that did not exist then has its default, which is how the run of then
-    behaved; only the optimiser was another one, AdamW.
+    A field that did not exist then has its default, which is how the run of then behaved.
     """
-    return (
-        to_dict(with_network(TrainConfig())) | {"optimizer": "adamw"} | checkpoint.facts["config"]
-    )
+    return to_dict(TrainConfig()) | checkpoint.facts["config"]
 
 
 def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
@@ -316,7 +265,7 @@ def _go_on_reading(run: Run, checkpoint: Checkpoint) -> None:
     else:
         position = Position(max(position.epoch for position in positions) + 1, 0)
     run.loader.go_to(checkpoint.step, position)
-    seen = (checkpoint.facts.get("unet") or {}).get(FREQUENCIES) or {}
+    seen = checkpoint.facts["unet"].get(FREQUENCIES) or {}
     labels = {NULL: -1} | {name: i for i, name in enumerate(run.mixture.vocabulary.classes)}
     run.loader.seen.update({labels[name]: count for name, count in seen.items()})
 

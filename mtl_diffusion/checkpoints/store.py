@@ -201,9 +201,9 @@ def _by_step(folder: Path) -> list[tuple[int, Path]]:
     """(step, path) of what has the name of a checkpoint, oldest first."""
     try:
         names = _insist(lambda: os.listdir(folder), folder)
-    except CheckpointError as error:
-        if isinstance(error, UnreadableError):
-            raise
+    except UnreadableError:
+        raise
+    except CheckpointError:
         return []  # there is no such folder yet
     matches = ((_NAME.fullmatch(name), folder / name) for name in names)
     return sorted((int(match[1]), path) for match, path in matches if match)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# Prefixes of files that a killed process leaves behind: incomplete new content, old content that
-# was renamed to be replaced, and content that was being deleted.
-_WRITING, _REPLACED, _DELETING = ".writing-", ".replaced-", ".deleting-"
+# Prefixes of what a killed process leaves behind: content that was being written or deleted, and
+# old content that was renamed to be replaced.
+_WRITING, _REPLACED = ".writing-", ".replaced-"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,9 +43,8 @@ def replaced_file(target: Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         os.replace(temporary, target)
-    except BaseException:
+    finally:
         _remove(temporary)
-        raise
 
 
 @contextmanager
@@ -58,9 +57,8 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     Raises:
         OSError: a file or a folder can't be written.
     """
-    tidy(target.parent, glob.escape(target.name))
     temporary = target.with_name(f"{_WRITING}{target.name}")
-    aside = target.with_name(f"{_REPLACED}{target.name}")
+    tidy(target.parent, glob.escape(target.name))
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -68,19 +66,15 @@ def replaced_folder(target: Path) -> Iterator[Path]:
             if not path.is_symlink():
                 _sync(path)
         if os.path.lexists(target):
-            os.rename(target, aside)
+            os.rename(target, target.with_name(f"{_REPLACED}{target.name}"))
         os.rename(temporary, target)
         _sync(target.parent)
-    except BaseException:
-        if os.path.lexists(aside) and not os.path.lexists(target):
-            os.rename(aside, target)
-        _remove(temporary)
-        raise
-    _remove(aside)
+    finally:
+        tidy(target.parent, glob.escape(target.name))
 
 
 def tidy(folder: Path, pattern: str) -> None:
-    """Removes leftovers of killed processes, of the targets in `folder` that match a glob pattern.
+    """Removes what is left of interrupted writes, of the targets in `folder` that match a pattern.
 
     A target that was renamed aside, and has no successor, gets its name back.
     """
@@ -89,14 +83,14 @@ def tidy(folder: Path, pattern: str) -> None:
         if not os.path.lexists(target):
             os.rename(old, target)
             logger.warning("%s is back in its place: replacing it was interrupted", target)
-    for prefix in (_WRITING, _REPLACED, _DELETING):
+    for prefix in (_WRITING, _REPLACED):
         for leftover in folder.glob(f"{prefix}{pattern}"):
             _remove(leftover)
 
 
 def delete(path: Path) -> None:
     """Deletes a file or a folder, atomically for other processes; an OSError is logged."""
-    doomed = path.with_name(f"{_DELETING}{path.name}")
+    doomed = path.with_name(f"{_WRITING}{path.name}")
     try:
         os.rename(path, doomed)
     except OSError as error:

@@ -9,13 +9,7 @@ from functools import partial
 from dying import die_at
 from small_checkpoints import checkpoint, same, steps
 
-from mtl_diffusion.checkpoints.store import (
-    FACTS,
-    MANIFEST,
-    load,
-    load_latest,
-    save,
-)
+from mtl_diffusion.checkpoints.store import FACTS, MANIFEST, load, load_latest, save
 
 
 def test_a_round_trip_is_exact(tmp_path):
@@ -57,11 +51,8 @@ def test_what_is_not_ours_is_neither_deleted_nor_in_the_way(tmp_path, caplog):
     for step in (10, 20, 30):
         save(folder, checkpoint(step), total_limit=1)
         assert same(load_latest(folder)[0], checkpoint(step))
-    assert {path.name for path in folder.iterdir()} == {
-        *foreign,
-        "step-30",
-        "moved-aside-1-step-20",
-    }
+    left = {path.name for path in folder.iterdir()}
+    assert left == {*foreign, "step-30", "moved-aside-1-step-20"}
     assert (folder / "moved-aside-1-step-20").read_text() == "step-20"
     assert same(load(elsewhere), checkpoint(3))
     for name in ("step-99", "step-3", "step-5"):
@@ -75,7 +66,7 @@ def test_a_clean_up_that_fails_fails_no_save(tmp_path, monkeypatch, caplog):
         raise PermissionError(13, "Permission denied")
 
     save(tmp_path, checkpoint(1))
-    (tmp_path / ".deleting-step-0").mkdir()
+    (tmp_path / ".writing-step-0").mkdir()
     monkeypatch.setattr(files.shutil, "rmtree", fail)
     save(tmp_path, checkpoint(2), total_limit=1)
     assert same(load_latest(tmp_path)[0], checkpoint(2)) and "could not be removed" in caplog.text

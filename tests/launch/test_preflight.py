@@ -55,9 +55,6 @@ def test_all_start_up_faults_come_in_one_message(tmp_path):
     assert code == [2, 2] and "num_processes: found 3; 2 were started" in run.text
 
 
-# --- launchers ------------------------------------------------------------------------------------
-
-
 def test_a_launcher_that_starts_one_process_instead_of_two(tmp_path):
     address = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
     two = partial(variables, **address, MASTER_PORT="29500")
@@ -103,9 +100,6 @@ def test_processes_without_gpus_train_together(tmp_path):
     assert code == [0, 0] and run.steps == [2], run.text
     facts = (run.folder / "checkpoints" / "step-2" / "facts.json").read_text()
     assert '"num_processes": 2' in facts
-
-
-# --- folders, room, devices -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "logs", "validation", "pipeline", "published"])
@@ -187,9 +181,6 @@ def test_a_precision_needs_a_device_that_has_it(monkeypatch):
     assert not faults("bf16", "cuda", has_it=True) and not faults("bf16", "cpu")
     assert "mixed_precision: found fp16, which trains on CUDA GPUs" in faults("fp16", "cpu")[0]
     assert not faults("fp16", "cuda")
-
-
-# --- the Hub --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
