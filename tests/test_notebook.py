@@ -26,18 +26,11 @@ mtl_diffusion.loop.validate = lambda run, step, **options: None
 def test_the_tour_runs(monkeypatch):
     notebook = nbformat.read(TOUR, as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(IN_A_HURRY))
-    monkeypatch.setenv(
-        "PYTHONPATH", str(NOTEBOOKS.parent) + os.pathsep + os.getenv("PYTHONPATH", "")
-    )
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parent), prepend=os.pathsep)
     options = {"timeout": 900, "resources": {"metadata": {"path": str(NOTEBOOKS)}}}
     nbclient.NotebookClient(notebook, **options).execute()
-    pictures = [
-        output
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        if "image/png" in output.get("data", ())
-    ]
-    assert len(pictures) == 4
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", ()) for output in outputs) == 4
 
 
 def test_the_tour_that_is_shown_was_run():

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ PACKAGE = ROOT / "mtl_diffusion"
 PIPELINE = PACKAGE / "pipeline"
 OURS = sorted(PACKAGE.rglob("*.py"))
 EVERYWHERE = sorted([*OURS, *(ROOT / "scripts").glob("*.py")])
-SHIPPED = sorted(path for path in PIPELINE.glob("*.py") if path.name != "__init__.py")
 
 MAY_SHIP = {"torch", "diffusers", "transformers", "safetensors", "PIL", "numpy"}
 # No network, no process, no pickle.
@@ -28,6 +28,11 @@ def folder(name: str) -> list[Path]:
     return sorted((PACKAGE / name).rglob("*.py"))
 
 
+def ours(path: Path) -> set[str]:
+    """The folders of the package, and its modules at the top, that a file reaches."""
+    return {name.split(".")[1] for name in reached(path) if name.startswith("mtl_diffusion.")}
+
+
 def ids(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -36,11 +41,12 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(path: Path, nodes=None) -> set[str]:
+@cache
+def imports(path: Path) -> set[str]:
     """Every module that a file imports, in full: `mtl_diffusion.data.loader` for `.loader`."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     found = set()
-    for node in ast.walk(tree(path)) if nodes is None else nodes:
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -53,37 +59,20 @@ def imports(path: Path, nodes=None) -> set[str]:
     return found
 
 
-def at_import(path: Path) -> set[str]:
-    """What importing a file imports: not what its functions do, nor what only a checker reads."""
-    todo, found = list(tree(path).body), []
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        found.append(node)
-        todo += ast.iter_child_nodes(node)
-    return imports(path, found)
-
-
-def reached(path: Path, of=at_import) -> set[str]:
-    """Every module that importing a file imports, through ours; with `of` imports, ever.
+def reached(path: Path) -> set[str]:
+    """Every module that a file imports, itself or through ours, at once or later.
 
     What the package exports at its top is not followed: that is for users.
     """
     todo, found = [path], set()
     while todo:
-        for name in of(todo.pop()) - found:
+        for name in imports(todo.pop()) - found:
             found.add(name)
             if name == "mtl_diffusion":
                 continue
-            for file in (
-                PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py"),
-                PACKAGE.parent.joinpath(*name.split("."), "__init__.py"),
-            ):
-                if name.startswith("mtl_diffusion") and file.exists():
-                    todo.append(file)
+            module = ROOT.joinpath(*name.split("."))
+            files = (module.with_suffix(".py"), module / "__init__.py")
+            todo += [file for file in files if name.startswith("mtl_diffusion") and file.exists()]
     return found
 
 
@@ -102,13 +91,6 @@ def test_the_reader_of_imports_sees_them(tmp_path, monkeypatch):
         "mtl_diffusion.pipeline.edit",
         "late",
     }
-    assert at_import(path) == imports(path) - {"late"}
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=ids)
-def test_what_ships_imports_nothing_of_ours_outside(path):
-    own = {name for name in imports(path) if name.startswith("mtl_diffusion")}
-    assert own <= {f"mtl_diffusion.pipeline.{other.stem}" for other in SHIPPED}
 
 
 def test_what_ships_imports_little_evaluates_nothing_and_opens_nothing():
@@ -131,12 +113,6 @@ def test_a_task_knows_nothing_of_noise_denoiser_or_loop(task):
     for name in own:
         file = PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
         assert not {n for n in imports(file) if n.startswith("mtl_diffusion")}, name
-
-
-@pytest.mark.parametrize("path", [PACKAGE / "__init__.py", *folder("config")], ids=ids)
-def test_settings_do_not_wait_for_torch(path):
-    tops = {module.partition(".")[0] for module in reached(path)}
-    assert not tops & {"torch", "diffusers", "transformers", "datasets", "accelerate", "numpy"}
 
 
 # Folder: what none of its files may reach, when it is imported or later.
@@ -165,23 +141,13 @@ CORE -= {*SCORECARD, *LABORATORY, "commands"}
 @pytest.mark.parametrize("circle, outer", [(CORE, SCORECARD | LABORATORY), (SCORECARD, LABORATORY)])
 def test_an_inner_circle_knows_nothing_of_an_outer_one(circle, outer):
     for path in [path for name in circle for path in folder(name)]:
-        own = (n for n in reached(path, imports) if n.startswith("mtl_diffusion."))
-        folders = {name.split(".")[1] for name in own}
-        assert not folders & outer, path
+        assert not ours(path) & outer, path
 
 
 @pytest.mark.parametrize("name", WALLS)
 def test_a_folder_knows_nothing_of(name):
     for path in folder(name):
-        folders = {
-            n.split(".")[1] for n in reached(path, imports) if n.startswith("mtl_diffusion.")
-        }
-        assert not folders & WALLS[name], path
-
-
-def test_the_root_holds_the_loop_and_folders():
-    files = {path.name for path in PACKAGE.glob("*.py")}
-    assert files == {"__init__.py", "__main__.py", "loop.py"}
+        assert not ours(path) & WALLS[name], path
 
 
 def test_only_its_command_and_the_benchmark_import_the_loop():
@@ -199,30 +165,16 @@ def test_the_page_imports_nothing_of_ours_outside_itself(path):
     assert tops <= {"torch", "PIL", "numpy", "gradio", "starlette"}
 
 
-def test_the_package_takes_nothing_from_its_own_top_but_the_version():
-    taken = {
-        alias.name
-        for path in OURS
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.ImportFrom)
-        and (node.module == "mtl_diffusion" or (node.level == 2 and node.module is None))
-        for alias in node.names
-    }
-    assert taken == {"__version__", "loop"}
-
-
 def test_only_scripts_and_the_command_line_import_commands():
     assert not [path for path in OURS if any("diffusion.commands." in n for n in imports(path))]
 
 
-@pytest.mark.parametrize("path", EVERYWHERE, ids=ids)
-def test_nothing_is_pickled(path):
-    tops = {name.partition(".")[0] for name in imports(path)}
-    assert not tops & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
-    found = calls(path)
-    assert not found & {"torch.load", "torch.save", "eval", "exec"}
-    text = {ast.unparse(node) for node in ast.walk(tree(path)) if isinstance(node, ast.keyword)}
-    assert "allow_pickle=True" not in text
+def test_nothing_is_pickled():
+    picklers = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    for path in EVERYWHERE:
+        assert not {name.partition(".")[0] for name in imports(path)} & picklers, path
+        assert not calls(path) & {"torch.load", "torch.save", "eval", "exec"}, path
+        assert "allow_pickle=True" not in path.read_text(encoding="utf-8"), path
 
 
 def test_files_of_tensors_are_as_readable_as_others():
@@ -233,7 +185,7 @@ def test_files_of_tensors_are_as_readable_as_others():
 def test_nothing_is_imported_that_windows_lacks():
     posix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
     for path in OURS:
-        assert not {name.partition(".")[0] for name in at_import(path)} & posix, path
+        assert not {name.partition(".")[0] for name in imports(path)} & posix, path
 
 
 @pytest.mark.parametrize("folder", ["mtl_diffusion", "scripts", "tests"])

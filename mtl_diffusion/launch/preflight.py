@@ -68,7 +68,6 @@ def begin(config: TrainConfig) -> Iterator[Accelerator]:
             *_process_faults(config, state.num_processes, started),
             *_launcher_faults(config, os.environ),
             *_precision_faults(config, state.device, None if ours else AcceleratorState()),
-            *_tracker_faults(config),
         ]
         if state.is_main_process:
             of_folders, dry = list(_folder_faults(config)), config.dry_run
@@ -171,7 +170,10 @@ def _process_faults(config: TrainConfig, processes: int, started: int) -> Iterat
 
 
 def _launcher_faults(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[str]:
-    """Settings of the launcher that contradict those of this run."""
+    """Settings of the launcher that contradict those of this run, and a tracker that is missing."""
+    if (tracker := config.report_to) != "none" and importlib.util.find_spec(tracker) is None:
+        missing = f"which is not installed; pip install {tracker}"
+        yield f"report_to: found {tracker!r}, {missing}, or choose another one, or none"
     precision = (
         f"set it here (found {config.mixed_precision}), and give the launcher the same or no"
     )
@@ -217,16 +219,6 @@ def _precision_faults(
     if not possible:
         use = "fp16 or no" if device.type == "cuda" else "no"
         yield f"mixed_precision: found bf16, which this {device.type} device can't do; use {use}"
-
-
-def _tracker_faults(config: TrainConfig) -> Iterator[str]:
-    """A tracker that is not installed."""
-    tracker = config.report_to
-    if tracker != "none" and importlib.util.find_spec(tracker) is None:
-        yield (
-            f"report_to: found {tracker!r}, which is not installed; pip install {tracker}, or "
-            "choose another one, or none"
-        )
 
 
 def _folder_faults(config: TrainConfig) -> Iterator[str]:
