@@ -168,7 +168,7 @@ def _find(run: Run) -> Checkpoint | None:
 def _lengths(run: Run, checkpoint: Checkpoint) -> tuple[TrainConfig, TrainConfig, int]:
     """The configuration that wrote it, this run's as its continuation, and the first length."""
     check_facts(checkpoint)
-    old = from_dict(config_of(checkpoint))
+    old = from_dict(checkpoint.facts["config"])
     first = checkpoint.facts.get("first_length") or old.max_train_steps
     return old, schedule.with_shares_of(run.config, first), first
 
@@ -201,20 +201,12 @@ def _of_this_length(run: Run, newest: Checkpoint, folder: Path | None = None) ->
     return chosen
 
 
-def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The configuration of the run that wrote the checkpoint.
-
-    A field that did not exist then has its default, which is how the run of then behaved.
-    """
-    return to_dict(TrainConfig()) | checkpoint.facts["config"]
-
-
 def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
     """A line for each reason why this run cannot continue the checkpoint."""
     facts, (old, new, _) = checkpoint.facts, _lengths(run, checkpoint)
     # One may be a share of the run, and the other as many steps.
     same = ["lr_warmup_steps"] if old.warmup_steps == new.warmup_steps else []
-    faults = differences(config_of(checkpoint), to_dict(run.config), MAY_CHANGE.union(same))
+    faults = differences(facts["config"], to_dict(run.config), MAY_CHANGE.union(same))
     objective, data = run.unwrapped, facts["data"]
     classifier = objective.alignment and objective.alignment.fingerprint
     faults += [

@@ -99,13 +99,15 @@ def differences(
 ) -> list[str]:
     """Compares two `to_dict`s, a checkpoint's and this run's: a line per field that differs.
 
-    Fields in `allowed` may differ, and those of a trained model that the run starts from: 0.1.0
-    stored defaults for them. So may a removed field whose value had no effect.
+    A field that the checkpoint lacks is a younger one. It has its default, which is how the run of
+    then behaved. Fields in `allowed` may differ, and those of a trained model that the run starts
+    from: 0.1.0 stored defaults for them. So may a removed field whose value had no effect.
     """
+    old = to_dict(TrainConfig()) | dict(old)
     passed = {*allowed, *(OF_MODEL if new.get("pretrained_model_name_or_path") else ())}
     idle = {"task_weights": None, "gradient_aggregation": "sum", "perceptual_weight": 0}
     passed |= {"perceptual_images", *(name for name in idle if old.get(name) == idle[name])}
-    if old.get("ema_half_life", 0) >= old.get("ema_ramp", 1):  # the smaller one had effect
+    if old.get("ema_half_life", 0) >= old["ema_ramp"]:  # the smaller one had effect
         passed.add("ema_half_life")
     lines = []
     for name in {**new, **old}:

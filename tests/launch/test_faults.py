@@ -37,6 +37,17 @@ def newest_of(run):
     return load_latest(run.folder / "checkpoints")[0]
 
 
+TWO = {"processes": 2, "per_device_batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def reference_of_two(tmp_path_factory):
+    """A whole run of two processes, which accumulate."""
+    code, run = train(tmp_path_factory.mktemp("two") / "run", *SHORT, **TWO)
+    assert code == [0, 0], run.text
+    return run
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_finishes_the_step_and_saves_once(name, reference, tmp_path):
     """And the ones that follow it, every ten milliseconds until the process is gone, do no harm."""
@@ -91,13 +102,12 @@ def test_a_signal_while_it_saves(reference, tmp_path):
     assert ends_like(reference, run)
 
 
-def test_one_signalled_rank_stops_both_at_the_same_step(tmp_path):
-    whole = train(tmp_path / "whole", *SHORT, processes=2)[1]
+def test_one_signalled_rank_stops_both_at_the_same_step(reference_of_two, tmp_path):
     signalled = partial(before_step, 4, signal_myself, only_rank=1)
-    code, run = train(tmp_path / "run", *SHORT, signalled, processes=2)
+    code, run = train(tmp_path / "run", *SHORT, signalled, **TWO)
     assert code == [STOPPED, STOPPED] and run.steps == [3, 5], run.text
     assert "stopped by another process after step 5" in run.text
-    assert ends_like(whole, run, processes=2)
+    assert ends_like(reference_of_two, run, **TWO)
 
 
 def test_the_wall_clock_budget(reference, tmp_path):
@@ -121,11 +131,9 @@ def test_a_run_outlives_the_reader_of_its_output(reference, tmp_path):
     assert run.state() == reference.state()
 
 
-def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(tmp_path):
-    arguments = {"processes": 2, "per_device_batch_size": 2}
-    whole = train(tmp_path / "whole", *SHORT, **arguments)[1]
+def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(reference_of_two, tmp_path):
     fault = partial(poison, "loss", 4, row=1, only_rank=1)
-    code, run = train(tmp_path / "run", *SHORT, fault, **arguments)
+    code, run = train(tmp_path / "run", *SHORT, fault, **TWO)
     assert code == [1, 1] and run.steps == [3]
     messages = re.findall(r"FloatingPointError: (.*)", run.text)
     assert len(messages) == 2
@@ -134,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(tmp_path):
         assert re.search(r"process 1: (generate|inpaint|edit) at sigma [\d.]+: nan", message)
     for tensors in newest_of(run).tensors.values():
         assert all(tensor.isfinite().all() for tensor in tensors.values())
-    assert ends_like(whole, run, **arguments)
+    assert ends_like(reference_of_two, run, **TWO)
 
 
 def test_a_gradient_that_is_not_finite(tmp_path):

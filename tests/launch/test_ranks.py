@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from forked import SHORT, STEPS, Run, die, free_port, train
+from forked import SHORT, STEPS, Run, die, free_port
 from launches import Launch
-from safetensors.torch import load_file
 from tables import write_images
 
 ROOT = Path(__file__).parents[2]
@@ -27,49 +26,6 @@ def test_a_rank_that_dies_ends_the_other(tmp_path):
     codes = run.wait()  # gloo's own limit is half an hour
     assert codes[1] == -9 and codes[0] not in (0, STOPPED)
     assert run.steps == [3]
-
-
-def note_reductions(folder):
-    """Each all-reduce of gradients is a line of a file: step and number of values."""
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-    from torch.nn.parallel import DistributedDataParallel
-
-    import mtl_diffusion.loop
-
-    build, step_of = DistributedDataParallel.__init__, mtl_diffusion.loop.train_step
-    now = []
-
-    def noting(group, bucket):
-        with open(folder / f"rank-{os.environ['RANK']}", "a") as file:
-            file.write(f"{now[-1]} {bucket.buffer().numel()}\n")
-        return allreduce_hook(group, bucket)
-
-    def hooked(self, *arguments, **options):
-        build(self, *arguments, **options)
-        self.register_comm_hook(None, noting)
-
-    def step(run, index, *rest):
-        now.append(index)
-        step_of(run, index, *rest)
-
-    DistributedDataParallel.__init__ = hooked
-    mtl_diffusion.loop.train_step = step
-
-
-def test_gradients_cross_once_an_optimiser_step(tmp_path):
-    """Of three microbatches: each value of the gradient once, four bytes."""
-    arguments = {"total_batch_size": 12, "per_device_batch_size": 2, "processes": 2}
-    code, run = train(tmp_path / "run", *SHORT, partial(note_reductions, tmp_path), **arguments)
-    assert code == [0, 0], run.text
-    moments = load_file(run.folder / f"checkpoints/step-{STEPS}/optimizer.safetensors")
-    first = ("exp_avg of", "momentum of")
-    trained = sum(value.numel() for name, value in moments.items() if name.startswith(first))
-    for rank in (0, 1):
-        values = [0] * STEPS
-        for line in (tmp_path / f"rank-{rank}").read_text().splitlines():
-            step, count = map(int, line.split())
-            values[step] += count
-        assert values == [trained] * STEPS
 
 
 def test_accelerate_reads_each_file_and_the_docs_name_no_other():
