@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -216,19 +215,13 @@ def _is_ours(path: Path) -> bool:
 
 def _rotate(folder: Path, step: int, total_limit: int, keep: Collection[int]) -> None:
     """Deletes the oldest checkpoints until total_limit are left up to this step."""
-    earlier = []
-    for other, path in _by_step(folder):
-        if not _is_ours(path):
-            _warn_of(path)
-        elif other < step and other not in keep:
-            earlier.append(path)
+    earlier = [
+        path
+        for other, path in _by_step(folder)
+        if other < step and other not in keep and _is_ours(path)
+    ]
     for path in earlier[: max(0, len(earlier) + 1 - total_limit)]:
         delete(path)
-
-
-@cache  # once is enough
-def _warn_of(path: Path) -> None:
-    logger.warning("%s is not a checkpoint of this package, and is left alone", path)
 
 
 def _move_aside(path: Path) -> None:

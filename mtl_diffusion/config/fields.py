@@ -36,6 +36,12 @@ def _in_full(path: str) -> str:
     return path
 
 
+def _rising(pair: list[float]) -> list[float]:
+    if pair[0] >= pair[1]:
+        raise ValueError
+    return pair
+
+
 _TEXT = "must be a text, in quotes where it looks like a number; not empty, and without a NUL"
 Text = Annotated[str, Field(pattern=r"^[^\x00]+$"), _told(_TEXT)]
 PathText = Annotated[Text, AfterValidator(_in_full)]
@@ -65,6 +71,7 @@ Mode = Annotated[
 Range = Annotated[
     list[float],
     Field(min_length=2, max_length=2),
+    AfterValidator(_rising),
     _told("must be two numbers, the lower one first, such as [0, 4095],"),
 ]
 Bands = Annotated[

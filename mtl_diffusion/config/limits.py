@@ -1,7 +1,6 @@
 """Checks of the fields that depend on each other."""
 
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -9,8 +8,6 @@ from typing import Any
 from .fields import TrainConfig, show, suggestion
 from .network import LARGEST, with_network
 
-# The Hub's own rule for repositories.
-_REPO_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.A)
 SOURCE = "pretrained_model_name_or_path"
 
 # Pairs: the name of the wrong field, followed by those of the fields that it depends on; and a
@@ -71,15 +68,13 @@ def _data(c: TrainConfig, known_tasks: Sequence[str]) -> Faults:
 
 def _images(c: TrainConfig) -> Faults:
     """The channels and numbers of the images."""
-    low, high = c.value_range or (0, 1)
-    if low >= high:
-        yield "value_range", "must be two numbers, the lower one first, such as [0, 4095], or null"
     if c.image_dtype == "uint8":
         other = "set image_dtype to uint16 or float32"
         yield from _only(c, {"value_range": None}, "image_dtype", other)
     if c.image_dtype == "float32" and c.value_range is None:
         what = "must be the lowest and highest number, such as [0, 1]: image_dtype is float32"
         yield "value_range image_dtype", what
+    low, high = c.value_range or (0, 1)
     if c.image_dtype == "uint16" and (low < 0 or high > 65535):
         yield "value_range image_dtype", "must be in 0 to 65535, or set image_dtype to float32"
     if c.shown_bands is not None and max(c.shown_bands) >= c.image_channels:
@@ -154,8 +149,6 @@ def _run(c: TrainConfig) -> Faults:
     if steps is None and c.max_train_minutes is None:
         what = "must be a number of steps, or set max_train_minutes"
         yield "max_train_steps max_train_minutes", what
-    if c.hub_model_id and not all(map(_REPO_NAME.fullmatch, c.hub_model_id.partition("/")[::2])):
-        yield "hub_model_id", "must be user/name, of letters, digits, '-', '_' and '.'"
 
 
 def listed(values: Iterable) -> str:

@@ -36,7 +36,7 @@ def test_rotation_keeps_later_steps_until_the_run_has_passed_them(tmp_path):
     assert steps(tmp_path) == [45]
 
 
-def test_what_is_not_ours_is_neither_deleted_nor_in_the_way(tmp_path, caplog):
+def test_what_is_not_ours_is_neither_deleted_nor_in_the_way(tmp_path):
     """Files, links and folders that are called as checkpoints are, and leftovers' names."""
     folder, elsewhere = tmp_path / "checkpoints", save(tmp_path / "elsewhere", checkpoint(3))
     folder.mkdir()
@@ -55,8 +55,6 @@ def test_what_is_not_ours_is_neither_deleted_nor_in_the_way(tmp_path, caplog):
     assert left == {*foreign, "step-30", "moved-aside-1-step-20"}
     assert (folder / "moved-aside-1-step-20").read_text() == "step-20"
     assert same(load(elsewhere), checkpoint(3))
-    for name in ("step-99", "step-3", "step-5"):
-        assert caplog.text.count(f"{folder / name} is not a checkpoint of this package") == 1
 
 
 def test_a_clean_up_that_fails_fails_no_save(tmp_path, monkeypatch, caplog):
