@@ -16,14 +16,14 @@ from pydantic import AfterValidator, Field, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
 
-def _told(words: str) -> WrapValidator:
+def _message(words: str) -> WrapValidator:
     """One sentence in place of what pydantic says of the values that a type refuses."""
 
     def validate(value: Any, validate_type: Callable[[Any], Any]) -> Any:
         try:
             return validate_type(value)
         except ValidationError:
-            raise PydanticCustomError("told", words) from None
+            raise PydanticCustomError("message", words) from None
 
     return WrapValidator(validate)
 
@@ -43,7 +43,7 @@ def _rising(pair: list[float]) -> list[float]:
 
 
 _TEXT = "must be a text, in quotes where it looks like a number; not empty, and without a NUL"
-Text = Annotated[str, Field(pattern=r"^[^\x00]+$"), _told(_TEXT)]
+Text = Annotated[str, Field(pattern=r"^[^\x00]+$"), _message(_TEXT)]
 PathText = Annotated[Text, AfterValidator(_in_full)]
 # A command line has "none", the program None.
 Start = Annotated[PathText | None, AfterValidator(lambda v: None if v == "none" else v)]
@@ -62,22 +62,22 @@ BatchSize = Annotated[int, Field(ge=1, le=10**6)]
 Side = Annotated[int, Field(ge=8, le=4096)]
 Size = Annotated[
     Side | Annotated[list[Side], Field(min_length=2, max_length=2)],
-    _told("must be pixels from 8 to 4096, or two numbers of them: [height, width]"),
+    _message("must be pixels from 8 to 4096, or two numbers of them: [height, width]"),
 ]
 Mode = Annotated[
     Literal["L", "RGB", "RGBA"] | Annotated[int, Field(ge=1, le=256)],
-    _told("must be L, RGB, RGBA, or a number of bands from 1 to 256"),
+    _message("must be L, RGB, RGBA, or a number of bands from 1 to 256"),
 ]
 Range = Annotated[
     list[float],
     Field(min_length=2, max_length=2),
     AfterValidator(_rising),
-    _told("must be two numbers, the lower one first, such as [0, 4095],"),
+    _message("must be two numbers, the lower one first, such as [0, 4095],"),
 ]
 Bands = Annotated[
     list[Annotated[int, Field(ge=0, le=255)]],
     Field(min_length=3, max_length=3),
-    _told("must be three numbers of bands, counted from 0, such as [3, 2, 1],"),
+    _message("must be three numbers of bands, counted from 0, such as [3, 2, 1],"),
 ]
 
 

@@ -65,7 +65,7 @@ BOMB = "".join(f"- &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdef
     [
         (f"seed:\n- &a [1, 1]\n{BOMB}", "...; must be a valid integer"),
         ("tasks: &t [*t]", "must be a valid dictionary"),
-        ("tasks: " + "[" * 2000, "too many lists or mappings inside one another"),
+        ("tasks: " + "[" * 600, "too many lists or mappings inside one another"),
         ("seed: 0x" + "f" * 100_000, "must be less than or equal to 1000000000000"),
         ("dataset_name: [" + "x, " * 500 + "x]", "...; must be a text, in quotes"),
     ],
