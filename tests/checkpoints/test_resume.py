@@ -13,40 +13,30 @@ from kills import check_killed_and_run_again
 
 from mtl_diffusion.checkpoints.store import CheckpointError, load, save
 
-# Of each variant the steps in which it is killed, and those after which it then had resumed.
-ALL = ((1, 0), (3, 0), (5, 3), (7, 3), (7, 6), (11, 6))
 VARIANTS = {
-    # Before any checkpoint; right after one; in mid-epoch; where an epoch ends; in the last step.
-    "one process": (ALL, {}),
-    "accumulation, balanced classes": (
-        ((5, 0), (7, 3)),
-        {"per_device_batch_size": 3, "balance_classes": "true"},
-    ),
-    "bf16, no average, row-major, recomputed": (
-        ((5, 0), (7, 3)),
-        {
-            "mixed_precision": "bf16",
-            "use_ema": "false",
-            "channels_last": "false",
-            "gradient_checkpointing": "true",
-        },
-    ),
-    "two processes, accumulation, bf16": (
-        ((3, 0), (5, 3), (11, 3)),
-        {
-            "processes": 2,
-            "per_device_batch_size": 3,
-            "mixed_precision": "bf16",
-            "total_batch_size": 9,  # shares of four and five, so of two microbatches each
-        },
-    ),
+    "one process": {},
+    "accumulation, balanced classes": {"per_device_batch_size": 3, "balance_classes": "true"},
+    "bf16, no average, row-major, recomputed": {
+        "mixed_precision": "bf16",
+        "use_ema": "false",
+        "channels_last": "false",
+        "gradient_checkpointing": "true",
+    },
+    "two processes, accumulation, bf16": {
+        "processes": 2,
+        "per_device_batch_size": 3,
+        "mixed_precision": "bf16",
+        "total_batch_size": 9,  # shares of four and five, so of two microbatches each
+    },
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_and_run_again_is_byte_equal(variant, tmp_path):
-    kills, arguments = VARIANTS[variant]
-    check_killed_and_run_again(tmp_path, kills, **arguments)
+    # Before any checkpoint; right after one; in mid-epoch; where an epoch ends; in the last step.
+    kills = ((1, 0), (3, 0), (5, 3), (7, 3), (7, 6), (11, 6))
+    kills = kills if variant == "one process" else kills[1:4]
+    check_killed_and_run_again(tmp_path, kills, **VARIANTS[variant])
 
 
 def test_a_run_and_its_repetition_are_equal(reference, tmp_path):
