@@ -38,7 +38,7 @@ test-fast: setup
 
 # The lower bounds of pyproject.toml: what is saved there loads here, and the other way round.
 test-oldest: setup .venv-oldest/.installed
-	OTHER_PYTHON=$(OLDEST)/python $(BIN)/python -m pytest -q tests/pipeline/test_versions.py
+	OTHER_PYTHON=$(OLDEST)/python $(BIN)/python -m pytest -q tests/pipeline/test_shipping.py -k others
 	$(OLDEST)/$(PYTEST) -m 'not slow' $(OLDEST_TESTS)
 
 .venv-oldest/.installed: export PIP_CONSTRAINT := $(CURDIR)/oldest.txt

@@ -15,3 +15,12 @@ def folder(pipe, tmp_path_factory):
 def mine(pipe):
     """A pipeline that may be changed."""
     return copy.deepcopy(pipe)
+
+
+@pytest.fixture
+def batches(pipe):
+    """The batch size of each call of the UNet."""
+    sizes = []
+    handle = pipe.unet.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    yield sizes
+    handle.remove()

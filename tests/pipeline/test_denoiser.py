@@ -15,33 +15,24 @@ from mtl_diffusion.pipeline.denoiser import (
 from mtl_diffusion.pipeline.pipeline import TASKS
 from mtl_diffusion.pipeline.task import Hint
 
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values).float().view(-1, 1, 1, 1)
+
+
 SIGMA_DATA = 0.5
+X, SIGMA = randn(3, 3, 8, 8), column(0.1, 1, 10)
+assert_close = torch.testing.assert_close
 
 
-def conditioning(pipe, n=3, strength=0.4):
+def conditioning(pipe, n=3):
     mask = (randn(n, 1, 8, 8, seed=5) > 0).float()
-    hint = Hint(randn(n, 3, 8, 8, seed=6), mask, torch.full((n,), strength))
+    hint = Hint(randn(n, 3, 8, 8, seed=6), mask, torch.full((n,), 0.4))
     return build_conditioning(hint, TASKS["edit"], torch.arange(n) % 3, pipe.vocabulary)
 
 
-def sigmas(*values):
-    return torch.tensor(values).view(-1, 1, 1, 1)
-
-
-class Counting(torch.nn.Module):
-    """The pipeline's UNet, writing down how many samples each call has."""
-
-    def __init__(self, unet):
-        super().__init__()
-        self.unet, self.batches = unet, []
-
-    @property
-    def dtype(self):
-        return self.unet.dtype
-
-    def forward(self, channels, *args, **kwargs):
-        self.batches.append(len(channels))
-        return self.unet(channels, *args, **kwargs)
+def guidance(pipe, given):
+    return Guidance.of(pipe.unet, pipe.scheduler, given, pipe.vocabulary.null)
 
 
 def test_conditioning_has_task_class_and_strength(pipe):
@@ -59,32 +50,28 @@ def test_conditioning_has_task_class_and_strength(pipe):
 @torch.no_grad()
 def test_predict_is_the_network_of_edm(pipe):
     """Table 1 of Karras et al. 2022, written out; D from F as in their equation 7."""
-    given, sigma = conditioning(pipe), sigmas(0.01, 0.7, 50.0)
-    clean, eps = randn(3, 3, 8, 8, seed=1) * SIGMA_DATA, randn(3, 3, 8, 8, seed=2)
-    x = clean + sigma * eps
-    c_in = 1 / (sigma**2 + SIGMA_DATA**2) ** 0.5
-    c_noise = sigma.log() / 4
-    c_skip = SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)
-    c_out = sigma * SIGMA_DATA / (sigma**2 + SIGMA_DATA**2) ** 0.5
+    given = conditioning(pipe)
+    x = randn(3, 3, 8, 8, seed=1) * SIGMA_DATA + SIGMA * randn(3, 3, 8, 8, seed=2)
+    c_in = 1 / (SIGMA**2 + SIGMA_DATA**2) ** 0.5
+    c_noise = SIGMA.log() / 4
+    c_skip = SIGMA_DATA**2 / (SIGMA**2 + SIGMA_DATA**2)
+    c_out = SIGMA * SIGMA_DATA / (SIGMA**2 + SIGMA_DATA**2) ** 0.5
 
     shown = given.image / SIGMA_DATA
     painted = given.mask * c_in * x + (1 - given.mask) * shown
     seen = torch.cat([painted, shown, given.mask], dim=1)
     assert seen.shape[1] == 7
-    expected = pipe.unet(
-        seen, c_noise.flatten(), given.tokens, class_labels=given.tokens.flatten(1)
-    ).sample
-    F = predict(pipe.unet, pipe.scheduler, x, sigma, given)
-    torch.testing.assert_close(F, expected)
-    torch.testing.assert_close(
-        pipe.scheduler.precondition_outputs(x, F, sigma), c_skip * x + c_out * expected
-    )
+    tokens = {"encoder_hidden_states": given.tokens, "class_labels": given.tokens.flatten(1)}
+    expected = pipe.unet(seen, c_noise.flatten(), **tokens).sample
+    assert_close(predict(pipe.unet, pipe.scheduler, x, SIGMA, given), expected)
+    D = Denoiser.of(pipe.unet, pipe.scheduler, given)(x, SIGMA)
+    assert_close(D, c_skip * x + c_out * expected)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("part", ["image", "mask", "task", "class", "strength", "sigma", "noisy"])
 def test_everything_it_is_told_reaches_the_output(pipe, part):
-    given, sigma, x = conditioning(pipe), sigmas(0.5, 0.5, 0.5), randn(3, 3, 8, 8)
+    given, sigma, x = conditioning(pipe), torch.full_like(SIGMA, 0.5), X
     before = predict(pipe.unet, pipe.scheduler, x, sigma, given)
     places = {"task": TASK, "class": CLASS, "strength": STRENGTH}
     if part in places:
@@ -119,8 +106,13 @@ def without(given, null, image=False, word=False):
     return Conditioning(shown, given.mask, tokens)
 
 
-def guidance(pipe, unet, given):
-    return Guidance.of(unet, pipe.scheduler, given, pipe.vocabulary.null)
+def test_an_image_may_be_dropped_from_some_samples(pipe):
+    given, null = conditioning(pipe), pipe.vocabulary.null
+    rows, dropped = torch.tensor([True, False, True]), without(given, null, image=True)
+    found = given.without_image(null, rows)
+    for name in ("image", "tokens"):
+        assert torch.equal(getattr(found, name)[rows], getattr(dropped, name)[rows])
+        assert torch.equal(getattr(found, name)[~rows], getattr(given, name)[~rows])
 
 
 @torch.no_grad()
@@ -138,19 +130,18 @@ def guidance(pipe, unet, given):
         (3.0, 1.5, 3),
     ],
 )
-def test_guidance_is_its_formula_in_one_call(pipe, s_C, s_I, evaluations):
-    given, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
-    null = pipe.vocabulary.null
+def test_guidance_is_its_formula_in_one_call(pipe, batches, s_C, s_I, evaluations):
+    given, null = conditioning(pipe), pipe.vocabulary.null
 
     def F(**dropped):
-        return predict(pipe.unet, pipe.scheduler, x, sigma, without(given, null, **dropped))
+        return predict(pipe.unet, pipe.scheduler, X, SIGMA, without(given, null, **dropped))
 
     nothing, image = F(image=True, word=True), F(word=True)
     expected = nothing + s_I * (image - nothing) + s_C * (F() - image)
-    unet = Counting(pipe.unet)
-    guided = guidance(pipe, unet, given).denoiser(s_C, s_I).output(x, sigma)
-    torch.testing.assert_close(guided, expected, atol=1e-5, rtol=1e-4)
-    assert unet.batches == [3 * evaluations]
+    batches.clear()
+    guided = guidance(pipe, given).denoiser(s_C, s_I).output(X, SIGMA)
+    assert_close(guided, expected, atol=1e-5, rtol=1e-4)
+    assert batches == [3 * evaluations]
     assert (nothing - image).abs().max() > 1e-2 and (F() - image).abs().max() > 1e-2
 
 
@@ -159,11 +150,11 @@ def test_guidance_is_its_formula_in_one_call(pipe, s_C, s_I, evaluations):
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 def test_guidance_is_continuous_in_each_scale(pipe, which, scale):
     """Also at 0 and at 1, where a branch is left out."""
-    given, x = guidance(pipe, pipe.unet, conditioning(pipe)), randn(3, 3, 8, 8)
+    given = guidance(pipe, conditioning(pipe))
 
     def D(scale):
         scales = (scale, 1.5) if which == "class" else (2.0, scale)
-        return given.denoiser(*scales)(x, 0.7)
+        return given.denoiser(*scales)(X, 0.7)
 
     slope = (D(scale + 1) - D(scale)).abs().max().item()
     step = (D(scale + 1e-3) - D(scale)).abs().max().item()
@@ -171,55 +162,30 @@ def test_guidance_is_continuous_in_each_scale(pipe, which, scale):
 
 
 @torch.no_grad()
-def test_weights_intervals_and_levels_may_be_each_samples_own(pipe):
+def test_weights_intervals_and_levels_may_be_each_samples_own(pipe, batches):
     """As of a batch of one sample each, with numbers; what has no weight is not evaluated."""
-    given, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
-    scale, low, high = sigmas(3.0, 1.0, 2.0), sigmas(0.0, 0.0, 20.0), sigmas(9.0, 9.0, 30.0)
-    unet = Counting(pipe.unet)
-    found = guidance(pipe, unet, given).denoiser(scale, interval=(low, high))(x, sigma)
-    assert unet.batches == [3 + 1]  # the second has the scale 1, the third is outside
+    given = guidance(pipe, conditioning(pipe))
+    scale, low, high = column(3, 1, 2), column(0, 0, 20), column(9, 9, 30)
+    found = given.denoiser(scale, interval=(low, high))(X, SIGMA)
+    assert batches == [3 + 1]  # the second has the scale 1, the third is outside
     for i in range(3):
-        numbers = (low[i].item(), high[i].item())
-        alone = guidance(pipe, pipe.unet, given[[i]])
-        alone = alone.denoiser(scale[i].item(), interval=numbers)(x[[i]], sigma[i].item())
-        torch.testing.assert_close(found[[i]], alone, atol=1e-5, rtol=1e-4)
-        part = guidance(pipe, pipe.unet, given)[[i]].denoiser(
-            scale[[i]], 1.0, (low[[i]], high[[i]])
-        )
-        torch.testing.assert_close(part(x[[i]], sigma[[i]]), alone, atol=1e-5, rtol=1e-4)
+        one = given[[i]]
+        numbers = one.denoiser(scale[i].item(), interval=(low[i].item(), high[i].item()))
+        expected = numbers(X[[i]], SIGMA[i].item())
+        assert_close(found[[i]], expected, atol=1e-5, rtol=1e-4)
+        tensors = one.denoiser(scale[[i]], 1.0, (low[[i]], high[[i]]))
+        assert_close(tensors(X[[i]], SIGMA[[i]]), expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_another_task_may_guide_each_pixel(pipe):
-    given, sigma, x = conditioning(pipe), sigmas(0.1, 1.0, 10.0), randn(3, 3, 8, 8)
+def test_another_task_may_guide_each_pixel(pipe, batches):
+    given = conditioning(pipe)
     toward, away = given[[1, 2, 0]], given[[1, 2, 0]].without(CLASS, pipe.vocabulary.null)
-    weight, unet = 2 * torch.rand(3, 1, 8, 8), Counting(pipe.unet)
-
-    def denoiser(conditioning, unet=pipe.unet):
-        return Denoiser.of(unet, pipe.scheduler, conditioning)
-
-    def composed(unet):
-        return denoiser(given, unet) + weight * (denoiser(toward, unet) - denoiser(away, unet))
-
-    direction = denoiser(toward)(x, sigma) - denoiser(away)(x, sigma)
-    expected = denoiser(given)(x, sigma) + weight * direction
-    torch.testing.assert_close(composed(unet)(x, sigma), expected, atol=1e-5, rtol=1e-4)
-    assert unet.batches == [9] and direction.abs().max() > 1e-3
-
-
-def test_a_dropped_image_is_hidden_in_the_mask_and_its_strength_with_it(pipe):
-    given, null = conditioning(pipe), pipe.vocabulary.null
-    image = given.image.clone()
-    rows = torch.tensor([True, False, True])
-    for dropped, gone in (
-        (given.without_image(null), torch.ones(3).bool()),
-        (given.without_image(null, rows), rows),
-    ):
-        hole = (given.mask == 1).expand_as(image)
-        hidden = hole & gone[:, None, None, None]
-        assert (dropped.image[hidden] == 0).all()
-        assert torch.equal(dropped.image[~hidden], image[~hidden])
-        assert (dropped.tokens[gone, STRENGTH].argmax(-1) == null).all()
-        assert torch.equal(dropped.tokens[~gone], given.tokens[~gone])
-        assert torch.equal(dropped.tokens[:, :2], given.tokens[:, :2])
-    assert torch.equal(given.image, image)
+    base, to, from_ = (
+        Denoiser.of(pipe.unet, pipe.scheduler, each) for each in (given, toward, away)
+    )
+    weight, direction = 2 * torch.rand(3, 1, 8, 8), to(X, SIGMA) - from_(X, SIGMA)
+    batches.clear()
+    found = (base + weight * (to - from_))(X, SIGMA)
+    assert batches == [9] and direction.abs().max() > 1e-3
+    assert_close(found, base(X, SIGMA) + weight * direction, atol=1e-5, rtol=1e-4)

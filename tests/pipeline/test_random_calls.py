@@ -3,12 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from drawing import SIZE, as_array
 from PIL import Image
 
 from mtl_diffusion.pipeline.pipeline import TASKS
 
-SIZE, CALLS = 8, 1000
-NAN, HUGE = float("nan"), 10**400
+CLASSES = {-1: None, 0: "cat", 1: "dog", 2: "ship"}
+CALLS, NAN, HUGE = 1000, float("nan"), 10**400
+
+
+def mirrored(array):
+    """The same numbers, of strides that torch doesn't take."""
+    return array[:, ::-1].copy()[:, ::-1]
 
 
 def random_call(random):
@@ -25,13 +31,16 @@ def random_call(random):
     choices = {  # argument: right values, wrong values
         "task": ([*TASKS], ["draw", None, 3, ["edit"]]),
         "class_label": (
-            ["cat", 2, ["dog"] * count, np.arange(count), torch.zeros(count, dtype=torch.int64)],
+            [
+                *("cat", 2, np.int64(1), torch.tensor(0), ["dog"] * count, [2] * count),
+                *(np.arange(count), torch.zeros(count, dtype=torch.int64)),
+            ],
             ["bird", 7, -1, True, 1.0, HUGE, [], [None, 9], b"cat", {"cat"}, np.array(["x"])],
         ),
         "image": (
             [
                 *(pil, [p.convert("RGBA") for p in pil], list(pixels), pixels, tensor),
-                *(list(tensor), pixels.astype(">f8"), tensor.half()),
+                *(list(tensor), pixels.astype(">f8"), tensor.half(), mirrored(pixels)),
             ],
             [
                 *(pixels * 256, tensor - 1, tensor.to_sparse(), tensor.to("meta"), pixels[:, 1:]),
@@ -40,11 +49,9 @@ def random_call(random):
         ),
         "mask_image": (
             [
-                hole,
-                list(hole),
-                torch.from_numpy(hole)[:, None],
-                hole.astype(">f4")[..., None],
-                drawn,
+                *(hole, list(hole), torch.from_numpy(hole)[:, None], hole.astype(">f4")[..., None]),
+                *(drawn, [d.convert("RGB") for d in drawn], mirrored(hole)),
+                list(hole * 0.2 + 0.4),  # grey is cut at one half
             ],
             [
                 *(hole * 0.2, hole.astype(np.uint8), hole * NAN, hole[:, :4], [None], "hole.png"),
@@ -83,21 +90,16 @@ def random_call(random):
 
 def expected_count(call):
     lengths = {"class_label": 0, "strength": 0, "image": 3, "mask_image": 2}  # axes of one entry
-    found = [1]
-    for name, axes in lengths.items():
-        value = call.get(name)
-        if isinstance(value, list) or getattr(value, "ndim", 0) > axes:
-            found.append(len(value))
-    return max(found) * int(call["num_images_per_prompt"])
+    values = [(call.get(name), axes) for name, axes in lengths.items()]
+    batches = [v for v, axes in values if isinstance(v, list) or getattr(v, "ndim", 0) > axes]
+    return max(map(len, batches), default=1) * int(call["num_images_per_prompt"])
 
 
-def as_array(images, output_type):
+def to_array(images, output_type):
     if output_type in ("pil", None):
         assert all(image.mode == "RGB" for image in images)
-        return np.stack([np.asarray(image) for image in images]).astype(np.float32) / 255
-    if output_type == "pt":
-        assert images.dtype == torch.float32
-        images = images.movedim(1, -1).numpy()
+        return np.stack([as_array(image) for image in images])
+    images = images.movedim(1, -1).numpy() if output_type == "pt" else images
     assert images.dtype == np.float32
     return images
 
@@ -110,20 +112,22 @@ def test_random_calls(pipe):
     for number in range(CALLS):
         call, pixels, hole = random_call(random)
         try:
-            images = pipe(**call).images
+            output = pipe(**call)
         except (ValueError, TypeError) as error:
             named = [name for name in [*call, "arguments"] if name in str(error)]
             assert named, (number, call, error)
             outcomes["refused"] += 1
             continue
-        images = as_array(images, call["output_type"])
+        images = to_array(output.images, call["output_type"])
         assert images.shape == (expected_count(call), SIZE, SIZE, 3), (number, call)
         assert images.min() >= 0 and images.max() <= 1, (number, call)
+        if "class_label" in call:
+            labels = np.asarray(call["class_label"])
+            labels = labels.repeat(len(images) // labels.size).tolist()
+            assert output.class_labels == [CLASSES.get(label, label) for label in labels]
         if "mask_image" in call:
-            repeat = len(images) // len(pixels)
-            kept = ~hole.repeat(repeat, axis=0)
-            difference = np.abs(images - pixels.repeat(repeat, axis=0))[kept]
+            sources, holes = (x.repeat(len(images) // len(x), axis=0) for x in (pixels, hole))
             # Half floats and PIL images hold the pixels up to their own rounding.
-            assert difference.max() <= 1 / 255, (number, call)
+            assert np.abs(images - sources)[~holes].max() <= 1 / 255, (number, call)
         outcomes["drawn"] += 1
     assert min(outcomes.values()) > CALLS / 4, outcomes

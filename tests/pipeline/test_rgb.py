@@ -1,4 +1,4 @@
-"""One function makes every image RGB: its colours, its depth, its turn."""
+"""One function makes every image RGB, for training and for calls: its colours, depth and turn."""
 
 import io
 import struct
@@ -6,12 +6,18 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+import torch
+from PIL import ExifTags, Image, ImageCms
 from tables import noise, png
 
+from mtl_diffusion.data.decode import Encoded, decode
+from mtl_diffusion.pipeline.format import ImageFormat
+from mtl_diffusion.pipeline.inputs import read_images, read_masks
 from mtl_diffusion.pipeline.rgb import read_rgb
 
-RED = (255, 0, 0)
+RED, GREEN, SQUARE = (255, 0, 0), (0, 255, 0), ImageFormat.square(8)
+PIXELS, GREY, DEEP = noise(8, 8, 3), noise(8, 8), np.linspace(0, 65535, 64).reshape(8, 8)
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def again(image: Image.Image, kind: str = "PNG", **options) -> Image.Image:
@@ -21,116 +27,85 @@ def again(image: Image.Image, kind: str = "PNG", **options) -> Image.Image:
     return Image.open(buffer)
 
 
-def wide_profile() -> bytes:
+def red(mode: str = "RGB", kind: str = "PNG", **options) -> Image.Image:
+    return again(Image.new("RGB", (8, 8), RED).convert(mode), kind, **options)
+
+
+def exchanged_profile() -> bytes:
     """A profile of RGB whose colours are those of sRGB with red and green exchanged."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile = bytearray(SRGB)
     tags = {bytes(profile[i : i + 4]): i for i in range(132, 132 + 12 * profile[131], 12)}
     red, green = tags[b"rXYZ"], tags[b"gXYZ"]
     profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
     return bytes(profile)
 
 
-def test_rgb_stays_as_it_is():
-    pixels = noise(8, 8, 3)
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    for options in ({}, {"icc_profile": srgb}, {"icc_profile": b"not a profile"}):
-        assert np.array_equal(read_rgb(again(Image.fromarray(pixels), **options)), pixels)
+def exif(*tags: bytes) -> bytes:
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags) + bytes(4)
 
 
-@pytest.mark.parametrize(
-    ("mode", "kind"),
-    [
-        ("P", "GIF"),
-        ("P", "PNG"),
-        ("CMYK", "JPEG"),
-        ("YCbCr", "JPEG"),
-        ("RGBA", "PNG"),
-        (None, "BMP"),
-    ],
-)
-def test_other_modes(mode, kind):
-    image = Image.new("RGB", (8, 8), RED)
-    rgb = read_rgb(again(image.convert(mode) if mode else image, kind))
-    assert rgb.mode == "RGB" and np.abs(np.asarray(rgb).astype(int) - RED).max() < 16
+EXCHANGED = exchanged_profile()
+OF_GREY = EXCHANGED[:16] + b"GRAY" + EXCHANGED[20:]
+TURN = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # a quarter clockwise
+# A unit of resolution that is a text: Pillow reads it, and can't write it.
+ODD = struct.pack("<HHI4s", 0x0128, 2, 4, b"abc\0")
+IMAGE = Image.fromarray(PIXELS)
+DEEP_GREY = np.stack([DEEP.astype(np.uint16) // 256] * 3, -1)
+# An image, the pixels that are read of it, and how much they may differ.
+READ = {
+    "RGB": (again(IMAGE), PIXELS, 0),
+    "sRGB": (again(IMAGE, icc_profile=SRGB), PIXELS, 0),
+    "no profile": (again(IMAGE, icc_profile=b"not a profile"), PIXELS, 0),
+    "a profile of grey": (again(IMAGE, icc_profile=OF_GREY), PIXELS, 0),
+    "exchanged RGB": (red(icc_profile=EXCHANGED), GREEN, 3),
+    "exchanged RGBA": (red("RGBA", icc_profile=EXCHANGED), GREEN, 3),
+    "exchanged P": (red("P", icc_profile=EXCHANGED), GREEN, 3),
+    "GIF": (red("P", "GIF"), RED, 15),
+    "P": (red("P"), RED, 15),
+    "CMYK": (red("CMYK", "JPEG"), RED, 15),
+    "YCbCr": (red("YCbCr", "JPEG"), RED, 15),
+    "RGBA": (red("RGBA"), RED, 15),
+    "BMP": (red(kind="BMP"), RED, 15),
+    "LAB": (Image.new("LAB", (8, 8), (136, 208, 195)), RED, 15),
+    "grey": (Image.fromarray(GREY), np.stack([GREY] * 3, -1), 0),
+    "1": (Image.new("1", (8, 8), 1), (255, 255, 255), 0),
+    "turned": (again(IMAGE, exif=exif(TURN)), np.rot90(PIXELS, -1), 0),
+    "turned with an odd tag": (again(IMAGE, exif=exif(TURN, ODD)), np.rot90(PIXELS, -1), 0),
+    "garbage": (again(IMAGE, exif=b"Exif\0\0garbage"), PIXELS, 0),
+    "garbage in tags": (again(IMAGE, exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), PIXELS, 0),
+    "zeros": (again(IMAGE, exif=b"\0" * 30), PIXELS, 0),
+    # 16 bits keep their range.
+    "I;16": (Image.fromarray(DEEP.astype(np.uint16)), DEEP_GREY, 0),
+    "I;16 of a file": (again(Image.fromarray(DEEP.astype(np.uint16))), DEEP_GREY, 0),
+    "I": (Image.fromarray(DEEP.astype(np.int32)), DEEP_GREY, 0),
+}
 
 
-def test_lab():
-    image = Image.new("LAB", (2, 2), (136, 208, 195))  # sRGB's red
-    assert np.abs(np.asarray(read_rgb(image)).astype(int) - RED).max() < 16
-
-
-def test_grey_and_bilevel():
-    grey = noise(8, 8)
-    assert np.array_equal(read_rgb(Image.fromarray(grey)), np.stack([grey] * 3, -1))
-    assert read_rgb(Image.new("1", (2, 2), 1)).getpixel((0, 0)) == (255, 255, 255)
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_an_image_is_read_in_srgb_and_upright(name):
+    image, expected, tolerance = READ[name]
+    rgb = read_rgb(image)
+    assert rgb.mode == "RGB"
+    assert np.abs(np.asarray(rgb).astype(int) - expected).max() <= tolerance
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    ("mode", "clear"), [("RGBA", None), ("LA", None), ("PA", None), ("P", 0), ("P", b"\0\x80")]
+    "mode, clear", [("RGBA", None), ("LA", None), ("PA", None), ("P", 0), ("P", b"\0\x80")]
 )
 def test_transparency_is_composited_over_white(mode, clear):
     pixels = noise(8, 8, 4)
     pixels[..., 3] = 255
     pixels[:4, :, 3] = 0
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(pixels).convert(mode)
     if mode == "P":  # one of two colours is transparent
         image = Image.new("P", (8, 8), 1)
         image.paste(0, (0, 0, 8, 4))
         image.putpalette([*RED, 0, 0, 255])
         image = again(image, transparency=clear)
-    rgb = np.asarray(read_rgb(image if mode == "P" else image.convert(mode)))
+    rgb = np.asarray(read_rgb(image))
     assert (rgb[:4] == 255).all() and not (rgb[4:] == 255).all()
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_a_profile_is_converted_to_srgb(mode):
-    image = Image.new("RGB", (8, 8), RED).convert(mode)
-    rgb = read_rgb(again(image, icc_profile=wide_profile()))
-    assert np.abs(np.asarray(rgb).astype(int) - (0, 255, 0)).max() < 4
-
-
-def test_a_profile_of_another_kind_of_pixels_is_left_out():
-    cmyk = bytearray(wide_profile())
-    cmyk[16:20] = b"GRAY"
-    pixels = noise(8, 8, 3)
-    assert np.array_equal(read_rgb(again(Image.fromarray(pixels), icc_profile=bytes(cmyk))), pixels)
-
-
-def exif(*tags: bytes) -> bytes:
-    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags) + bytes(4)
-
-
-TURN = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # a quarter clockwise
-# A unit of resolution that is a text: Pillow reads it, and can't write it.
-ODD = struct.pack("<HHI4s", 0x0128, 2, 4, b"abc\0")
-
-
-@pytest.mark.parametrize(
-    ("tags", "turns"),
-    [
-        (exif(TURN), -1),
-        (exif(TURN, ODD), -1),
-        (b"Exif\0\0garbage", 0),
-        (b"Exif\0\0II*\0\xff\xff\xff\xff", 0),
-        (b"\0" * 30, 0),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_the_orientation_is_applied(tags, turns):
-    pixels = noise(4, 8, 3)
-    rgb = read_rgb(again(Image.fromarray(pixels), exif=tags))
-    assert np.array_equal(rgb, np.rot90(pixels, turns))
-
-
-def test_grey_of_16_bits_keeps_its_range():
-    grey = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
-    for image in (
-        Image.fromarray(grey),
-        again(Image.fromarray(grey)),
-        Image.fromarray(grey.astype(np.int32)),
-    ):
-        assert np.array_equal(np.asarray(read_rgb(image))[..., 0], grey // 256)
 
 
 def test_grey_of_16_bits_has_transparency_too():
@@ -148,3 +123,28 @@ def test_numbers_without_a_known_range_are_refused(bad):
     image = Image.fromarray(np.array([bad], np.float32 if bad == [0.5, 1.0] else np.int32))
     with pytest.raises(ValueError, match=r"it has values from|floating point numbers"):
         read_rgb(image)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "LAB", "I;16", "I"])
+def test_images_and_masks_of_a_call_may_have_any_mode(mode):
+    """White is white, and grey keeps its range."""
+    if mode.startswith("I"):
+        image = Image.fromarray(DEEP.astype(np.uint16 if mode == "I;16" else np.int32))
+    else:
+        image = Image.fromarray((DEEP / 257).astype(np.uint8)).convert("RGB").convert(mode)
+    tolerance = 0.2 if mode == "P" else 0.02  # few colours
+    read = read_images(image, SQUARE)[0][0].permute(1, 2, 0).numpy()
+    assert np.abs(read - DEEP[..., None] / 65535).max() < tolerance
+    if mode != "P":
+        assert np.array_equal(read_masks(image, SQUARE)[0, 0].numpy(), DEEP > 32767)
+
+
+def test_a_call_reads_an_image_as_training_does(tmp_path):
+    """Upright, in sRGB, and white where it is transparent."""
+    exif, pixels = Image.Exif(), noise(8, 8, 4)
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    decoded, *_ = decode(Encoded(None, str(tmp_path / "a.png"), "a.png"), SQUARE)
+    images = (Image.open(tmp_path / "a.png"), Image.fromarray(decoded), pixels[..., :3] / 255)
+    read, expected, raw = (read_images(image, SQUARE)[0] for image in images)
+    assert torch.equal(read, expected) and not torch.equal(expected, raw)

@@ -1,4 +1,4 @@
-"""The solver and the guidance of a call."""
+"""The solver and the guidance of a call: what they cost, and what comes out."""
 
 import copy
 import math
@@ -16,8 +16,11 @@ from drawing import (
     SIZE,
     STEPS,
     as_tensor,
+    every_task,
     generator,
     picture,
+    randn,
+    remade,
     sample,
 )
 from gaussian import karras
@@ -25,16 +28,49 @@ from gaussian import karras
 from mtl_diffusion.pipeline.denoiser import build_conditioning, predict
 from mtl_diffusion.pipeline.pipeline import TASKS
 
-every_task = pytest.mark.parametrize("task", TASKS)
+INF = math.inf
 
 
-@pytest.fixture
-def batches(pipe):
-    """The batch size of each call of the UNet."""
-    sizes = []
-    handle = pipe.unet.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    yield sizes
-    handle.remove()
+@pytest.fixture(params=[EDMDPMSolverMultistepScheduler, EDMEulerScheduler])
+def either(pipe, request):
+    """The pipeline with each of the schedulers that it takes."""
+    return remade(pipe, request.param())
+
+
+def guided(low, high):
+    return {"guidance_scale": 3.0, "guidance_interval": (low, high)}
+
+
+@pytest.mark.parametrize(
+    "task, arguments, branches",
+    [
+        # By default.
+        ("generate", {}, [1, 1, 1, 2, 1, 1]),  # from 0.28 to 2.9
+        ("generate", {"guidance_scale": 1}, [1, 1, 1, 1, 1, 1]),
+        ("inpaint", {}, [1, 1, 1, 1, 1, 1]),
+        ("edit", {}, [2, 2, 2, 2, 2, 2]),
+        ("edit", {"image_guidance_scale": 1.5}, [3, 3, 3, 3, 3, 3]),
+        ("colorize", {}, [1, 1, 1, 1, 1, 1]),
+        ("upscale", {}, [1, 1, 1, 1, 1, 1]),
+        # In an interval: a step outside takes one evaluation.
+        ("generate", guided(0, INF), [2, 2, 2, 2, 2, 2]),
+        ("generate", guided(0.05, 6), [1, 1, 2, 2, 2, 1]),
+        ("generate", guided(0, 10), [1, 1, 2, 2, 2, 2]),
+        ("generate", guided(10, INF), [2, 2, 1, 1, 1, 1]),
+        ("generate", guided(7, 20), [1, 1, 1, 1, 1, 1]),
+        ("generate", guided(80, 80), [2, 1, 1, 1, 1, 1]),  # the schedule may have it as 79.99998
+        ("generate", guided(0.002, 0.002), [1, 1, 1, 1, 1, 2]),
+        ("generate", guided(0, 0), [1, 1, 1, 1, 1, 1]),  # at noise level 0 nothing is evaluated
+        (
+            "edit",
+            {"image_guidance_scale": 1.5, "guidance_interval": (0.05, 6), "strength": 1},
+            [1, 1, 3, 3, 3, 1],
+        ),
+    ],
+)
+def test_the_evaluations_of_each_step(either, batches, task, arguments, branches):
+    sample(either, task, num_inference_steps=6, **arguments)
+    assert batches == branches
 
 
 def test_guidance_is_read_in_every_step(pipe, batches):
@@ -42,86 +78,73 @@ def test_guidance_is_read_in_every_step(pipe, batches):
         pipe._guidance_scale = 1.0
         return tensors
 
-    everywhere = {"guidance_scale": 4.0, "guidance_interval": (0, math.inf)}
+    everywhere = {"guidance_scale": 4.0, "guidance_interval": (0, INF)}
     sample(pipe, "generate", **everywhere, callback_on_step_end=callback)
     assert batches == [2, 1, 1] and pipe.guidance_scale == 1.0
 
 
-@pytest.mark.parametrize(
-    "task, arguments, branches",
-    [
-        ("generate", {}, 2),
-        ("generate", {"guidance_scale": 1}, 1),
-        ("inpaint", {}, 1),
-        ("edit", {}, 2),
-        ("edit", {"image_guidance_scale": 1.5}, 3),
-        ("colorize", {}, 1),
-        ("upscale", {}, 1),
-    ],
-)
-def test_defaults_of_guidance(pipe, batches, task, arguments, branches):
-    sample(pipe, task, guidance_interval=(0, math.inf), **arguments)
-    assert batches == [branches] * STEPS
+def own_noise(latents):
+    """An image's, by the first eight bytes of the sha256 of its latents."""
+    digest = sha256(array("f", latents.flatten().tolist()).tobytes()).digest()
+    random = generator(int.from_bytes(digest[:8], "little"))
+    return torch.randn(latents.shape, generator=random)
 
 
-def seed_of(latents):
-    """Of an image's own noise: the first eight bytes of the sha256 of its latents."""
-    values = array("f", latents.flatten().tolist())
-    return int.from_bytes(sha256(values.tobytes()).digest()[:8], "little")
+def solve(pipe, task, known, mask, noise, strength, label, scale, interval):
+    """DPM-Solver++(2M), or Euler's method, known pixels held in place, in double precision.
 
-
-def with_scheduler(pipe, scheduler):
-    return type(pipe)(pipe.unet, pipe.tokenizer, scheduler)
-
-
-def euler(pipe, task, known, mask, noise, own_noise, strength, label, steps):
-    """Algorithm 1 of Karras et al. 2022 without its second order, known pixels held in place.
-
-    An edit starts at 3 times the noise of its degradation, on the source.
+    Guidance is of D in place of F. An edit starts at 3 times the noise of its degradation, on the
+    source.
     """
-    start = 3 * 0.5 * math.tan(math.pi / 2 * strength.item() ** 2) if task == "edit" else 80.0
-    sigmas = karras(steps, high=start)
-    hint = TASKS[task].condition(known, mask, strength, own_noise)
-    conditioning = build_conditioning(hint, TASKS[task], label, pipe.vocabulary)
+    start = 3 * 0.5 * math.tan(math.pi / 2 * strength**2) if task == "edit" else 80.0
+    levels = karras(6, high=start)
+    hint = TASKS[task].condition(known, mask, torch.tensor([strength]), own_noise(noise))
     known, noise, hole = known.double(), noise.double(), hint.mask.double()
-    x = (known if task == "edit" else known * (1 - hole)) + sigmas[0] * noise
-    for sigma, after in pairwise(sigmas):
-        F = predict(
-            pipe.unet, pipe.scheduler, x.float(), torch.full((len(x), 1, 1, 1), sigma), conditioning
-        )
-        D = (0.25 * x + sigma * 0.5 * math.sqrt(sigma**2 + 0.25) * F) / (sigma**2 + 0.25)
-        x = x + (after - sigma) * (x - D) / sigma
-        x = hole * x + (1 - hole) * (known + after * noise)
+
+    def D(x, sigma, label):
+        given = build_conditioning(hint, TASKS[task], torch.tensor([label]), pipe.vocabulary)
+        level = torch.full((1, 1, 1, 1), sigma)
+        F = predict(pipe.unet, pipe.scheduler, x.float(), level, given).double()
+        return (0.25 * x + sigma * 0.5 * math.sqrt(sigma**2 + 0.25) * F) / (sigma**2 + 0.25)
+
+    x, last = (known if task == "edit" else known * (1 - hole)) + levels[0] * noise, None
+    for i, (sigma, after) in enumerate(pairwise(levels)):
+        denoised = D(x, sigma, label)
+        if interval[0] <= sigma <= interval[1]:
+            nothing = D(x, sigma, -1)
+            denoised = nothing + scale * (denoised - nothing)
+        ahead = denoised
+        if isinstance(pipe.scheduler, EDMDPMSolverMultistepScheduler) and i > 0 and after > 0:
+            r = math.log(levels[i - 1] / sigma) / math.log(sigma / after)
+            ahead = denoised + (denoised - last) / (2 * r)
+        x = after / sigma * x + (1 - after / sigma) * ahead
+        x, last = hole * x + (1 - hole) * (known + after * noise), denoised
     return x.float()
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["dpm", "euler"])
 @every_task
-def test_the_sampler_is_eulers_method_where_its_order_is_one(pipe, monkeypatch, task, kind):
+def test_the_sampler_is_its_formulas(either, monkeypatch, task):
     warnings = []
     monkeypatch.setattr(scheduling_edm_euler.logger, "warning", warnings.append)
-    first_order = with_scheduler(
-        pipe,
-        EDMDPMSolverMultistepScheduler(solver_order=1) if kind == "dpm" else EDMEulerScheduler(),
-    )
-    first_order.set_progress_bar_config(disable=True)
     takes = TASKS[task].required | TASKS[task].optional
     mask = torch.from_numpy(MASK).float().view(1, 1, SIZE, SIZE)
-    noise = torch.randn((1, 3, SIZE, SIZE), generator=generator())
-    expected = euler(
-        pipe,
+    expected = solve(
+        either,
         task,
         known=2 * as_tensor(picture())[None] - 1,
         mask=mask if "mask_image" in takes else torch.ones_like(mask),
-        noise=noise,
-        own_noise=torch.randn((1, 3, SIZE, SIZE), generator=generator(seed_of(noise))),
-        strength=torch.tensor([0.3 if task == "colorize" else TASKS["edit"].default_strength]),
-        label=torch.tensor([0 if "class_label" in ARGUMENTS[task] else -1]),
-        steps=6,
+        noise=randn(1, 3, SIZE, SIZE),
+        strength=0.3 if task == "colorize" else TASKS["edit"].default_strength,
+        label=0 if "class_label" in ARGUMENTS[task] else -1,
+        scale=3.0,
+        interval=(0.05, 6.0),
     )
-    found = sample(first_order, task, "latent", num_inference_steps=6, guidance_scale=1.0)
+    found = sample(either, task, "latent", num_inference_steps=6, **guided(0.05, 6))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+    if "class_label" in ARGUMENTS[task]:
+        everywhere = sample(either, task, "latent", num_inference_steps=6, **guided(0, INF))
+        assert (everywhere - expected).abs().max() > 0.01
     assert not warnings
 
 
@@ -136,6 +159,5 @@ def test_latents_stay_in_float32(pipe, dtype):
 
     image = sample(half, "inpaint", callback_on_step_end=callback)
     assert seen == [torch.float32] * STEPS and image.dtype == torch.float32
-    known = ~torch.from_numpy(MASK)
-    assert torch.equal(image[0][:, known], as_tensor(picture())[:, known])
+    assert torch.equal(image[0][:, ~MASK], as_tensor(picture())[:, ~MASK])
     assert (image - sample(pipe, "inpaint")).abs().mean() < 0.1

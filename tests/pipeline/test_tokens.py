@@ -48,37 +48,27 @@ def test_ids_with_a_gap_are_refused():
         Vocabulary.of({NULL: 0, "<strength:0>": 1, "<strength:1>": 3})
 
 
-def third(vocabulary, *strengths):
-    """The strength's token, a distribution over the vocabulary, for each strength."""
-    n = len(strengths)
-    return vocabulary.tokens(0, torch.zeros(n, dtype=torch.long), torch.tensor(strengths))[:, 2]
-
-
 def test_task_and_class_are_one_hot(vocabulary):
     label = torch.tensor([3, 0])
-    for task in (2, torch.tensor([2, 1])):
+    for task in (2, torch.tensor([2, 2])):
         tokens = vocabulary.tokens(task, label, torch.tensor([0.3, float("nan")]))
-        assert tokens.shape == (2, 3, vocabulary.size) and tokens.dtype == torch.float32
-        assert (tokens[:, :2].sum(-1) == 1).all() and (tokens[:, :2].amax(-1) == 1).all()
-        assert tokens[:, 1].argmax(-1).tolist() == [3, 0]
-    assert tokens[:, 0].argmax(-1).tolist() == [2, 1]
+        assert tokens.dtype == torch.float32
+        expected = torch.eye(vocabulary.size)[torch.tensor([[2, 3], [2, 0]])]
+        assert torch.equal(tokens[:, :2], expected)
 
 
 def test_strengths_between_two_levels_share_the_token(vocabulary):
-    levels = torch.tensor(vocabulary.strengths)
     strength = torch.linspace(0, 1, 101)
-    tokens = third(vocabulary, *strength.tolist())
+    tokens = vocabulary.tokens(0, torch.zeros(101, dtype=torch.long), strength)[:, 2]
     torch.testing.assert_close(tokens.sum(-1), torch.ones(101))
     assert (tokens >= 0).all() and ((tokens > 0).sum(-1) <= 2).all()
     # The mean level is the strength: only a linear share between the right neighbours does that.
-    mean = tokens[:, levels] @ torch.linspace(0, 1, LEVELS)
+    mean = tokens[:, list(vocabulary.strengths)] @ torch.linspace(0, 1, LEVELS)
     torch.testing.assert_close(mean, strength, atol=1e-6, rtol=0)
 
 
 def test_no_strength_is_null(vocabulary):
-    tokens = third(vocabulary, float("nan"), 0.0)
-    assert tokens[0, vocabulary.null] == 1 and tokens[0].sum() == 1
-    assert tokens[1, vocabulary.null] == 0
-    label = torch.zeros(2, dtype=torch.long)
-    nothing = vocabulary.tokens(1, label, None)
-    assert torch.equal(nothing, vocabulary.tokens(1, label, torch.full((2,), torch.nan)))
+    label, nothing = torch.zeros(2, dtype=torch.long), torch.full((2,), torch.nan)
+    for strength in (None, nothing):
+        third = vocabulary.tokens(1, label, strength)[:, 2]
+        assert torch.equal(third, torch.eye(vocabulary.size)[[vocabulary.null] * 2])

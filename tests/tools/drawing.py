@@ -1,12 +1,16 @@
 """Noise, an image and a mask of 8x8 pixels, and a good call of every task of the tiny pipeline."""
 
+import copy
+
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from mtl_diffusion.pipeline.pipeline import TASKS
 
 SIZE, STEPS = 8, 3
+every_task = pytest.mark.parametrize("task", TASKS)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -54,3 +58,14 @@ def sample(pipe, task: str = "generate", output_type: str = "pt", **arguments):
     """A sample of a task with its `ARGUMENTS`, but for those that are given."""
     defaults = {"num_inference_steps": STEPS, "generator": generator()} | ARGUMENTS[task]
     return pipe(task=task, output_type=output_type, **(defaults | arguments)).images
+
+
+def remade(pipe, scheduler=None, **learned):
+    """A pipeline of the same components, but for its scheduler and what its UNet has learned."""
+    unet = pipe.unet
+    if learned:
+        unet = copy.deepcopy(unet)
+        unet.register_to_config(**learned)
+    new = type(pipe)(unet, pipe.tokenizer, scheduler or pipe.scheduler)
+    new.set_progress_bar_config(disable=True)
+    return new

@@ -17,7 +17,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from tiny import MODEL
+from small_checkpoints import steps
+from tiny import MODEL, flags
 from tqdm import tqdm
 
 from mtl_diffusion.checkpoints.saver import THREAD
@@ -49,30 +50,17 @@ class Run:
     def __init__(self, folder, *faults, processes=1, **arguments):
         """faults: callables that are called in each process before the script is."""
         self.folder, self.log = Path(folder), Path(f"{folder}.log")
-        given = {"output_dir": folder} | ARGUMENTS | arguments
-        argv = [f"--{name}={value}" for name, value in given.items()]
-        environment = [{}]
-        if processes > 1:
-            common = {
-                "ACCELERATE_USE_CPU": "true",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(free_port()),
-                "WORLD_SIZE": str(processes),
-                "LOCAL_WORLD_SIZE": str(processes),
-            }
-            ranks = range(processes)
-            environment = [common | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in ranks]
+        argv = flags(**{"output_dir": folder} | ARGUMENTS | arguments)
+        variables = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}
+        variables |= {"MASTER_PORT": str(free_port())}
+        variables |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
         self.log.write_text("")
-        self.processes = [
-            _context.Process(target=_child, args=(argv, str(self.log), faults, variables))
-            for variables in environment
-        ]
-        for process in self.processes:
-            process.start()
-
-    @property
-    def pids(self):
-        return [process.pid for process in self.processes]
+        self.processes = []
+        for rank in range(processes):
+            own = variables | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+            given = (argv, str(self.log), faults, own if processes > 1 else {})
+            self.processes.append(_context.Process(target=_child, args=given))
+            self.processes[-1].start()
 
     def wait(self, seconds=120):
         """Exit codes, -9 for a SIGKILL; one code if there is one process."""
@@ -88,7 +76,7 @@ class Run:
     def signal(self, number):
         """To its first process, which may have ended by itself in the meantime."""
         with suppress(ProcessLookupError):
-            os.kill(self.pids[0], number)
+            os.kill(self.processes[0].pid, number)
 
     def wait_for(self, condition, seconds=60):
         deadline = time.monotonic() + seconds
@@ -103,9 +91,7 @@ class Run:
     @property
     def steps(self):
         """Of its checkpoints, complete or not."""
-        folder = self.folder / "checkpoints"
-        names = os.listdir(folder) if folder.exists() else []
-        return sorted(int(name.removeprefix("step-")) for name in names if name[0] != ".")
+        return steps(self.folder / "checkpoints")
 
     def state(self, step=STEPS):
         """File name -> sha256, of each file of tensors of a checkpoint, which has to be there."""
@@ -157,29 +143,23 @@ def kill_myself():
 # --- faults -------------------------------------------------------------------------------------
 
 
-def no_validation():
+def leave_out(name):
     import mtl_diffusion.loop
 
-    mtl_diffusion.loop.validate = lambda run, step, only_if_missing=False: None
+    setattr(mtl_diffusion.loop, name, lambda *arguments, **options: None)
 
 
-def no_export():
-    import mtl_diffusion.loop
-
-    mtl_diffusion.loop.export = lambda run: None
-
-
-SHORT = (no_validation, no_export)
+SHORT = no_validation, no_export = partial(leave_out, "validate"), partial(leave_out, "export")
 
 
 def before_step(number, what, only_rank=None, beside=False):
-    """Calls `what` before the step of that number; first nothing is being written, or `beside`."""
+    """Calls `what` before that step, or each; first nothing is being written, or `beside`."""
     import mtl_diffusion.loop
 
     train_step = mtl_diffusion.loop.train_step
 
     def step(run, index, meter):
-        if index == number and only_rank in (None, rank()):
+        if number in (index, None) and only_rank in (None, rank()):
             if not beside:
                 finish_writing()
             what()
@@ -199,24 +179,13 @@ def die(number, only_rank=None):
 
 
 def slow_steps(seconds):
-    import mtl_diffusion.loop
-
-    train_step = mtl_diffusion.loop.train_step
-
-    def step(run, index, meter):
-        time.sleep(seconds)
-        train_step(run, index, meter)
-
-    mtl_diffusion.loop.train_step = step
-
-
-def largest_file(size):
-    """No file may grow beyond `size` bytes: a write then fails with EFBIG, as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    before_step(None, partial(time.sleep, seconds), beside=True)
 
 
 def limit_before_step(number, size):
-    before_step(number, partial(largest_file, size))
+    """No file may grow beyond `size` bytes: a write then fails with EFBIG, as on a full disk."""
+    limit = (resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    before_step(number, partial(resource.setrlimit, *limit))
 
 
 def poisoned(forward, part, row=0):

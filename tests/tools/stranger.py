@@ -13,50 +13,8 @@ from packaging.requirements import Requirement
 NOT_INSTALLED = """
 import sys
 
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "mtl_diffusion":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, NotInstalled())
-try:
-    import mtl_diffusion
-except ModuleNotFoundError:
-    pass
-else:
-    raise SystemExit("mtl_diffusion is installed here")
+sys.modules["mtl_diffusion"] = None  # an import raises ModuleNotFoundError
 """
-
-
-def sample_every_task(pipe) -> dict:
-    """An image of each task, as an array; `inspect.getsource` brings it to other processes."""
-    import sys
-
-    import numpy as np
-    import torch
-
-    pipe.set_progress_bar_config(disable=True)
-    random = np.random.default_rng(0)
-    image = random.random((8, 8, 3), dtype=np.float32)
-    mask = random.random((8, 8)) > 0.5
-    label = pipe.class_names[-1]
-    calls = {
-        "generate": {"class_label": label},
-        "inpaint": {"image": image, "mask_image": mask},
-        "edit": {"image": image, "class_label": label, "image_guidance_scale": 1.5},
-        "colorize": {"image": image, "strength": 0.2},
-    }
-    good = {"image": image, "mask_image": mask, "class_label": label}
-    for task in set(pipe.tasks) - set(calls):  # what it needs, by the code that the model carries
-        required = sys.modules[type(pipe).__module__].TASKS[task].required
-        calls[task] = {name: good[name] for name in required}
-    common = {"num_inference_steps": 3, "output_type": "np"}
-    return {
-        task: pipe(
-            task=task, generator=torch.Generator().manual_seed(7), **common, **arguments
-        ).images
-        for task, arguments in calls.items()
-    }
 
 
 def run_elsewhere(code, *arguments, folder: Path, python=sys.executable, **variables: str) -> str:
@@ -102,15 +60,12 @@ def bare_environment(folder: Path, *names: str) -> Path:
 
 def _required(*texts: str) -> set[str]:
     """Names of distributions, with those that they require, and so on."""
-    found, wanted = set(), list(texts)
+    found, wanted = set(), list(map(Requirement, texts))
     while wanted:
-        requirement = Requirement(wanted.pop())
-        if requirement in found:
-            continue
-        found.add(requirement)
-        for text in distribution(requirement.name).requires or ():
-            marker = Requirement(text).marker
-            extras = ("", *requirement.extras)
+        found.add(one := wanted.pop())
+        for other in map(Requirement, distribution(one.name).requires or ()):
+            marker, other.marker = other.marker, None
+            extras = ("", *one.extras)
             if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
-                wanted.append(text.partition(";")[0])
+                wanted += {other} - found
     return {requirement.name for requirement in found}

@@ -50,24 +50,18 @@ def unet_of(folder: str | Path, name: str = "unet") -> dict:
     return load_file(newest / f"{name}.safetensors")
 
 
-def reset_state() -> None:
-    """accelerate keeps its state for the whole process: each run gets a new one."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
-
-
 @contextmanager
 def own_state() -> Iterator[None]:
-    """accelerate's state, and torch's number of threads, begin and end with this."""
+    """accelerate's state, else that of the whole process, and torch's threads end with this."""
     import torch
+    from accelerate.state import AcceleratorState, GradientState
 
     threads = torch.get_num_threads()
-    reset_state()
     try:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
         yield
     finally:
-        reset_state()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
         torch.set_num_threads(threads)
