@@ -72,7 +72,7 @@ def test_edit_of_strength_one_shows_nothing_of_the_source_in_the_mask():
 
 
 def test_edit_drops_what_guidance_needs():
-    n, p = 40000, 0.2
+    n, p = 10000, 0.2
     choice = draw("edit", n, class_dropout=p)
     rates = {
         (True, False): p / 2,  # F(I, 0)

@@ -8,16 +8,11 @@ import sys
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
-def in_a_child(work, *arguments) -> int:
-    """The exit code of a forked process; `work` runs no torch kernel that would start threads."""
-    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
-    process.start()
-    process.join(60)
-    return process.exitcode
-
-
 def die_at(operation: int, work, *arguments) -> int:
-    """Runs `work` in a process that is killed right before its n-th operation, if it has one."""
+    """The exit code of a fork that is killed right before its n-th operation, if it has one.
+
+    `work` runs no torch kernel that would start threads.
+    """
 
     def run():
         left = operation
@@ -32,4 +27,7 @@ def die_at(operation: int, work, *arguments) -> int:
         sys.addaudithook(hook)
         work(*arguments)
 
-    return in_a_child(run)
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(60)
+    return process.exitcode
