@@ -16,9 +16,8 @@ def ode_end(
     """Solves dx/dsigma = (x - D(x; sigma)) / sigma from sigma to end, by DPM-Solver++ (2M).
 
     Args:
-        denoised: D, (B, C, H, W) from x and sigma.
-        x: (B, C, H, W). sigma, end: (B, 1, 1, 1) noise levels, all down (sigma > end >= 0), or all
-            up (0 < sigma < end).
+        x: (B, C, H, W).
+        sigma, end: (B, 1, 1, 1), all down (sigma > end >= 0), or all up (0 < sigma < end).
         steps: evaluations of D.
 
     Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2, for noise that is added unscaled.

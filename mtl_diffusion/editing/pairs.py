@@ -1,7 +1,7 @@
 """Pairs of a source and its whole edit by a teacher, drawn once and kept in files."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ..pipeline.denoiser import Samples
 from ..pipeline.edit import REGION_SHARE, STRONGEST
 from ..pipeline.masks import draw_masks
 from .whole import whole_edit
@@ -21,7 +22,7 @@ OWN_CLASS_SHARE = 1 / 16  # of the samples ask for the class of the source, whic
 
 
 @dataclass(frozen=True)
-class EditPairs:
+class EditPairs(Samples):
     """Sources and their edits, n of them.
 
     Attributes:
@@ -38,21 +39,6 @@ class EditPairs:
     label: Tensor
     strength: Tensor
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, rows) -> "EditPairs":
-        return EditPairs(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-    def to(self, device: torch.device) -> "EditPairs":
-        return EditPairs(*(getattr(self, field.name).to(device) for field in fields(self)))
-
-    @staticmethod
-    def cat(parts: list["EditPairs"]) -> "EditPairs":
-        return EditPairs(
-            *(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(EditPairs))
-        )
-
     def draw(self, n: int, random: torch.Generator) -> "EditPairs":
         """n of the pairs, each mirrored or not; some ask for the class of their source."""
         device = self.source.device
@@ -62,21 +48,13 @@ class EditPairs:
         edit = torch.where(own[:, None, None, None], pairs.source, pairs.edit)
         flip = (flip < 0.5)[:, None, None, None]
         backwards = torch.arange(edit.shape[-1] - 1, -1, -1, device=device)  # uint16 has no flip
-        parts = (pairs.source, edit, pairs.mask)
-        return EditPairs(
-            *(torch.where(flip, part[..., backwards], part) for part in parts),
-            pairs.source_label,
-            torch.where(own, pairs.source_label, pairs.label),
-            pairs.strength,
-        )
+        parts = {"source": pairs.source, "edit": edit, "mask": pairs.mask}
+        parts = {n: torch.where(flip, part[..., backwards], part) for n, part in parts.items()}
+        return replace(pairs, label=torch.where(own, pairs.source_label, pairs.label), **parts)
 
 
 def draw_pairs(
-    pipe,
-    images: Tensor,
-    labels: Tensor,
-    random: torch.Generator,
-    frames: Tensor | None = None,
+    pipe, images: Tensor, labels: Tensor, random: torch.Generator, frames: Tensor | None = None
 ) -> EditPairs:
     """Edits each image into another class, with a strength and a mask drawn at random.
 
@@ -110,18 +88,13 @@ def chunk_file(folder: Path, index: int) -> Path:
 
 def save_chunk(path: Path, pairs: EditPairs, facts: dict) -> None:
     """Writes a file of pairs. `facts`, such as the teacher's fingerprint, are kept with them."""
-    tensors = {f.name: getattr(pairs, f.name).contiguous() for f in fields(EditPairs)}
+    tensors = {name: tensor.contiguous() for name, tensor in vars(pairs).items()}
     # Not by `save_file`, whose files only their owner can read.
     path.write_bytes(save(tensors, metadata={"facts": json.dumps(facts)}))
 
 
-def load_pairs(folder: Path, count: int, facts: dict) -> EditPairs:
-    """The first `count` pairs of a folder.
-
-    Raises:
-        ValueError: a file was drawn with other facts.
-    """
-    check_facts(folder, facts)
+def load_pairs(folder: Path, count: int) -> EditPairs:
+    """The first `count` pairs of a folder."""
     files = [chunk_file(folder, index) for index in range(-(-count // CHUNK))]
     return EditPairs.cat([EditPairs(**load_file(file)) for file in files])[:count]
 

@@ -33,7 +33,6 @@ def whole_edit(
     guidance_scale: float = Edit.default_guidance_scale,
     steps: int = Edit.default_steps,
     inversion_steps: int = 8,
-    local: bool = True,
 ) -> Tensor:
     """Edits in `inversion_steps` evaluations, 4 for the weights, and 3 for each of the steps.
 
@@ -48,7 +47,6 @@ def whole_edit(
         strength: (B,) in [0, 1]; from `STRONGEST` on it acts as that.
         generator: one, or one for each image, for the noise of the degradation and of the weights.
         guidance_scale: of generate's direction; 0 is off, which gives the source back.
-        local: weaker guidance where the class makes little difference. Off, it needs no weights.
 
     Returns:
         (B, C, H, W) in [-1, 1].
@@ -64,38 +62,30 @@ def whole_edit(
     start = Edit().start(strength)
     other_class = (label != source_label).to(start.device)
     rows = ((start > LOWEST) & other_class).nonzero()[:, 0]  # other edits are their sources
-    edited = image.clone()
     if not len(rows):
-        return edited
+        return image.clone()
+    edited, painted = image.clone(), mask > 0
+    given = (image, mask, label, source_label, strength, start.view(-1, 1, 1, 1))
+    source, mask, label, source_label, strength, start = (part[rows] for part in given)
     if isinstance(generator, list):
         generator = [generator[i] for i in rows.tolist()]
-    edited[rows] = _edit(
-        *(pipe, image[rows], mask[rows], label[rows], source_label[rows], strength[rows]),
-        *(start[rows].view(-1, 1, 1, 1), generator, guidance_scale, steps, inversion_steps, local),
-    )
-    return torch.where(mask > 0, edited.clamp(-1, 1), image)
 
+    network, words = (pipe.unet, pipe.scheduler), pipe.vocabulary
+    noise = randn_tensor(source.shape, generator, source.device)
+    hint = Edit().condition(source, mask, strength, noise)
+    base = Denoiser.of(*network, build_conditioning(hint, Edit(), source_label, words))
+    x = ode_end(base, source, torch.full_like(start, LOWEST), start, inversion_steps)
 
-def _edit(
-    pipe, image, mask, label, source_label, strength, start, generator, scale, steps, up, local
-) -> Tensor:
-    """`whole_edit` of samples that start (B, 1, 1, 1) above `LOWEST`."""
-    noise = randn_tensor(image.shape, generator, image.device)
-    hint = Edit().condition(image, mask, strength, noise)
-    network = pipe.unet, pipe.scheduler
-    base = Denoiser.of(*network, build_conditioning(hint, Edit(), source_label, pipe.vocabulary))
-    x = ode_end(base, image, torch.full_like(start, LOWEST), start, up)
-
-    blank = torch.zeros_like(image)
+    blank = torch.zeros_like(source)
     hint = Generate().condition(blank, torch.ones_like(mask), None, blank)
-    toward = build_conditioning(hint, Generate(), label, pipe.vocabulary)
-    away = toward.without(CLASS, pipe.vocabulary.null)
-    weight = scale
-    if local:
-        difference = class_difference(pipe, image, toward, away, generator)
-        weight = scale * relevance(difference, mask)
+    toward = build_conditioning(hint, Generate(), label, words)
+    away = toward.without(CLASS, words.null)
+    weight = guidance_scale * relevance(
+        class_difference(pipe, source, toward, away, generator), mask
+    )
     direction = Denoiser.of(*network, toward) - Denoiser.of(*network, away)
-    return ode_end(base + weight * direction, x, start, torch.zeros_like(start), steps)
+    edited[rows] = ode_end(base + weight * direction, x, start, torch.zeros_like(start), steps)
+    return torch.where(painted, edited.clamp(-1, 1), image)
 
 
 def class_difference(
@@ -103,12 +93,7 @@ def class_difference(
 ) -> Tensor:
     """(B, 1, H, W) how much the class changes the answer of generate: squared, smoothed.
 
-    Args:
-        image: (B, C, H, W) in [-1, 1].
-        toward: generate's conditioning with the class.
-        away: generate's conditioning without it.
-        generator: one, or one for each image.
-
+    `image` is (B, C, H, W) in [-1, 1]; generate is conditioned with the class, and without it.
     Source: DiffEdit, Couairon et al. 2022, arXiv:2210.11427.
     """
     network = pipe.unet, pipe.scheduler
@@ -126,11 +111,8 @@ def class_difference(
 def relevance(difference: Tensor, mask: Tensor) -> Tensor:
     """(B, 1, H, W) in [0, 2): 2 d / (d + mean of d), the mean over the painted pixels.
 
-    It is 1 where the class makes as much difference as on average, and 0 where it makes none.
-
-    Args:
-        difference: (B, 1, H, W) d, of `class_difference`.
-        mask: (B, 1, H, W) in {0, 1}, 1 = painted.
+    It is 1 where the class makes as much difference d as on average, and 0 where it makes none.
+    Both arguments are (B, 1, H, W); the mask is 1 where it is painted, else 0.
     """
     difference = difference.clamp_min(0)  # smoothing rounds
     painted = mask.sum((1, 2, 3), keepdim=True).clamp_min(1)

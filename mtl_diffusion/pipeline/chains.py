@@ -41,11 +41,7 @@ def first_latents(noise: Tensor, sigma: float) -> Tensor:
     variance that natural images have there, which falls as 1 / frequency^2 (Field 1987, Relations
     between the statistics of natural images and the response properties of cortical cells).
 
-    Args:
-        noise: (B, C, H, W) standard normal.
-
-    Returns:
-        (B, C, H, W), of the same directions in each frequency.
+    The noise is (B, C, H, W) standard normal; so are the latents, but for their scale.
     """
     (channels, height, width), device = noise.shape[1:], noise.device
     side = (height * width) ** 0.5
@@ -64,44 +60,8 @@ def first_latents(noise: Tensor, sigma: float) -> Tensor:
     return rows.T @ (grey * mean + colour * (coefficients - mean)) @ columns
 
 
-def check_chains(chains) -> None:
-    """Raises a ValueError if they are not lists of falling levels, with no level twice."""
-    try:
-        levels = [level for chain in chains for level in chain]
-        falling = all(list(chain) == sorted({*chain}, reverse=True) for chain in chains)
-        lengths = [len(chain) for chain in chains]
-        fits = levels and falling and all(level > 0 for level in levels) and 0 not in lengths
-        fits = fits and len({*levels}) == len(levels) and len({*lengths}) == len(lengths)
-    except TypeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"chains are {chains}; they must be lists of noise levels above 0, falling, no two of "
-            "one length and no level twice: compare model_index.json with that of the published "
-            "model"
-        )
-
-
-def karras_ramp(levels: Sequence[float], config) -> Tensor:
-    """Noise levels as EDMEulerScheduler takes them: the places in [0, 1] of its Karras schedule.
-
-    Args:
-        config: the scheduler's.
-    """
-    low, high = (config[name] ** (1 / config.rho) for name in ("sigma_min", "sigma_max"))
-    roots = torch.tensor(levels, dtype=torch.float64) ** (1 / config.rho)
-    return (high - roots) / (high - low)
-
-
 def karras_levels(first: Tensor, steps: int, config) -> Tensor:
-    """The noise levels of each sample's own Karras schedule, without the 0 at its end.
-
-    Args:
-        first: (B, 1, 1, 1), where they begin.
-        config: the scheduler's.
-
-    Returns:
-        (steps, B, 1, 1, 1).
+    """The levels (steps, B, 1, 1, 1) of a Karras schedule from `first` (B, 1, 1, 1), without its 0.
 
     Source: Karras et al. 2022, arXiv:2206.00364, eq. 5.
     """

@@ -1,14 +1,27 @@
-"""Checks of the components of a pipeline."""
+"""The components of a pipeline: which are taken, and whether they belong together."""
 
+import hashlib
+import json
 import math
+import re
+from collections.abc import Mapping, Set
+from pathlib import Path
 
+import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DConditionModel
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from .format import ImageFormat
 
 SCHEDULERS = (EDMDPMSolverMultistepScheduler, EDMEulerScheduler)
+INDEX = "model_index.json"
+WORDS = "_vocabulary"  # in unet/config.json: the words the weights were trained with
+MODEL_ID = "_model_id"  # in the index and the configurations: the parts of one model have the same
+AGAIN = "download or save the model again"
+SHARD = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a part of the weights
+FUSED = re.compile(r"\.to_q?kv\.(weight|bias)$")  # copies that fuse_qkv_projections() adds
 
 
 def plain_module(unet) -> nn.Module:
@@ -22,21 +35,23 @@ def check_component(name: str, value) -> None:
     Raises:
         ValueError: the pipeline can't work with it.
     """
-    checks = {"unet": _check_unet, "tokenizer": _check_tokenizer, "scheduler": _check_scheduler}
-    if name in checks:
-        checks[name](value)
-
-
-def _check_unet(unet) -> None:
-    module = plain_module(unet)
-    if not isinstance(module, UNet2DConditionModel):
-        hint = ""
-        if isinstance(getattr(module, "module", None), UNet2DConditionModel):
-            hint = "; give its .module"
-        elif hasattr(module, "get_base_model"):
-            hint = "; give its .get_base_model(), which keeps the adapters"
+    kind = "None" if value is None else f"of the type {type(value).__name__}"
+    if name == "unet":
+        _check_unet(plain_module(value), kind)
+    elif name == "tokenizer" and not isinstance(value, PreTrainedTokenizerBase):
         raise ValueError(
-            f"unet is {_kind(unet)}; it must be a UNet2DConditionModel, compiled or not{hint}"
+            f"tokenizer is {kind}; it must be the tokenizer that was saved with the unet, such as "
+            "PreTrainedTokenizerFast.from_pretrained(folder, subfolder='tokenizer')"
+        )
+    elif name == "scheduler":
+        _check_scheduler(value, kind)
+
+
+def _check_unet(module, kind: str) -> None:
+    if not isinstance(module, UNet2DConditionModel):
+        raise ValueError(
+            f"unet is {kind}; it must be a UNet2DConditionModel, compiled or not: of a wrapper give"
+            " its .module, or its .get_base_model(), which keeps the adapters"
         )
     config = module.config
     images = ImageFormat.of(config)
@@ -47,33 +62,139 @@ def _check_unet(unet) -> None:
         )
 
 
-def _check_tokenizer(tokenizer) -> None:
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ValueError(
-            f"tokenizer is {_kind(tokenizer)}; it must be the tokenizer that was saved with the "
-            "unet, such as PreTrainedTokenizerFast.from_pretrained(folder, subfolder='tokenizer')"
-        )
-
-
-def _check_scheduler(scheduler) -> None:
+def _check_scheduler(scheduler, kind: str) -> None:
     if not isinstance(scheduler, SCHEDULERS):
-        names = " or ".join(kind.__name__ for kind in SCHEDULERS)
+        names = " or ".join(one.__name__ for one in SCHEDULERS)
         raise ValueError(
-            f"scheduler is {_kind(scheduler)}; it must be {names}, such as "
+            f"scheduler is {kind}; it must be {names}, such as "
             "EDMEulerScheduler.from_config(pipe.scheduler.config)"
         )
-    config = scheduler.config
-    numbers = [config[name] for name in ("sigma_min", "sigma_max", "sigma_data")]
-    low, high, data = (
-        n if isinstance(n, int | float) and math.isfinite(n) and n > 0 else None for n in numbers
-    )
-    if None in (low, high, data) or low >= high:
+    levels = low, high, data = [
+        scheduler.config[name] for name in ("sigma_min", "sigma_max", "sigma_data")
+    ]
+    if not all(isinstance(n, int | float) and 0 < n < math.inf for n in levels) or low >= high:
         raise ValueError(
-            f"scheduler has sigma_min {numbers[0]}, sigma_max {numbers[1]} and sigma_data "
-            f"{numbers[2]}; they must be finite and above 0, sigma_min below sigma_max: compare "
+            f"scheduler has sigma_min {low}, sigma_max {high} and sigma_data {data}; they must be "
+            "finite and above 0, sigma_min below sigma_max: compare "
             "scheduler/scheduler_config.json with that of the published model"
         )
 
 
-def _kind(value) -> str:
-    return "None" if value is None else f"of the type {type(value).__name__}"
+def id_of(component) -> str | None:
+    """What says which model a UNet or a scheduler is of; None if it was saved before there was."""
+    return plain_module(component).config.get(MODEL_ID)
+
+
+def stamp(unet, scheduler, model_id: str) -> None:
+    """Notes that both are of a model."""
+    for part in (plain_module(unet), scheduler):
+        part.register_to_config(**{MODEL_ID: model_id})
+
+
+def digest_of(unet: nn.Module) -> str:
+    """12 hex digits of the sha256 of the weights: the id of a model that has none yet."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(plain_module(unet).state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
+
+
+def read_json(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def check_loaded(pipeline: str, unet, tokenizer) -> None:
+    """Checks the UNet and the tokenizer of a pipeline that was loaded.
+
+    diffusers only warns of a tensor that is missing, and initializes it at random.
+
+    Args:
+        pipeline: folder or name on the Hub, as it was given for loading.
+        unet: loaded now, or given by the user; only the files that were loaded now are checked.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or not finite; the weights aren't safetensors;
+            or they are of another model than another part.
+    """
+    module = plain_module(unet)
+    folder = Path(module.config.get("_name_or_path") or "unet")
+    cache = "models--" + str(pipeline).replace("/", "--")  # where the Hub's client keeps it
+    if folder.name == "unet" and (folder.parent == Path(pipeline) or cache in folder.parts):
+        _check_names(folder, _described(module.config).state_dict().keys())
+        _check_ids(folder.parent)
+    check_values(module.state_dict(), f"{folder}: ", f" after loading; {AGAIN}")
+    trained, words = module.config.get(WORDS), tokenizer.get_vocab()
+    if trained is not None and trained != words:
+        moved = sorted(w for w in {*trained, *words} if trained.get(w) != words.get(w))
+        raise ValueError(
+            f"{folder.with_name('tokenizer') / 'tokenizer.json'} is of another model than "
+            f"{folder}: they differ in the ids of {', '.join(moved[:8])}; {AGAIN}"
+        )
+
+
+def check_values(state: Mapping[str, Tensor], where: str, advice: str) -> None:
+    """Refuses tensors without values, and those of 16 bits and more that are not finite."""
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            raise ValueError(f"{where}{name} has no value{advice}")
+        if tensor.element_size() > 1 and not tensor.isfinite().all():
+            raise ValueError(f"{where}{name} has NaN or infinite values{advice}")
+
+
+def _check_ids(folder: Path) -> None:
+    """Refuses a folder with parts of two models. The scheduler may be one without an id."""
+    unet, scheduler, index = (
+        read_json(folder / name).get(MODEL_ID) if (folder / name).is_file() else None
+        for name in ("unet/config.json", "scheduler/scheduler_config.json", INDEX)
+    )
+    if index != unet or scheduler not in (unet, None):
+        raise ValueError(
+            f"{folder / 'unet'} is of another model than its scheduler or {INDEX}: their "
+            f"{MODEL_ID} is {unet}, {scheduler} and {index}; {AGAIN}"
+        )
+
+
+def _check_names(folder: Path, expected: Set[str]) -> None:
+    """Compares the tensors in the files of a UNet's folder with those that it has."""
+    found: dict[Path, set[str]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        whole = file.with_name(SHARD.sub("", file.name))  # the parts of a file count as one
+        if whole != file and whole.exists():
+            raise ValueError(f"{whole} and {file.name} are of two models; delete the older one")
+        with safe_open(file, "pt") as tensors:
+            found.setdefault(whole, set()).update(tensors.keys())
+    if not found:
+        raise ValueError(f"{folder} has no weights as safetensors; save them with save_pretrained")
+    for file, names in found.items():
+        for fault, wrong in (("lacks", expected - names), ("has the unexpected", names - expected)):
+            if wrong:
+                raise ValueError(f"{file} {fault} {', '.join(sorted(wrong)[:8])}; {AGAIN}")
+
+
+def _described(config: Mapping) -> UNet2DConditionModel:
+    """The UNet of a configuration; its tensors have no values."""
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(config)
+
+
+def plain_unet(unet) -> UNet2DConditionModel:
+    """The UNet as its configuration describes it, for saving; its tensors are shared.
+
+    Raises:
+        ValueError: it has an adapter, or was changed in a way that its files couldn't describe.
+    """
+    module = plain_module(unet)
+    state = {name: t for name, t in module.state_dict().items() if not FUSED.search(name)}
+    check_values(state, "unet: ", "; it is not saved")
+    plain = _described(module.config)
+    try:
+        plain.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(
+            "unet has layers that its configuration does not describe: save adapters with "
+            "pipe.unet.save_lora_adapter(folder), or merge them into the weights with "
+            "pipe.unet.fuse_lora() and pipe.unet.unload_lora(), and save the pipeline before other "
+            f"changes: {error}"
+        ) from error
+    return plain

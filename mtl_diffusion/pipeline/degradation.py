@@ -18,12 +18,9 @@ def dct_matrix(size: int, device: torch.device) -> Tensor:
 
 
 def low_pass(image: Tensor, std: Tensor) -> Tensor:
-    """Gaussian blur with reflecting borders: the heat kernel, diagonal under the DCT.
+    """Gaussian blur of (B, C, H, W) with reflecting borders: the heat kernel, diagonal in the DCT.
 
-    Args:
-        image: (B, C, H, W).
-        std: (B,) standard deviation of the blur in pixels, >= 0.
-
+    `std` is (B,), its standard deviation in pixels, >= 0.
     Source: Rissanen et al. 2023, Generative modelling with inverse heat dissipation, eq. 6.
     """
     rows, columns = (_heat_kernel(size, std) for size in image.shape[-2:])

@@ -6,7 +6,8 @@ The scheduler holds c_skip, c_out, c_in and c_noise, for training too.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,29 @@ from .tokens import Vocabulary
 TASK, CLASS, STRENGTH = range(3)  # places in the sequence of tokens
 
 
+class Samples:
+    """A dataclass of tensors with an entry for each sample; a field may be None."""
+
+    def __len__(self) -> int:
+        return len(next(iter(vars(self).values())))
+
+    def __getitem__(self, rows):
+        return self._each(lambda part: part[rows])
+
+    def to(self, device: torch.device):
+        return self._each(lambda part: part.to(device))
+
+    def _each(self, change):
+        parts = vars(self).values()
+        return type(self)(*(None if part is None else change(part) for part in parts))
+
+    @classmethod
+    def cat(cls, several: Sequence):
+        return cls(*map(torch.cat, zip(*(vars(one).values() for one in several), strict=True)))
+
+
 @dataclass(frozen=True)
-class Conditioning:
+class Conditioning(Samples):
     """The inputs of the denoiser besides the noisy image, for B samples.
 
     Attributes:
@@ -31,18 +53,6 @@ class Conditioning:
     image: Tensor
     mask: Tensor
     tokens: Tensor
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def __getitem__(self, rows) -> "Conditioning":
-        return Conditioning(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-    @staticmethod
-    def cat(parts: list["Conditioning"]) -> "Conditioning":
-        return Conditioning(
-            *(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Conditioning))
-        )
 
     def without(self, place: int, null: int, rows: Tensor | None = None) -> "Conditioning":
         """Sets the token at a place to null, for all samples or for the rows (B,) bool."""
@@ -65,15 +75,9 @@ class Conditioning:
 def build_conditioning(
     hint: Hint, task: Task, label: Tensor, vocabulary: Vocabulary
 ) -> Conditioning:
-    """A task's conditioning image and tokens, encoded for the UNet.
-
-    Args:
-        label: (B,) class labels in 0..K-1, negative for none.
-    """
-    tokens = vocabulary.tokens(
-        vocabulary.tasks[task.name], vocabulary.class_ids(label), hint.strength
-    )
-    return Conditioning(image=hint.image, mask=hint.mask, tokens=tokens)
+    """A task's conditioning, for class labels (B,) in 0..K-1, negative for none."""
+    words = vocabulary.tasks[task.name], vocabulary.class_ids(label), hint.strength
+    return Conditioning(hint.image, hint.mask, vocabulary.tokens(*words))
 
 
 def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
@@ -100,98 +104,63 @@ def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditi
     channels = torch.cat([noisy, shown, conditioning.mask], dim=1).to(unet.dtype)
     tokens = conditioning.tokens.to(unet.dtype)
     timestep = scheduler.precondition_noise(sigma).flatten().to(unet.dtype)  # (B,)
-    output = unet(
-        channels,
-        timestep,
-        encoder_hidden_states=tokens,
-        class_labels=tokens.flatten(1),
-        return_dict=False,
-    )[0]
-    return output.float()
+    words = {"encoder_hidden_states": tokens, "class_labels": tokens.flatten(1)}
+    return unet(channels, timestep, **words, return_dict=False)[0].float()
 
 
-class Weight(NamedTuple):
-    """The weight of an answer, inside an interval of noise levels; elsewhere it is 0.
+class Term(NamedTuple):
+    """The answer to one conditioning, and its weight inside an interval of noise levels.
 
     Attributes:
-        value: a number, or (B, 1, 1, 1) or (B, 1, H, W).
-        low, high: both included; numbers, or (B, 1, 1, 1).
+        weight: a number, or (B, 1, 1, 1) or (B, 1, H, W).
+        low, high: both included; numbers, or (B, 1, 1, 1). Elsewhere the weight is 0.
     """
 
-    value: float | Tensor
+    conditioning: Conditioning
+    weight: float | Tensor = 1.0
     low: float | Tensor = 0.0
     high: float | Tensor = math.inf
 
-    def at(self, sigma: float | Tensor) -> float | Tensor:
+    def weight_at(self, sigma: float | Tensor) -> float | Tensor:
         """The weight at a noise level, or at one of each sample (B, 1, 1, 1)."""
-        if not isinstance(self.value, Tensor) and not self.value:
+        if not isinstance(self.weight, Tensor) and not self.weight:
             return 0.0
         slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
-        return self.value * ((self.low / slack <= sigma) & (sigma <= self.high * slack))
+        return self.weight * ((self.low / slack <= sigma) & (sigma <= self.high * slack))
 
 
 @dataclass(frozen=True)
-class _Sum:
-    """Answers of one network to several conditionings, each with weights that are added up."""
+class Denoiser:
+    """D(x; sigma) of the network and a conditioning, or a weighted sum of several such answers.
+
+    `a + scale * (b - c)` guides a denoiser by the difference of two, and `within` limits the
+    difference to some noise levels. A sum that is called has weights that add up to 1 everywhere.
+    All conditionings are evaluated in one batch, and those without weight are not.
+    """
 
     unet: object
     scheduler: object
-    answers: tuple[tuple[Conditioning, tuple[Weight, ...]], ...]
-
-    def _plus(self, other: "_Sum") -> tuple[tuple[Conditioning, tuple[Weight, ...]], ...]:
-        """The answers of both; one conditioning is evaluated once."""
-        merged = {id(one): (one, weights) for one, weights in self.answers}
-        for one, weights in other.answers:
-            _, before = merged.get(id(one), (None, ()))
-            merged[id(one)] = (one, before + weights)
-        return tuple(merged.values())
-
-    def __getitem__(self, rows) -> "_Sum":
-        """Those samples of all answers and weights."""
-
-        def of(value):
-            return value[rows] if isinstance(value, Tensor) else value
-
-        answers = [(c[rows], tuple(Weight(*map(of, w)) for w in ws)) for c, ws in self.answers]
-        return replace(self, answers=tuple(answers))
-
-    def _times(self, factor: float | Tensor) -> "_Sum":
-        return self._with(lambda weight: weight._replace(value=factor * weight.value))
-
-    def _with(self, change) -> "_Sum":
-        answers = ((c, tuple(change(weight) for weight in weights)) for c, weights in self.answers)
-        return replace(self, answers=tuple(answers))
-
-
-class Direction(_Sum):
-    """A difference of two denoisers, by which a third one is guided; it may be scaled."""
-
-    def __rmul__(self, scale: float | Tensor) -> "Direction":
-        """Scaled by a number, or by (B, 1, 1, 1) or (B, 1, H, W)."""
-        return self._times(scale)
-
-    def within(self, low: float | Tensor, high: float | Tensor) -> "Direction":
-        """Zero outside of the noise levels low to high. Kynkaanniemi et al. 2024, 2404.07724."""
-        return self._with(lambda weight: weight._replace(low=low, high=high))
-
-
-class Denoiser(_Sum):
-    """D(x; sigma) of the network and a conditioning, or of a guided composition of several.
-
-    `a + scale * (b - c)` guides a denoiser by the difference of two. All conditionings of a
-    composition are evaluated in one batch; one whose weight is 0 is not evaluated.
-    """
+    terms: tuple[Term, ...]
 
     @classmethod
     def of(cls, unet, scheduler, conditioning: Conditioning) -> "Denoiser":
         """The denoiser of one conditioning; for unet and scheduler see `predict`."""
-        return cls(unet, scheduler, ((conditioning, (Weight(1.0),)),))
+        return cls(unet, scheduler, (Term(conditioning),))
 
-    def __sub__(self, other: "Denoiser") -> Direction:
-        return Direction(self.unet, self.scheduler, self._plus(other._times(-1.0)))
+    def __add__(self, other: "Denoiser") -> "Denoiser":
+        return replace(self, terms=self.terms + other.terms)
 
-    def __add__(self, direction: Direction) -> "Denoiser":
-        return replace(self, answers=self._plus(direction))
+    def __sub__(self, other: "Denoiser") -> "Denoiser":
+        return self + -1.0 * other
+
+    def __rmul__(self, scale: float | Tensor) -> "Denoiser":
+        """Scaled by a number, or by (B, 1, 1, 1) or (B, 1, H, W)."""
+        terms = (term._replace(weight=scale * term.weight) for term in self.terms)
+        return replace(self, terms=tuple(terms))
+
+    def within(self, low: float | Tensor, high: float | Tensor) -> "Denoiser":
+        """Zero outside of the noise levels low to high. Kynkaanniemi et al. 2024, 2404.07724."""
+        return replace(self, terms=tuple(t._replace(low=low, high=high) for t in self.terms))
 
     def __call__(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """D, (B, C, H, W) float32.
@@ -209,9 +178,12 @@ class Denoiser(_Sum):
         With noise levels of each sample, each conditioning is evaluated for those samples alone
         where its weight is not 0; the host then waits for the weights.
         """
+        weights: dict[int, list] = {}  # of equal conditionings, which are evaluated once
+        for term in self.terms:
+            found = weights.setdefault(id(term.conditioning), [term.conditioning, 0])
+            found[1] = found[1] + term.weight_at(sigma)
         levels, parts = _levels(sigma, x), []
-        for conditioning, weights in self.answers:
-            weight = sum(each.at(sigma) for each in weights)
+        for conditioning, weight in weights.values():
             if not isinstance(weight, Tensor):
                 if weight:
                     parts.append((slice(None), weight, conditioning))
@@ -226,8 +198,6 @@ class Denoiser(_Sum):
             torch.cat([levels[rows] for rows, _, _ in parts]),
             Conditioning.cat([conditioning for _, _, conditioning in parts]),
         ).split([conditioning.mask.shape[0] for _, _, conditioning in parts])
-        if len(parts) == 1 and isinstance(weight := parts[0][1], float) and weight == 1:
-            return F[0]
         total = torch.zeros_like(x)
         for (rows, weight, _), part in zip(parts, F, strict=True):
             if isinstance(rows, slice):
@@ -237,43 +207,34 @@ class Denoiser(_Sum):
         return total
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """What guidance composes: the denoisers of image and class, of the image alone, of neither."""
+def guided(
+    unet,
+    scheduler,
+    conditioning: Conditioning,
+    null: int,
+    scale: float | Tensor,
+    image_scale: float | Tensor = 1.0,
+    interval: tuple[float | Tensor, float | Tensor] = (0.0, math.inf),
+) -> Denoiser:
+    """D(0,0) + s_I [D(I,0) - D(0,0)] + s_C [D(I,c) - D(I,0)] in an interval, else D(I,c).
 
-    both: Denoiser
-    image: Denoiser
-    neither: Denoiser
+    A scale of 1 is off: one evaluation of both, two where s_I is 1, else three.
 
-    @classmethod
-    def of(cls, unet, scheduler, conditioning: Conditioning, null: int) -> "Guidance":
-        """That of a conditioning; `null` is the id of the null token."""
-        image = conditioning.without(CLASS, null)
-        each = conditioning, image, image.without_image(null)
-        return cls(*(Denoiser.of(unet, scheduler, one) for one in each))
+    Args:
+        null: id of the null token.
+        scale: s_C, the class's. image_scale: s_I, the condition image's.
+        interval: the lowest and the highest noise level.
 
-    def __getitem__(self, rows) -> "Guidance":
-        return Guidance(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-    def denoiser(
-        self,
-        scale: float | Tensor,
-        image_scale: float | Tensor = 1.0,
-        interval: tuple[float | Tensor, float | Tensor] = (0.0, math.inf),
-    ) -> Denoiser:
-        """D(0,0) + s_I [D(I,0) - D(0,0)] + s_C [D(I,c) - D(I,0)] in an interval, else D(I,c).
-
-        A scale of 1 is off: one evaluation of both, two where s_I is 1, else three.
-
-        Args:
-            scale: s_C, the class's. image_scale: s_I, the condition image's.
-            interval: the lowest and the highest noise level.
-
-        Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
-        """
-        by_class = (scale - 1) * (self.both - self.image)
-        by_image = (image_scale - 1) * (self.image - self.neither)
-        return self.both + by_class.within(*interval) + by_image.within(*interval)
+    Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
+    """
+    image = conditioning.without(CLASS, null)
+    neither = image.without_image(null)
+    both, image, neither = (
+        Denoiser.of(unet, scheduler, one) for one in (conditioning, image, neither)
+    )
+    by_class = (scale - 1) * (both - image)
+    by_image = (image_scale - 1) * (image - neither)
+    return both + by_class.within(*interval) + by_image.within(*interval)
 
 
 def _levels(sigma: float | Tensor, x: Tensor) -> Tensor:

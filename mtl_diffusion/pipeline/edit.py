@@ -8,7 +8,6 @@ stage learns from whole edits that the first one made (`EditAtOnce`): one evalua
 import math
 
 import torch
-from torch import Tensor
 
 from .degradation import degrade, noise_level
 from .masks import draw_masks
@@ -29,29 +28,24 @@ class Edit(Task):
     default_steps = 12
     default_guidance_scale = 4.0
 
-    def draw(
-        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
-    ) -> Choice:
+    def draw(self, n, size, class_dropout, generator):
         device = generator.device
         region = torch.rand(n, generator=generator, device=device) < REGION_SHARE
-        mask = draw_masks(n, size, generator)
+        mask = torch.where(region[:, None, None, None], draw_masks(n, size, generator), 1.0)
         # Guidance needs F(I, 0) and F(0, 0). Class and image are each dropped with the probability
         # class_dropout: half of the time alone, half of the time together.
         u = torch.rand(n, generator=generator, device=device)
-        return Choice(
-            mask=torch.where(region[:, None, None, None], mask, torch.ones_like(mask)),
-            strength=torch.rand(n, generator=generator, device=device),
-            drop_class=u < class_dropout,
-            drop_image=(u >= 0.5 * class_dropout) & (u < 1.5 * class_dropout),
-        )
+        dropped = (u >= 0.5 * class_dropout) & (u < 1.5 * class_dropout)
+        strength = torch.rand(n, generator=generator, device=device)
+        return Choice(mask, u < class_dropout, strength, dropped)
 
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+    def condition(self, image, mask, strength, noise):
         # Strength 0 degrades nothing: nothing is painted, and the source comes out unchanged.
         mask = mask * (strength > 0)[:, None, None, None]
         shown = torch.where(mask > 0, degrade(image, strength, noise), image)
         return Hint(image=shown, mask=mask, strength=strength)
 
-    def start(self, strength: Tensor) -> Tensor:
+    def start(self, strength):
         return START * noise_level(strength)
 
 
@@ -67,9 +61,9 @@ class EditAtOnce(Edit):
     few_steps = 1
     at_once = True
 
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+    def condition(self, image, mask, strength, noise):
         mask = mask * (strength > 0)[:, None, None, None]
         return Hint(image=image, mask=mask, strength=strength.clamp(max=STRONGEST))
 
-    def start(self, strength: Tensor) -> float:
+    def start(self, strength):
         return math.inf

@@ -5,7 +5,7 @@ a user gives and gets are floats in [0, 1], or in `value_range` where the model 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -61,9 +61,8 @@ class ImageFormat:
     @property
     def mark(self) -> dict[str, Any]:
         """What a UNet's configuration holds besides its size; nothing for RGB of 8 bits."""
-        default = asdict(ImageFormat.square(1))
-        known = {name: value for name, value in asdict(self).items() if value != default[name]}
-        known = {k: v for k, v in known.items() if k not in ("height", "width")}
+        known = {f.name: getattr(self, f.name) for f in fields(self)[2:]}
+        known = {f: known[f] for f in known if known[f] != getattr(ImageFormat, f)}
         return {MARK: known} if known else {}
 
     @property
@@ -117,25 +116,19 @@ class ImageFormat:
 
     def from_stored(self, images: Tensor) -> Tensor:
         """Stored numbers -> float32 in [-1, 1], of the same shape and on the same device."""
-        low, high = self.stored_range
-        return self._without_hidden((images.float() - low) / ((high - low) / 2) - 1)
+        return self._from(images, self.stored_range)
 
     def to_stored(self, images: Tensor) -> Tensor:
         """Images in [-1, 1] -> numbers to store, clipped and rounded: undoes `from_stored`."""
-        low, high = self.stored_range
-        numbers = (images.clamp(-1, 1) + 1) * ((high - low) / 2) + low
-        rounded = numbers if self.dtype == "float32" else numbers.round()
-        return rounded.to(getattr(torch, self.dtype))
+        return self._rounded(self._to(images, self.stored_range))
 
     def from_array(self, images: Tensor) -> Tensor:
         """A user's numbers -> float32 in [-1, 1]."""
-        low, high = self.array_range
-        return self._without_hidden(2 * ((images - low) / (high - low)) - 1)
+        return self._from(images, self.array_range)
 
     def to_array(self, images: Tensor) -> Tensor:
         """Images in about [-1, 1] -> a user's numbers, clipped."""
-        low, high = self.array_range
-        return (images / 2 + 0.5).clamp(0, 1) * (high - low) + low
+        return self._to(images, self.array_range)
 
     def stored_as_array(self, images: Tensor) -> Tensor:
         """Stored numbers -> a user's, the same ones if there is a `value_range`."""
@@ -143,15 +136,12 @@ class ImageFormat:
 
     def array_as_stored(self, images: Tensor) -> Tensor:
         """A user's numbers -> those to store, rounded; exact for what `stored_as_array` gave."""
-        numbers = images if self.value_range else images * HIGHEST[self.dtype]
-        rounded = numbers if self.dtype == "float32" else numbers.round()
-        return rounded.to(getattr(torch, self.dtype))
+        return self._rounded(images if self.value_range else images * HIGHEST[self.dtype])
 
     def from_pil(self, image: Image.Image) -> Tensor:
-        """A PIL image of `pil_mode` -> (1, C, H, W) in a user's numbers."""
+        """A PIL image of `pil_mode` -> (C, H, W) in a user's numbers."""
         pixels = torch.from_numpy(np.array(image, dtype=self.dtype))
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-        return self.stored_as_array(pixels[None])
+        return self.stored_as_array(torch.atleast_3d(pixels).permute(2, 0, 1))
 
     def to_pil(self, images: Tensor) -> list[Image.Image]:
         """(B, C, H, W) in a user's numbers -> PIL images; there is a `pil_mode`."""
@@ -190,15 +180,24 @@ class ImageFormat:
         if (height, width) == self.size or (self.fit == "pad" and inside and one_side):
             return
         smaller = ", or less in one of the two" if self.fit == "pad" else ""
-        how = f", for a PIL image with {name}.resize(({self.width}, {self.height}))"
         raise ValueError(
             f"{name} is {width}x{height} pixels; this model takes {self.width}x{self.height}"
-            f"{smaller}: resize it{how if name.isidentifier() else ''}"
+            f"{smaller}: resize it"
         )
 
-    def _without_hidden(self, images: Tensor) -> Tensor:
-        """Black where alpha is 0: files have anything there, which nobody sees."""
+    def _from(self, images: Tensor, ends: tuple[float, float]) -> Tensor:
+        low, high = ends
+        images = (images.float() - low) / ((high - low) / 2) - 1
         if self.mode != "RGBA":
             return images
+        # Colours under clear alpha are arbitrary in files, so they are made equal: black.
         seen = images[:, 3:] > -1
         return torch.cat([torch.where(seen, images[:, :3], -1.0), images[:, 3:]], dim=1)
+
+    def _to(self, images: Tensor, ends: tuple[float, float]) -> Tensor:
+        low, high = ends
+        return (images.clamp(-1, 1) + 1) * ((high - low) / 2) + low
+
+    def _rounded(self, numbers: Tensor) -> Tensor:
+        rounded = numbers if self.dtype == "float32" else numbers.round()
+        return rounded.to(getattr(torch, self.dtype))

@@ -1,10 +1,9 @@
 """Inpainting: the known pixels are shown, the others are painted."""
 
-import torch
-from torch import Tensor
+from dataclasses import replace
 
 from .masks import draw_masks
-from .task import Choice, Hint, Task, bernoulli
+from .task import Hint, Task
 
 
 class Inpaint(Task):
@@ -16,15 +15,9 @@ class Inpaint(Task):
     # four, and those of the shapes nearly as well (docs/mtl-cifar10-fewstep.md).
     few_steps = 2
 
-    def draw(
-        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
-    ) -> Choice:
-        return Choice(
-            mask=draw_masks(n, size, generator),
-            drop_class=bernoulli(n, class_dropout, generator),
-        )
+    def draw(self, n, size, class_dropout, generator):
+        mask = draw_masks(n, size, generator)
+        return replace(super().draw(n, size, class_dropout, generator), mask=mask)
 
-    def condition(
-        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
-    ) -> Hint:
+    def condition(self, image, mask, strength, noise):
         return Hint(image=image * (1 - mask), mask=mask)

@@ -1,27 +1,27 @@
 """Saves a pipeline as a folder that loads without this package."""
 
+import copy
 import hashlib
 import json
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from diffusers.utils.hub_utils import upload_folder
 
-from .parts import (
+from .components import (
     INDEX,
     MODEL_ID,
+    SHARD,
     WORDS,
-    check_files,
+    check_component,
     check_loaded,
-    check_variant,
     digest_of,
     id_of,
     plain_unet,
     read_json,
-    replaced_by,
     stamp,
 )
 from .source import source
@@ -58,57 +58,21 @@ class SelfContained:
         return {f"{module}.py": source(), "pipeline.py": entry}
 
     def __setattr__(self, name: str, value):
+        check_component(name, value)
         super().__setattr__(name, value)
-        if name in ("unet", "scheduler"):
-            parts = (self.__dict__.get("unet"), self.__dict__.get("scheduler"))
-            ids = [id_of(part) for part in parts if part is not None]
-            if len(ids) == 2 and None not in ids and ids[0] != ids[1]:
-                warnings.warn(
-                    f"unet is of the model {ids[0]} and scheduler of {ids[1]}: its noise levels "
-                    "may not be those that the unet was trained with",
-                    stacklevel=3,
-                )
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in diffusers, with an error that names the file where diffusers' own does not."""
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (ValueError, RuntimeError, OSError):
-            folder = Path(pretrained_model_name_or_path, "unet")
-            if folder.is_dir() and "unet" not in kwargs:
-                check_variant(folder, kwargs.get("variant"))
-                check_files(folder)
-            raise
-
-    @classmethod
-    def from_pipe(cls, pipeline, **kwargs):
-        """As in diffusers, but the components, which both share, keep their type."""
-        if not {"torch_dtype", "dtype"} & kwargs.keys():
-            kwargs["torch_dtype"] = pipeline.dtype
-        return super().from_pipe(pipeline, **kwargs)
-
-    def to(self, *args, **kwargs):
-        """As in diffusers.
-
-        Raises:
-            ValueError: there is no such device, or it is "meta", which would drop the weights.
-        """
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, str | torch.device):
-                check_device(value)
-        return super().to(*args, **kwargs)
+        parts = [vars(self).get(part) for part in ("unet", "scheduler")]
+        ids = [id_of(part) for part in parts if part is not None and id_of(part)]
+        if name in ("unet", "scheduler") and len({*ids}) == 2:
+            warnings.warn(
+                f"unet is of the model {ids[0]} and scheduler of {ids[1]}: its noise levels may not"
+                " be those that the unet was trained with",
+                stacklevel=3,
+            )
 
     def save_pretrained(
-        self,
-        save_directory,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str | None = None,
-        push_to_hub: bool = False,
-        **kwargs,
+        self, save_directory, safe_serialization: bool = True, variant: str | None = None, **kwargs
     ):
-        """As in diffusers, in safetensors only. The files are read again and compared.
+        """As in diffusers, in safetensors only.
 
         A model that is there is replaced as a whole, once this one is written; of the same model
         other variants stay. Files that belong to no model stay too.
@@ -122,23 +86,30 @@ class SelfContained:
                 "safe_serialization is False; weights are saved as safetensors only, because a "
                 "pickle can run code where it is loaded"
             )
-        target = Path(save_directory)
-        if target.parts[:1] and target.parts[0].startswith("~"):
-            raise ValueError(
-                f"save_directory is {str(target)!r}; Python does not expand ~: give "
-                "Path(save_directory).expanduser()"
-            )
-        options = {"variant": variant, "max_shard_size": max_shard_size, **kwargs}
-        if (unet := plain_unet(self.unet)) is not self.unet:
-            plain = type(self)(unet, self.tokenizer, self.scheduler)
-            return plain.save_pretrained(target, True, push_to_hub=push_to_hub, **options)
-        stamp(unet, self.scheduler, id_of(unet) or digest_of(unet))
-        if push_to_hub:
-            options.setdefault("repo_id", target.name)
+        target, plain = Path(save_directory), copy.copy(self)
+        vars(plain)["unet"] = plain_unet(self.unet)
+        for unet in (plain.unet, self.unet):
+            stamp(unet, self.scheduler, id_of(unet) or digest_of(plain.unet))
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", target.name)
         target.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=SAVING, dir=target) as folder:
-            super().save_pretrained(folder, True, push_to_hub=push_to_hub, **options)
-            self._move(Path(folder), target)
+            super(SelfContained, plain).save_pretrained(folder, True, variant, **kwargs)
+            files = {path.relative_to(folder): path for path in Path(folder).rglob("*.*")}
+            index = {}
+            with suppress(OSError, ValueError):  # there is none, or a damaged one
+                index = read_json(target / INDEX)
+            patterns = replaced_by([*map(Path.as_posix, files)], index, id_of(self.unet))
+            # The index goes first and comes last: a mixture of two models can't be loaded.
+            (target / INDEX).unlink(missing_ok=True)
+            for part in {(target / name).parent for name in files} - {target}:
+                if part.is_symlink():  # to the folder of another model, which stays as it is
+                    part.unlink()
+                part.mkdir(exist_ok=True)
+            for old in (path for pattern in patterns for path in target.glob(pattern)):
+                old.unlink()
+            for name in sorted(files, key=lambda name: name.name == INDEX):
+                files[name].replace(target / name)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Writes model_index.json and the source files; `save_pretrained` calls it last."""
@@ -159,69 +130,30 @@ class SelfContained:
                     weights.chmod(file.stat().st_mode)
         # transformers 4 repeats the configuration here, differently after a loading.
         (folder / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
-        check_files(folder / "unet")  # before the index and an upload, which make it count
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
-    def _upload_folder(
-        self,
-        working_dir,
-        repo_id,
-        token=None,
-        commit_message=None,
-        create_pr=False,
-        subfolder=None,
-    ):
+    def _upload_folder(self, working_dir, repo_id, *, token=None, subfolder=None, **kwargs):
         """Uploads the model in one commit, and deletes what it replaces.
 
         diffusers has written a card: that of the repository, with its own tags. One that lies
         where the model is saved goes before it.
         """
-        folder = Path(working_dir)
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")]
-        if folder.name.startswith(SAVING):
-            folder = self._move(folder, folder.parent)
-        index = {}
+        folder, index = Path(working_dir), {}
+        card = folder.parent / CARD
+        if folder.name.startswith(SAVING) and card.is_file():
+            (folder / CARD).write_bytes(card.read_bytes())
         with suppress(OSError, ValueError):  # no model is there
             index = type(self).load_config(repo_id, token=token, subfolder=subfolder)
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")]
+        kwargs["commit_message"] = kwargs.get("commit_message") or f"Upload {type(self).__name__}"
         return upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             token=token,
-            commit_message=commit_message or f"Upload {type(self).__name__}",
-            create_pr=create_pr,
             path_in_repo=subfolder,
-            allow_patterns=names,
             delete_patterns=replaced_by(names, index, id_of(self.unet)),
+            **kwargs,
         )
-
-    def _move(self, new: Path, target: Path) -> Path:
-        """Moves a model that was saved to its place; what it replaces goes.
-
-        The index goes first and comes last, so that a mixture of two models can't be loaded.
-        """
-        files = sorted(new.rglob("*.*"), key=lambda path: path.name == INDEX)
-        if not files:
-            return target  # for an upload it was moved before
-        names = [file.relative_to(new).as_posix() for file in files]
-        own, index = id_of(self.unet), {}
-        with suppress(OSError, ValueError):  # no index, or a damaged one
-            index = read_json(target / INDEX)
-        if Path(self.unet.config.get("_name_or_path") or "") == target / "unet":
-            index = {MODEL_ID: own} | index  # it was loaded from there, where it had no id yet
-        patterns = replaced_by(names, index, own)
-        (target / INDEX).unlink(missing_ok=True)
-        for folder in {(target / name).parent for name in names} - {target}:
-            if folder.is_symlink():  # to the folder of another model, which stays as it is
-                folder.unlink()
-            folder.mkdir(exist_ok=True)
-        for old in (path for pattern in patterns for path in target.glob(pattern)):
-            old.unlink()
-        for file, name in zip(files, names, strict=True):
-            if name == CARD and (target / name).exists():
-                file.unlink()
-            else:
-                file.replace(target / name)
-        return target
 
     def to_json_string(self) -> str:
         """The text of model_index.json, with the class named as a file of the folder has it."""
@@ -247,23 +179,28 @@ class SelfContained:
         super().register_to_config(**kwargs)
 
 
-def check_device(device: str | torch.device) -> None:
-    """Refuses a device that is not there.
-
-    Raises:
-        ValueError: it is "meta", or a GPU that torch can't use.
-    """
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}; give cpu, cuda or cuda:1, for example") from error
-    if place.type == "meta":
-        raise ValueError("device is meta, where the weights would be lost; give cpu or cuda")
-    if place.type == "cuda" and (place.index or 0) >= (count := torch.cuda.device_count()):
-        raise ValueError(f"device is {device}, but torch finds {count} GPUs here; give cpu")
-
-
 def tidy(text: str, changes: dict) -> str:
     """A configuration in JSON with some entries changed, and without the traces of a loading."""
     table = {key: value for key, value in json.loads(text).items() if key not in LOADING_TRACES}
     return json.dumps(table | changes, indent=2, sort_keys=True) + "\n"
+
+
+def replaced_by(names: Sequence[str], index: Mapping, model_id: str | None) -> list[str]:
+    """Patterns of the files of a folder or a repository that a model replaces.
+
+    Args:
+        names: the files of the new model, with the weights of one variant.
+        index: model_index.json that is there; empty if there is none.
+        model_id: that of the new model. Other variants of the same model stay.
+    """
+    weights, code = "unet/diffusion_pytorch_model", f"pipeline_{'[0-9a-f]' * 8}.py"
+    stem = next(Path(name).stem for name in names if name.endswith(".safetensors"))
+    variant = SHARD.sub("", stem).partition(".")[2]
+    there = index.get(MODEL_ID)
+    if there != model_id and (there or not variant):  # of an older index the model is not known
+        return [code, f"{weights}*"]
+    if variant:
+        ends = (f".{variant}.*", f".{variant}-*", f".*.index.{variant}.json")
+    else:
+        ends = ("-*", ".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
+    return [code, *(weights + end for end in ends)]

@@ -7,43 +7,29 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .inputs import dense, shown
+from .inputs import wrong
 
 
 def initial_latents(
     latents: Tensor | None, generator, shape: tuple[int, int, int, int], device: torch.device
 ) -> Tensor:
-    """Standard normal noise, drawn or as it was given, in float32 on the device.
+    """Standard normal noise (B, C, H, W), drawn or as it was given, in float32 on the device.
 
     Images are drawn one after the other, so that the first of four is the only one of one.
-
-    Args:
-        latents: of this shape, or None: they are drawn.
-        generator: one, one for each image, or None for torch's own.
-        shape: (B, C, H, W).
     """
     each = generator if isinstance(generator, list) else [generator] * shape[0]
-    if len(each) != shape[0]:
-        raise ValueError(
-            f"generator has {len(each)} entries for {shape[0]} images; give one, or one each"
-        )
-    if generator is not None and not all(isinstance(item, torch.Generator) for item in each):
-        raise ValueError(
-            f"generator is {shown(generator)}; it must be a torch.Generator or a list of them, "
-            "such as torch.Generator().manual_seed(0)"
-        )
+    kinds = {torch.Generator} if generator is not None else {type(None)}
+    if len(each) != shape[0] or {type(item) for item in each} != kinds:
+        wanted = f"a torch.Generator, or a list of one for each of {shape[0]} images"
+        raise wrong("generator", generator, wanted)
     if latents is None:
         return randn_tensor(shape, None if generator is None else each, device, torch.float32)
     found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-    if (
-        found != shape
-        or not latents.is_floating_point()
-        or not (read := dense(latents, "latents").float()).isfinite().all()
-    ):
+    if found != shape or not latents.is_floating_point() or not latents.isfinite().all():
         raise ValueError(
             f"latents are {found}; they must be a tensor of shape {shape}, of finite floats"
         )
-    return read.to(device)
+    return latents.detach().to(device, torch.float32)
 
 
 def own_generators(latents: Tensor, purpose: str = "") -> list[torch.Generator]:
@@ -61,9 +47,7 @@ def own_generators(latents: Tensor, purpose: str = "") -> list[torch.Generator]:
 def draw_classes(latents: Tensor, weights: Sequence[float]) -> Tensor:
     """A class for each image, drawn from its latents: (B,) in 0..K-1, or -1 for the null class.
 
-    Args:
-        latents: (B, C, H, W).
-        weights: K + 1 relative frequencies, that of the null class last.
+    `weights` are K + 1 relative frequencies, that of the null class last.
     """
     edges = torch.tensor(weights, dtype=torch.float64).cumsum(0)
     own = own_generators(latents, "class")

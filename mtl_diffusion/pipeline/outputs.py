@@ -8,7 +8,7 @@ from diffusers import ImagePipelineOutput
 from torch import Tensor
 
 from .format import ImageFormat
-from .inputs import Inputs, shown
+from .inputs import Inputs, wrong
 
 
 @dataclass
@@ -27,16 +27,11 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def read_output_type(value, images: ImageFormat) -> str:
-    """One of `OUTPUT_TYPES`; None is "pil" where PIL has a mode for the images, else "np"."""
-    value = ("pil" if images.pil_mode else "np") if value is None else value
-    if not isinstance(value, str) or value not in OUTPUT_TYPES:
-        raise ValueError(
-            f"output_type is {shown(value)}; it must be one of {', '.join(OUTPUT_TYPES)}"
-        )
-    if value == "pil" and images.pil_mode is None:
-        raise ValueError(
-            f"output_type is 'pil'; PIL has no mode for images of {images.words}: give 'np' or 'pt'"
-        )
+    """One of `OUTPUT_TYPES`; "pil" where PIL has a mode for the images. None: the first."""
+    types = OUTPUT_TYPES if images.pil_mode else OUTPUT_TYPES[1:]
+    value = types[0] if value is None else value
+    if value not in types:
+        raise wrong("output_type", value, f"one of {', '.join(types)} for images of {images.words}")
     return value
 
 
@@ -52,17 +47,13 @@ def to_output(latents: Tensor, mask: Tensor, source: Inputs, output_type: str, f
     if output_type == "latent":
         return latents
     images = torch.where(mask > 0, form.to_array(latents), source.image)
-    frame = source.frame
-    sizes = torch.stack([frame.amax(3).sum((1, 2)), frame.amax(2).sum((1, 2))], 1).int().tolist()
-    if all(size == sizes[0] for size in sizes):
-        return _typed(_cut(images, sizes[0], form), output_type, form)
-    each = zip(images.split(1), sizes, strict=True)
-    return [_typed(_cut(image, size, form), output_type, form)[0] for image, size in each]
-
-
-def _cut(images: Tensor, size: list[int], form: ImageFormat) -> Tensor:
-    left, _, top, _ = form.padding(size)
-    return images[..., top : top + size[0], left : left + size[1]]
+    if form.fit != "pad":
+        return _typed(images, output_type, form)
+    frames = zip(images.split(1), source.frame[:, 0] > 0, strict=True)
+    each = [image[:, :, frame.any(1)][..., frame.any(0)] for image, frame in frames]
+    if len({one.shape for one in each}) == 1:
+        return _typed(torch.cat(each), output_type, form)
+    return [_typed(one, output_type, form)[0] for one in each]
 
 
 def _typed(images: Tensor, output_type: str, form: ImageFormat):

@@ -12,19 +12,13 @@ from collections.abc import Callable
 from typing import Optional
 
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    EDMEulerScheduler,
-    ImagePipelineOutput,
-    UNet2DConditionModel,
-)
+from diffusers import DiffusionPipeline, EDMEulerScheduler, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .chains import Chains, check_chains
+from .chains import Chains
 from .colorize import Colorize
-from .components import check_component
-from .denoiser import Guidance, build_conditioning
+from .denoiser import build_conditioning
 from .edit import Edit, EditAtOnce
 from .format import MARK, ImageFormat
 from .generate import Generate
@@ -36,7 +30,7 @@ from .inputs import (
     read_inputs,
     read_interval,
     read_number,
-    shown,
+    wrong,
 )
 from .loading import SelfContained
 from .noise import draw_classes, initial_latents, own_generators
@@ -49,16 +43,8 @@ from .upscale import Upscale
 
 # All tasks, by name. A new task is a file of its own and a line here.
 TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Generate(),
-        Inpaint(),
-        Edit(),
-        Colorize(),
-        Upscale(),
-    )
+    task.name: task for task in (Generate(), Inpaint(), Edit(), Colorize(), Upscale())
 }
-
 
 # What is true of the weights, besides their words, is kept in the configuration of the UNet. Names
 # with an underscore pass through diffusers' loading and saving.
@@ -68,10 +54,12 @@ FREQUENCIES = "_class_frequencies"  # class name -> share of the training data; 
 TRANSLATIONS = "_translations"  # the names of the tasks of the class Translate
 LEARNED = (CHAINS, EDITS_AT_ONCE, FREQUENCIES, MARK, TRANSLATIONS)
 # Arguments of earlier versions, and what takes their place.
-REMOVED = {
-    name: "mtl_diffusion.editing.whole.whole_edit, of the package, inverts the source of an edit"
-    for name in ("num_inversion_steps", "source_class")
-}
+REMOVED = dict.fromkeys(
+    ("num_inversion_steps", "source_class"),
+    "mtl_diffusion.editing.whole.whole_edit, of the package, inverts the source of an edit",
+)
+# The state of a call that the pipeline has after it, as diffusers' pipelines do.
+STATE = ("_guidance_scale", "_image_guidance_scale", "_guidance_interval", "_num_timesteps")
 
 
 class MultiTaskPipeline(SelfContained, DiffusionPipeline):
@@ -90,9 +78,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012, the name and type are diffusers'
 
-    # The state of a call, in the shallow copy that it runs on. `_caller` is what was copied.
-    _caller = None
-    _interrupt = False
+    # The state of a call, in the shallow copy that it runs on.
     _guidance_scale = _image_guidance_scale = 1.0
     _guidance_interval = (0.0, math.inf)
     _num_timesteps = 0
@@ -105,28 +91,24 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         chains: Optional[list] = None,  # noqa: UP045, the form that diffusers 0.36 can read
     ):
         super().__init__()
-        components = {"unet": unet, "tokenizer": tokenizer, "scheduler": scheduler}
-        for name, component in components.items():
-            check_component(name, component)
-        self.register_modules(**components)
-        self._running: dict[int, MultiTaskPipeline] = {}  # the copies of calls that have not ended
+        # Of the pipeline, of the call, and of calls inside its callback: a list with an entry if it
+        # is to stop.
+        self._stops = ([],)
+        self.register_modules(unet=unet, tokenizer=tokenizer, scheduler=scheduler)
         if chains is not None:
             self.register_to_config(chains=chains)
-        if self.chains is not None:
-            check_chains(self.chains)
         self._check_vocabulary()
 
     def __setattr__(self, name: str, value):
         if name.startswith("_"):  # the state of a call, and no component
             object.__setattr__(self, name, value)
-            if name == "_interrupt" and value and self._caller is None:
-                for call in list(self._running.values()):
-                    call._interrupt = True
-            return
-        check_component(name, value)
-        super().__setattr__(name, value)
-        if name == "tokenizer":
-            self.vocabulary = Vocabulary.of(value.get_vocab())
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The ids of the tasks, classes and strengths."""
+        return Vocabulary.of(self.tokenizer.get_vocab())
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -189,32 +171,31 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         """guidance_interval of a task, if it is not given."""
         return self.spec(task).default_guidance_interval
 
-    @property
-    def guidance_scale(self) -> float:
-        return self._guidance_scale
-
-    @property
-    def image_guidance_scale(self) -> float:
-        return self._image_guidance_scale
-
-    @property
-    def guidance_interval(self) -> tuple[float, float]:
-        return self._guidance_interval
-
-    @property
-    def num_timesteps(self) -> int:
-        return self._num_timesteps
+    guidance_scale = property(lambda self: self._guidance_scale)
+    image_guidance_scale = property(lambda self: self._image_guidance_scale)
+    guidance_interval = property(lambda self: self._guidance_interval)
+    num_timesteps = property(lambda self: self._num_timesteps)
 
     @property
     def interrupt(self) -> bool:
         """Whether a call ends after its current evaluation, with the image that it has by then.
 
         `pipe._interrupt = True` asks for it: on the pipeline that a callback gets it ends that
-        call, and on the pipeline itself, as from another thread, all calls that run.
+        call, with the calls inside it, and on the pipeline itself, as from another thread, all
+        calls that run.
         """
-        # A call inside the callback of another one ends with it.
-        outer = self._caller is not None and self._caller._caller is not None
-        return self._interrupt or (outer and self._caller.interrupt)
+        return any(self._stops)
+
+    @property
+    def _interrupt(self) -> bool:
+        return bool(self._stops[-1])
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool):
+        if value:
+            self._stops[-1].append(True)
+        else:  # a new list: calls that run still have the one that told them
+            self._stops = (*self._stops[:-1], [])
 
     @torch.no_grad()
     def __call__(
@@ -236,7 +217,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006, diffusers' own
         **removed,
-    ) -> ImagePipelineOutput | tuple:
+    ) -> MultiTaskOutput | tuple:
         """Draws images. A class, image, mask or strength may be a list, one entry a sample.
 
         Args:
@@ -277,14 +258,9 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         for name in removed:
             raise TypeError(f"there is no argument {name}; {REMOVED.get(name, 'leave it out')}")
         self._check_vocabulary()
-        self._check_task(
-            task,
-            image=image,
-            mask_image=mask_image,
-            class_label=class_label,
-            strength=strength,
-            image_guidance_scale=image_guidance_scale,
-        )
+        given = {"class_label": class_label, "image": image, "mask_image": mask_image}
+        given |= {"strength": strength, "image_guidance_scale": image_guidance_scale}
+        self._check_task(task, given)
         images = self.format
         output_type = read_output_type(output_type, images)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -294,42 +270,30 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         steps = self._read_steps(task, num_inference_steps)
         spec, device = self.spec(task), self._execution_device
         count = read_count(num_images_per_prompt, "num_images_per_prompt")
-        given = (class_label, image, mask_image, strength)
-        source = read_inputs(spec, *given, self.class_names, images, count).to(device)
+        source = read_inputs(spec, given, self.class_names, images, count).to(device)
         noise = initial_latents(latents, generator, tuple(source.image.shape), device)
-        own = own_generators(noise)
-        label = self._draw_unset(source.label, noise) if spec.draws_class else source.label
+        own, label = own_generators(noise), source.label
+        if spec.draws_class:
+            shares = self.class_frequencies
+            weights = [shares.get(name, 0.0) for name in (*self.class_names, NULL)]
+            label = torch.where(label == UNSET, draw_classes(noise, weights).to(device), label)
         known = images.from_array(source.image)
         own_noise = randn_tensor(noise.shape, own, device, torch.float32)
         hint = spec.condition(known, source.mask, source.strength, own_noise)
         if images.fit == "pad":
             hint = hint.within(source.frame, known)
         conditioning = build_conditioning(hint, spec, label, self.vocabulary)
-        guidance = Guidance.of(self.unet, call.scheduler, conditioning, self.vocabulary.null)
         start = spec.start(source.strength)
         start = start.tolist() if isinstance(start, Tensor) else [start] * len(noise)
-        self._running[id(call)] = call
-        try:
-            latents = solve(call, known, noise, hint, guidance, start, steps, own, *callback)
-        finally:
-            del self._running[id(call)]
+        latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
 
         self.maybe_free_model_hooks()
-        if self._caller is None:  # after a call, diffusers' pipelines have its values
-            for name in ("_guidance_scale", "_image_guidance_scale", "_guidance_interval"):
-                setattr(self, name, getattr(call, name))
-            self._num_timesteps = call._num_timesteps
+        if len(self._stops) == 1:  # no call inside a callback
+            vars(self).update((name, getattr(call, name)) for name in STATE)
         drawn = to_output(latents, hint.mask, source, output_type, images)
         names = [*self.class_names, None]  # a negative number is no class
         labels = [names[max(number, -1)] for number in label.tolist()]
         return MultiTaskOutput(drawn, labels) if return_dict else (drawn,)
-
-    def _draw_unset(self, label: Tensor, noise: Tensor) -> Tensor:
-        """The labels, with a class in place of those that are not set."""
-        shares = self.class_frequencies
-        weights = [shares.get(name, 0.0) for name in (*self.class_names, NULL)]
-        drawn = draw_classes(noise, weights) if self.class_names else torch.full_like(label, -1)
-        return torch.where(label == UNSET, drawn.to(label), label)
 
     def _set_guidance(self, task: str, scale, image_scale, interval) -> None:
         """Reads the arguments of guidance; None: the default of the task and the model."""
@@ -364,10 +328,10 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
 
     def _copy_for_call(self) -> "MultiTaskPipeline":
         """A shallow copy for the state of one call. `solve` gives it schedulers of its own."""
-        if self._caller is None:
+        if len(self._stops) == 1:
             self._interrupt = False  # of earlier calls; those that run were told when it was set
         call = copy.copy(self)
-        call._caller, call._interrupt = self, False
+        call._stops = (*self._stops, [])
         return call
 
     def _check_vocabulary(self) -> None:
@@ -379,20 +343,14 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
                 "tokenizer/tokenizer.json with encoder_hid_dim in unet/config.json"
             )
 
-    def _check_task(self, task: str, **arguments) -> None:
+    def _check_task(self, task: str, arguments: dict) -> None:
         """Refuses a task the model has not learned, and arguments that don't fit the task."""
-        if not isinstance(task, str) or task not in self.tasks:
-            untrained = f"; {task} is a task, but this model has not learned it"
-            raise ValueError(
-                f"task is {shown(task)}; this model knows {', '.join(self.tasks)}"
-                + (untrained if isinstance(task, str) and task in TASKS else "")
-            )
+        if task not in self.tasks:
+            raise wrong("task", task, f"one that this model knows: {', '.join(self.tasks)}")
         spec = self.spec(task)
         given = {name for name, value in arguments.items() if value is not None}
         if missing := spec.required - given:
             raise ValueError(f"task {task!r} needs {', '.join(sorted(missing))}; give it too")
         if unknown := given - spec.required - spec.optional:
             takes = ", ".join(sorted(spec.required | spec.optional))
-            raise ValueError(
-                f"task {task!r} takes no {', '.join(sorted(unknown))}; it takes {takes}"
-            )
+            raise ValueError(f"task {task!r} takes no {', '.join(sorted(unknown))}; only {takes}")

@@ -4,17 +4,8 @@ import io
 from functools import lru_cache
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> Pillow's mode
 
 
@@ -33,8 +24,7 @@ def read_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
         ValueError: the pixels are floating point numbers, or integers outside 0 to 65,535.
         OSError: the file of an image that is not loaded yet is damaged.
     """
-    turn = _turn(image)
-    profile = image.info.get("icc_profile")
+    profile, orientation = image.info.get("icc_profile"), _orientation(image)
     if image.mode.startswith("I"):
         image = _upper_8_bits(image)
     if image.mode == "F":
@@ -42,39 +32,34 @@ def read_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
             "its pixels are floating point numbers, whose range is not known; save it as integers"
         )
     rgb = _srgb(image, profile)
-    if alpha:
+    if alpha or image.has_transparency_data:
         rgb.putalpha(image.convert("RGBA").getchannel("A"))
-    elif image.has_transparency_data:
-        rgb.putalpha(image.convert("RGBA").getchannel("A"))
+    if not alpha and rgb.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
         rgb = Image.alpha_composite(white, rgb).convert("RGB")
-    return rgb if turn is None else rgb.transpose(turn)
+    if orientation in range(2, 9):
+        rgb = Image.fromarray(np.asarray(rgb))  # without the other tags, which may be damaged
+        rgb.getexif()[ExifTags.Base.Orientation] = orientation
+        rgb = ImageOps.exif_transpose(rgb)
+    return rgb
 
 
-def is_transparent(image: Image.Image) -> bool:
-    """Whether a pixel is not opaque."""
-    if image.mode.startswith("I"):  # has no alpha, but may have a colour that is transparent
-        return np.isin(image.info.get("transparency", -1), np.asarray(image)).item()
-    return image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """The turn that EXIF's orientation asks for, or None. Other tags may be damaged."""
+def _orientation(image: Image.Image) -> int | None:
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # no orientation can be read
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # none can be read
         return None
 
 
 def _upper_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits as 8 bits, white where it is transparent: `convert` would clip it at 255."""
+    """Grey of 16 bits as 8 bits, with its transparency: `convert` would clip it at 255."""
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError(f"it has values from {grey.min()} to {grey.max()}, not 0 to 65535")
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey = np.where(grey == clear, 65535, grey)
-    return Image.fromarray((grey >> 8).astype(np.uint8))
+    eight = Image.fromarray((grey >> 8).astype(np.uint8))
+    if isinstance(clear := image.info.get("transparency"), int):
+        eight.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
+    return eight
 
 
 def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -5,11 +5,8 @@ another would be read there while another load writes them; a single file is not
 """
 
 import ast
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 
 # Read at import, so that an export holds the code that ran, and no later edits.
@@ -18,10 +15,13 @@ FILES = {
     for path in sorted(Path(__file__).parent.glob("*.py"))
 }
 
-INTRODUCTION = """
+INTRODUCTION = '''"""The pipeline of this model, MultiTaskPipeline, and its tasks.
+
 Generated from the files of mtl_diffusion that are named below. It needs torch, diffusers,
 transformers, safetensors, PIL and numpy. Its name ends in a digest of its text: diffusers copies
-the code of all models to one folder, where another version of the same name would replace it."""
+the code of all models to one folder, where another version of the same name would replace it.
+"""
+'''
 
 # The text that replaces this file in an export.
 EXPORTED = '''"""The text of this file, for saving the model again."""
@@ -67,113 +67,51 @@ def source() -> str:
 
 
 def join(files: Mapping[str, str], entry: str) -> str:
-    """Joins files that import one another into one module.
-
-    Imports from elsewhere come first, each once. Then come the files, each after those that it
-    imports, with its name and docstring as a heading.
-
-    Args:
-        files: name -> text. Siblings are imported as `from .file import name`, at the top.
-        entry: the file that is wanted; its docstring becomes the module's.
+    """Joins `entry`, of files by name, and all that it imports into one module.
 
     Raises:
-        ValueError: a sibling is imported in another way, or two files define the same name.
+        ValueError: a sibling is imported in another way than `from .file import name` at the top,
+            or two files define the same name.
     """
-    parts = _in_order(files, entry)
+    parts: dict[str, str] = {}
     owners: dict[str, str] = {}
-    for part in parts:
-        for name, owner in part.defines.items():
-            if owners.setdefault(name, owner) != owner:
+
+    def add(name: str) -> None:
+        tree, lines = ast.parse(files[name]), files[name].splitlines()
+        siblings = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
+        for node in siblings:
+            plain = node.level == 1 and node.module and not any(one.asname for one in node.names)
+            if node not in tree.body or not plain:
                 raise ValueError(
-                    f"{name} is defined by {owners[name]} and by {owner}; an exported model has "
-                    "all files in one: rename one of them"
+                    f"{name} has `{ast.unparse(node)}`; write `from .file import name` at the top"
                 )
-    docstring = f'"""{parts[-1].docstring}\n{INTRODUCTION}\n"""\n'
-    bodies = [f"{part.heading(part.name != entry)}\n\n\n{part.code}\n\n" for part in parts]
-    imports = {pair for part in parts for pair in part.imports}
-    return "\n".join([docstring, _import_block(imports), "", *bodies]).rstrip("\n") + "\n\n" + TAIL
-
-
-@dataclass(frozen=True)
-class File:
-    """One file, taken apart.
-
-    Attributes:
-        code: its text without docstring and imports.
-        siblings: names of the files that it imports.
-        imports: (module, name) of what it imports from elsewhere; the name is "" for a module.
-        defines: name -> the file that defines it, or the import that does.
-    """
-
-    name: str
-    docstring: str
-    code: str
-    siblings: tuple[str, ...]
-    imports: frozenset[tuple[str, str]]
-    defines: Mapping[str, str]
-
-    def heading(self, with_docstring: bool) -> str:
+            if f"{node.module}.py" not in parts:
+                add(f"{node.module}.py")
+        for defined, owner in _defined(tree, name):
+            if owners.setdefault(defined, owner) != owner:
+                raise ValueError(
+                    f"{defined} is defined by {owners[defined]} and by {owner}; an exported model "
+                    "has all files in one: rename one of them"
+                )
+        for node in reversed(siblings):
+            del lines[node.lineno - 1 : node.end_lineno]
         rule = "# " + "-" * 98
-        about = ["", *self.docstring.splitlines()] if with_docstring else []
-        return "\n".join([rule, *(f"# {line}".rstrip() for line in [self.name, *about]), rule])
+        parts[name] = "\n".join([rule, f"# {name}", rule, *lines, "", ""])
+
+    add(entry)
+    return "\n".join([INTRODUCTION, *parts.values(), TAIL])
 
 
-def _in_order(files: Mapping[str, str], name: str, done: tuple[File, ...] = ()) -> tuple[File, ...]:
-    """The file and all that it imports, each after what it imports itself."""
-    part = _read(name, files[name])
-    for sibling in part.siblings:
-        if sibling not in {other.name for other in done}:
-            done = _in_order(files, sibling, done)
-    return (*done, part)
-
-
-def _read(name: str, text: str) -> File:
-    tree, lines = ast.parse(text), text.splitlines()
-    nested = {node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
-    siblings, imports, defines = [], set(), {}
+def _defined(tree: ast.Module, file: str) -> Iterator[tuple[str, str]]:
+    """The names at the top of a file, and what defines each: the file, or an import of its own."""
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            if node.level > 1 or not node.module or any(alias.asname for alias in node.names):
-                raise ValueError(
-                    f"{name} has `{ast.unparse(node)}`; write `from .file import name`"
-                )
-            siblings.append(f"{node.module}.py")
-            nested.remove(node)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name, file
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            module = node.module if isinstance(node, ast.ImportFrom) else ""
-            for alias in node.names:
-                clause = ast.unparse(alias)
-                imports.add((module, clause) if module else (clause, ""))
-                defines[alias.asname or alias.name] = f"the import of {clause} {module}".rstrip()
+            for alias in node.names if not getattr(node, "level", 0) else ():
+                origin = f"the import of {ast.unparse(alias)} {getattr(node, 'module', '')}"
+                yield alias.asname or alias.name, origin.rstrip()
         else:
-            defines |= dict.fromkeys(_names(node), name)
-    if nested:
-        raise ValueError(f"{name} imports a sibling inside a function; import it at the top")
-    docstring = ast.get_docstring(tree) or ""
-    dropped = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    for node in [*dropped, *(tree.body[:1] if docstring else [])]:
-        lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
-    code = "\n".join(lines).strip("\n")
-    return File(name, docstring, code, tuple(siblings), frozenset(imports), defines)
-
-
-def _names(node: ast.stmt) -> set[str]:
-    """The names that a statement at the top of a module defines."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return {node.name}
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
-    found = [child for target in targets for child in ast.walk(target)]
-    return {n.id for n in found if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-
-
-def _import_block(imports: set[tuple[str, str]]) -> str:
-    """The imports of all files, in the order that `ruff` gives them."""
-    sections: dict[bool, list[str]] = {True: [], False: []}  # of the standard library, and others
-    ordered = sorted(imports, key=lambda pair: (pair[1] != "", pair[0].lower(), pair[1]))
-    for module, group in groupby(ordered, lambda pair: pair[0]):
-        names = [name for _, name in group]
-        line = f"from {module} import {', '.join(names)}" if names[0] else f"import {module}"
-        if len(line) > 100:
-            line = f"from {module} import (\n" + "".join(f"    {n},\n" for n in names) + ")"
-        sections[module.partition(".")[0].split()[0] in sys.stdlib_module_names].append(line)
-    return "\n\n".join("\n".join(lines) for lines in sections.values() if lines) + "\n"
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", 0)]
+            names = [n for target in targets if target for n in ast.walk(target)]
+            yield from ((n.id, file) for n in names if isinstance(n, ast.Name))

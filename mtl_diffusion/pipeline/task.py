@@ -56,18 +56,14 @@ class Task(ABC):
 
     Class attributes:
         name: the value of `pipe(task=name)`, and the name of the task's token.
-        required: arguments of the pipeline that the task needs.
-        optional: further arguments of the pipeline that it takes. Any other one is refused.
-        default_strength: the strength when sampling without one; None if the task takes none.
-        default_steps: steps when sampling without a number of them.
-        default_guidance_scale: the guidance scale when sampling without one; 1 is off.
-        default_guidance_interval: the lowest and highest noise level (sigma) of guidance when
-            sampling without them.
+        required, optional: arguments of the pipeline that it takes. Any other one is refused.
+        default_strength: in [0, 1]; None if the task takes none.
+        default_guidance_scale: 1 is off.
+        default_guidance_interval: the lowest and highest noise level (sigma) of guidance.
         draws_class: whether a sample without a class is one of a class that is drawn as often as
             the training data has it; else it is drawn with the null class.
         holes_from_data: whether training takes masks of the dataset, too, where it has some.
-        few_steps: steps of a model that draws in few steps, when sampling without a number of
-            them; None: those of its last chain.
+        few_steps: default_steps of a model of few steps; None: those of its last chain.
         at_once: whether such a model takes one step, and no other number.
     """
 
@@ -93,31 +89,24 @@ class Task(ABC):
         if not (isinstance(name, str) and name.isidentifier() and name.islower()):
             raise TypeError(f"{cls.__name__}.name must be a lower-case identifier, not {name!r}")
         if unknown := (cls.required | cls.optional) - Task.ARGUMENTS:
-            raise TypeError(
-                f"{cls.__name__} takes {sorted(unknown)}, but a task may take only "
-                f"{sorted(Task.ARGUMENTS)}"
-            )
-        if both := cls.required & cls.optional:
-            raise TypeError(f"{cls.__name__} has {sorted(both)} both as required and as optional")
-        takes_strength = "strength" in cls.required | cls.optional
-        default = cls.default_strength
-        if takes_strength and (default is None or not 0 <= default <= 1):
+            raise TypeError(f"{cls.__name__} takes {sorted(unknown)}, which no call has")
+        if "strength" in cls.required | cls.optional and cls.default_strength is None:
             raise TypeError(f"{cls.__name__} takes a strength: give a default_strength in [0, 1]")
-        if not cls.default_guidance_scale >= 0:
-            raise TypeError(f"{cls.__name__}.default_guidance_scale must be 0 or more; 1 is off")
 
-    @abstractmethod
     def draw(
         self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
     ) -> Choice:
         """Draws a training input for n samples, on the generator's device.
 
+        Unless a task says otherwise all is painted, and only the class is dropped.
+
         Args:
             n: number of samples, possibly 0.
             size: height and width of the images in pixels.
             class_dropout: probability in [0, 1) that the class token is dropped.
-            generator: the only source of randomness.
         """
+        mask = torch.ones(n, 1, *size, device=generator.device)
+        return Choice(mask, bernoulli(n, class_dropout, generator))
 
     @abstractmethod
     def condition(
@@ -126,23 +115,18 @@ class Task(ABC):
         """Builds the conditioning input. Training and sampling both call this.
 
         Args:
-            image: (B, C, H, W) in [-1, 1], the source. A task without a source gets zeros.
+            image: (B, C, H, W) in [-1, 1], the source; zeros for a task without one.
             mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
             strength: (B,) in [0, 1]. A task without a strength ignores it.
-            noise: (B, C, H, W) standard normal, for degrading the source. It is independent of
-                the noise of the diffusion, which a task never gets.
+            noise: (B, C, H, W) standard normal, for degrading the source; not the noise of the
+                diffusion, which a task never gets.
         """
 
     def start(self, strength: Tensor | None) -> Tensor | float:
-        """The noise level (sigma) where sampling starts, from the source with that much noise.
+        """The noise level (sigma) where sampling starts: (B,), or one for all.
 
-        Above the highest noise level of the sampler it starts from noise alone.
-
-        Args:
-            strength: (B,) in [0, 1], None if the task has none.
-
-        Returns:
-            (B,), or one level for all.
+        It starts from the source with that much noise; above the sampler's highest level, from
+        noise alone. The strength is (B,) in [0, 1], None if the task has none.
         """
         return math.inf
 

@@ -23,8 +23,7 @@ class Vocabulary:
 
     Attributes:
         null: id of the null token; it replaces tokens that are dropped.
-        tasks: task name -> id.
-        classes: class name -> id, in the order of the class labels.
+        tasks, classes: name -> id; classes in the order of the class labels.
         strengths: ids of the strength levels, from 0 to 1.
         reserved: ids that are free.
         size: number of ids, V.
@@ -44,24 +43,18 @@ class Vocabulary:
         Raises:
             ValueError: the words aren't those of such a vocabulary.
         """
-        if sorted(words.values()) != list(range(len(words))) or NULL not in words:
-            raise ValueError(
-                f"the tokenizer's vocabulary has {len(words)} words; it needs {NULL} and the ids "
-                f"0..{len(words) - 1}, each once. Load a tokenizer that was saved with this model."
-            )
         kinds = {"task": {}, "class": {}, "strength": {}, "reserved": {}}
         for word, index in sorted(words.items(), key=lambda item: item[1]):
-            if word == NULL:
-                continue
-            match = WORD.fullmatch(word)
-            if match is None:
-                raise ValueError(f"the tokenizer's vocabulary has the word {word!r}, of no kind")
-            kinds[match[1]][match[2]] = index
+            if match := WORD.fullmatch(word):
+                kinds[match[1]][match[2]] = index
         levels = kinds["strength"]
-        if len(levels) < 2 or set(levels) != {str(i) for i in range(len(levels))}:
+        numbered = len(levels) > 1 and levels.keys() == {str(i) for i in range(len(levels))}
+        count = 1 + sum(map(len, kinds.values()))
+        if NULL not in words or sorted(words.values()) != [*range(count)] or not numbered:
             raise ValueError(
-                f"the tokenizer's vocabulary has the strength levels {sorted(levels)}; it needs "
-                "two or more, numbered from 0"
+                f"the tokenizer's vocabulary has {len(words)} words; it needs {NULL}, two or more "
+                "strength levels, numbered from 0, tasks, classes and reserved words alone, and the"
+                " ids from 0 on, each once. Load a tokenizer that was saved with this model."
             )
         return cls(
             null=words[NULL],
@@ -77,20 +70,15 @@ class Vocabulary:
         table = _table((*self.classes.values(), self.null), labels.device)
         return table[torch.where(labels < 0, len(self.classes), labels)]
 
-    def tokens(self, task: Tensor | int, label: Tensor, strength: Tensor | None) -> Tensor:
-        """The three tokens of B samples, as distributions over the vocabulary.
+    def tokens(self, task: int, label: Tensor, strength: Tensor | None) -> Tensor:
+        """Distributions over the vocabulary (B, 3, V) float32: task, class, strength.
 
         Args:
-            task: (B,) ids, or one id for all.
-            label: (B,) class ids, not labels.
+            task: an id. label: (B,) class ids, not labels.
             strength: (B,) in [0, 1], NaN or None for null. Two neighbouring levels share it.
-
-        Returns:
-            (B, 3, V) float32: task, class, strength; each row sums to 1.
         """
-        task = torch.full_like(label, task) if isinstance(task, int) else task
         null = self._one_hot(torch.full_like(label, self.null))
-        ids = self._one_hot(torch.stack([task, label], 1))
+        ids = self._one_hot(torch.stack([torch.full_like(label, task), label], 1))
         if strength is None:
             return torch.cat([ids, null[:, None]], dim=1)
         known = ~strength.isnan()

@@ -5,7 +5,6 @@ columns of the dataset; each column is a task with a name of its own.
 """
 
 import torch
-from torch import Tensor
 
 from .task import Choice, Hint, Task
 
@@ -20,18 +19,11 @@ class Translate(Task):
     def __init__(self, name: str):
         self.name = name
 
-    def draw(
-        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
-    ) -> Choice:
-        device = generator.device
-        u = torch.rand(n, generator=generator, device=device)  # as edit drops its class and source
-        return Choice(
-            mask=torch.ones(n, 1, *size, device=device),
-            drop_class=u < class_dropout,
-            drop_image=(u >= 0.5 * class_dropout) & (u < 1.5 * class_dropout),
-        )
+    def draw(self, n, size, class_dropout, generator):
+        mask = torch.ones(n, 1, *size, device=generator.device)
+        u = torch.rand(n, generator=generator, device=generator.device)
+        dropped = (u >= 0.5 * class_dropout) & (u < 1.5 * class_dropout)  # as edit drops its source
+        return Choice(mask, u < class_dropout, drop_image=dropped)
 
-    def condition(
-        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
-    ) -> Hint:
+    def condition(self, image, mask, strength, noise):
         return Hint(image=image, mask=torch.ones_like(mask))

@@ -7,10 +7,9 @@ pixel, so the network is shown the small image itself. Other filters give it a b
 """
 
 import torch
-from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from .task import Choice, Hint, Task, bernoulli
+from .task import Hint, Task
 
 FACTOR = 4  # of the resolution, in each direction
 
@@ -20,20 +19,8 @@ class Upscale(Task):
     required = frozenset({"image"})
     optional = frozenset({"class_label"})
 
-    def draw(
-        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
-    ) -> Choice:
-        return Choice(
-            mask=torch.ones(n, 1, *size, device=generator.device),
-            drop_class=bernoulli(n, class_dropout, generator),
-        )
-
-    def condition(
-        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
-    ) -> Hint:
+    def condition(self, image, mask, strength, noise):
         size = image.shape[-2:]
-        small = adaptive_avg_pool2d(
-            image, [max(side // FACTOR, 1) for side in size]
-        )  # means of 4x4 pixels
+        small = adaptive_avg_pool2d(image, [max(side // FACTOR, 1) for side in size])  # means
         # A pixel becomes a block of its colour, so that the network's input has the full size.
         return Hint(image=interpolate(small, size, mode="nearest"), mask=torch.ones_like(mask))

@@ -20,7 +20,8 @@ from ..checkpoints.resume import check_facts
 from ..checkpoints.store import MANIFEST, CheckpointError, load, load_latest
 from ..config import TrainConfig, from_dict
 from ..pictures import grids
-from ..pipeline.parts import INDEX, MODEL_ID, digest_of, read_json, replaced_by, stamp
+from ..pipeline.components import INDEX, MODEL_ID, digest_of, read_json, stamp
+from ..pipeline.loading import replaced_by
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_folder
 from ..training.model import build_scheduler, build_unet

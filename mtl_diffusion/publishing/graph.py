@@ -9,9 +9,9 @@ from diffusers import EDMEulerScheduler
 from torch import Tensor, nn
 
 from ..pipeline.chains import karras_levels
-from ..pipeline.denoiser import Guidance, build_conditioning
+from ..pipeline.denoiser import build_conditioning, guided
 from ..pipeline.pipeline import MultiTaskPipeline
-from ..pipeline.solver import from_level, initial, step_down
+from ..pipeline.solver import from_level, initial
 
 DOMAIN, UNET = "mtl_diffusion", "UNet"  # the function that takes its place
 # Argument of a task -> name of the graph's input, and what it takes.
@@ -77,9 +77,8 @@ class Graph(nn.Module):
         source = self.format.from_array(image)
         hint = self.spec.condition(source, mask, given.get("strength"), own_noise)
         conditioning = build_conditioning(hint, self.spec, label, self.vocabulary)
-        guidance = Guidance.of(
-            _Call(self.shape[0]), self.scheduler, conditioning, self.vocabulary.null
-        )
+        network = _Call(self.shape[0]), self.scheduler
+        denoiser = guided(*network, conditioning, self.vocabulary.null, *self.scales)
         # The state of a call: a graph is traced several times.
         scheduler, sigmas = copy.copy(self.scheduler), self.sigmas
         vars(scheduler).update({k: [*v] for k, v in vars(scheduler).items() if isinstance(v, list)})
@@ -95,12 +94,14 @@ class Graph(nn.Module):
                 levels = karras_levels(start.clamp(2 * low, high), self.steps, scheduler.config)
                 last = torch.full_like(levels[:1], sigmas[-1])
                 scheduler.sigmas = sigmas = torch.cat([levels, last])
-        denoiser, parts = guidance.denoiser(*self.scales), (source, noise, hint.image, hole)
+        parts = (source, noise, hint.image, hole)
         x = initial(*parts, sigmas[0], few)
         for i in range(len(self.sigmas) - 1):
             if first is not None and i:
                 x = torch.where(first == i, initial(*parts, sigmas[i], few), x)
-            x = step_down(denoiser, scheduler, i, sigmas, x, source, noise, hint.mask)
+            F = denoiser.output(x, sigmas[i])
+            x = scheduler.step(F, scheduler.timesteps[i], x).prev_sample
+            x = torch.where(hint.mask > 0, x, source + sigmas[i + 1] * noise)
         return torch.where(hint.mask > 0, self.format.to_array(x), image)
 
 

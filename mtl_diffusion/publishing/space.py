@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import SpaceCardData
 
-from ..pipeline.parts import INDEX
+from ..pipeline.components import INDEX
 from .export import files_to_upload
 from .upload import README, signed, upload
 

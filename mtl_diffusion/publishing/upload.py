@@ -16,7 +16,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from ..pipeline.parts import INDEX, MODEL_ID, read_json, replaced_by
+from ..pipeline.components import INDEX, MODEL_ID, read_json
+from ..pipeline.loading import replaced_by
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..classifiers.classifier import Classifier
 from ..editing.ode import ode_end
 from ..pipeline.chains import Chains, jumps
-from ..pipeline.denoiser import Conditioning, Guidance
+from ..pipeline.denoiser import Conditioning, guided
 from ..pipeline.edit import Edit
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..pipeline.task import Task
@@ -108,8 +108,8 @@ class Distillation(Objective):
         end = self.ends[nearest].view(-1, 1, 1, 1)
         scale, low, high = self.guidance[task].T.reshape(3, -1, 1, 1, 1)
         teacher, null = self._teacher, self._teacher.vocabulary.null
-        guidance = Guidance.of(teacher.unet, teacher.scheduler, conditioning, null)
-        denoiser = guidance.denoiser(scale, interval=(low, high))
+        network = teacher.unet, teacher.scheduler
+        denoiser = guided(*network, conditioning, null, scale, interval=(low, high))
         arrived = ode_end(denoiser, x, sigma, end, self.teacher_steps)
         ratio = end / sigma
         return (arrived - ratio * x) / (1 - ratio)

@@ -53,7 +53,7 @@ def with_pairs(run: Run, rehearsal: bool = False) -> Run:
             raise ConfigError(str(error)) from error
         _draw_missing(run, folder, facts)
         run.accelerator.wait_for_everyone()
-        pairs = load_pairs(folder, config.edit_pairs, facts)
+        pairs = load_pairs(folder, config.edit_pairs)
     pairs = pairs.to(run.accelerator.device)
     held = max(1, min(len(pairs) // 8, config.validation_images))
     mixture = replace(run.mixture, pairs=pairs[held:])

@@ -21,7 +21,7 @@ from mtl_diffusion.data.shapes import shapes
 from mtl_diffusion.editing.ode import ode_end
 from mtl_diffusion.pipeline import denoiser
 from mtl_diffusion.pipeline.chains import default_chains
-from mtl_diffusion.pipeline.denoiser import Conditioning, Denoiser, Guidance
+from mtl_diffusion.pipeline.denoiser import Conditioning, Denoiser, guided
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 from mtl_diffusion.publishing.export import of_checkpoint
 from mtl_diffusion.tools.rng import generator
@@ -87,14 +87,12 @@ def test_each_sample_is_taught_with_the_guidance_of_its_task(objective):
     for i in (task != objective.whole).nonzero()[:, 0].tolist():
         own = TASKS[("generate", "inpaint")[task[i]]]
         teacher = objective._teacher
-        network = teacher.unet, teacher.scheduler
-        guidance = Guidance.of(*network, conditioning[[i]], teacher.vocabulary.null)
-        scale = own.default_guidance_scale, 1.0, own.default_guidance_interval
+        network, null = (teacher.unet, teacher.scheduler), teacher.vocabulary.null
+        scales = own.default_guidance_scale, 1.0, own.default_guidance_interval
+        D_own = guided(*network, conditioning[[i]], null, *scales)
         x, level, end = image[[i]] + sigma[[i]] * noise[[i]], sigma[[i]], ends[[i]]
         with torch.no_grad():
-            arrived = ode_end(
-                lambda x, s, g=guidance, c=scale: g.denoiser(*c)(x, s.item()), x, level, end, 2
-            )
+            arrived = ode_end(lambda x, s, D=D_own: D(x, s.item()), x, level, end, 2)
         expected = (arrived - end / level * x) / (1 - end / level)
         torch.testing.assert_close(D[[i]], expected, rtol=1e-4, atol=1e-4)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...pipeline.denoiser import Guidance, build_conditioning
+from ...pipeline.denoiser import build_conditioning, guided
 from ...pipeline.pipeline import TASKS, MultiTaskPipeline
 
 Denoise = Callable[[Tensor, Tensor | float], Tensor]
@@ -26,7 +26,7 @@ def generate_denoiser(
     blank = torch.zeros(len(label), *pipe.format.shape, device=unet.device)
     hint = task.condition(blank, blank[:, :1], None, blank)
     conditioning = build_conditioning(hint, task, label.to(unet.device), pipe.vocabulary)
-    return Guidance.of(unet, scheduler, conditioning, pipe.vocabulary.null).denoiser(guidance_scale)
+    return guided(unet, scheduler, conditioning, pipe.vocabulary.null, guidance_scale)
 
 
 def noise_levels(scheduler, steps: int) -> tuple[float, ...]:
