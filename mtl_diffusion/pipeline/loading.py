@@ -69,6 +69,13 @@ class SelfContained:
                 stacklevel=3,
             )
 
+    def to(self, *args, **kwargs):
+        """As in diffusers, but a device that is not there is a ValueError."""
+        try:
+            return super().to(*args, **kwargs)
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(f"the pipeline can't be moved to {args or kwargs}: {error}") from error
+
     def save_pretrained(
         self, save_directory, safe_serialization: bool = True, variant: str | None = None, **kwargs
     ):

@@ -42,7 +42,7 @@ def sample(work, monkeypatch, capsys, tmp_path):
 EDIT = ("--task", "edit", "--class_label", "cat", "--image")
 MASKED = ("--task", "inpaint", "--image", "good.png", "--mask_image")
 WRONG = {
-    "class": (("--class_label", "dog"), "class_label is 'dog'; this model knows cat"),
+    "class": (("--class_label", "dog"), r"class_label is 'dog'; .*this model knows \(cat"),
     "digit that is none": (("--class_label", "²"), "class_label is '²'"),
     "missing image": ((*EDIT, "good.png", "gone.png"), "image: there is no file gone.png"),
     "broken image": ((*EDIT, "broken.png"), "image: broken.png can't be used: image file is trunc"),
@@ -51,7 +51,7 @@ WRONG = {
     "no mask": (("--task", "inpaint", "--image", "good.png"), "needs mask_image"),
     "red mask": ((*MASKED, "red.png"), "red.png can't be used: .*make white what is to be"),
     "clear mask": ((*MASKED, "clear.png"), "clear.png can't be used: .*put it on a black back"),
-    "no such GPU": (("--device", "cuda:99"), r"device is cuda:99, but torch finds \d+ GPUs"),
+    "no such GPU": (("--device", "cuda:99"), "can't be moved to .*cuda:99"),
     "pipeline": (("--pipeline", "nowhere"), "nowhere"),
     "no images": (("--num_images", "0"), "num_images is 0; it must be a whole number from 1"),
     "not a number": (("--num_images", "many"), "argument --num_images: invalid int value"),

@@ -41,18 +41,6 @@ def test_every_jump_starts_where_the_one_before_ends():
     assert len({*starts}) == len(starts) == 7 and max(starts) == 80
 
 
-@pytest.mark.parametrize(
-    "chains",
-    [
-        *([], [[1.0], []], [[0.0]], [[1.0, 2.0]], [[4.0], [4.0, 1.0]], [[4.0], [3.0]], 7),
-        [[float("nan")]],
-    ],
-)
-def test_chains_that_are_none_are_refused(chains, pipe):
-    with pytest.raises(ValueError, match="falling"):
-        MultiTaskPipeline(pipe.unet, pipe.tokenizer, EDMEulerScheduler(), chains)
-
-
 @pytest.mark.parametrize("sigma", [2.0, 80.0])
 def test_the_first_latents_have_the_spectrum_of_noisy_images(sigma):
     noise = randn(2, 3, 6, 6)

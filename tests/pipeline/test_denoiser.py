@@ -8,8 +8,8 @@ from mtl_diffusion.pipeline.denoiser import (
     TASK,
     Conditioning,
     Denoiser,
-    Guidance,
     build_conditioning,
+    guided,
     predict,
 )
 from mtl_diffusion.pipeline.pipeline import TASKS
@@ -31,8 +31,8 @@ def conditioning(pipe, n=3):
     return build_conditioning(hint, TASKS["edit"], torch.arange(n) % 3, pipe.vocabulary)
 
 
-def guidance(pipe, given):
-    return Guidance.of(pipe.unet, pipe.scheduler, given, pipe.vocabulary.null)
+def guidance(pipe, given, *scales):
+    return guided(pipe.unet, pipe.scheduler, given, pipe.vocabulary.null, *scales)
 
 
 def test_conditioning_has_task_class_and_strength(pipe):
@@ -139,8 +139,8 @@ def test_guidance_is_its_formula_in_one_call(pipe, batches, s_C, s_I, evaluation
     nothing, image = F(image=True, word=True), F(word=True)
     expected = nothing + s_I * (image - nothing) + s_C * (F() - image)
     batches.clear()
-    guided = guidance(pipe, given).denoiser(s_C, s_I).output(X, SIGMA)
-    assert_close(guided, expected, atol=1e-5, rtol=1e-4)
+    found = guidance(pipe, given, s_C, s_I).output(X, SIGMA)
+    assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert batches == [3 * evaluations]
     assert (nothing - image).abs().max() > 1e-2 and (F() - image).abs().max() > 1e-2
 
@@ -150,11 +150,11 @@ def test_guidance_is_its_formula_in_one_call(pipe, batches, s_C, s_I, evaluation
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 def test_guidance_is_continuous_in_each_scale(pipe, which, scale):
     """Also at 0 and at 1, where a branch is left out."""
-    given = guidance(pipe, conditioning(pipe))
+    given = conditioning(pipe)
 
     def D(scale):
         scales = (scale, 1.5) if which == "class" else (2.0, scale)
-        return given.denoiser(*scales)(X, 0.7)
+        return guidance(pipe, given, *scales)(X, 0.7)
 
     slope = (D(scale + 1) - D(scale)).abs().max().item()
     step = (D(scale + 1e-3) - D(scale)).abs().max().item()
@@ -164,16 +164,16 @@ def test_guidance_is_continuous_in_each_scale(pipe, which, scale):
 @torch.no_grad()
 def test_weights_intervals_and_levels_may_be_each_samples_own(pipe, batches):
     """As of a batch of one sample each, with numbers; what has no weight is not evaluated."""
-    given = guidance(pipe, conditioning(pipe))
+    given = conditioning(pipe)
     scale, low, high = column(3, 1, 2), column(0, 0, 20), column(9, 9, 30)
-    found = given.denoiser(scale, interval=(low, high))(X, SIGMA)
+    found = guidance(pipe, given, scale, 1.0, (low, high))(X, SIGMA)
     assert batches == [3 + 1]  # the second has the scale 1, the third is outside
     for i in range(3):
         one = given[[i]]
-        numbers = one.denoiser(scale[i].item(), interval=(low[i].item(), high[i].item()))
+        numbers = guidance(pipe, one, scale[i].item(), 1.0, (low[i].item(), high[i].item()))
         expected = numbers(X[[i]], SIGMA[i].item())
         assert_close(found[[i]], expected, atol=1e-5, rtol=1e-4)
-        tensors = one.denoiser(scale[[i]], 1.0, (low[[i]], high[[i]]))
+        tensors = guidance(pipe, one, scale[[i]], 1.0, (low[[i]], high[[i]]))
         assert_close(tensors(X[[i]], SIGMA[[i]]), expected, atol=1e-5, rtol=1e-4)
 
 

@@ -116,7 +116,7 @@ DAMAGES = [
     ),
     (truncated, "diffusion_pytorch_model"),
     (pickled, "diffusion_pytorch_model"),
-    (only_bin, "diffusion_pytorch_model.bin|no file named diffusion_pytorch_model"),
+    (only_bin, "has no weights as safetensors|no file named diffusion_pytorch_model"),
     (changed(TOKENIZER, drop_word), r"compare tokenizer/tokenizer\.json with .*unet/config\.json"),
     (changed(TOKENIZER, swap_words), "tokenizer.json is of another model.*cat>, <class:dog>"),
     (changed(LEVELS, lambda t: t.update(sigma_data=float("nan"))), NO_LEVELS),
@@ -136,12 +136,9 @@ def test_a_damage_is_refused_by_name(damaged, other_folder, damage, words, load)
 
 def test_a_tensor_of_another_shape(damaged):
     changed(WEIGHTS, lambda tensors: tensors.update({GUARD: torch.ones(3, 1)}))(damaged)
-    words = rf"{WEIGHTS} has {GUARD} of shape \[3, 1\]; the configuration says \[3\]; downl"
     for options in ({}, {"low_cpu_mem_usage": False}):
-        with pytest.raises(ValueError, match=words):
-            installed(damaged, **options)
         with pytest.raises((ValueError, RuntimeError), match=GUARD):  # in diffusers' words
-            trusted(damaged, **options)
+            installed(damaged, **options)
 
 
 # --- variants and parts -------------------------------------------------------------------------
@@ -161,7 +158,7 @@ def test_variants(damaged):
     with pytest.raises(ValueError, match=rf"{HALF} lacks {GUARD}"):
         installed(damaged, variant="fp16")
     (damaged / WEIGHTS).unlink()
-    with pytest.raises(ValueError, match=r"has no weights without a variant; .*variant='fp16'"):
+    with pytest.raises(OSError, match="no file named diffusion_pytorch_model"):
         installed(damaged)
 
 

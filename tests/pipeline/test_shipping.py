@@ -111,7 +111,7 @@ def test_what_is_written(folder):
         ("from .b import b\n\ndef b():\n    pass\n", "b is defined by b.py and by a.py"),
         ("from .b import b\nfrom os import path as np\n", "np is defined by the import of .*numpy"),
         ("from .b import b as c\n", "a.py has `from .b import b as c`; write `from .file"),
-        ("def f():\n    from .b import b\n", "a.py imports a sibling inside a function"),
+        ("def f():\n    from .b import b\n", "write `from .file import name` at the top"),
     ],
 )
 def test_files_that_cannot_be_joined(text, words):

@@ -32,7 +32,7 @@ def test_the_words_are_read_back(tokenizer, vocabulary):
     "words, message",
     [
         ("<strength:0> <strength:1>", "needs <null>"),
-        ("<null> <strength:0> <strength:1> <mood:sad>", "the word '<mood:sad>', of no kind"),
+        ("<null> <strength:0> <strength:1> <mood:sad>", "reserved words alone"),
         ("<null> <class:cat>", "strength levels"),
         ("<null> <strength:1> <strength:2>", "strength levels"),
         ("<null> <strength:0> <strength:01>", "strength levels"),
@@ -44,17 +44,16 @@ def test_other_vocabularies_are_refused(words, message):
 
 
 def test_ids_with_a_gap_are_refused():
-    with pytest.raises(ValueError, match=r"ids 0\.\.2"):
+    with pytest.raises(ValueError, match="ids from 0 on, each once"):
         Vocabulary.of({NULL: 0, "<strength:0>": 1, "<strength:1>": 3})
 
 
 def test_task_and_class_are_one_hot(vocabulary):
     label = torch.tensor([3, 0])
-    for task in (2, torch.tensor([2, 2])):
-        tokens = vocabulary.tokens(task, label, torch.tensor([0.3, float("nan")]))
-        assert tokens.dtype == torch.float32
-        expected = torch.eye(vocabulary.size)[torch.tensor([[2, 3], [2, 0]])]
-        assert torch.equal(tokens[:, :2], expected)
+    tokens = vocabulary.tokens(2, label, torch.tensor([0.3, float("nan")]))
+    assert tokens.dtype == torch.float32
+    expected = torch.eye(vocabulary.size)[torch.tensor([[2, 3], [2, 0]])]
+    assert torch.equal(tokens[:, :2], expected)
 
 
 def test_strengths_between_two_levels_share_the_token(vocabulary):
