@@ -258,8 +258,9 @@ def _rgb(image: Image.Image, name: str, alpha: bool) -> Image.Image:
         image.load()
         return read_rgb(image, alpha)
     except (AssertionError, ValueError, OSError, SyntaxError) as error:
+        cause = str(error) or "its file was closed before load()"
         raise ValueError(
-            f"{name} is a PIL image of mode {image.mode} that can't be read: {error}"
+            f"{name} is a PIL image of mode {image.mode} that can't be read: {cause}"
         ) from error
 
 

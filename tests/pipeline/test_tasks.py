@@ -116,10 +116,6 @@ def test_upscale_shows_a_small_image_that_was_enlarged_by_repeating_pixels():
         ({}, "Bad.name must be a lower-case identifier, not None"),
         ({"name": "Edit"}, "lower-case identifier, not 'Edit'"),
         ({"name": "x", "required": frozenset({"prompt"})}, r"takes \['prompt'\]"),
-        (
-            {"name": "x", "required": frozenset({"image"}), "optional": frozenset({"image"})},
-            r"\['image'\] both as required and as optional",
-        ),
         ({"name": "x", "optional": frozenset({"strength"})}, "give a default_strength"),
     ],
 )
