@@ -247,7 +247,7 @@ def _mask(item, name: str) -> Tensor:
     if 0 < brightest < 0.5:
         raise ValueError(
             f"{name} has values up to {brightest * white:.3g}, so nothing would be repainted: make "
-            f"white ({white}) what is to be repainted, and black (0) what is kept"
+            f"white what is to be repainted ({white}), and black what is kept (0)"
         )
     return (mask >= 0.5).float()[None]
 

@@ -42,7 +42,12 @@ BAD = [
     ("inpaint", "mask_image", Image.new("LA", (8, 8)), "is transparent in places"),
     # Masks whose white is not white.
     *(
-        ("inpaint", "mask_image", mask, rf"has values up to {most}, .*make white \({white}\)")
+        (
+            "inpaint",
+            "mask_image",
+            mask,
+            rf"has values up to {most}, .*make white what is .*\({white}\)",
+        )
         for mask, most, white in (
             (Image.new("L", (8, 8), 1), 1, 255),
             (Image.new("RGB", (8, 8), "red"), 76, 255),
