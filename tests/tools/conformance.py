@@ -35,9 +35,8 @@ def save_as_safetensors(pipe, folder, safe_serialization=True, **options):
 
 
 MultiTaskPipeline.save_pretrained = save_as_safetensors
-# All but the first two would pass and do nothing.
+# Of parts that this pipeline doesn't have. All but the first would pass and do nothing.
 LEFT_OUT = {
-    "test_loading_with_incorrect_variants_raises_error": "left out: our error has other words",
     "test_multi_vae": "left out: the pipeline has no VAE to exchange",
     "test_latents_input": "left out: no task takes a latent in place of an image",
     "test_encode_prompt_works_in_isolation": "left out: the pipeline has no encode_prompt",
