@@ -24,13 +24,11 @@ def main() -> None:
     with flags.refusals():
         pipe = MultiTaskPipeline.from_pretrained(args.pipeline)
         pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+        sources = ()
         if args.dataset_name:
-            data = load_split(args, "validation_split", pipe.format)
-            sources = data.arrays[:12]
-        else:
-            sources = grids.own_samples(pipe, 12, args.seed)
+            sources = load_split(args, "validation_split", pipe.format).arrays
     options = {"seed": args.seed, "num_inference_steps": args.num_inference_steps}
-    pictures = grids.pictures_of(pipe, sources, samples=10, edits=10, **options)
+    pictures = grids.pictures_of(pipe, sources, **options)
     pictures["gallery"] = grids.side_by_side(list(pictures.values()))
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():

@@ -92,8 +92,7 @@ def main() -> None:
         with accelerator.main_process_first():  # the first one decodes, the others read its cache
             # Images of other shapes are cropped, so that nothing is measured in padding.
             train, test = load_splits(args, replace(pipe.format, fit="crop"))
-        cache = args.output_dir / "features"
-        given = context(pipe, classifier, space, train, test, settings, cache)
+        given = context(pipe, classifier, space, train, test, settings)
         metrics = write_scorecard(given, args.parts, args.output_dir, args, flags.command())
     if metrics is None:
         return

@@ -5,14 +5,10 @@ the same, to the bit, for any number of processes and of interruptions.
 """
 
 import hashlib
-import inspect
 import json
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +22,31 @@ from tqdm.auto import tqdm
 from ..tools.files import replaced_file, write_bytes
 from ..tools.tensors import raw_bytes
 
-Arguments = Mapping[str, Any]  # JSON values and tensors
-
 
 @dataclass(frozen=True)
 class Job:
-    """Work for each of many rows. It is done again if an argument, `draw` or the model changes.
+    """Work for each of many rows. It is done again if an argument or the model changes.
 
     Attributes:
         name: unique among the jobs of an evaluation.
-        count: rows.
-        draw: (some rows of range(count), **same, **each(rows)) -> a tensor (b, ...), such as images
+        draw: (some of the numbers of the rows, **same, **each) -> a tensor (b, ...), such as images
             (b, C, H, W). A row of it depends on its number and its arguments alone.
-        same: arguments of all rows. each: rows -> arguments that differ from row to row.
+        same: arguments of all rows.
+        each: arguments that differ from row to row: tensors and lists of one length. `draw` gets
+            the part of them that belongs to its rows.
     """
 
     name: str
-    count: int
     draw: Callable[..., Tensor]
-    same: Arguments = field(default_factory=dict)
-    each: Callable[[range], Arguments] = lambda rows: {}
+    same: Mapping[str, Any]
+    each: Mapping[str, Tensor | list]
 
-    @cached_property
-    def code(self) -> str:
-        """That of `draw`, read once: files may change during an evaluation of hours."""
-        return inspect.getsource(self.draw)
+    def __len__(self) -> int:
+        return len(next(iter(self.each.values())))
+
+    def of(self, rows: range) -> dict[str, Any]:
+        """The arguments that differ, for some of the rows."""
+        return {name: values[rows.start : rows.stop] for name, values in self.each.items()}
 
 
 @dataclass(frozen=True)
@@ -59,12 +55,11 @@ class Drawn:
 
     Attributes:
         values: (N, ...) on the CPU, such as images (N, C, H, W).
-        cost: "evaluations" of the network for one row, each branch of guidance being one, and the
-            median over the chunks of "images_per_second" of one process.
+        evaluations: of the network for one row; each branch of guidance is one.
     """
 
     values: Tensor
-    cost: Mapping[str, float]
+    evaluations: float
 
 
 def digest(value: Any) -> str:
@@ -98,10 +93,10 @@ class Bulk:
     """Runs jobs over all processes; each chunk is a file in a folder that every process sees.
 
     The evaluations of unet are counted. A chunk has batch_size rows. The outcome of any job depends
-    on model, too: JSON values and tensors.
+    on model, too, such as weights and code: JSON values and tensors.
     """
 
-    def __init__(self, folder: Path, unet: nn.Module, batch_size: int, model: Arguments):
+    def __init__(self, folder: Path, unet: nn.Module, batch_size: int, model: Any):
         self.folder = folder
         self.unet = unet
         self.batch_size = batch_size
@@ -123,31 +118,26 @@ class Bulk:
 
     def read(self, job: Job) -> Drawn:
         """The outcome of a job that `draw` has finished."""
-        values, evaluations, seconds = [], 0, []
-        for path, rows in self._chunks(job):
+        values, evaluations = [], 0
+        for path, _ in self._chunks(job):
             with safe_open(path, "pt") as file:
                 values.append(file.get_tensor("values"))
-                facts = file.metadata()
-            evaluations += int(facts["evaluations"])
-            seconds.append(float(facts["seconds"]) / len(rows))
-        rate = 1 / statistics.median(seconds)
-        cost = {"evaluations": evaluations / job.count, "images_per_second": rate}
-        return Drawn(torch.cat(values), cost)
+                evaluations += int(file.metadata()["evaluations"])
+        return Drawn(torch.cat(values), evaluations / len(job))
 
     def _chunks(self, job: Job) -> Iterator[tuple[Path, range]]:
-        folder = self.folder / f"{job.name}-{digest([self.model, job.code, job.same])}"
-        for first in range(0, job.count, self.batch_size):
-            rows = range(first, min(first + self.batch_size, job.count))
-            each = digest(job.each(rows))
+        folder = self.folder / f"{job.name}-{digest([self.model, job.same])}"
+        for first in range(0, len(job), self.batch_size):
+            rows = range(first, min(first + self.batch_size, len(job)))
+            each = digest(job.of(rows))
             yield folder / f"{rows.start:06d}-{rows.stop:06d}-{each}.safetensors", rows
 
     @torch.no_grad()
     def _write(self, path: Path, job: Job, rows: range) -> None:
         """Computes a chunk; its file is written atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter()
         with evaluations_of(self.unet) as seen:
-            values = job.draw(rows, **job.same, **job.each(rows)).cpu()  # waits for the device
-        facts = {"evaluations": str(seen[0]), "seconds": str(time.perf_counter() - started)}
+            values = job.draw(rows, **job.same, **job.of(rows)).cpu()
         with replaced_file(path) as part:
-            write_bytes(part, save({"values": values.contiguous()}, facts))
+            tensors = {"values": values.contiguous()}
+            write_bytes(part, save(tensors, {"evaluations": str(seen[0])}))

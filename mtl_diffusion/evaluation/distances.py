@@ -34,8 +34,8 @@ def precision_recall(real: Tensor, drawn: Tensor, neighbours: int = 3) -> tuple[
         precision, the share of `drawn` (M, D) in the manifold of `real` (N, D): quality; and
         recall, the share of `real` in the manifold of `drawn`: coverage.
     """
-    radius_of_real = _kth_distance(real, neighbours)
-    radius_of_drawn = _kth_distance(drawn, neighbours)
+    radius_of_real = kth_distance(real, real, neighbours + 1)  # the first is the point itself
+    radius_of_drawn = kth_distance(drawn, drawn, neighbours + 1)
     good = torch.zeros(len(drawn), dtype=torch.bool)
     there = torch.zeros(len(real), dtype=torch.bool)
     for rows in torch.arange(len(drawn)).split(1000):
@@ -45,15 +45,10 @@ def precision_recall(real: Tensor, drawn: Tensor, neighbours: int = 3) -> tuple[
     return good.float().mean().item(), there.float().mean().item()
 
 
-def _kth_distance(points: Tensor, k: int) -> Tensor:
-    """(N,) from each point to its k-th nearest other one."""
+def kth_distance(points: Tensor, among: Tensor, k: int) -> Tensor:
+    """(M,) from each of (M, D) to the k-th nearest of (N, D)."""
     rows = points.split(1000)
-    return torch.cat([torch.cdist(row, points).kthvalue(k + 1).values for row in rows])
-
-
-def nearest(points: Tensor, among: Tensor) -> Tensor:
-    """(M,) for each of (M, D) the distance to the nearest of (N, D)."""
-    return torch.cat([torch.cdist(row, among).amin(1) for row in points.split(1000)])
+    return torch.cat([torch.cdist(row, among).kthvalue(k).values for row in rows])
 
 
 def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:

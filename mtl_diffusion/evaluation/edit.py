@@ -16,14 +16,14 @@ from ..editing.whole import whole_edit
 from ..pictures.grids import grid, to_pictures
 from ..pictures.plots import curves
 from ..pipeline.pipeline import TASKS
-from .bulk import Arguments, Drawn, Job
+from .bulk import Drawn, Job
 from .distances import feature_distance, psnr, ssim
 from .equal_class import FOUND, at_class_found
 from .methods.ddim_inversion import ddim_inversion
 from .methods.denoisers import generate_denoiser, noise_levels
 from .methods.flowedit import flowedit
 from .methods.sdedit import sdedit
-from .parts import Context, Part, Seen, mean
+from .parts import Context, Part, mean
 
 EDIT, WHOLE, BASELINES = "edit", "whole_edit", ("sdedit", "ddim_inversion", "flowedit")
 INVERSION_STEPS = 8  # of DDIM inversion
@@ -52,62 +52,58 @@ class Edit(Part):
         return [self._job(way, strength) for way in self.ways for strength in self.strengths]
 
     def _job(self, way: str, strength: float) -> Job:
-        guidance, draw = self.guidance(way), self._baseline
-        same = {"method": way, "strength": strength, "guidance": guidance, "steps": self.steps}
+        name, guidance = f"{way}-{strength:g}", self.guidance(way)
+        each = {"image": self.sources, "class_label": self.asked.tolist()}
         if way == EDIT:
             same = {"task": way, "strength": strength, "guidance_scale": guidance}
-            same["num_inference_steps"], draw = self.steps, self.context.sample
+            same["num_inference_steps"] = self.steps(EDIT)
+            return Job(name, self.context.sample, same, each)
+        same = {
+            "method": way,
+            "strength": strength,
+            "guidance": guidance,
+            "steps": self.steps(EDIT),
+        }
+        return Job(name, self._by_method, same, each | {"source_class": self.own.tolist()})
 
-        def each(rows: range) -> Arguments:
-            part = slice(rows.start, rows.stop)
-            found = {"image": self.sources[part], "class_label": self.asked[part].tolist()}
-            return found if way == EDIT else found | {"source_class": self.own[part].tolist()}
-
-        return Job(f"{way}-{strength:g}", len(self.own), draw, same, each)
-
-    def _baseline(
+    def _by_method(
         self, rows, image: Tensor, class_label, source_class, method, strength, guidance, steps
     ) -> Tensor:
         """Edits (b, C, H, W) as stored of these sources and classes, into the class labels."""
         pipe, random = self.context.pipe, self.context.generators("edit", rows=rows)
-        form = pipe.format
-        image, strengths = (
-            form.from_stored(image.to(pipe.device)),
-            torch.full((len(image),), strength),
-        )
+        image = pipe.format.from_stored(image.to(pipe.device))
+        asked, own = torch.tensor([class_label, source_class], device=pipe.device)
         if method == WHOLE:
-            given = (torch.ones_like(image[:, :1]), torch.tensor(class_label))
-            given = (*given, torch.tensor(source_class), strengths)
-            given = (part.to(pipe.device) for part in given)
-            return form.to_stored(whole_edit(pipe, image, *given, random, guidance, steps))
-        source = generate_denoiser(pipe, torch.tensor(source_class))
-        target = generate_denoiser(pipe, torch.tensor(class_label), guidance)
+            strengths = torch.full((len(image),), strength, device=pipe.device)
+            given = (torch.ones_like(image[:, :1]), asked, own, strengths)
+            edited = whole_edit(pipe, image, *given, random, guidance, steps)
+            return pipe.format.to_stored(edited)
+        source, target = generate_denoiser(pipe, own), generate_denoiser(pipe, asked, guidance)
         sigmas = noise_levels(pipe.scheduler, steps)
         # From the noise level where edit starts, in as many steps.
-        start = min(TASKS["edit"].start(torch.tensor(strength)).item(), sigmas[0])
+        start = min(TASKS[EDIT].start(torch.tensor(strength)).item(), sigmas[0])
         if method == "flowedit":
             edited = flowedit(source, target, image, sigmas, strength, random)
         elif method == "sdedit":
             edited = sdedit(target, image, start, steps, random)
         else:
             edited = ddim_inversion(source, target, image, start, steps, INVERSION_STEPS)
-        return form.to_stored(edited)
+        return pipe.format.to_stored(edited)
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
         others, results, lines = self.own != self.asked, {}, {}
-        before = Seen.of(self.context, self.sources)
+        self.features, _ = self.context.seen(self.sources)
         for way in self.ways:
             shared, entries = {"guidance_scale": self.guidance(way)}, {}
-            curve = [self._figures(before, self.sources, 0.0, 0.0)]
+            curve = [self._figures(Drawn(self.sources, 0.0), 0.0)]
             for strength in self.strengths:
                 entry = drawn[f"{way}-{strength:g}"]
-                evaluations = entry.cost["evaluations"]
-                curve.append(self._figures(before, entry.values, strength, evaluations))
+                curve.append(self._figures(entry, strength))
                 entries[f"strength_{strength:g}"] = {
-                    "num_inference_steps": self.steps,
+                    "num_inference_steps": self.steps(EDIT),
                     **shared,
                     **_means(curve[-1], others),
-                    **entry.cost,
+                    "evaluations": entry.evaluations,
                     "control": _means(curve[-1], ~others),
                 }
             of_others = [{name: v[others] for name, v in figures.items()} for figures in curve]
@@ -123,20 +119,18 @@ class Edit(Part):
         self._picture(drawn, folder)
         return results
 
-    def _figures(
-        self, before: Seen, edited: Tensor, strength: float, evaluations: float
-    ) -> dict[str, Tensor]:
-        """Figure -> values (N,), one for each edit (N, C, H, W) as stored of the sources."""
-        after = Seen.of(self.context, edited)
-        a, b = self.context.unit(self.sources), self.context.unit(edited)
+    def _figures(self, entry: Drawn, strength: float) -> dict[str, Tensor]:
+        """Figure -> values (N,), one for each edit of the sources."""
+        features, classes = self.context.seen(entry.values)
+        a, b = self.context.unit(self.sources), self.context.unit(entry.values)
         return {
-            "class_accuracy": after.classes == self.asked,
-            "source_class_kept": after.classes == self.own,
+            "class_accuracy": classes == self.asked,
+            "source_class_kept": classes == self.own,
             "ssim_to_source": ssim(a, b),
             "psnr_to_source": psnr(a, b),
-            "feature_distance": feature_distance(before.features, after.features),
-            "strength": torch.full((len(edited),), strength),
-            "evaluations": torch.full((len(edited),), evaluations),
+            "feature_distance": feature_distance(self.features, features),
+            "strength": torch.full((len(b),), strength),
+            "evaluations": torch.full((len(b),), entry.evaluations),
         }
 
     def _picture(self, drawn: Mapping[str, Drawn], folder: Path) -> None:
@@ -144,10 +138,8 @@ class Edit(Part):
         names, strength = self.context.pipe.class_names, TASKS["edit"].default_strength
         shown = [self.sources, *(drawn[f"{way}-{strength:g}"].values for way in self.ways)]
         first = (self.own != self.asked).nonzero()[: len(names), 0].tolist()
-        rows = [
-            [to_pictures(images[i : i + 1], self.context.format)[0] for images in shown]
-            for i in first
-        ]
+        columns = (to_pictures(images[first], self.context.pipe.format) for images in shown)
+        rows = list(zip(*columns, strict=True))
         labels = [f"{names[self.own[i]]} to {names[self.asked[i]]}" for i in first]
         grid(rows, labels, ["source", *self.ways], cell=84).save(folder / "edit.png")
 

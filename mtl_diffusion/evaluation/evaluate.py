@@ -28,11 +28,10 @@ PARTS: dict[str, type[Part]] = {
     part.name: part for part in (Generate, Likelihood, Inpaint, Edit, Translate)
 }
 # The figures of a summary.
-SAMPLES = ("frechet_distance_to_train", "precision", "recall", "class_accuracy")
-SAMPLES += ("radial_power_largest_difference", "radial_power_largest_difference_by_class")
-HOLE = ("psnr_in_hole", "ssim_in_hole", "same_class", "frechet_distance")
-REACHED = ("class_accuracy", "source_class_kept", "ssim_to_source", "feature_distance")
-EQUAL = ("ssim_to_source", "feature_distance", "strength", "largest_share", "guidance_scale")
+FIGURES = ("frechet_distance_to_train", "frechet_distance", "precision", "recall", "bits_per_dim")
+FIGURES += ("radial_power_largest_difference", "class_accuracy", "source_class_kept", "same_class")
+FIGURES += ("psnr_in_hole", "ssim_in_hole", "ssim_to_source", "feature_distance", "largest_share")
+FIGURES += ("strength", "guidance_scale")
 
 
 def parts_for(pipe: MultiTaskPipeline) -> list[str]:
@@ -55,7 +54,6 @@ def context(
     train: ImageDataset,
     test: ImageDataset,
     settings: Settings,
-    cache: Path,
 ) -> Context:
     """The inputs of all parts: the splits are labelled in the pipeline's order of classes.
 
@@ -77,7 +75,7 @@ def context(
         few = [len(levels) for levels in pipe.chains]
         settings = settings.model_copy(update={"step_counts": few})
     splits = train.relabelled(names), test.relabelled(names)
-    return Context(pipe, classifier, space, *splits, settings, cache)
+    return Context(pipe, classifier, space, *splits, settings)
 
 
 def write_scorecard(
@@ -134,40 +132,35 @@ def write_scorecard(
 
 
 def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
-    """The main figures, each with its n, for the model card.
+    """The main figures, each with its n, for the model card: part -> entry -> figures.
 
-    Under "baselines", those of other methods with the same weights: method -> task -> figures.
+    Under "baselines", those of other methods with the same weights: method -> part -> entry.
     """
     generate, inpaint, edit = (results.get(part, {}) for part in ("generate", "inpaint", "edit"))
-    main = [sampling.name for sampling in Generate(context).main] if generate else []
+    main = ["floor", *(job.name for job in Generate(context).main)] if generate else []
+    chosen = [f"strength_{TASKS[EDIT].default_strength:g}", *FOUND]
+    ways = {way: {name: entries[name] for name in chosen} for way, entries in edit.items()}
+    repaint = {kind: entry.get("repaint", {}) for kind, entry in inpaint.items()}
     found = {
-        "generate": {name: _pick(generate, name, *SAMPLES) for name in (*main, "floor")},
-        "likelihood": {"held_out": _pick(results, "likelihood", "bits_per_dim")},
-        "inpaint": {kind: _pick(inpaint, kind, *HOLE) for kind in inpaint},
-        "edit": _edits(edit.get(EDIT, {})),
+        "generate": {name: generate[name] for name in main},
+        "likelihood": {"held_out": results.get("likelihood", {})},
+        "inpaint": inpaint,
+        "edit": ways.pop(EDIT, {}),
+        "baselines": {
+            "repaint": {"inpaint": repaint},
+            **{way: {"edit": entries} for way, entries in ways.items()},
+        },
     }
-    repaint = {kind: _pick(entry, "repaint", *HOLE) for kind, entry in inpaint.items()}
-    others = {way: {"edit": _edits(entry)} for way, entry in edit.items() if way != EDIT}
-    return _without_empty({**found, "baselines": {"repaint": {"inpaint": repaint}, **others}})
+    return _picked(found)
 
 
-def _edits(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures of one method: at the default strength, and at equal class accuracy."""
-    strength = f"strength_{TASKS['edit'].default_strength:g}"
-    figures = {strength: REACHED, **dict.fromkeys(FOUND, EQUAL)}
-    return {name: _pick(entries, name, *wanted) for name, wanted in figures.items()}
-
-
-def _pick(entries: Mapping[str, Any], name: str, *figures: str) -> dict[str, Any]:
-    """Some figures of an entry, with their standard errors, the entry's n and its evaluations."""
-    entry = entries.get(name, {})
-    wanted = [key for figure in figures for key in (figure, f"{figure}_standard_error")]
-    return {key: entry[key] for key in (*wanted, "evaluations", "n") if key in entry}
-
-
-def _without_empty(table: dict[str, Any]) -> dict[str, Any]:
-    cleaned = {k: _without_empty(v) if isinstance(v, dict) else v for k, v in table.items()}
-    return {key: value for key, value in cleaned.items() if value != {}}
+def _picked(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each entry the `FIGURES`, with their standard errors, n and evaluations."""
+    if "n" in table:
+        kept = {*FIGURES, *(f"{name}_standard_error" for name in FIGURES), "n", "evaluations"}
+        return {key: value for key, value in table.items() if key in kept}
+    found = {key: _picked(value) for key, value in table.items()}
+    return {key: value for key, value in found.items() if value}
 
 
 def below(results: Mapping[str, Any], limit: float) -> list[str]:

@@ -10,13 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..classifiers.classifier import Classifier
-from ..data.images import ImageDataset
-from ..tools.files import replaced_file, write_bytes
 from ..tools.tensors import weights_digest
 
 KINDS = 'a folder of mtl-diffusion train_classifier, "inception", or an image model of transformers'
@@ -40,18 +36,8 @@ class FeatureSpace:
     @torch.no_grad()
     def features(self, images: Tensor, batch_size: int = 500) -> Tensor:
         """(N, 3, H, W) uint8 -> (N, D) float32 on the CPU."""
-        batches = tqdm(images.split(batch_size), desc="features", unit="batch", leave=False)
+        batches = images.split(batch_size)
         return torch.cat([self.embed(batch.float() / 255).float().cpu() for batch in batches])
-
-    def reference(self, dataset: ImageDataset, count: int, cache: Path) -> Tensor:
-        """Features of the first `count` images of a dataset, computed once and kept in a folder."""
-        path = cache / f"{dataset.fingerprint}-{count}-{self.digest}.safetensors"
-        if not path.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            with replaced_file(path) as part:
-                shown = dataset.format.stored_as_rgb(dataset.images[:count])
-                write_bytes(part, save({"features": self.features(shown)}))
-        return load_file(path)["features"]
 
 
 def feature_space(name: str, device: str | torch.device = "cpu") -> FeatureSpace:
@@ -70,7 +56,6 @@ def feature_space(name: str, device: str | torch.device = "cpu") -> FeatureSpace
     if not Path(name, "metrics.json").is_file():
         return _transformers(name, device)
     classifier = Classifier.load(name, device)
-
     return FeatureSpace(
         Path(name).name,
         weights_digest(classifier.model),
@@ -89,7 +74,6 @@ def _inception(device: str | torch.device) -> FeatureSpace:
             'feature_space "inception" needs the package torch-fidelity and the weights that it '
             f"downloads ({error}); pip install torch-fidelity, or give {KINDS}"
         ) from error
-
     return FeatureSpace(
         "inception",
         weights_digest(model),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bulk import Arguments, Drawn, Job
+from .bulk import Drawn, Job
 from .methods.denoisers import generate_denoiser
 from .methods.density import bits_per_dim
 from .parts import Part, mean
@@ -26,7 +26,7 @@ class Likelihood(Part):
                 f"dtype is {settings.dtype}; the likelihood is a sum of small differences and "
                 "needs float32: measure it apart, with --parts likelihood"
             )
-        images, form = context.test.images[: settings.likelihood_images], context.format
+        images, form = context.test.images[: settings.likelihood_images], context.pipe.format
 
         def draw(rows: range, images: Tensor, **ode) -> Tensor:
             D = generate_denoiser(pipe, torch.full((len(rows),), -1))
@@ -35,18 +35,15 @@ class Likelihood(Part):
             known = form.from_stored(images.to(pipe.device))
             return bits_per_dim(D, known, random, 2 / (high - low), **ode)
 
-        def each(rows: range) -> Arguments:
-            return {"images": images[rows.start : rows.stop]}
-
         levels, steps = pipe.scheduler.config, settings.likelihood_steps
         ode = {"low": levels.sigma_min, "high": levels.sigma_max, "steps": steps}
-        return [Job("likelihood", len(images), draw, ode, each)]
+        return [Job("likelihood", draw, ode, {"images": images})]
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
         entry = drawn["likelihood"]
         return {
             "n": len(entry.values),
             "steps": self.context.settings.likelihood_steps,
-            **entry.cost,
+            "evaluations": entry.evaluations,
             **mean("bits_per_dim", entry.values),
         }

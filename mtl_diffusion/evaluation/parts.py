@@ -13,7 +13,6 @@ from torch import Tensor
 from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..editing import whole
-from ..pipeline.format import ImageFormat
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.rng import generator
 from ..tools.tensors import to_unit_range, weights_digest
@@ -24,9 +23,10 @@ from .settings import Settings
 # What the configurations hold besides: where they were loaded from, and which values are defaults.
 TRACES = ("_model_id", "_name_or_path", "_use_default_values", "is_local", "local_files_only")
 TRACES += ("_class_name", "_diffusers_version")  # of a pipeline that was saved
-# The code of the methods, read at import, as the pipeline's is.
-_FILES = [*Path(__file__).parent.glob("methods/*.py"), *Path(whole.__file__).parent.glob("*.py")]
-METHODS = {path.name: path.read_text(encoding="utf-8") for path in _FILES}
+# All code that draws, besides the pipeline's; read at import, because files may change during an
+# evaluation of hours.
+_FOLDERS = (Path(__file__).parent, Path(whole.__file__).parent)
+CODE = {p.name: p.read_text("utf-8") for folder in _FOLDERS for p in sorted(folder.rglob("*.py"))}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Context:
     Attributes:
         classifier: must not have been used in training or filtering of the pipeline.
         train, test: on the CPU, labelled in the pipeline's order of classes.
-        cache: folder for the features of the splits.
     """
 
     pipe: MultiTaskPipeline
@@ -45,7 +44,6 @@ class Context:
     train: ImageDataset
     test: ImageDataset
     settings: Settings
-    cache: Path
 
     def drawer(self) -> dict[str, Any]:
         """All that decides what is drawn, except for the arguments of a call."""
@@ -53,7 +51,7 @@ class Context:
         configs = (pipe.config, pipe.unet.config, pipe.scheduler.config)
         return {
             "weights": weights_digest(pipe.unet),
-            "code": [type(pipe).code_files(), METHODS],
+            "code": [type(pipe).code_files(), CODE],
             "scheduler": type(pipe.scheduler).__name__,
             "vocabulary": pipe.tokenizer.get_vocab(),
             "configs": [{k: v for k, v in c.items() if k not in TRACES} for c in configs],
@@ -61,36 +59,36 @@ class Context:
         }
 
     @property
-    def format(self) -> ImageFormat:
-        """Of the pipeline's images."""
-        return self.pipe.format
-
-    def rgb(self, images: Tensor) -> Tensor:
-        """Stored images as the classifier and the feature space see them: (N, 3, H, W) uint8."""
-        return self.format.stored_as_rgb(images)
-
-    def unit(self, images: Tensor) -> Tensor:
-        """Stored images in [0, 1], for distances of pixels."""
-        low, high = self.format.stored_range
-        return (images.float() - low) / (high - low)
-
-    @property
     def has_baselines(self) -> bool:
         """Whether other methods are measured, too. They need generate at any noise level."""
         pipe = self.pipe
         return self.settings.baselines and "generate" in pipe.tasks and pipe.chains is None
 
-    def features_of(self, split: str) -> Tensor:
-        """(N, D) of "train" or "test"."""
-        dataset = getattr(self, split)
-        count = min(self.settings.reference_images or len(dataset), len(dataset))
-        return self.space.reference(dataset, count, self.cache)
+    def rgb(self, images: Tensor) -> Tensor:
+        """Stored images as the classifier and the feature space see them: (N, 3, H, W) uint8."""
+        return self.pipe.format.stored_as_rgb(images)
 
-    def classes_of(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) as stored -> (N,) their classes, in the pipeline's order."""
+    def unit(self, images: Tensor) -> Tensor:
+        """Stored images in [0, 1], for distances of pixels."""
+        low, high = self.pipe.format.stored_range
+        return (images.float() - low) / (high - low)
+
+    def seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Stored images -> features (N, D), and classes (N,) in the pipeline's order."""
+        shown = self.rgb(images)
         places = torch.tensor(list(map(self.pipe.class_names.index, self.classifier.class_names)))
-        logits = (self.classifier(to_unit_range(batch)) for batch in self.rgb(images).split(500))
-        return places[torch.cat([batch.argmax(1).cpu() for batch in logits])]
+        logits = (self.classifier(to_unit_range(batch)) for batch in shown.split(500))
+        classes = places[torch.cat([batch.argmax(1).cpu() for batch in logits])]
+        return self.space.features(shown), classes
+
+    def reference(self, split: str) -> Job:
+        """Features (N, D) of the first images of "train" or "test"."""
+
+        def draw(rows: range, space: str, images: Tensor) -> Tensor:
+            return self.space.features(self.rgb(images))
+
+        images = getattr(self, split).images[: self.settings.reference_images]
+        return Job(f"features-{split}", draw, {"space": self.space.digest}, {"images": images})
 
     def generators(self, *key: int | str, rows: range) -> list[torch.Generator]:
         """One a row, a function of key and row: with one key, methods get the same noise."""
@@ -102,24 +100,12 @@ class Context:
 
         Its arguments are the pipeline's, but images are here what a dataset stores.
         """
+        form = self.pipe.format
         if "image" in arguments:
-            arguments["image"] = self.format.stored_as_array(arguments["image"])
+            arguments["image"] = form.stored_as_array(arguments["image"])
         random = self.generators(task, *key, rows=rows)
         images = self.pipe(task=task, generator=random, output_type="pt", **arguments).images
-        return self.format.array_as_stored(images)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The features (N, D) of N images, and their classes (N,) by the classifier."""
-
-    features: Tensor
-    classes: Tensor
-
-    @classmethod
-    def of(cls, context: Context, images: Tensor) -> "Seen":
-        """images: (N, C, H, W) as stored."""
-        return cls(context.space.features(context.rgb(images)), context.classes_of(images))
+        return form.array_as_stored(images)
 
 
 class Part(ABC):
@@ -131,8 +117,10 @@ class Part(ABC):
     def __init__(self, context: Context):
         self.context = context
 
-        given, default = context.settings.num_inference_steps, context.pipe.default_steps
-        self.steps = given or default(self.task)  # of the sampler
+    def steps(self, task: str) -> int:
+        """Of the sampler."""
+        given = self.context.settings.num_inference_steps
+        return given or self.context.pipe.default_steps(task)
 
     @abstractmethod
     def jobs(self) -> list[Job]:

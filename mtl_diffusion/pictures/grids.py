@@ -1,6 +1,5 @@
 """Labelled grids of images: samples of each task, from fixed seeds, none picked by hand."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,16 +8,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..pipeline.format import ImageFormat
 from ..pipeline.inputs import read_images
-from ..pipeline.masks import MASKS, draw_masks
+from ..pipeline.masks import draw_masks
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.rng import generator
 
 Picture = Image.Image
 Source = Picture | np.ndarray | torch.Tensor  # an image as a pipeline takes it or gives it
 LIMIT = 2000  # pixels: no picture is wider or higher
-ROWS = 10  # of classes, at most; columns too
-SAMPLES, SHOWN = 8, 48  # of a class in a showcase, and the width of each in pixels
-HOLES = ("center", "half", "boxes", "strokes", "border")  # those of a showcase
+ROWS, SAMPLES = 10, 8  # samples in a row; classes of edits, at most, are ROWS too
+HOLES = ("center", "half", "boxes", "strokes", "border")  # two of them a row, in turn
+COMPACT = {"cell": 48, "margin": 2}  # of the gallery of a card
 _MARGIN, _TEXT, _SQUARE = 4, 14, 6  # pixels
 _FONT = ImageFont.load_default(11)
 
@@ -78,20 +77,13 @@ def picture(image: Source, form: ImageFormat | None) -> Picture:
     """An image as it is drawn: RGB, or RGBA where it has transparency, of 8 bits."""
     if isinstance(image, Image.Image) and image.mode in ("L", "RGB", "RGBA"):
         return image.convert("RGB") if image.mode == "L" else image
-    pixels = form.from_array(read_images(image, form)[0])
+    pixels, frame = read_images(image, form)
+    pixels = form.from_array(pixels)
     if form.mode != "RGBA":
         pixels = form.rgb(pixels)
     pixels = ((pixels + 1) * 127.5).round().to(torch.uint8)[0].permute(1, 2, 0)
-    if form.fit == "pad":  # which reading has added
-        left, right, top, bottom = form.padding(_size_of(image))
-        pixels = pixels[top : form.height - bottom, left : form.width - right]
-    return Image.fromarray(pixels.numpy())
-
-
-def _size_of(image: Source) -> tuple[int, int]:
-    if isinstance(image, Image.Image):
-        return image.height, image.width
-    return tuple(image.shape[:2]) if isinstance(image, np.ndarray) else tuple(image.shape[-2:])
+    inside = frame[0, 0] > 0  # reading may have added padding
+    return Image.fromarray(pixels[inside.any(1)][:, inside.any(0)].numpy())
 
 
 def side_by_side(pictures: Sequence[Picture]) -> Picture:
@@ -122,24 +114,7 @@ def _cut(label: str, width: int) -> str:
 
 def to_pictures(images: torch.Tensor, form: ImageFormat) -> list[Picture]:
     """(B, C, H, W) as they are stored -> PIL images as they are drawn."""
-    whole = dataclasses.replace(form, fit="crop")  # padding is shown
-    return [picture(image, whole) for image in form.stored_as_array(images.cpu())]
-
-
-def own_samples(pipe: MultiTaskPipeline, count: int, seed: int = 0, each: int = 1) -> list[Source]:
-    """Sources for inpainting and editing, which the model draws itself, of every class in turn.
-
-    Grey images if it has not learned to generate.
-
-    Args:
-        each: samples of a class that follow each other.
-    """
-    if "generate" not in pipe.tasks:
-        form = pipe.format
-        return [form.stored_as_array(torch.full(form.shape, form.stored_middle))] * count
-    random = generator(seed, "sources")
-    labels = [label for label in labels_in_turn(pipe, count // each) for _ in range(each)]
-    return pipe(task="generate", class_label=labels, generator=random).images
+    return [picture(image, form) for image in form.stored_as_array(images.cpu())]
 
 
 def labels_in_turn(pipe: MultiTaskPipeline, count: int) -> list[int | None]:
@@ -148,131 +123,89 @@ def labels_in_turn(pipe: MultiTaskPipeline, count: int) -> list[int | None]:
     return [i % len(names) if names else None for i in range(count)]
 
 
-def pictures_of(
-    pipe: MultiTaskPipeline,
-    sources: Sequence[Source],
-    samples: int,
-    edits: int,
-    seed: int = 0,
-    **options,
-) -> dict[str, Picture]:
-    """A picture of each task that the model has learned.
+def own_samples(pipe: MultiTaskPipeline, seed: int = 0, **options) -> list[Source]:
+    """`ROWS` rows of `SAMPLES` samples, each row of one class, of every class in turn.
+
+    Grey images if the model has not learned to generate.
 
     Args:
-        sources: images to inpaint and edit, four or more.
-        samples: images of each class that are generated.
-        edits: how many of the sources are edited.
         options: further arguments of the pipeline.
     """
-    draw = {
-        "generate": lambda: generate_picture(pipe, samples, seed, **options),
-        "inpaint": lambda: inpaint_picture(pipe, sources, seed, **options),
-        "edit": lambda: edit_picture(pipe, sources[:edits], seed, **options),
-    }
-    labels = labels_in_turn(pipe, 4)
-    return {
-        task: draw[task]() if task in draw else task_picture(pipe, task, sources[:4], labels, seed)
-        for task in pipe.tasks
-    }
+    if "generate" not in pipe.tasks:
+        form = pipe.format
+        grey = form.stored_as_array(torch.full(form.shape, form.stored_middle))
+        return [grey] * (ROWS * SAMPLES)
+    labels = [label for label in labels_in_turn(pipe, ROWS) for _ in range(SAMPLES)]
+    random = generator(seed, "sources")
+    return pipe(task="generate", class_label=labels, generator=random, **options).images
 
 
-def showcase(pipe: MultiTaskPipeline, seed: int = 0) -> Picture:
-    """One picture of all that a model does with samples of its own, of every class in turn.
-
-    Ten rows: eight samples of a class; the first of them with two holes, each before and after;
-    and edited into ten classes, its own among them. First seeds, nothing is picked. Tasks that the
-    model has not learned are left out; those besides these three follow at the right.
-    """
-    labels = labels_in_turn(pipe, ROWS)
-    sources = own_samples(pipe, ROWS * SAMPLES, seed, each=SAMPLES)
-    first, blocks, how = sources[::SAMPLES], [], {"cell": SHOWN, "margin": 2, "form": pipe.format}
-    if "generate" in pipe.tasks:
-        rows = [sources[i : i + SAMPLES] for i in range(0, len(sources), SAMPLES)]
-        blocks.append(grid(rows, column_labels=["samples"], **how))
-    if "inpaint" in pipe.tasks:
-        masks = [
-            draw_masks(1, pipe.format.size, generator(seed, row, kind), kind)[0]
-            for row in range(ROWS)
-            for kind in (HOLES[2 * row % len(HOLES)], HOLES[(2 * row + 1) % len(HOLES)])
-        ]
-        images = [source for source in first for _ in range(2)]
-        random = generator(seed, "inpaint")
-        given = {"image": images, "mask_image": torch.stack(masks), "generator": random}
-        results = pipe(task="inpaint", **given).images
-        cells = [
-            one
-            for image, mask, result in zip(images, masks, results, strict=True)
-            for one in (_masked(picture(image, pipe.format), mask), result)
-        ]
-        rows = [cells[i : i + 4] for i in range(0, len(cells), 4)]
-        blocks.append(grid(rows, column_labels=["hole", "filled"] * 2, **how))
-    if "edit" in pipe.tasks:
-        blocks.append(edit_picture(pipe, first, seed, cell=SHOWN, margin=2))
-    others = [task for task in pipe.tasks if task not in ("generate", "inpaint", "edit")]
-    blocks += [task_picture(pipe, task, first[:4], labels[:4], seed) for task in others]
-    return side_by_side(blocks)
-
-
-def generate_picture(pipe: MultiTaskPipeline, count: int = 10, seed: int = 0, **options) -> Picture:
-    """A row of `count` samples for each class, and one without a class: the first ten rows."""
-    labels = [*pipe.class_names, None][:ROWS]
-    images = pipe(
-        task="generate",
-        class_label=labels,
-        num_images_per_prompt=count,
-        generator=generator(seed, "generate"),
-        **options,
-    ).images
-    rows = [images[i * count : (i + 1) * count] for i in range(len(labels))]
-    names = ["any" if label is None else label for label in labels]
-    return grid(rows, names, form=pipe.format)
-
-
-def inpaint_picture(
-    pipe: MultiTaskPipeline, sources: Sequence[Source], seed: int = 0, **options
-) -> Picture:
-    """For each kind of mask, twice: the original, what is left of it, and the result."""
-    masks = [
-        mask
-        for kind in MASKS
-        for mask in draw_masks(2, pipe.format.size, generator(seed, kind), kind)
-    ]
-    images = [sources[i % len(sources)] for i in range(len(masks))]
-    results = pipe(
-        task="inpaint",
-        image=images,
-        mask_image=torch.stack(masks),
-        generator=generator(seed, "inpaint"),
-        **options,
-    ).images
-    shown = [
-        (image, _masked(picture(image, pipe.format), mask), result)
-        for image, mask, result in zip(images, masks, results, strict=True)
-    ]
-    rows = [[*shown[i], *shown[i + 1]] for i in range(0, len(shown), 2)]
-    return grid(rows, list(MASKS), ["original", "masked", "result"] * 2, form=pipe.format)
-
-
-def edit_picture(
+def pictures_of(
     pipe: MultiTaskPipeline,
-    sources: Sequence[Source],
+    sources: Sequence[Source] = (),
     seed: int = 0,
-    cell: int = 64,
-    margin: int = _MARGIN,
+    compact: bool = False,
     **options,
-) -> Picture:
-    """A row for each source: the source, and its edits into each class; ten at most of both."""
-    sources, names = sources[:ROWS], pipe.class_names[:ROWS]
-    results = pipe(
-        task="edit",
-        image=[source for source in sources for _ in names],
-        class_label=list(names) * len(sources),
-        generator=generator(seed, "edit"),
-        **options,
-    ).images
-    count = len(names)
-    rows = [[source, *results[i * count : (i + 1) * count]] for i, source in enumerate(sources)]
-    return grid(rows, column_labels=["source", *names], cell=cell, margin=margin, form=pipe.format)
+) -> dict[str, Picture]:
+    """A picture of each task that the model has learned. First seeds, nothing is picked.
+
+    Args:
+        sources: images to inpaint and edit, of which `ROWS` are taken. None: samples of the model,
+            of every class in turn.
+        compact: small, as in the gallery of a card, and without names beside the rows.
+        options: further arguments of the pipeline.
+    """
+    how = {"form": pipe.format, **(COMPACT if compact else {})}
+    samples, labels = own_samples(pipe, seed, **options), labels_in_turn(pipe, ROWS)
+    if sources:
+        sources, labels_of_sources = sources[:ROWS], [None] * len(sources)
+    else:
+        sources, labels_of_sources = samples[::SAMPLES], labels
+    found = {}
+    for task in pipe.tasks:
+        random = generator(seed, task)
+        if task == "generate":
+            rows = [samples[i : i + SAMPLES] for i in range(0, len(samples), SAMPLES)]
+            found[task] = grid(rows, () if compact else _names(pipe, labels), ["samples"], **how)
+        elif task == "inpaint":
+            found[task] = _holes(pipe, sources, seed, random, how, options)
+        elif task == "edit":
+            found[task] = _edits(pipe, sources, random, how, options)
+        else:
+            found[task] = task_picture(pipe, task, sources[:4], labels_of_sources[:4], seed)
+    return found
+
+
+def _holes(pipe, sources, seed, random, how, options) -> Picture:
+    """A row for each source, which gets two kinds of holes, each shown before and after."""
+    kinds = [HOLES[i % len(HOLES)] for i in range(2 * len(sources))]
+    masks = [
+        draw_masks(1, pipe.format.size, generator(seed, i // 2, kind), kind)[0]
+        for i, kind in enumerate(kinds)
+    ]
+    images = [source for source in sources for _ in range(2)]
+    given = {"image": images, "mask_image": torch.stack(masks), "generator": random}
+    results = pipe(task="inpaint", **given, **options).images
+    cells = [
+        cell
+        for image, mask, result in zip(images, masks, results, strict=True)
+        for cell in (_masked(picture(image, pipe.format), mask), result)
+    ]
+    rows = [cells[i : i + 4] for i in range(0, len(cells), 4)]
+    return grid(rows, column_labels=["hole", "filled"] * 2, **how)
+
+
+def _edits(pipe, sources, random, how, options) -> Picture:
+    """A row for each source: the source, and its edits into each class, `ROWS` at most."""
+    names = pipe.class_names[:ROWS]
+    images = [source for source in sources for _ in names]
+    given = {"image": images, "class_label": list(names) * len(sources), "generator": random}
+    results = pipe(task="edit", **given, **options).images
+    rows = [
+        [source, *results[i * len(names) : (i + 1) * len(names)]]
+        for i, source in enumerate(sources)
+    ]
+    return grid(rows, column_labels=["source", *names], **how)
 
 
 def task_picture(

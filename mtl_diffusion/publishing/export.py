@@ -186,7 +186,7 @@ def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
     """The card's gallery, of the model's own samples and the first seeds; returns its name."""
     bar = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)
-    picture = grids.showcase(pipe)
+    picture = grids.side_by_side([*grids.pictures_of(pipe, compact=True).values()])
     pipe.set_progress_bar_config(**bar)
     picture.save(folder / GALLERY)
     return GALLERY

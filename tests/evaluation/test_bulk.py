@@ -20,14 +20,14 @@ class Twice(torch.nn.Module):
 NET = Twice()
 
 
-def job(log, count=7, stop=None, **same):
+def job(log, count=7, stop=None, labels=None, **same):
     def draw(rows, **_):
         if rows.start == stop:
             raise KeyboardInterrupt
         log.append(rows)
         return NET(torch.tensor(rows, dtype=torch.float32))
 
-    return Job("twice", count, draw, same, lambda rows: {"label": list(rows)})
+    return Job("twice", draw, same, {"label": list(range(count)) if labels is None else labels})
 
 
 def bulk(folder, rank=0, world=1, batch_size=3, model="m"):
@@ -65,11 +65,8 @@ def test_more_rows_reuse_the_full_chunks_and_others_reuse_nothing(tmp_path):
     bulk(tmp_path).draw([job(log, count=6)])
     bulk(tmp_path).draw([job(log, count=8)])
     assert log == [range(0, 3), range(3, 6), range(6, 8)]
-    third = job(log)
-    same = job(log, steps=5)
-    each = Job("twice", 7, third.draw, {}, lambda rows: {"label": torch.zeros(len(rows))})
-    code = Job("twice", 7, lambda rows, **_: third.draw(rows), third.same, third.each)
-    for other, model in ((same, "m"), (each, "m"), (code, "m"), (third, "n")):
+    tensors = job(log, labels=torch.zeros(7))
+    for other, model in ((job(log, steps=5), "m"), (tensors, "m"), (job(log), "n")):
         made = bulk(tmp_path, model=model)
         log.clear()
         made.draw([other])
@@ -82,7 +79,7 @@ def test_what_another_pipeline_drew_is_not_scored(build_pipe, monkeypatch, tmp_p
     pipe = build_pipe()
 
     def drawer(pipe):
-        given = Context(pipe, None, None, None, None, Settings(), None)
+        given = Context(pipe, None, None, None, None, Settings())
         return Bulk("x", pipe.unet, 3, given.drawer()).model
 
     first = drawer(pipe)

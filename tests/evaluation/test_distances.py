@@ -9,7 +9,6 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from mtl_diffusion.evaluation.distances import frechet_distance, precision_recall, psnr, ssim
-from mtl_diffusion.evaluation.inpaint import diversity, mean_completion
 
 
 def points(n, d, seed=0, mean=0.0, scale=1.0):
@@ -70,22 +69,3 @@ def test_ssim_of_whole_images_is_torchmetrics():
     # torchmetrics leaves out the border, where windows reach over the edge; ours averages all.
     assert (ssim(a, b) - expected).abs().max() < 0.1
     assert (ssim(a, b) < 0.3).all()
-
-
-def test_diversity_is_the_deviation_inside_the_hole():
-    repeats = torch.zeros(2, 1, 3, 16, 16)
-    repeats[1, ..., :8] = 0.2  # 0 and 0.2 inside: deviation 0.2 / sqrt(2)
-    repeats[1, ..., 8:] = 1
-    assert diversity(repeats, left_half(1)).item() == pytest.approx(0.2 / 2**0.5)
-    assert diversity(repeats[:1].repeat(3, 1, 1, 1, 1), left_half(1)).item() == 0
-
-
-def test_errors_of_completions_cancel_in_their_mean():
-    originals = torch.full((2, 3, 16, 16), 100 / 255)
-    errors = torch.tensor([20, -20, 8, -8])[:, None, None, None, None] / 255
-    repeats = originals + errors
-    repeats[..., 8:] = 1  # known pixels don't count
-    found = mean_completion(originals, repeats, left_half(2))
-    assert found["mean_of"] == 4 and found["psnr_of_mean_in_hole"] == pytest.approx(54.15, abs=0.01)
-    found = mean_completion(originals, repeats[[0, 2]], left_half(2))
-    assert found["psnr_of_mean_in_hole"] == pytest.approx(20 * math.log10(255 / 14), abs=0.01)

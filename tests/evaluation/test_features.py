@@ -1,4 +1,4 @@
-"""Feature spaces: of a classifier, and of an image model of transformers; and their cache."""
+"""Feature spaces: of a classifier, and of an image model of transformers."""
 
 import json
 
@@ -9,7 +9,7 @@ from transformers import Dinov2Config, Dinov2Model
 from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.training import train_classifier
 from mtl_diffusion.data.images import load_images
-from mtl_diffusion.evaluation.features import FeatureSpace, feature_space
+from mtl_diffusion.evaluation.features import feature_space
 from mtl_diffusion.tools.tensors import weights_digest
 
 
@@ -67,23 +67,6 @@ def test_an_image_model_of_transformers_gets_its_own_size_and_normalisation(tmp_
     torch.testing.assert_close(space.features(grey), expected, atol=1e-4, rtol=1e-4)
     assert space.about["enlarged_to"] == 28
     assert space.features(data.images[:3]).shape == (3, 16)
-
-
-def test_reference_features_are_computed_once_and_only_for_their_data(tmp_path, data):
-    calls = []
-
-    def embed(images):
-        calls.append(len(images))
-        return images.mean((2, 3))
-
-    space = FeatureSpace("mean", "abc", {}, embed)
-    first = space.reference(data, 10, tmp_path)
-    assert torch.equal(space.reference(data, 10, tmp_path), first) and calls == [10]
-    torch.testing.assert_close(first, data.images[:10].float().mean((2, 3)) / 255)
-    space.reference(data, 20, tmp_path)
-    space.reference(load_images("shapes", split="test[40:50]", resolution=16), 10, tmp_path)
-    FeatureSpace("mean", "other", {}, embed).reference(data, 10, tmp_path)
-    assert calls == [10, 20, 10, 10]
 
 
 def test_a_name_that_is_nothing_is_refused(tmp_path):

@@ -87,7 +87,9 @@ def test_bits_per_dim_of_a_gaussian_are_its_cross_entropy():
     s = 0.25
     model = Gaussian(0.1, s**2)
     images = to_bytes(model.sample(64))
-    found = bits_per_dim(at_one_level(model), to_unit_range(images), keyed(64), **LEVELS, steps=128)
+    found = bits_per_dim(
+        at_one_level(model), to_unit_range(images), keyed(64), 2 / 255, **LEVELS, steps=128
+    )
     assert found.shape == (64,) and found.dtype == torch.float64
     # -log2 of the density of a pixel uniform in its bin, in units of bins, for each image
     variance = s**2 + 0.002**2
@@ -109,12 +111,12 @@ def test_a_batch_gives_what_its_images_give_alone(pipe):
     labels, ode = torch.tensor([0, -1, 2]), {**LEVELS, "steps": 8}
     D = generate_denoiser(pipe, labels)
     with torch.no_grad(), evaluations_of(pipe.unet) as seen:
-        batch = bits_per_dim(D, images, keyed(3), **ode)
+        batch = bits_per_dim(D, images, keyed(3), 2 / 255, **ode)
     assert seen == [3 * (8 + 1)]
     assert batch.isfinite().all() and not batch.requires_grad
     for i in range(3):
         own = generate_denoiser(pipe, labels[i : i + 1])
-        alone = bits_per_dim(own, images[i : i + 1], keyed(1, first=i), **ode)
+        alone = bits_per_dim(own, images[i : i + 1], keyed(1, first=i), 2 / 255, **ode)
         torch.testing.assert_close(batch[i : i + 1], alone, atol=1e-4, rtol=1e-4)
-    assert not torch.equal(batch, bits_per_dim(D, images, keyed(3, first=9), **ode))
+    assert not torch.equal(batch, bits_per_dim(D, images, keyed(3, first=9), 2 / 255, **ode))
     assert all(p.grad is None for p in pipe.unet.parameters())

@@ -25,14 +25,11 @@ from torch import Tensor
 from ...editing.ode import ode_end
 from .denoisers import Denoise
 
-BIN = 2 / 255  # the distance of two grey levels of 8 bits in [-1, 1]
 PIECES = 4  # of the ODE: the solver's levels lie close together at the upper end of each
 Generators = list[torch.Generator]
 
 
-def bits_per_dim(
-    D: Denoise, images: Tensor, generators: Generators, width: float = BIN, **ode
-) -> Tensor:
+def bits_per_dim(D: Denoise, images: Tensor, generators: Generators, width: float, **ode) -> Tensor:
     """One draw of the bound for each image: one place in its bins, one probe a noise level.
 
     The error of few steps has no known bound: report the result at two numbers of steps.
