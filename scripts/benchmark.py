@@ -10,11 +10,37 @@ Prints the median, the lowest and the highest value of all rounds. `NAME --help`
 """
 
 import tempfile
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
 from mtl_diffusion.config.command_line import parse
 from mtl_diffusion.tools import flags
+
+
+def measure(args: Namespace, rest: list[str], folder: Path) -> dict:
+    """Name -> figure. The imports come after parsing, because torch takes seconds."""
+    if args.kind == "step":
+        config = parse(rest)
+
+        from mtl_diffusion.benchmark.steps import time_steps
+
+        return time_steps(config, folder, args.steps, args.rounds, args.warm)
+    if args.kind == "scripts":
+        from mtl_diffusion.benchmark.programs import race
+
+        return race(args.commands, folder, args.rounds, args.warm)
+    import torch
+
+    from mtl_diffusion.benchmark.sampling import race_graphs, time_sampling
+    from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+
+    pipe = MultiTaskPipeline.from_pretrained(args.pipeline)
+    pipe.set_progress_bar_config(disable=True)
+    if args.onnx is not None:
+        return race_graphs(pipe, args.onnx, args.batch_size, args.rounds)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    return time_sampling(pipe, args.batch_size, args.rounds, args.num_inference_steps)
 
 
 def main() -> None:
@@ -41,12 +67,7 @@ def main() -> None:
     if rest and args.kind != "step":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     with flags.refusals(), tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        config = parse(rest) if args.kind == "step" else None
-
-        # After parsing: torch takes seconds to import, and --help needs none of it.
-        from mtl_diffusion.benchmark.measure import measure
-
-        found = measure(args, config, Path(folder))
+        found = measure(args, rest, Path(folder))
     width = max(map(len, found))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in found.items()))
 

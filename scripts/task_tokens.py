@@ -3,13 +3,12 @@
     python scripts/task_tokens.py --pipeline runs/quickstart/pipeline --dataset_name shapes \\
         --output_dir runs/quickstart/task_tokens
 
-Writes task_tokens.json and task_tokens.png, and prints a table: how much more loss a task has with
+Writes task_tokens.json, and prints a table: how much more loss a task has with
 another token, in percent of the loss with its token, by noise level. Every token sees the same
 images, noise, masks and strengths; ± is the standard error of the mean difference over the images.
 """
 
 import json
-from dataclasses import asdict
 
 from mtl_diffusion.tools import flags
 
@@ -27,7 +26,7 @@ def main() -> None:
     # After parsing: torch takes seconds to import, and --help needs none of it.
     import torch
 
-    from mtl_diffusion.comparison.task_tokens import compare_tokens
+    from mtl_diffusion.comparison.task_tokens import compare_tokens, table
     from mtl_diffusion.data.images import load_split
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
@@ -35,17 +34,16 @@ def main() -> None:
         pipe = MultiTaskPipeline.from_pretrained(args.pipeline, revision=args.revision)
         pipe.to("cuda" if torch.cuda.is_available() else "cpu")
         data = load_split(args, "validation_split", pipe.format)
-        losses = compare_tokens(pipe, data, args.num_images, args.seed)
+        found = compare_tokens(pipe, data, args.num_images, args.seed)
     report = {
         "command": flags.command(),
         "fingerprint": data.fingerprint,
         "num_images": min(args.num_images, len(data)),
-        **asdict(losses),
+        **found,
     }
     args.output_dir.mkdir(parents=True, exist_ok=True)
     (args.output_dir / "task_tokens.json").write_text(json.dumps(report, indent=2) + "\n")
-    losses.plot(args.output_dir / "task_tokens.png")
-    print(f"\n{losses.markdown()}\n{report['num_images']} images. Written to {args.output_dir}")
+    print(f"\n{table(found)}\n{report['num_images']} images. Written to {args.output_dir}")
 
 
 if __name__ == "__main__":

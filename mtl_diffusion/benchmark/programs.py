@@ -8,10 +8,10 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm.auto import trange
 
-from .timing import Measured
+from .timing import measured
 
 
-def race(commands: Sequence[str], folder: Path, rounds: int, warm: int) -> dict[str, Measured]:
+def race(commands: Sequence[str], folder: Path, rounds: int, warm: int) -> dict[str, str]:
     """Steps a second of training scripts, which take turns, and ratios to those of the first.
 
     Taking turns, they are slowed alike by whatever else the machine does.
@@ -25,14 +25,20 @@ def race(commands: Sequence[str], folder: Path, rounds: int, warm: int) -> dict[
     Raises:
         ValueError: a script failed, or logged too few steps.
     """
-    rates = [[] for _ in commands]
-    for turn in trange(rounds, desc="rounds"):
-        for number, command in enumerate(commands):
-            rates[number].append(steps_a_second(command, folder / f"{turn}-{number}", warm))
-    found = {f"{i}, steps_per_second": Measured.of(values) for i, values in enumerate(rates, 1)}
-    for i, values in enumerate(rates[1:], 2):
-        ratios = Measured.of(a / b for a, b in zip(rates[0], values, strict=True))
-        found[f"1 is faster than {i}, times"] = ratios
+    turns = [
+        [
+            steps_a_second(command, folder / f"{turn}-{i}", warm)
+            for i, command in enumerate(commands)
+        ]
+        for turn in trange(rounds, desc="rounds")
+    ]
+    first, *others = zip(*turns, strict=True)
+    found = {
+        f"{i}, steps_per_second": measured(rates) for i, rates in enumerate((first, *others), 1)
+    }
+    for i, rates in enumerate(others, 2):
+        ratios = (a / b for a, b in zip(first, rates, strict=True))
+        found[f"1 is faster than {i}, times"] = measured(ratios)
     return found
 
 

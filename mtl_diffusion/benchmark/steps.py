@@ -3,11 +3,11 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 
@@ -15,9 +15,11 @@ from .. import loop
 from ..config import TrainConfig
 from ..launch.preflight import begin
 from ..tools.flops import flops_of_unet
+from ..training.ema import EMA
 from ..training.meter import Meter
+from ..training.mixture import Mixture
 from ..training.run import Run, build
-from .timing import Measured, machine, seconds, synchronise
+from .timing import machine, measured, seconds, synchronise
 
 PARTS = ("data", "corruption", "forward", "backward", "optimiser", "EMA", "logging", "other")
 
@@ -35,20 +37,14 @@ class Stopwatch:
         self._open = ["other"]
         self._since = time.perf_counter()
 
-    def start(self, part: str) -> None:
-        self._mark()
-        self._open.append(part)
-
-    def stop(self) -> None:
-        self._mark()
-        self._open.pop()
-
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """What is done inside is this part; also a decorator of a function."""
-        self.start(name)
+        self._mark()
+        self._open.append(name)
         yield
-        self.stop()
+        self._mark()
+        self._open.pop()
 
     def _mark(self) -> None:
         synchronise(self._device)
@@ -59,41 +55,25 @@ class Stopwatch:
 
 def step_parts(run: Run, step: int, meter: Meter) -> Counter[str]:
     """Takes one step; seconds of each of `PARTS`. "other" has the clipping of gradients in it."""
-    accelerator = run.accelerator
-    clock = Stopwatch(accelerator.device)
-    data, corruption, backward, average, logging = map(
-        clock.part, ("data", "corruption", "backward", "EMA", "logging")
-    )
-    # What `train_step` calls of each part of a run, and no more.
-    watched = replace(
-        run,
-        loader=SimpleNamespace(batch=data(run.loader.batch)),
-        mixture=SimpleNamespace(
-            images=run.mixture.images,
-            draw=corruption(run.mixture.draw),
-            condition=corruption(run.mixture.condition),
-        ),
-        draw_sigma=corruption(run.draw_sigma),
-        accelerator=SimpleNamespace(
-            device=accelerator.device,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            no_sync=accelerator.no_sync,
-            backward=backward(accelerator.backward),
-        ),
-        ema=run.ema and SimpleNamespace(update=average(run.ema.update)),
-    )
-    record = SimpleNamespace(add=logging(meter.add))
-    hooks = [
-        run.objective.register_forward_pre_hook(lambda *_: clock.start("forward")),
-        run.objective.register_forward_hook(lambda *_: clock.stop()),
-        run.optimizer.register_step_pre_hook(lambda *_: clock.start("optimiser")),
-        run.optimizer.register_step_post_hook(lambda *_: clock.stop()),
+    clock = Stopwatch(run.accelerator.device)
+    methods = [
+        (type(run.loader), "batch", "data"),
+        (Mixture, "draw", "corruption"),
+        (Mixture, "condition", "corruption"),
+        (type(run.objective), "__call__", "forward"),
+        (type(run.accelerator), "backward", "backward"),
+        (type(run.optimizer), "step", "optimiser"),
+        (EMA, "update", "EMA"),
+        (Meter, "add", "logging"),
+        (Meter, "read", "logging"),
     ]
-    loop.train_step(watched, step, record)
-    logging(meter.read)()
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as stack:
+        for owner, name, part in methods:
+            timed = clock.part(part)(getattr(owner, name))
+            stack.enter_context(patch.object(owner, name, timed))
+        draw_sigma = clock.part("corruption")(run.draw_sigma)
+        loop.train_step(replace(run, draw_sigma=draw_sigma), step, meter)
+        meter.read()
     return clock.seconds
 
 
@@ -127,9 +107,9 @@ def time_steps(config: TrainConfig, folder: Path, steps: int, rounds: int, warm:
         accelerator.end_training()
     batch = config.total_batch_size
     return {
-        "images_per_second": Measured.of(batch / took for took in times),
-        "milliseconds_a_step": Measured.of(1e3 * took for took in times),
+        "images_per_second": measured(batch / took for took in times),
+        "milliseconds_a_step": measured(1e3 * took for took in times),
         "teraflop_a_step": round(flops * batch / 1e12, 4),
-        **{f"milliseconds, {part}": Measured.of(1e3 * a[part] for a in parts) for part in PARTS},
+        **{f"milliseconds, {part}": measured(1e3 * a[part] for a in parts) for part in PARTS},
         **machine(device),
     }

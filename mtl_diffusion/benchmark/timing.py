@@ -3,27 +3,15 @@
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 
 
-@dataclass(frozen=True)
-class Measured:
+def measured(values: Iterable[float]) -> str:
     """Repeated measurements of one quantity: their median, lowest, highest and number."""
-
-    median: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> "Measured":
-        values = list(values)
-        return cls(statistics.median(values), min(values), max(values), len(values))
-
-    def __str__(self) -> str:
-        return f"{self.median:.4g} ({self.low:.4g} to {self.high:.4g}, n = {self.n})"
+    values = list(values)
+    low, high, n = min(values), max(values), len(values)
+    return f"{statistics.median(values):.4g} ({low:.4g} to {high:.4g}, n = {n})"
 
 
 def synchronise(device: torch.device) -> None:

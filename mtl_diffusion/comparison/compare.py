@@ -1,6 +1,7 @@
 """A whole comparison: trains the runs that are missing, measures all, writes tables and a plot."""
 
 import json
+import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..config import TrainConfig, to_dict
+from ..config import TrainConfig, resolved, to_dict
 from ..data.images import load_splits
+from ..launch.stop import STOPPED
 from ..pictures.plots import signed_matrix
 from ..publishing.export import PIPELINE
 from ..tools import flags
@@ -19,7 +21,6 @@ from ..training.model import image_format
 from .arms import Arm, configure
 from .measure import losses, scores
 from .report import ByTask, changes, loss_table, scorecard_table
-from .runs import ensure_trained
 
 
 def compare(
@@ -42,7 +43,7 @@ def compare(
         The tables as Markdown. They and comparison.json and changes.png are written to `folder`.
 
     Raises:
-        ValueError: a configuration is not allowed, or a folder has a run of another one.
+        ValueError: a configuration is not allowed.
         RuntimeError: a run was stopped, or it or an evaluation failed.
     """
     if base.max_train_steps is None:
@@ -89,6 +90,31 @@ def compare(
     write_text(folder / "comparison.md", tables)
     _plot(changed, levels, folder / "changes.png")
     return tables
+
+
+def ensure_trained(config: TrainConfig, command: Sequence[str]) -> None:
+    """Starts or continues the run, unless it has finished with this configuration.
+
+    Args:
+        command: starts scripts/train.py, which refuses to continue a run of another configuration;
+            the flags are appended.
+
+    Raises:
+        RuntimeError: the run failed, for a reason that is in its output, or was stopped after a
+            checkpoint.
+    """
+    folder, text = Path(config.output_dir), resolved(config)
+    given, finished = folder / "config.yaml", folder / "finished.yaml"
+    if finished.exists() and finished.read_text(encoding="utf-8") == text:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(given, text)
+    code = subprocess.run([*command, "--config", str(given)]).returncode
+    if code == STOPPED:
+        raise RuntimeError(f"{folder} was stopped; run the same command again to continue")
+    if code:
+        raise RuntimeError(f"{folder}: training exited with {code}")
+    write_text(finished, text)
 
 
 def _with_mean(runs: Sequence[dict[str, float]]) -> np.ndarray:

@@ -25,18 +25,15 @@ def changes(losses: ByTask) -> dict[str, dict[str, np.ndarray]]:
 
 
 def loss_table(losses: ByTask, changed: ByTask) -> str:
-    """Markdown: an arm a row, the loss and its change for each task, and the mean change."""
+    """Markdown: an arm a row, for each task the loss and its change."""
     tasks = list(dict.fromkeys(task for by_task in losses.values() for task in by_task))
     rows = []
     for arm, by_task in losses.items():
         texts = {task: spread(loss[:, -1], ".4f", ".4f") for task, loss in by_task.items()}
-        means = {task: change[:, -1] for task, change in changed[arm].items()}
-        for task, mean in means.items():
-            texts[task] += f" ({spread(mean, '+.1f', '.1f')} %)"
-        overall = [np.mean(list(means.values()), axis=0)] if means else []
-        cells = [f"{spread(values, '+.1f', '.1f')} %" for values in overall] or [""]
-        rows.append([arm, *(texts.get(task, "") for task in tasks), *cells])
-    return markdown(["arm", *tasks, "mean change"], rows)
+        for task, change in changed[arm].items():
+            texts[task] += f" ({spread(change[:, -1], '+.1f', '.1f')} %)"
+        rows.append([arm, *(texts.get(task, "") for task in tasks)])
+    return markdown(["arm", *tasks], rows)
 
 
 def scorecard_table(figures: Mapping[str, Sequence[Mapping[str, float]]]) -> str:

@@ -1,53 +1,21 @@
 """Whether a model uses its task token: held-out loss with the right, each wrong and no token."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from ..data.images import ImageDataset
-from ..pictures.plots import signed_matrix
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..training.losses import LEVELS
 from .measure import loss_of
 from .report import markdown
 
 
-@dataclass(frozen=True)
-class TokenLosses:
-    """Losses in K noise levels, with the right task token and with others.
-
-    Attributes:
-        levels: (K,) names of the noise levels.
-        right: task -> (K,) losses with the right token.
-        excess: "task, token" -> (K, 2): how much more loss the task has with another token, in
-            percent of the loss with the right one, and the standard error of that.
-    """
-
-    levels: tuple[str, ...]
-    right: dict[str, list[float]]
-    excess: dict[str, list[list[float]]]
-
-    def markdown(self) -> str:
-        """The excess as a table, a column for each noise level."""
-        rows = [
-            [name, *(f"{more:+.1f} ± {error:.1f}" for more, error in cells)]
-            for name, cells in self.excess.items()
-        ]
-        return markdown(["task, token", *self.levels], rows)
-
-    def plot(self, path: Path) -> None:
-        """The excess as a heat map."""
-        more, error = np.array(list(self.excess.values())).transpose(2, 0, 1)
-        label = "more loss than with the right token, %"
-        signed_matrix(more, error, list(self.excess), self.levels, label, path)
-
-
 def compare_tokens(
     pipe: MultiTaskPipeline, data: ImageDataset, num_images: int, seed: int
-) -> TokenLosses:
+) -> dict[str, Any]:
     """Measures every task of a pipeline with every token, and with none ("null").
 
     Each token sees the same images, noise, masks and strengths. So the excess is a mean of
@@ -55,6 +23,11 @@ def compare_tokens(
 
     Args:
         data: held-out images.
+
+    Returns:
+        "levels", the names of K noise levels; "right", task -> (K,) losses with the right token;
+        and "excess", "task, token" -> (K, 2): how much more loss the task has with another token,
+        in percent of the loss with the right one, and the standard error of that.
 
     Raises:
         ValueError: the model doesn't know a class of the data.
@@ -76,4 +49,13 @@ def compare_tokens(
             more = 100 * (others - mine) / mean
             error = more.std(1) / more.shape[1] ** 0.5
             excess[f"{task}, {token}"] = torch.stack([more.mean(1), error], 1).tolist()
-    return TokenLosses(tuple(LEVELS), right, excess)
+    return {"levels": [*LEVELS], "right": right, "excess": excess}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The excess as Markdown, a column for each noise level."""
+    rows = [
+        [name, *(f"{more:+.1f} ± {error:.1f}" for more, error in cells)]
+        for name, cells in found["excess"].items()
+    ]
+    return markdown(["task, token", *found["levels"]], rows)

@@ -52,28 +52,24 @@ class Edit(Part):
         return [self._job(way, strength) for way in self.ways for strength in self.strengths]
 
     def _job(self, way: str, strength: float) -> Job:
-        name, guidance = f"{way}-{strength:g}", self.guidance(way)
+        same = {"way": way, "strength": strength, "guidance": self.guidance(way)}
+        same["steps"] = self.steps(EDIT)
         each = {"image": self.sources, "class_label": self.asked.tolist()}
-        if way == EDIT:
-            same = {"task": way, "strength": strength, "guidance_scale": guidance}
-            same["num_inference_steps"] = self.steps(EDIT)
-            return Job(name, self.context.sample, same, each)
-        same = {
-            "method": way,
-            "strength": strength,
-            "guidance": guidance,
-            "steps": self.steps(EDIT),
-        }
-        return Job(name, self._by_method, same, each | {"source_class": self.own.tolist()})
+        each["source_class"] = self.own.tolist()
+        return Job(f"{way}-{strength:g}", self._edited, same, each)
 
-    def _by_method(
-        self, rows, image: Tensor, class_label, source_class, method, strength, guidance, steps
+    def _edited(
+        self, rows, image: Tensor, class_label, source_class, way, strength, guidance, steps
     ) -> Tensor:
         """Edits (b, C, H, W) as stored of these sources and classes, into the class labels."""
-        pipe, random = self.context.pipe, self.context.generators("edit", rows=rows)
+        if way == EDIT:
+            given = {"image": image, "class_label": class_label, "strength": strength}
+            given |= {"guidance_scale": guidance, "num_inference_steps": steps}
+            return self.context.sample(rows, EDIT, **given)
+        pipe, random = self.context.pipe, self.context.generators(EDIT, rows=rows)
         image = pipe.format.from_stored(image.to(pipe.device))
         asked, own = torch.tensor([class_label, source_class], device=pipe.device)
-        if method == WHOLE:
+        if way == WHOLE:
             strengths = torch.full((len(image),), strength, device=pipe.device)
             given = (torch.ones_like(image[:, :1]), asked, own, strengths)
             edited = whole_edit(pipe, image, *given, random, guidance, steps)
@@ -82,9 +78,9 @@ class Edit(Part):
         sigmas = noise_levels(pipe.scheduler, steps)
         # From the noise level where edit starts, in as many steps.
         start = min(TASKS[EDIT].start(torch.tensor(strength)).item(), sigmas[0])
-        if method == "flowedit":
+        if way == "flowedit":
             edited = flowedit(source, target, image, sigmas, strength, random)
-        elif method == "sdedit":
+        elif way == "sdedit":
             edited = sdedit(target, image, start, steps, random)
         else:
             edited = ddim_inversion(source, target, image, start, steps, INVERSION_STEPS)

