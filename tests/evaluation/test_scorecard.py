@@ -79,10 +79,6 @@ def changed(context, **settings):
     return replace(context, settings=context.settings.model_copy(update=settings))
 
 
-def test_the_classifiers_order_of_classes_is_not_the_pipelines(given):
-    assert given.seen(given.test.images)[1].tolist() == given.test.labels.tolist()
-
-
 def edited(given, images, tmp_path):
     """The figures of edit with these images (N, 3, H, W) uint8 at every strength."""
     part = Edit(given)
