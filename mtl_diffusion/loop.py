@@ -102,14 +102,15 @@ def seconds_per_step(config: TrainConfig, accelerator: Accelerator) -> float:
 
 
 def rehearse(run: Run, warm_up: int, timed: int) -> float:
-    """Seconds of a step, the mean of `timed` ones after `warm_up` others; `run` is trained."""
-    run = with_pairs(run, rehearsal=True)
+    """Seconds of a step, the mean of `timed` ones after `warm_up` others; `run` is trained.
+
+    A second stage has no pairs yet: it takes its edits from the images, which lasts as long.
+    """
     meter = Meter(run)
-    for step in range(warm_up):
-        train_step(run, step, meter)
-    meter.read()  # waits for the device
-    started = time.perf_counter()
-    for step in range(warm_up, warm_up + timed):
+    for step in range(warm_up + timed):
+        if step == warm_up:
+            meter.read()  # waits for the device
+            started = time.perf_counter()
         train_step(run, step, meter)
     meter.read()
     return (time.perf_counter() - started) / timed

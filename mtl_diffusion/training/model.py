@@ -15,9 +15,12 @@ from ..pipeline.format import ImageFormat
 
 # The scheduler of each `objective`.
 SCHEDULERS = {"denoising": EDMDPMSolverMultistepScheduler, "distillation": EDMEulerScheduler}
-# Groups of `train_only`: prefixes of the names of the UNet's parameters.
-TOKEN_TABLES = ("encoder_hid_proj.", "class_embedding.")
-CONDITION_INPUT = ("conv_in.",)
+# The UNet's parameters that `train_only` names, by the beginnings of their names.
+TRAINED = {
+    "tokens": ("encoder_hid_proj.", "class_embedding."),
+    "tokens+condition": ("encoder_hid_proj.", "class_embedding.", "conv_in."),
+    "all": ("",),
+}
 
 
 def image_format(config: TrainConfig) -> ImageFormat:
@@ -102,13 +105,11 @@ def freeze(unet: UNet2DConditionModel, train_only: str, token_paths: str = "both
     Args:
         token_paths: with "embedding", the token table of the cross-attention stays at zero.
     """
-    learns = {
-        "tokens": TOKEN_TABLES,
-        "tokens+condition": TOKEN_TABLES + CONDITION_INPUT,
-        "all": ("",),
-    }[train_only]
-    for name, parameter in unet.named_parameters():
-        # diffusers keeps the fixed frequencies of the time embedding as a parameter.
-        parameter.requires_grad_(name.startswith(learns) and not name.startswith("time_proj."))
+    # diffusers keeps the fixed frequencies of the time embedding as a parameter.
+    fixed = ("time_proj.",)
     if token_paths == "embedding":
-        unet.encoder_hid_proj.weight.requires_grad_(False)
+        fixed += ("encoder_hid_proj.weight",)
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(
+            name.startswith(TRAINED[train_only]) and not name.startswith(fixed)
+        )

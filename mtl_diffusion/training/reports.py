@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..pictures.grids import task_picture
+from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.distributed import any_process, io_errors_logged
 from ..tools.files import write_text
 from .run import Run
@@ -32,32 +33,32 @@ def validate(run: Run, step: int, only_if_missing: bool = False) -> None:
     accelerator, main = run.accelerator, run.accelerator.is_main_process
     if only_if_missing and any_process(main and path.exists()):
         return
-    losses = held_out_loss(
-        run.unwrapped,
-        run.best_unet,
-        replace(run.mixture, pairs=run.held_out_pairs),
-        run.held_out,
-        run.config.validation_images,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    losses, pictures = accelerator.reduce(losses, "sum"), _pictures(run)
+    with run.pipeline() as pipe:
+        losses = held_out_loss(
+            run.unwrapped,
+            pipe.unet,
+            replace(run.mixture, pairs=run.held_out_pairs),
+            run.held_out,
+            run.config.validation_images,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        pictures = _pictures(run, pipe)
+    losses = accelerator.reduce(losses, "sum")
     if main:
         with io_errors_logged("the validation could not be written"):
             _write(run, step, path, losses, pictures)
     accelerator.wait_for_everyone()
 
 
-def _pictures(run: Run) -> dict[str, Image]:
+def _pictures(run: Run, pipe: MultiTaskPipeline) -> dict[str, Image]:
     """Task -> its grid, on all processes. Each process draws every world-th task."""
     accelerator, shown, drawn = run.accelerator, run.held_out.spread(8), []
-    with run.pipeline() as pipe:
-        pipe.set_progress_bar_config(disable=True)
-        for name in pipe.tasks[accelerator.process_index :: accelerator.num_processes]:
-            images = replace(shown, images=shown.conditions.get(name, shown.images)).arrays
-            drawn.append(
-                (name, task_picture(pipe, name, images, shown.labels.tolist(), run.config.seed))
-            )
+    pipe.set_progress_bar_config(disable=True)
+    for name in pipe.tasks[accelerator.process_index :: accelerator.num_processes]:
+        images = replace(shown, images=shown.conditions.get(name, shown.images)).arrays
+        picture = task_picture(pipe, name, images, shown.labels.tolist(), run.config.seed)
+        drawn.append((name, picture))
     return dict(gather_object(drawn))
 
 

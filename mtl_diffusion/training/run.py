@@ -41,7 +41,6 @@ from .mixture import Mixture, task_of, translations
 from .model import build_scheduler, build_unet, freeze, image_format, train_mode
 from .optimizers import LossScale, build_optimizer
 from .pretrained import START, classifier_of, pipeline_of, teacher_of, with_model
-from .validation import evaluating
 from .vocabulary import build_tokenizer, extend_tokenizer
 
 
@@ -113,8 +112,12 @@ class Run:
         """The pipeline of the best weights, which it shares; inside, they are in eval mode."""
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
         self.note_classes()
-        with evaluating(self.best_unet):
+        self.best_unet.eval()
+        try:
             yield MultiTaskPipeline(self.best_unet, self.tokenizer, scheduler)
+        finally:
+            if self.ema is None:
+                train_mode(self.unet)
 
 
 def build(config: TrainConfig, accelerator: Accelerator) -> Run:

@@ -7,7 +7,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..config import ConfigError
-from ..data.images import FRAME, ImageDataset
+from ..data.images import FRAME
 from ..editing.pairs import (
     CHUNK,
     EditPairs,
@@ -27,14 +27,11 @@ FOLDER = "edit_pairs"  # in the run's output_dir
 BATCH = 64  # edits that are drawn at once
 
 
-def with_pairs(run: Run, rehearsal: bool = False) -> Run:
+def with_pairs(run: Run) -> Run:
     """The run with the pairs that its edits are learned from; those that are missing are drawn.
 
     They are kept in files in the run's folder, so a run that is cut, here or later, draws none
     twice. The processes share the files.
-
-    Args:
-        rehearsal: take held-out images as their own edits instead, to learn how long a step takes.
 
     Raises:
         ConfigError: the folder has pairs of another teacher or seed.
@@ -42,19 +39,15 @@ def with_pairs(run: Run, rehearsal: bool = False) -> Run:
     config = run.config
     if run.teacher is None or Edit.name not in config.shares:
         return run
-    if rehearsal:
-        pairs = _unedited(run.held_out)
-    else:
-        folder = Path(config.output_dir) / FOLDER
-        facts = {"teacher": run.unwrapped.teacher, "seed": config.seed}
-        try:
-            check_facts(folder, facts)  # before hours of drawing
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        _draw_missing(run, folder, facts)
-        run.accelerator.wait_for_everyone()
-        pairs = load_pairs(folder, config.edit_pairs)
-    pairs = pairs.to(run.accelerator.device)
+    folder = Path(config.output_dir) / FOLDER
+    facts = {"teacher": run.unwrapped.teacher, "seed": config.seed}
+    try:
+        check_facts(folder, facts)  # before hours of drawing
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    _draw_missing(run, folder, facts)
+    run.accelerator.wait_for_everyone()
+    pairs = load_pairs(folder, config.edit_pairs).to(run.accelerator.device)
     held = max(1, min(len(pairs) // 8, config.validation_images))
     mixture = replace(run.mixture, pairs=pairs[held:])
     return replace(run, mixture=mixture, held_out_pairs=pairs[:held])
@@ -92,9 +85,3 @@ def _draw_missing(run: Run, folder: Path, facts: dict) -> None:
         with replaced_file(chunk_file(folder, index)) as path:
             save_chunk(path, EditPairs.cat(parts), facts)
     progress.close()
-
-
-def _unedited(data: ImageDataset) -> EditPairs:
-    mask = torch.ones(len(data), 1, *data.format.size, dtype=torch.uint8)
-    strength = torch.full((len(data),), 0.5)
-    return EditPairs(data.images, data.images, mask, data.labels, data.labels, strength)

@@ -1,11 +1,8 @@
 """The loss of each task on held-out images, by noise level."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.images import ImageDataset
 from ..data.loader import Batch
@@ -15,18 +12,6 @@ from .losses import Objective, denoising_loss
 from .mixture import Mixture
 
 BATCH = 128  # images that are evaluated at once
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards restores the train or eval mode of every submodule."""
-    modes = [part.training for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in zip(module.modules(), modes, strict=True):
-            part.training = mode
 
 
 @torch.no_grad()
@@ -47,7 +32,7 @@ def held_out_loss(
 
     Args:
         objective: gives the targets and the noise levels.
-        unet: the network that is evaluated, without dropout; its modes are restored.
+        unet: the network that is evaluated, in eval mode.
         mixture: the tasks. Where it has pairs, edit is measured on these, at the highest level.
         num_images: of the dataset, if it has as many, of all its classes.
         rank: the first image that is evaluated.
@@ -63,27 +48,26 @@ def held_out_loss(
     mine = torch.arange(n, device=device)[rank::world]
     mine = mine.split(BATCH) if len(mine) else ()  # a process may have no image
     highest, losses = max(objective.levels.values()), {}
-    with evaluating(unet):
-        for i, task in enumerate(mixture.tasks):
-            random = generator(seed, task.name, "held out", device=device)
-            choice = task.draw(n, form.size, 0.0, random)
-            corruption, noise = torch.randn(2, n, *form.shape, generator=random, device=device)
-            place = torch.rand(n, 1, 1, 1, generator=random, device=device)  # within a noise level
-            levels, target = objective.levels, images
-            if mixture.learns_pairs(task):
-                levels = {name: level for name, level in levels.items() if level == highest}
-                pairs = mixture.pairs[torch.arange(n, device=device) % len(mixture.pairs)]
-                target, given = mixture.of_pairs(task, pairs)
-            else:
-                given = mixture.of_images(task, batch, choice.mask, choice.strength, corruption)
-            losses[task.name] = {name: torch.zeros(n, device=device) for name in levels}
-            for name, (low, high) in levels.items():
-                sigma = low * (high / low) ** place
-                for part in mine:
-                    s, c = sigma[part], given[part]
-                    task_index = torch.full_like(part, i)
-                    x, eps = objective.target(target[part], noise[part], s, c, task_index)
-                    D = Denoiser.of(unet, objective.scheduler, c)(x + s * eps, s)
-                    loss = denoising_loss(D, x, s, c.mask, objective.scheduler)
-                    losses[task.name][name][part] = loss
+    for i, task in enumerate(mixture.tasks):
+        random = generator(seed, task.name, "held out", device=device)
+        choice = task.draw(n, form.size, 0.0, random)
+        corruption, noise = torch.randn(2, n, *form.shape, generator=random, device=device)
+        place = torch.rand(n, 1, 1, 1, generator=random, device=device)  # within a noise level
+        levels, target = objective.levels, images
+        if mixture.learns_pairs(task):
+            levels = {name: level for name, level in levels.items() if level == highest}
+            pairs = mixture.pairs[torch.arange(n, device=device) % len(mixture.pairs)]
+            target, given = mixture.of_pairs(task, pairs)
+        else:
+            given = mixture.of_images(task, batch, choice.mask, choice.strength, corruption)
+        losses[task.name] = {name: torch.zeros(n, device=device) for name in levels}
+        for name, (low, high) in levels.items():
+            sigma = low * (high / low) ** place
+            for part in mine:
+                s, c = sigma[part], given[part]
+                task_index = torch.full_like(part, i)
+                x, eps = objective.target(target[part], noise[part], s, c, task_index)
+                D = Denoiser.of(unet, objective.scheduler, c)(x + s * eps, s)
+                loss = denoising_loss(D, x, s, c.mask, objective.scheduler)
+                losses[task.name][name][part] = loss
     return losses

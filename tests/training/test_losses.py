@@ -69,16 +69,6 @@ def test_it_is_the_papers_loss(random):
     np.testing.assert_allclose(single[1:], theirs[1:], rtol=1e-4)
 
 
-@pytest.mark.parametrize("sigma", [0.01, 0.1, 0.5, 3.0, 50.0])
-def test_a_zero_network_has_a_loss_of_one_at_every_noise_level(random, sigma):
-    image, noise = draw(random, 64) * SIGMA_DATA, draw(random, 64)
-    sigmas = torch.full((64, 1, 1, 1), sigma, dtype=torch.float64)
-    ones = torch.ones(64, 1, SIDE, SIDE, dtype=torch.float64)
-    loss = loss_of(torch.zeros_like(image), image, noise, sigmas, ones)
-    # 49,152 squared standard normals: the mean's standard deviation is 0.0064.
-    assert loss.mean().item() == pytest.approx(1, abs=0.03)
-
-
 def test_u_learns_the_log_of_each_tasks_mean_loss_at_each_noise_level():
     def mean_loss(sigma, task):
         x = sigma.flatten().log()

@@ -129,11 +129,16 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_no_moment(
         meter.read()
 
 
-def test_a_model_knows_that_its_classes_were_balanced(config, built):
-    run = built(replace(config, train_split="train[:13]", balance_classes=True))
+def test_a_pipeline_of_a_run_knows_its_classes_and_leaves_its_modes(config, built):
+    """Balanced classes come equally often. Without an average the UNet is the one in training."""
+    change = {"train_split": "train[:13]", "balance_classes": True, "use_ema": False}
+    run = built(replace(config, **change))
     assert len(set(run.train_data.labels.bincount().tolist())) > 1
+    modes = [module.training for module in run.unet.modules()]
     with run.pipeline() as pipe:
+        assert not any(module.training for module in pipe.unet.modules())
         assert pipe.class_frequencies == pytest.approx(dict.fromkeys(pipe.class_names, 0.2))
+    assert [module.training for module in run.unet.modules()] == modes and any(modes)
     parts = [run.loader.batch(step).labels for step in range(5)]
     assert torch.cat(parts).bincount().tolist() == [8] * 5  # 40 samples
 

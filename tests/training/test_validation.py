@@ -65,12 +65,3 @@ def test_each_class_has_its_share_of_the_images(pipe, labels, rows, monkeypatch)
     ((images, found),) = taken
     assert torch.equal(found, data.labels[rows])
     assert torch.equal(images, data.format.from_stored(data.images[rows]))
-
-
-def test_each_module_is_left_in_its_mode(build_pipe):
-    pipe = build_pipe()
-    unet = pipe.unet.train()
-    unet.mid_block.resnets[0].training = False
-    before = [module.training for module in unet.modules()]
-    measure(pipe, names=("generate",))
-    assert [module.training for module in unet.modules()] == before and unet.training
