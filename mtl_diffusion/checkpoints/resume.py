@@ -73,7 +73,7 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
         "words": run.tokenizer.get_vocab(),
         # Configurations of the components, so that a checkpoint can be published.
         "unet": _plain(run.unet),
-        "scheduler": _plain(run.scheduler),
+        "scheduler": _plain(objective.scheduler),
         "data": {"train": run.train_data.fingerprint, "held_out": run.held_out.fingerprint},
         "stream": positions,
         "stream_order": ORDER if positions else None,

@@ -5,17 +5,15 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from ..config import TrainConfig
 from ..data.images import FRAME, MASK, condition_of
 from ..data.loader import Batch
 from ..editing.pairs import EditPairs
 from ..pipeline.denoiser import CLASS, TASK, Conditioning, build_conditioning
 from ..pipeline.edit import Edit, EditAtOnce
 from ..pipeline.format import ImageFormat
-from ..pipeline.pipeline import TASKS, TRANSLATIONS
+from ..pipeline.pipeline import TASKS
 from ..pipeline.task import Choice, Task
 from ..pipeline.tokens import Vocabulary
 from ..pipeline.translate import Translate
@@ -44,12 +42,6 @@ def assign_tasks(proportions: Sequence[float], first: int, count: int) -> Tensor
 def task_of(name: str) -> Task:
     """The task of a name; one that is none of the package's is of the class `Translate`."""
     return TASKS[name] if name in TASKS else Translate(name)
-
-
-def translations(config: TrainConfig, unet: UNet2DConditionModel) -> list[str] | None:
-    """Names of the class `Translate`: those that the UNet knew, and the run's; None without any."""
-    names = [*(unet.config.get(TRANSLATIONS) or ()), *(config.condition_columns or {})]
-    return list(dict.fromkeys(names)) or None
 
 
 @dataclass(frozen=True)

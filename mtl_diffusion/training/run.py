@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from diffusers import SchedulerMixin, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -37,7 +37,7 @@ from .clock import Clock
 from .distillation import Distillation, draw_level
 from .ema import EMA
 from .losses import FEATURES, Objective, Uncertainty, draw_sigma
-from .mixture import Mixture, task_of, translations
+from .mixture import Mixture, task_of
 from .model import build_scheduler, build_unet, freeze, image_format, train_mode
 from .optimizers import LossScale, build_optimizer
 from .pretrained import START, classifier_of, pipeline_of, teacher_of, with_model
@@ -64,7 +64,6 @@ class Run:
     config: TrainConfig
     accelerator: Accelerator
     tokenizer: PreTrainedTokenizerFast
-    scheduler: SchedulerMixin
     unet: UNet2DConditionModel
     objective: nn.Module
     draw_sigma: Callable[..., Tensor]
@@ -77,7 +76,6 @@ class Run:
     train_data: ImageDataset | ImageStream
     held_out: ImageDataset
     held_out_pairs: EditPairs | None
-    decoder: Decoder
     clock: Clock
     first_length: int
 
@@ -110,7 +108,8 @@ class Run:
     @contextmanager
     def pipeline(self) -> Iterator[MultiTaskPipeline]:
         """The pipeline of the best weights, which it shares; inside, they are in eval mode."""
-        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        scheduler = self.unwrapped.scheduler
+        scheduler = type(scheduler).from_config(scheduler.config)  # it has the state of a call
         self.note_classes()
         self.best_unet.eval()
         try:
@@ -155,9 +154,10 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     tasks = tuple(task_of(name) for name in config.shares)
 
     chains = None if teacher is None else default_chains(scheduler.config.sigma_max)
+    translations = [*(unet.config.get(TRANSLATIONS) or ()), *(config.condition_columns or {})]
     unet.register_to_config(
         **{
-            TRANSLATIONS: translations(config, unet),
+            TRANSLATIONS: list(dict.fromkeys(translations)) or None,
             CHAINS: chains,
             EDITS_AT_ONCE: teacher is not None and Edit.name in config.shares,
             FREQUENCIES: None,
@@ -198,7 +198,6 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         config=config,
         accelerator=accelerator,
         tokenizer=tokenizer,
-        scheduler=scheduler,
         unet=unet,
         objective=accelerator.prepare(objective),
         draw_sigma=draw,
@@ -219,7 +218,6 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         train_data=train_data,
         held_out=held_out,
         held_out_pairs=None,
-        decoder=decoder,
         clock=Clock(accelerator),
         first_length=config.max_train_steps,
     )

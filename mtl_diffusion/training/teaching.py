@@ -62,7 +62,7 @@ def _draw_missing(run: Run, folder: Path, facts: dict) -> None:
         return
     # Training images in the order of a key, or of the stream.
     if config.streaming:
-        data = data.head(config.edit_pairs, config.shuffle_buffer_size, run.decoder)
+        data = data.head(config.edit_pairs, config.shuffle_buffer_size, run.loader.decoder)
         order = torch.arange(len(data))
     else:
         order = torch.randperm(len(data), generator=generator(config.seed, "edit sources"))

@@ -18,6 +18,7 @@ from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.resnet9 import ResNet9, ResNet9Config
 from mtl_diffusion.config import ConfigError
 from mtl_diffusion.data.shapes import shapes
+from mtl_diffusion.editing import pairs
 from mtl_diffusion.editing.ode import ode_end
 from mtl_diffusion.pipeline import denoiser
 from mtl_diffusion.pipeline.chains import default_chains
@@ -146,13 +147,20 @@ def teacher(build_pipe, tmp_path_factory):
     return str(folder)
 
 
+def few_at_once():
+    """A file has 16 pairs, in place of 256: all pairs of a file are drawn."""
+    pairs.CHUNK = teaching.CHUNK = 16
+
+
 @pytest.fixture
-def second(config, teacher):
+def second(config, teacher, monkeypatch):
+    for module in (pairs, teaching):
+        monkeypatch.setattr(module, "CHUNK", 16)
     return replace(
         config,
         objective="distillation",
         teacher_steps=1,
-        edit_pairs=20,
+        edit_pairs=16,
         pretrained_model_name_or_path=teacher,
         strength_levels=5,  # the teacher's, as all that describes the network
         reserved_tokens=3,
@@ -223,18 +231,18 @@ def test_what_the_teacher_has_not_learned_is_refused(second):
 def few_steps(teacher):
     """Flags of a run of the second stage."""
     fields = {"objective": "distillation", "pretrained_model_name_or_path": teacher}
-    return fields | {"teacher_steps": 2, "edit_pairs": 16, "dropout": 0.0}  # as in the teacher
+    return fields | {"teacher_steps": 2, "edit_pairs": 32, "dropout": 0.0}  # as in the teacher
 
 
 def test_killed_and_run_again_is_byte_equal(few_steps, tmp_path):
-    check_killed_and_run_again(tmp_path, [(7, 0)], **few_steps)
+    check_killed_and_run_again(tmp_path, [(7, 0)], few_at_once, **few_steps)
 
 
 def test_two_processes_equal_one(few_steps, tmp_path):
     weights = []
     for processes in (1, 2):
         fields = few_steps | {"max_train_steps": 3, "processes": processes}
-        code, run = forked_train(tmp_path / str(processes), *SHORT, **fields)
+        code, run = forked_train(tmp_path / str(processes), *SHORT, few_at_once, **fields)
         assert code in (0, [0, 0]), run.text
         weights.append(unet_of(run.folder))
     for name, weight in weights[0].items():
