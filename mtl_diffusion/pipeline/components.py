@@ -185,11 +185,12 @@ def plain_unet(unet) -> UNet2DConditionModel:
         ValueError: it has an adapter, or was changed in a way that its files couldn't describe.
     """
     module = plain_module(unet)
-    state = {name: t for name, t in module.state_dict().items() if not FUSED.search(name)}
-    check_values(state, "unet: ", "; it is not saved")
+    state = module.state_dict()
+    kept = {name: tensor for name, tensor in state.items() if not FUSED.search(name)}
+    check_values(kept, "unet: ", "; it is not saved")
     plain = _described(module.config)
     try:
-        plain.load_state_dict(state, assign=True)
+        plain.load_state_dict(kept, assign=True)
     except RuntimeError as error:
         raise ValueError(
             "unet has layers that its configuration does not describe: save adapters with "
@@ -197,4 +198,4 @@ def plain_unet(unet) -> UNet2DConditionModel:
             "pipe.unet.fuse_lora() and pipe.unet.unload_lora(), and save the pipeline before other "
             f"changes: {error}"
         ) from error
-    return plain
+    return module if len(kept) == len(state) else plain

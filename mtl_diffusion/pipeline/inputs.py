@@ -152,7 +152,10 @@ def read_count(value, name: str) -> int:
 
 def wrong(name: str, value, wanted: str) -> ValueError:
     """The error for an argument. It shows the value on one line, shortened."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of more digits than Python prints
+        text = f"a {type(value).__name__} that cannot be printed"
     text = text if len(text) <= 80 else f"{text[:77]}..."
     return ValueError(f"{name} is {text}; it must be {wanted}")
 
@@ -162,9 +165,14 @@ def _is(value, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def is_dense(value) -> bool:
+    """Whether it is a tensor with values that can be listed."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+
+
 def _entries(value, name: str) -> list:
     """The entries of a list, tuple, array or tensor; any other value is its only entry."""
-    items = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
+    items = value.tolist() if is_dense(value) or isinstance(value, np.ndarray) else value
     items = list(items) if isinstance(items, list | tuple) else [items]
     if not items:
         raise ValueError(f"{name} is an empty list; leave it out, or give an entry for each sample")
@@ -177,11 +185,11 @@ def _items(value, name: str) -> list:
         return [item for part in value for item in _items(part, name)]
     if isinstance(value, Image.Image):
         return [value]
-    value = value.detach().cpu() if isinstance(value, Tensor) else value
     is_array = isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
-    if not (is_array or isinstance(value, Tensor)) or (value.ndim > 2 and not len(value)):
-        wanted = "a PIL image, a numpy array of floats, a tensor, or a list or batch of one or more"
-        raise wrong(name, value, wanted)
+    if not (is_array or is_dense(value)) or (value.ndim > 2 and not len(value)):
+        kinds = "a PIL image, a numpy array of floats, a dense tensor"
+        raise wrong(name, value, f"{kinds}, or a list or batch of one or more")
+    value = value if is_array else value.detach().cpu()
     return list(value) if value.ndim == 4 else [value]
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .chains import first_latents
+from .components import plain_module
 from .denoiser import Conditioning, guided
 
 
@@ -61,16 +62,15 @@ def solve(
                 x = torch.where(free, x, known + sigmas[i + 1] * fresh)
                 if callback is not None:
                     tensors = dict.fromkeys(callback_inputs, x)
-                    x = _replaced(x, callback(call, len(finite), timestep, tensors))
+                    x = _replaced(x, callback(call, len(finite), timestep, tensors), len(finite))
                 finite.append(x.isfinite().all())
                 progress.update()
             solved[rows] = x
     # Read here, because the host would wait in each step.
     if bad := [step for step, is_finite in enumerate(finite, 1) if not is_finite]:
         raise ValueError(
-            f"the latents are not finite after step {bad[0]} of {call._num_timesteps}: lower "
-            "guidance_scale, take bfloat16 or float32 in place of float16, or see whether weights, "
-            "given latents and what callback_on_step_end returns are finite"
+            f"the latents are not finite after step {bad[0]} of {call._num_timesteps}; the likely "
+            f"cause: {_likely_cause(call)}"
         )
     return solved
 
@@ -115,7 +115,7 @@ def from_level(start: float, scheduler, steps: int | list[float], device: torch.
     return own
 
 
-def _replaced(latents: Tensor, answer: dict | None) -> Tensor:
+def _replaced(latents: Tensor, answer: dict | None, step: int) -> Tensor:
     """The latents, or those that a callback returned to replace them."""
     answer = {} if answer is None else answer
     new = answer.get("latents", latents) if isinstance(answer, dict) else None
@@ -124,4 +124,21 @@ def _replaced(latents: Tensor, answer: dict | None) -> Tensor:
             "callback_on_step_end returned neither None nor a dict whose latents have the shape "
             f"{tuple(latents.shape)}"
         )
+    if new is not latents and not new.isfinite().all():
+        raise ValueError(
+            f"callback_on_step_end returned latents that are not finite after step {step + 1}"
+        )
     return new.to(latents)
+
+
+def _likely_cause(call) -> str:
+    """Why the latents of a call are not finite."""
+    for name, weight in plain_module(call.unet).named_parameters():
+        if not weight.isfinite().all():
+            return f"the weights of the unet are not finite ({name}): load the model again"
+    for name in ("guidance_scale", "image_guidance_scale"):
+        if getattr(call, name) > 30:
+            return f"{name} is {getattr(call, name):g}: lower it"
+    if call.unet.dtype == torch.float16:
+        return "float16 overflows: use pipe.to(torch.bfloat16) or pipe.to(torch.float32)"
+    return "latents that are far from standard normal, or a callback that changes the pipeline"

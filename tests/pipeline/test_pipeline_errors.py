@@ -11,7 +11,7 @@ CALLS = {
     "edit": {"image": torch.rand(3, 8, 8), "class_label": "cat"},
 }
 NAN, PIL, TENSOR = float("nan"), Image.new("RGB", (8, 8)), torch.rand(3, 8, 8)
-NAN_IMAGE = torch.full((3, 8, 8), NAN)
+NAN_IMAGE, HUGE = torch.full((3, 8, 8), NAN), 10**5000  # of more digits than Python prints
 
 # Task, argument, value, and what the error says after the argument's name.
 BAD = [
@@ -29,6 +29,7 @@ BAD = [
     ("edit", "image", [], r"is \[\]; it must be a PIL image, .* of one or more"),
     ("edit", "image", TENSOR[None][:0], r"is tensor\(.*; it must be .* of one or more"),
     ("edit", "image", "cat.png", "is 'cat.png'; it must be a PIL image"),
+    ("edit", "image", TENSOR.to("meta"), r"is tensor\(.*; it must be .* a dense tensor"),
     ("edit", "image", np.full((8, 8, 3), "x"), r"is array\(.*; it must be a PIL image"),
     ("edit", "image", np.zeros((8, 8, 3), complex), "has the type complex128"),
     ("inpaint", "mask_image", Image.new("L", (8, 9)), "is 8x9 pixels"),
@@ -38,6 +39,7 @@ BAD = [
     ("inpaint", "mask_image", np.ones((8, 8), np.uint8), "has the type uint8"),
     ("inpaint", "mask_image", 255 * torch.ones(8, 8), "has values from 255 to 255"),
     ("inpaint", "mask_image", True, "is True; it must be a PIL image"),
+    ("inpaint", "mask_image", torch.eye(8).to_sparse(), r"is tensor\(.* a dense tensor"),
     ("inpaint", "mask_image", Image.new("RGBA", (8, 8)), "is transparent in places"),
     ("inpaint", "mask_image", Image.new("LA", (8, 8)), "is transparent in places"),
     # Masks whose white is not white.
@@ -58,6 +60,7 @@ BAD = [
     ("edit", "strength", 1.5, r"is 1\.5; it must be a number from 0 to 1"),
     ("edit", "strength", [0.5, "1"], "is '1'"),
     ("generate", "num_inference_steps", 0, "is 0; it must be a whole number from 1 to 10,000"),
+    ("generate", "num_inference_steps", HUGE, "is a int that cannot be"),
     ("generate", "num_images_per_prompt", 10**9, "is 10+; "),
     ("generate", "guidance_scale", -1, "is -1; it must be a number from 0 upwards"),
     ("generate", "guidance_interval", 1.0, r"is 1\.0; it must be two numbers"),

@@ -43,7 +43,7 @@ def random_call(random):
                 *(list(tensor), pixels.astype(">f8"), tensor.half(), mirrored(pixels)),
             ],
             [
-                *(pixels * 256, tensor - 1, pixels[:, 1:]),
+                *(pixels * 256, tensor - 1, tensor.to_sparse(), tensor.to("meta"), pixels[:, 1:]),
                 *(pil[0].convert("F"), bytes_, pixels * NAN, [], "cat.png", [pil[0], None], 0),
             ],
         ),
@@ -61,7 +61,7 @@ def random_call(random):
         ),
         "strength": (
             [0, 1, 0.5, list(strengths), torch.from_numpy(strengths)],
-            [-0.1, 1.1, NAN, HUGE, "1", [], [[0.5]], strengths + 1, None],
+            [-0.1, 1.1, NAN, HUGE, "1", [], [[0.5]], strengths + 1, None, torch.ones(1).to("meta")],
         ),
         "guidance_scale": scales,
         "image_guidance_scale": scales,
