@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 REHEARSAL = (10, 30)  # steps that are run, and then steps that are timed, to learn the rate
 DRY = (1, 3)  # the same, in a dry run
+PATIENCE = 20.0  # seconds, after which a slow device runs no more of either,
+LEAST = 3  # but at least these: the first ones compile
 
 
 def train(config: TrainConfig, *, ends_process: bool = False) -> None:
@@ -102,18 +104,24 @@ def seconds_per_step(config: TrainConfig, accelerator: Accelerator) -> float:
 
 
 def rehearse(run: Run, warm_up: int, timed: int) -> float:
-    """Seconds of a step, the mean of `timed` ones after `warm_up` others; `run` is trained.
+    """Seconds of a step: the mean of `timed` ones after `warm_up` others. `run` is trained.
 
     A second stage has no pairs yet: it takes its edits from the images, which lasts as long.
     """
-    meter = Meter(run)
-    for step in range(warm_up + timed):
-        if step == warm_up:
+    meter, step = Meter(run), 0
+    main = run.accelerator.is_main_process
+    with tqdm(desc="Measuring the rate", unit="step", leave=False, disable=not main) as progress:
+        for count in (warm_up, timed):
+            started, first = time.perf_counter(), step
+            while step < first + count:
+                train_step(run, step, meter)
+                step += 1
+                progress.update()
+                late = any_process(time.perf_counter() - started > PATIENCE)
+                if late and step >= first + LEAST:
+                    break
             meter.read()  # waits for the device
-            started = time.perf_counter()
-        train_step(run, step, meter)
-    meter.read()
-    return (time.perf_counter() - started) / timed
+    return (time.perf_counter() - started) / (step - first)
 
 
 def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:
