@@ -13,6 +13,8 @@ os.environ["GRADIO_TEMP_DIR"] = _files.name
 
 import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
+from starlette.middleware.base import BaseHTTPMiddleware  # noqa: E402
+from starlette.responses import Response  # noqa: E402
 
 from .page import CSS, build  # noqa: E402
 from .studio import Studio  # noqa: E402
@@ -21,20 +23,11 @@ from .studio import Studio  # noqa: E402
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
 
-class OnlyFromHere:
-    """Adds the policy to each answer, as an ASGI middleware."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        async def send_with_policy(message):
-            if message["type"] == "http.response.start":
-                header = (b"content-security-policy", POLICY.encode())
-                message["headers"] = [*message.get("headers", []), header]
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
+async def only_from_here(request, answer) -> Response:
+    """Adds the policy to each answer."""
+    response = await answer(request)
+    response.headers["content-security-policy"] = POLICY
+    return response
 
 
 def serve(pipe, name: str, port: int | None = None, wait: bool = True) -> gr.Blocks:
@@ -59,16 +52,12 @@ def serve(pipe, name: str, port: int | None = None, wait: bool = True) -> gr.Blo
         server_port=port,
         prevent_thread_lock=not wait,
         share=False,
-        allowed_paths=[],
         max_file_size="16mb",
-        app_kwargs={"middleware": [Middleware(OnlyFromHere)]},
+        app_kwargs={"middleware": [Middleware(BaseHTTPMiddleware, dispatch=only_from_here)]},
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        theme=gr.themes.Default(),
         css=CSS,
     )
     return page

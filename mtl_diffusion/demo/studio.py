@@ -1,12 +1,11 @@
 """The page's calls of the pipeline: pictures of any size and plain numbers in, pictures out."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
 import torch
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, UnidentifiedImageError
 
 from ..pipeline.rgb import read_rgb
 
@@ -14,6 +13,7 @@ Progress = Callable[[int, int], None]  # steps done, steps in all
 Captioned = tuple[Image.Image, str]
 
 MAX_SEED = 2**31 - 1
+MOST_PIXELS = 50_000_000  # of an upload: a small file can hold more than the memory does
 SHOWN = 384  # pixels: the least that a picture is enlarged to, to be looked at and painted on
 STRENGTH_STEPS = (-0.2, -0.1, 0.0, 0.1, 0.2)  # an edit is shown at these, around the one asked for
 
@@ -55,13 +55,11 @@ class Studio:
         self.tasks = tuple(task for task in pipe.tasks if self.reads or task == "generate")
         self._examples: list[Image.Image] = []
 
-    def default_strength(self, task: str) -> float:
-        """The strength of a task, if it is not given."""
-        return sys.modules[type(self.pipe).__module__].TASKS[task].default_strength
-
-    def generate(self, settings: Settings, count: int, progress: Progress) -> list[Image.Image]:
+    def generate(self, settings: Settings, count: int, progress: Progress) -> list[Captioned]:
         """`count` images of `size` pixels."""
-        return self._draw("generate", settings, count, progress, num_images_per_prompt=count)
+        seeds = [settings.seed + i for i in range(count)]
+        images = self._draw("generate", settings, seeds, progress, num_images_per_prompt=count)
+        return [(image, f"seed {seed}") for image, seed in zip(images, seeds, strict=True)]
 
     def inpaint(
         self,
@@ -78,30 +76,27 @@ class Studio:
             layers: RGBA, of the image's shape; opaque where it is painted over.
         """
         source, mask = self.fit(image), hole(layers, self.size)
+        seeds = [settings.seed + i for i in range(count)]
         arguments = {"image": source, "mask_image": mask, "num_images_per_prompt": count}
-        results = self._draw("inpaint", settings, count, progress, **arguments)
-        captions = [f"seed {settings.seed + i}" for i in range(count)]
+        images = self._draw("inpaint", settings, seeds, progress, **arguments)
         grey = Image.new("RGB", source.size, "gray").convert(source.mode)
         given = Image.composite(grey, source, mask)
-        return [(given, "given"), *zip(results, captions, strict=True)]
+        captions = ["given", *(f"seed {seed}" for seed in seeds)]
+        return list(zip([given, *images], captions, strict=True))
 
     def edit(
-        self,
-        image: Image.Image | None,
-        settings: Settings,
-        strength: float,
-        progress: Progress,
+        self, image: Image.Image | None, settings: Settings, strength: float, progress: Progress
     ) -> list[Captioned]:
         """The source, and its edits at several strengths, all from the same noise."""
         source = self.fit(image)
         if settings.class_label is None:
             raise ValueError("Choose the class that the picture is to be turned into.")
         strengths = sorted({min(max(round(strength + d, 2), 0.0), 1.0) for d in STRENGTH_STEPS})
+        seeds = [settings.seed] * len(strengths)
         arguments = {"image": source, "strength": strengths}
-        one_noise = {"same_noise": True, **arguments}
-        results = self._draw("edit", settings, len(strengths), progress, **one_noise)
-        labels = [f"strength {value:g}" for value in strengths]
-        return [(source, "source"), *zip(results, labels, strict=True)]
+        images = self._draw("edit", settings, seeds, progress, **arguments)
+        captions = ["source", *(f"strength {value:g}" for value in strengths)]
+        return list(zip([source, *images], captions, strict=True))
 
     def examples(self) -> list[Image.Image]:
         """A sample of each class, or a few without one; drawn once."""
@@ -125,13 +120,11 @@ class Studio:
         """
         if image is None:
             raise ValueError("There is no picture yet: upload a PNG or a JPEG, or take an example.")
-        image = middle(read_rgb(image, alpha=self.mode == "RGBA"), self.size)
-        image = image.convert(self.mode)
+        image = middle(read_rgb(image, alpha=self.mode == "RGBA"), self.size).convert(self.mode)
         small = image.resize(self.size, Image.Resampling.NEAREST)
-        again = small.resize(image.size, Image.Resampling.NEAREST)
-        if image.tobytes() == again.tobytes():
+        if small.resize(image.size, Image.Resampling.NEAREST).tobytes() == image.tobytes():
             return small
-        return image.resize(small.size, Image.Resampling.LANCZOS)
+        return image.resize(self.size, Image.Resampling.LANCZOS)
 
     def enlarged(self, image: Image.Image) -> Image.Image:
         """Every pixel as a square of pixels, so that the picture can be seen."""
@@ -141,21 +134,15 @@ class Studio:
         return shown
 
     def _draw(
-        self,
-        task: str,
-        settings: Settings,
-        count: int,
-        progress: Progress,
-        same_noise: bool = False,
-        **arguments,
+        self, task: str, settings: Settings, seeds: Sequence[int], progress: Progress, **arguments
     ) -> list[Image.Image]:
+        """An image from each seed."""
         if not 0 <= settings.seed <= MAX_SEED:
             raise ValueError(f"The seed is {settings.seed}; it must be from 0 to {MAX_SEED}.")
 
         def on_step_end(pipe, step: int, timestep, tensors: dict) -> None:
             progress(step + 1, pipe.num_timesteps)
 
-        seeds = [settings.seed + (0 if same_noise else i) for i in range(count)]
         images = self.pipe(
             task=task,
             class_label=settings.class_label,
@@ -171,6 +158,33 @@ class Studio:
         form = self.pipe.format
         shown = ((form.rgb(form.from_array(images)) + 1) * 127.5).round().to(torch.uint8).cpu()
         return [Image.fromarray(image) for image in shown.permute(0, 2, 3, 1).numpy()]
+
+
+def read_file(file, alpha: bool = False) -> Image.Image:
+    """The first frame of an uploaded picture as RGB of 8 bits, as training reads a dataset's.
+
+    Args:
+        file: a path, or an open file.
+        alpha: give RGBA, and leave transparency as it is.
+
+    Raises:
+        ValueError: it is no picture, is damaged or has too many pixels; for the page to show.
+    """
+    try:
+        with Image.open(file) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(
+                    f"This picture is {image.width}x{image.height} pixels, of which at most "
+                    f"{MOST_PIXELS // 10**6} million are read; make it smaller."
+                )
+            image.load()
+            return read_rgb(image, alpha)
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            "This file can't be read as a picture; give a PNG or a JPEG, for example."
+        ) from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"This picture is damaged or too large ({error}).") from error
 
 
 def middle(image: Image.Image, shape: tuple[int, int]) -> Image.Image:

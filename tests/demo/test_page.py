@@ -1,28 +1,28 @@
 """The page in a real browser, without a head: what a user sees and does, on a tiny model."""
 
 import io
-import json
 import os
 import urllib.error
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from chromium import open_browser
+from chromium import open_browser, requested
 from PIL import Image
 
-gradio = pytest.importorskip("gradio", reason="gradio is not installed: mtl_diffusion[demo]")
+pytest.importorskip("gradio", reason="gradio is not installed: mtl_diffusion[demo]")
 pytest.importorskip("selenium", reason="selenium is not installed")
 
-from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    StaleElementReferenceException,
+)
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
-from mtl_diffusion.demo.page import _read_part, _said  # noqa: E402
-from mtl_diffusion.demo.serve import serve  # noqa: E402, first: it sets gradio's folder
+from mtl_diffusion.demo.serve import serve
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,16 +53,15 @@ def page(browser, url):
     """The page, opened anew; no test may cause a request to another machine."""
     browser.get(url)
     yield browser
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    asked = {params["request"]["url"] for params in sent}
+    asked = requested(browser)
     assert len(asked) > 20
     assert not [u for u in asked if not u.startswith((url, "data:", "blob:"))]
 
 
 def wait(browser, condition):
-    # An element may go between being found and being read.
-    patient = WebDriverWait(browser, SECONDS, ignored_exceptions=[StaleElementReferenceException])
+    # An element may go between being found and being read, or be covered while something loads.
+    passing = [StaleElementReferenceException, ElementClickInterceptedException]
+    patient = WebDriverWait(browser, SECONDS, ignored_exceptions=passing)
     return patient.until(lambda _: condition())
 
 
@@ -73,20 +72,20 @@ def find(browser, selector):
 
 
 def click(browser, selector, text=None):
-    def button():
-        found = find(browser, selector)
-        return next((e for e in found if text is None or e.text.strip() == text), None)
+    def clicked():
+        for element in find(browser, selector):
+            if text is None or element.text.strip() == text:
+                browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+                element.click()
+                return True
 
-    element = wait(browser, button)
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-    element.click()
+    wait(browser, clicked)
 
 
 def results(browser, task, count):
     """The pictures of a gallery, at the model's size, once there are so many of them."""
     selector = f"#{task}-results .grid-wrap img"
     wait(browser, lambda: len(find(browser, selector)) == count)
-    wait(browser, lambda: find(browser, f"#{task}-took")[0].text.endswith(" s"))
     return [picture(element.get_attribute("src")) for element in find(browser, selector)]
 
 
@@ -122,16 +121,12 @@ def broken(tmp_path):
     return str(tmp_path / "text.png")
 
 
-def generate(page):
-    click(page, "#generate-draw")
-    return results(page, "generate", 8)
-
-
 def test_generate(page):
-    images = generate(page)
-    menu = find(page, "input[aria-label='Class']")[0]
-    assert menu.get_attribute("value") == "any"
-    menu.click()
+    click(page, "#generate-draw")
+    images = results(page, "generate", 8)
+    menu = "input[aria-label='Class']"
+    assert find(page, menu)[0].get_attribute("value") == "any"
+    click(page, menu)
     lines = wait(page, lambda: [e.text for e in find(page, "ul[role=listbox] li")])
     assert [line.lstrip("✓ \n") for line in lines] == ["(any)", "any", "cat", "ship"]
     assert len({image.tobytes() for image in images}) == 8
@@ -182,8 +177,12 @@ def test_an_example_is_edited(page, broken):
     page.find_element(By.CSS_SELECTOR, "#edit-source input[type=file]").send_keys(broken)
     message(page, "can't be read as a picture")
     find(page, ".examples img")[1].click()
-    wait(page, lambda: find(page, "#edit-source img"))
-    example = picture(find(page, "#edit-source img")[0].get_attribute("src"))
+
+    def example():
+        found = [e.get_attribute("src") for e in find(page, "#edit-source img")]
+        return [address for address in found if "text.png" not in address]  # that is going
+
+    example = picture(wait(page, example)[0])
     click(page, "#edit-draw")
     message(page, "Choose the class")
 
@@ -195,15 +194,6 @@ def test_an_example_is_edited(page, broken):
     assert len({image.tobytes() for image in images}) == 5
     captions = [e.text for e in find(page, "#edit-results .caption-label")]
     assert captions == ["source", *(f"strength {s}" for s in (0.6, 0.7, 0.8, 0.9, 1))]
-
-
-def test_a_sample_is_taken_to_another_tab(page):
-    third = generate(page)[2]
-    find(page, "#generate-results .grid-wrap button")[2].click()
-    click(page, "button", "Edit the chosen one")
-    wait(page, lambda: find(page, "#edit-draw"))
-    (shown,) = wait(page, lambda: find(page, "#edit-source img"))
-    assert (picture(shown.get_attribute("src")) == third).all()
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", str(ROOT / "pyproject.toml"), "pyproject.toml"])
@@ -219,11 +209,6 @@ def test_telemetry_is_off(url):
 
     assert not analytics.analytics_enabled()
     assert utils.get_upload_folder().startswith(os.environ["GRADIO_TEMP_DIR"])
-
-
-def test_a_picture_of_the_editor_that_cannot_be_read(broken):
-    with pytest.raises(gradio.Error, match="can't be read as a picture"):
-        _said(_read_part)(SimpleNamespace(path=broken), flatten_on_white=True)
 
 
 def test_a_port_that_cannot_be():

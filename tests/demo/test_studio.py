@@ -1,10 +1,13 @@
-"""What the page asks a pipeline for, without a page."""
+"""What the page asks a pipeline for, and how it reads an upload, without a page."""
+
+import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 
-from mtl_diffusion.demo.studio import Settings, Studio, hole
+from mtl_diffusion.demo.studio import MOST_PIXELS, Settings, Studio, hole, read_file
+from mtl_diffusion.pipeline.rgb import read_rgb
 
 SETTINGS = Settings(class_label="dog", seed=3, steps=2)
 
@@ -54,16 +57,14 @@ def test_what_was_enlarged_comes_back_pixel_by_pixel(studio):
 
 
 def test_inpainting_keeps_what_is_not_painted_over(studio):
-    image = noise(8, 8)
-    (given, _), *results = studio.inpaint(
-        studio.enlarged(image), [layer((0, 0, 191, 383))], SETTINGS, 2, ignore
-    )
-    assert given.getpixel((0, 0)) == (128, 128, 128)
-    assert [caption for _, caption in results] == ["seed 3", "seed 4"]
-    for result in [given, *(result for result, _ in results)]:
+    image, painted = noise(8, 8), [layer((0, 0, 191, 383))]
+    results = studio.inpaint(studio.enlarged(image), painted, SETTINGS, 2, ignore)
+    assert [caption for _, caption in results] == ["given", "seed 3", "seed 4"]
+    assert results[0][0].getpixel((0, 0)) == (128, 128, 128)
+    for result, _ in results:
         assert same(result.crop((4, 0, 8, 8)), image.crop((4, 0, 8, 8)))
         assert not same(result, image)
-    assert not same(results[0][0], results[1][0])
+    assert not same(results[1][0], results[2][0])
 
 
 def test_an_edit_is_shown_at_several_strengths_from_one_noise(studio):
@@ -81,8 +82,23 @@ def test_image_i_is_drawn_from_seed_plus_i_and_steps_are_told(studio):
     steps = []
     first = studio.generate(SETTINGS, 2, lambda done, total: steps.append((done, total)))
     assert steps == [(1, 2), (2, 2)]
-    (second,) = studio.generate(Settings("dog", 4, 2), 1, ignore)
-    assert same(first[1], second) and not same(first[0], second)
+    ((second, caption),) = studio.generate(Settings("dog", 4, 2), 1, ignore)
+    assert caption == first[1][1] == "seed 4"
+    assert same(first[1][0], second) and not same(first[0][0], second)
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return io.BytesIO(buffer.getvalue())
+
+
+def test_an_upload_is_read_as_training_reads_the_images_of_a_dataset():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = encoded(noise(4, 6), exif=exif)
+    assert same(read_file(file), read_rgb(Image.open(file)))
+    assert 14000**2 > 2 * Image.MAX_IMAGE_PIXELS > MOST_PIXELS
 
 
 @pytest.mark.parametrize(
@@ -92,6 +108,11 @@ def test_image_i_is_drawn_from_seed_plus_i_and_steps_are_told(studio):
         (lambda s: s.inpaint(noise(8, 8), [layer()], SETTINGS, 1, ignore), "paint over what is"),
         (lambda s: s.edit(noise(8, 8), Settings(None, 0, 2), 0.5, ignore), "Choose the clas"),
         (lambda s: s.generate(Settings("dog", -1, 2), 1, ignore), "seed is -1"),
+        (lambda s: read_file(io.BytesIO(b"<svg></svg>")), "can't be read as a picture"),
+        (lambda s: read_file(io.BytesIO(encoded(noise(9, 9)).getvalue()[:80])), "damaged"),
+        (lambda s: read_file(encoded(Image.new("1", (8000, 8000)))), "at most 50 million are"),
+        (lambda s: read_file(encoded(Image.new("1", (14000, 14000)))), "damaged or too large"),
+        (lambda s: read_file(encoded(Image.new("F", (2, 2)), "TIFF")), "floating point"),
     ],
 )
 def test_what_is_wrong_is_said(studio, call, words):

@@ -1,5 +1,6 @@
 """Chromium without a head, driven by selenium."""
 
+import json
 import os
 import shutil
 
@@ -25,3 +26,10 @@ def open_browser(*flags: str):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     return webdriver.Chrome(options, webdriver.ChromeService(driver))
+
+
+def requested(browser) -> set[str]:
+    """The addresses that it has asked for since the last call."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return {params["request"]["url"] for params in sent}
