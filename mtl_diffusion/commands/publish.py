@@ -37,7 +37,6 @@ def parse() -> Namespace:
     add("--metrics", type=flags.path, help=scores)
     add("--no_pictures", action="store_true", help="draw no gallery for the model card")
     add("--half", action="store_true", help="write float16: half the bytes, and loads as float32")
-    add("--max_shard_size", help="cut the weights into files of this size, such as 15MB")
     add("--push_to_hub", action="store_true", help="upload the folder")
     add("--hub_model_id", help="user/name; default: that of the run")
     add("--private", action="store_true", help="make the repository private when it is created")
@@ -67,37 +66,37 @@ def main() -> None:
         flags.check_installed("onnx", "onnx", "onnxscript")
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
-    from mtl_diffusion.publishing.space import push_space
     from mtl_diffusion.publishing.upload import UploadError
 
     try:
-        with flags.refusals():
+        with flags.refusals(), TemporaryDirectory() as temporary:
             model, private = export(args) if args.checkpoint else (None, args.private)
-            folder = args.pipeline or args.output_dir
-            if args.static:
-                write_static(args, folder, model, private)
-            elif args.space:
-                address = push_space(folder, args.space, model=model, private=private)
-                print(f"The Space is {address}")
+            if args.static or args.space:
+                publish_page(args, Path(temporary, "page"), model, private)
     except UploadError as error:
         sys.exit(str(error))
 
 
-def write_static(args: Namespace, pipeline: Path, model: str | None, private: bool) -> None:
-    """Writes the page that runs in the browser to its folder, to its Space, or to both."""
+def publish_page(args: Namespace, temporary: Path, model: str | None, private: bool) -> None:
+    """Makes a Space, or writes the page that runs in the browser to its folder, a Space or both."""
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
-    from mtl_diffusion.publishing.static import push_page, write_page
+    from mtl_diffusion.publishing.space import push_page, push_space
 
-    pipe = MultiTaskPipeline.from_pretrained(str(pipeline))
-    with TemporaryDirectory() as temporary:
-        target = Path(temporary, "page") if args.static is TO_SPACE else args.static
+    pipeline, push = args.pipeline or args.output_dir, push_space
+    if args.static:
+        from mtl_diffusion.publishing.static import write_page
+
+        pipe = MultiTaskPipeline.from_pretrained(str(pipeline))
         name = args.space or model or pipeline.resolve().name
-        write_page(pipe, target, name=name, onnxruntime_web=args.onnxruntime_web)
-        if args.static is not TO_SPACE:
+        target = temporary if args.static is TO_SPACE else args.static
+        pipeline, push = (
+            write_page(pipe, target, name=name, package=args.onnxruntime_web),
+            push_page,
+        )
+        if target != temporary:
             print(f"The page is in {target}; try it: python -m http.server -d {target}")
-        if args.space:
-            address = push_page(target, args.space, model=model, private=private)
-            print(f"The Space is {address}")
+    if args.space:
+        print(f"The Space is {push(pipeline, args.space, model=model, private=private)}")
 
 
 def export(args: Namespace) -> tuple[str | None, bool]:
@@ -113,15 +112,8 @@ def export(args: Namespace) -> tuple[str | None, bool]:
     trained = of_checkpoint(args.checkpoint)
     name = args.hub_model_id or trained.config.repository
     repository = full_name(name) if args.push_to_hub else args.hub_model_id
-    write(
-        trained,
-        args.output_dir,
-        repository,
-        metrics=metrics,
-        pictures=not args.no_pictures,
-        half=args.half,
-        max_shard_size=args.max_shard_size,
-    )
+    options = {"metrics": metrics, "pictures": not args.no_pictures, "half": args.half}
+    write(trained, args.output_dir, repository, **options)
     print(f"Step {trained.step} is in {args.output_dir}")
     private = args.private or trained.config.hub_private_repo
     if args.push_to_hub:

@@ -78,15 +78,29 @@ def model_card(
     """
     pipe, config = trained.pipeline, trained.config
     name = (source if on_hub(source) else config.repository).rpartition("/")[2]
-    dataset = trained.hub_name("dataset_name")
+    dataset, built_in = trained.hub_name("dataset_name"), config.dataset_name == BUILT_IN
+    data = "the shapes that mtl_diffusion draws" if built_in else "images of a local folder"
+    measured = (dataset or "other", dataset or data, config.validation_split)
+    results = eval_results(metrics, *measured) if metrics else []
+    header = ModelCardData(
+        license="apache-2.0",
+        library_name="diffusers",
+        pipeline_tag="image-to-image",
+        tags=[*TAGS, *(["class-conditional"] if pipe.class_names else [])],
+        datasets=[dataset] if dataset else None,
+        base_model=trained.hub_name("pretrained_model_name_or_path"),
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    spent = " and ".join(f"{n:,.1f} minutes on {where}" for where, n in trained.minutes.items())
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        header=_header(trained, name, metrics),
+        header=header.to_yaml(),
         name=name,
         tasks=", ".join(f"`{task}`" for task in pipe.tasks),
         resolution=_size(pipe.format),
         classes=_classes(pipe.class_names),
         parameters=f"{sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.1f}",
-        dataset=f"`{dataset}`" if dataset else _data(trained),
+        dataset=f"`{dataset}`" if dataset else data,
         base=_base(trained),
         gallery=GALLERY.format(picture) if picture else "",
         snippet=snippet(pipe, source),
@@ -98,35 +112,12 @@ def model_card(
         weights="averaged (EMA)" if config.use_ema else "last",
         precision=PRECISIONS[config.mixed_precision],
         seed=config.seed,
-        minutes=_minutes(trained.minutes),
+        minutes=f" Training took {spent}, validation included." if spent else "",
         command=training_command(trained),
         results=tables(metrics) if metrics else "Nothing was measured of this model.",
         version=__version__,
     )
     return signed(text)
-
-
-def _header(trained: Trained, name: str, metrics: Mapping[str, Any] | None) -> str:
-    classes = trained.pipeline.class_names
-    dataset, base = trained.hub_name("dataset_name"), trained.hub_name(SOURCES[1])
-    measured = (dataset or "other", dataset or _data(trained), trained.config.validation_split)
-    results = eval_results(metrics, *measured) if metrics else []
-    return ModelCardData(
-        license="apache-2.0",
-        library_name="diffusers",
-        pipeline_tag="image-to-image",
-        tags=[*TAGS, *(["class-conditional"] if classes else [])],
-        datasets=[dataset] if dataset else None,
-        base_model=base,
-        model_name=name if results else None,
-        eval_results=results or None,
-    ).to_yaml()
-
-
-def _data(trained: Trained) -> str:
-    """Words for a dataset that is not on the Hub."""
-    built_in = trained.config.dataset_name == BUILT_IN
-    return "the shapes that mtl_diffusion draws" if built_in else "images of a local folder"
 
 
 def _base(trained: Trained) -> str:
@@ -159,13 +150,6 @@ def _classes(names: Collection[str]) -> str:
     return f"Classes: {shown}{f', and {more} more' if more > 0 else ''}."
 
 
-def _minutes(minutes: Mapping[str, float]) -> str:
-    if not minutes:
-        return ""
-    parts = " and ".join(f"{spent:,.1f} minutes on {where}" for where, spent in minutes.items())
-    return f" Training took {parts}, validation included."
-
-
 def training_command(trained: Trained) -> str:
     """The command that trains such a model: all that differs from the defaults and matters.
 
@@ -193,25 +177,21 @@ def snippet(pipe: MultiTaskPipeline, source: str) -> str:
     A task gets what it requires. Those that need no image come first: the first of them draws the
     image of the others.
     """
+    form, (height, width) = pipe.format, pipe.format.size
     names = [_literal(name) for name in pipe.class_names]
     tasks = [pipe.spec(task) for task in pipe.tasks]
     tasks = [task for task in tasks if names or "class_label" not in task.required]
     tasks.sort(key=lambda task: "image" in task.required)
-    needed = frozenset().union(*(task.required for task in tasks))
-    height, width = pipe.format.size
-    lines = []
-    if "mask_image" in needed:
-        lines += [
-            f'mask = Image.new("L", ({width}, {height}), 0)  # black is kept, byte for byte',
-            f"mask.paste(255, (0, 0, {width // 2}, {height}))  # white is repainted",
-        ]
+    code = ""
+    if any("mask_image" in task.required for task in tasks):
+        code += f'mask = Image.new("L", ({width}, {height}), 0)  # black is kept, byte for byte\n'
+        code += f"mask.paste(255, (0, 0, {width // 2}, {height}))  # white is repainted\n"
     if all("image" in task.required for task in tasks):
-        if pipe.format.pil_mode is None:
-            shape = f"({height}, {width}, {pipe.format.channels}), {pipe.format.array_range[0]}"
-            lines.append(f"image = np.full({shape})  # yours")
-        else:
-            mode, grey = pipe.format.pil_mode, '"gray"' if pipe.format.dtype == "uint8" else 0
-            lines.append(f'image = Image.new("{mode}", ({width}, {height}), {grey})  # yours')
+        grey = '"gray"' if form.dtype == "uint8" else 0
+        blank = f'Image.new("{form.pil_mode}", ({width}, {height}), {grey})'
+        if form.pil_mode is None:
+            blank = f"np.full(({height}, {width}, {form.channels}), {form.array_range[0]})"
+        code += f"image = {blank}  # yours\n"
     for i, task in enumerate(tasks):
         has_image = "image" in task.required
         given = {"image": "image", "mask_image": "mask", "strength": str(task.default_strength)}
@@ -222,12 +202,12 @@ def snippet(pipe: MultiTaskPipeline, source: str) -> str:
             wanted |= {"class_label"} & task.optional if not has_image else set()
         call = "".join(f", {name}={given[name]}" for name in sorted(wanted, key=list(given).index))
         result = f"{task.name}_image" if i or has_image else "image"
-        lines.append(f'{result} = pipe(task="{task.name}"{call}).images[0]')
-    imports = ["from diffusers import DiffusionPipeline"]
-    imports += ["from PIL import Image"] if any("Image.new" in line for line in lines) else []
-    imports[:0] = ["import numpy as np"] if any("np.full" in line for line in lines) else []
+        code += f'{result} = pipe(task="{task.name}"{call}).images[0]\n'
+    imports = "import numpy as np\n" if "np.full" in code else ""
+    imports += "from diffusers import DiffusionPipeline\n"
+    imports += "from PIL import Image\n" if "Image.new" in code else ""
     load = f"DiffusionPipeline.from_pretrained({_literal(source)}, trust_remote_code=True)"
-    return "\n".join([*imports, "", f"pipe = {load}", "", *lines])
+    return f"{imports}\npipe = {load}\n\n{code}".rstrip("\n")
 
 
 def _literal(text: str) -> str:

@@ -3,13 +3,10 @@
 import copy
 import json
 import logging
-import os
 import shlex
 import shutil
 import threading
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from fnmatch import fnmatch
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,10 @@ from ..checkpoints.resume import check_facts
 from ..checkpoints.store import MANIFEST, CheckpointError, load, load_latest
 from ..config import TrainConfig, from_dict
 from ..pictures import grids
-from ..pipeline.components import INDEX, MODEL_ID, digest_of, read_json, stamp
-from ..pipeline.loading import replaced_by
+from ..pipeline.components import INDEX, digest_of, stamp
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_folder
-from ..training.model import build_scheduler, build_unet
+from ..training.model import SCHEDULERS
 from ..training.run import Run
 from ..training.vocabulary import tokenizer_of
 from .card import Trained, model_card
@@ -35,9 +31,9 @@ logger = logging.getLogger(__name__)
 # Folders of a run: its export, and that of the checkpoint that was published last.
 PIPELINE, PUBLISHED = "pipeline", "published"
 GALLERY, METRICS = "gallery.png", "metrics.json"
-# The files of an exported folder that are uploaded, besides the sources. Nothing else is.
-UPLOADED = ("unet/*.safetensors", "unet/*.json", "tokenizer/*.json", "scheduler/*.json")
-UPLOADED += (INDEX, README, GENERATED, GALLERY, METRICS)
+# The files of an exported folder that are uploaded. Nothing else is.
+UPLOADED = ("unet/*.safetensors", "unet/*.json", "tokenizer/*.json", "scheduler/*.json", INDEX)
+UPLOADED += ("pipeline.py", f"pipeline_{'[0-9a-f]' * 8}.py", README, GENERATED, GALLERY, METRICS)
 LAST_WAIT = 30.0  # seconds that a stopping run waits for an upload
 
 
@@ -65,17 +61,13 @@ def of_checkpoint(path: Path) -> Trained:
     config = from_dict(facts["config"])
     tensors = checkpoint.tensors.get("ema") or checkpoint.tensors.get("unet", {})
     try:
-        tokenizer, scheduler = tokenizer_of(facts["words"]), build_scheduler(config)
         # On "meta", building draws nothing from the generators, which a run may use.
         with torch.device("meta"):
-            if facts.get("unet"):
-                unet = UNet2DConditionModel.from_config(facts["unet"])
-            else:  # of a run that started from nothing, before this was noted
-                unet = build_unet(config, len(facts["words"]))
+            unet = UNet2DConditionModel.from_config(facts["unet"])
         unet.load_state_dict(tensors, assign=True)
-        if facts.get("scheduler"):
-            scheduler = type(scheduler).from_config(facts["scheduler"])
         unet = unet.eval().requires_grad_(False)
+        tokenizer = tokenizer_of(facts["words"])
+        scheduler = SCHEDULERS[config.objective].from_config(facts["scheduler"])
         pipeline = MultiTaskPipeline(unet, tokenizer, scheduler, facts.get("chains"))
     except Exception as error:  # diffusers has no common one for bad configurations
         raise CheckpointError(
@@ -103,7 +95,6 @@ def write(
     metrics: Mapping[str, Any] | None = None,
     pictures: bool | None = None,
     half: bool = False,
-    max_shard_size: str | None = None,
 ) -> Path:
     """Writes a folder for `from_pretrained`, which replaces an earlier export only when complete.
 
@@ -116,7 +107,6 @@ def write(
         metrics: of mtl-diffusion evaluate; the card's figures, and metrics.json beside it.
         pictures: draw the card's gallery. None: as in the configuration.
         half: write the weights as float16, in half the bytes; they load as float32 all the same.
-        max_shard_size: cut the weights into files of this size or less, such as "15MB".
 
     Raises:
         ValueError: the target is something else, which is not replaced; or `metrics` are.
@@ -129,80 +119,54 @@ def write(
         unet = copy.deepcopy(pipeline.unet).half()
         pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler)
     with replaced_folder(target) as folder:
-        pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
+        if target.is_dir():
+            shutil.copytree(target, folder, symlinks=True, dirs_exist_ok=True)
+        for name in (GALLERY, METRICS, GENERATED):
+            (folder / name).unlink(missing_ok=True)
+        pipeline.save_pretrained(folder)  # replaces the old model
         wanted = trained.config.gallery if pictures is None else pictures
-        drawn = _draw(trained.pipeline, folder) if wanted else None
+        if wanted:  # of the model's own samples, and the first seeds
+            trained.pipeline.set_progress_bar_config(disable=True)
+            drawn = grids.pictures_of(trained.pipeline, compact=True).values()
+            grids.side_by_side([*drawn]).save(folder / GALLERY)
         if metrics is not None:
             (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
         here = target.absolute()  # or relative to the working directory, if it is inside
         here = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
         source = repository or trained.config.hub_model_id or here.as_posix()
-        text = model_card(trained, source, metrics, drawn)
-        card = target / README
-        edited = card.is_file() and is_edited(card.read_text("utf-8", "replace"))
-        (folder / (GENERATED if edited else README)).write_text(text, encoding="utf-8")
-        if edited:
-            logger.warning("%s was edited, and is kept; the new card is %s", card, GENERATED)
-        _keep_others(target, folder)
+        text = model_card(trained, source, metrics, GALLERY if wanted else None)
+        card = folder / README
+        if card.is_file() and is_edited(card.read_text("utf-8", "replace")):
+            logger.warning("%s in %s was edited, and is kept; see %s", README, target, GENERATED)
+            card = folder / GENERATED
+        card.write_text(text, encoding="utf-8")
     return target
 
 
-def _keep_others(old: Path, new: Path) -> None:
-    """Links or copies what is in an earlier folder, and is not of its export, to the new one."""
-    names, index = [path.relative_to(new).as_posix() for path in new.rglob("*")], {}
-    with suppress(OSError, ValueError):  # there is none, or a damaged one
-        index = read_json(old / INDEX)
-    parts = replaced_by(names, index, read_json(new / INDEX)[MODEL_ID])
-    parts += [INDEX, GALLERY, METRICS, GENERATED]
-    for path in sorted(old.rglob("*")):
-        name = path.relative_to(old).as_posix()
-        if os.path.lexists(new / name) or any(fnmatch(name, part) for part in parts):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            (new / name).mkdir()
-            continue
-        try:
-            os.link(path, new / name, follow_symlinks=False)
-        except (OSError, NotImplementedError):  # of a file system without such links
-            shutil.copy2(path, new / name, follow_symlinks=False)
-
-
-def check_target(target: Path) -> None:
+def check_target(target: Path, mark: str = INDEX) -> None:
     """Refuses a target that an export may not replace.
 
+    Args:
+        mark: the file by which an earlier export is known.
+
     Raises:
-        ValueError: it is a file, a link or a folder of something else.
+        ValueError: it is a link, a file or a folder of something else.
     """
     other = "a link" if target.is_symlink() else "a file" if target.is_file() else None
-    if target.is_dir() and not (target / INDEX).is_file() and any(target.iterdir()):
-        other = other or "neither empty nor an exported pipeline"
+    if target.is_dir() and not (target / mark).is_file() and any(target.iterdir()):
+        other = other or f"neither empty nor an export, which has {mark}"
     if other:
         raise ValueError(
             f"output_dir: {target} is {other}, and is left alone: an export is a folder of its own"
         )
 
 
-def _draw(pipe: MultiTaskPipeline, folder: Path) -> str:
-    """The card's gallery, of the model's own samples and the first seeds; returns its name."""
-    bar = getattr(pipe, "_progress_bar_config", {})
-    pipe.set_progress_bar_config(disable=True)
-    picture = grids.side_by_side([*grids.pictures_of(pipe, compact=True).values()])
-    pipe.set_progress_bar_config(**bar)
-    picture.save(folder / GALLERY)
-    return GALLERY
-
-
 # --- to the Hub ---------------------------------------------------------------------------------
 
 
-def files_to_upload(folder: Path, code: Iterable[str] | None = None) -> dict[str, Path]:
-    """Path in the repository -> file, of the files of an exported folder that are uploaded.
-
-    Args:
-        code: patterns of the source files. None: those that this package writes.
-    """
-    patterns = [*UPLOADED, *(MultiTaskPipeline.code_files() if code is None else code)]
-    files = sorted(path for pattern in patterns for path in folder.glob(pattern))
+def files_to_upload(folder: Path) -> dict[str, Path]:
+    """Path in the repository -> file, of the files of an exported folder that are uploaded."""
+    files = sorted(path for pattern in UPLOADED for path in folder.glob(pattern))
     return {
         path.relative_to(folder).as_posix(): path
         for path in files

@@ -1,8 +1,6 @@
 """A task of a pipeline as a function of tensors alone, which can be traced."""
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from diffusers import EDMEulerScheduler
@@ -22,7 +20,6 @@ INPUTS = {
     "strength": ("strength", "(B,) float32 in [0, 1]"),
 }
 NOISE = "(B, C, H, W) float32, standard normal"
-GUIDANCE = ("guidance_scale", "image_guidance_scale", "guidance_interval")
 
 
 class Graph(nn.Module):
@@ -33,13 +30,12 @@ class Graph(nn.Module):
         steps: their number, or the noise levels that they start at.
     """
 
-    def __init__(self, pipe: MultiTaskPipeline, task: str, arguments: Mapping[str, Any]):
-        """arguments: those of a call that are no input of the graph."""
+    def __init__(self, pipe: MultiTaskPipeline, task: str, num_inference_steps: int | None):
         super().__init__()
         call = pipe._copy_for_call()
-        call._set_guidance(task, *map(arguments.get, GUIDANCE))
+        call._set_guidance(task, None, None, None)
         self.scales = call.guidance_scale, call.image_guidance_scale, call.guidance_interval
-        self.steps = call._read_steps(task, arguments.get("num_inference_steps"))
+        self.steps = call._read_steps(task, num_inference_steps)
         self.vocabulary, self.spec = pipe.vocabulary, pipe.spec(task)
         self.scheduler = from_level(torch.inf, pipe.scheduler, self.steps, torch.device("cpu"))
         self.sigmas = self.scheduler.sigmas.tolist()

@@ -24,24 +24,13 @@ from ..pipeline.components import plain_unet
 from ..pipeline.format import ImageFormat
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_folder
-from .graph import DOMAIN, GUIDANCE, INPUTS, UNET, Graph
+from .export import check_target
+from .graph import DOMAIN, INPUTS, UNET, Graph
 
 OPSET = 20
 WEIGHTS, FACTS = "weights.bin", "model.json"
 LICENCE = "apache-2.0"  # that of a model card
-ALIGNED = 64  # bytes, of the weights in their file
-
-
-class _Network(nn.Module):
-    """The UNet with its inputs by position."""
-
-    def __init__(self, unet: nn.Module):
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, channels, timestep, tokens, labels):
-        given = {"encoder_hidden_states": tokens, "class_labels": labels}
-        return self.unet(channels, timestep, **given, return_dict=False)[0]
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision isn't there
 
 
 def export_onnx(pipe: MultiTaskPipeline, target: Path, **options) -> dict[str, Any]:
@@ -53,7 +42,7 @@ def export_onnx(pipe: MultiTaskPipeline, target: Path, **options) -> dict[str, A
     Raises:
         ValueError: as `write_graphs`; or the target is a folder of something else.
     """
-    check_target(target)
+    check_target(target, FACTS)
     with replaced_folder(target) as folder:
         return write_graphs(pipe, folder, **options)
 
@@ -65,11 +54,11 @@ def write_graphs(
     name: str = "",
     tasks: Sequence[str] | None = None,
     half: bool = False,
-    **arguments,
+    num_inference_steps: int | None = None,
 ) -> dict[str, Any]:
     """Writes TASK.onnx of each task, their weights, and what is true of them; returns the last.
 
-    The steps are unrolled: a graph is as long as they are many.
+    The steps are unrolled: a graph is as long as they are many. Guidance is a call's default.
 
     Args:
         folder: it exists.
@@ -77,22 +66,18 @@ def write_graphs(
         tasks: their names. None: all that the model has learned.
         half: store the weights as float16. Those that float16 holds exactly are stored so in any
             case; a graph computes in float32.
-        arguments: `num_inference_steps` and the guidance of a call; the defaults are a call's.
 
     Raises:
         ValueError: an argument that a graph can't have, or a scheduler that draws noise.
     """
-    for given in set(arguments) - {*GUIDANCE, "num_inference_steps"}:
-        raise ValueError(
-            f"{given} is no setting of a graph; it has num_inference_steps, {', '.join(GUIDANCE)}, "
-            "and inputs for what differs from sample to sample: leave it out"
-        )
     tasks = tasks or pipe.tasks
     if unknown := sorted({*tasks} - {*pipe.tasks}):
         raise ValueError(
             f"tasks has {', '.join(unknown)}; this model knows {', '.join(pipe.tasks)}"
         )
-    pipe = _for_tracing(pipe)
+    # Of its own, in float32 on the CPU.
+    unet = copy.deepcopy(plain_unet(pipe.unet)).cpu().float().eval().requires_grad_(False)
+    pipe = MultiTaskPipeline(unet, pipe.tokenizer, pipe.scheduler, pipe.config.get("chains"))
     facts = {
         "name": name,
         "licence": LICENCE,
@@ -107,7 +92,7 @@ def write_graphs(
         "mode": pipe.format.mode,
         "tasks": {},
     }
-    graphs = {task: Graph(pipe, task, arguments).eval() for task in tasks}
+    graphs = {task: Graph(pipe, task, num_inference_steps).eval() for task in tasks}
     for task, graph in graphs.items():
         facts["tasks"][task] = {
             "inputs": graph.inputs,
@@ -130,13 +115,6 @@ def write_graphs(
     facts["bytes"] = sum(path.stat().st_size for path in folder.iterdir())
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return facts
-
-
-def _for_tracing(pipe: MultiTaskPipeline) -> MultiTaskPipeline:
-    """The pipeline with a UNet of its own, in float32 on the CPU; the tokenizer is shared."""
-    unet = copy.deepcopy(plain_unet(pipe.unet)).cpu().float()
-    unet.requires_grad_(False)
-    return MultiTaskPipeline(unet.eval(), pipe.tokenizer, pipe.scheduler, pipe.config.get("chains"))
 
 
 def _trace_task(graph: Graph) -> ir.Model:
@@ -172,9 +150,8 @@ def _trace_unet(unet: nn.Module) -> tuple[ir.Function, dict[str, np.ndarray]]:
     tokens = torch.zeros(2, 3, config.encoder_hid_dim)
     example = (torch.zeros(2, config.in_channels, *size), torch.zeros(2))
     example += (tokens, tokens.flatten(1))
-    graph = _trace(
-        _Network(unet), example, ["channels", "timestep", "tokens", "labels"], ["F"]
-    ).graph
+    names = ["channels", "timestep", "tokens", "labels"]
+    graph = _trace(unet, example, names, ["F"]).graph
     weights, first = {}, graph[0]
     for name, value in [*graph.initializers.items()]:
         del graph.initializers[name]
@@ -193,38 +170,23 @@ def _trace(module: nn.Module, example: tuple, inputs: list[str], outputs: list[s
     shapes = tuple({0: torch.export.Dim("batch")} for _ in example)
     if isinstance(module, Graph):
         shapes = (shapes,)  # of its *tensors
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns that torchvision isn't there
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            names = {"input_names": inputs, "output_names": outputs, "dynamic_shapes": shapes}
-            options = {"dynamo": True, "opset_version": OPSET, "verbose": False}
-            model = torch.onnx.export(module, example, **names, **options).model
-    finally:
-        log.setLevel(level)
+    names = {"input_names": inputs, "output_names": outputs, "dynamic_shapes": shapes}
+    options = {"dynamo": True, "opset_version": OPSET, "verbose": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.onnx.export(module, example, **names, **options).model
     ClearMetadataAndDocStringPass()(model)  # it has a stack trace of each node
     return model
 
 
 def _store(weights: Mapping[str, np.ndarray], path: Path, half: bool) -> list[ir.ExternalTensor]:
-    """Writes the file of weights, each content once, and returns where each weight lies."""
-    stored, places = [], {}
-    with open(path, "wb") as file:
-        for name, array in weights.items():
-            if array.dtype == np.float32 and (half or (array == array.astype(np.float16)).all()):
-                array = array.astype(np.float16)
-            content = array.tobytes()
-            if content not in places:
-                file.write(bytes(-file.tell() % ALIGNED))
-                places[content] = file.tell()
-                file.write(content)
-            place = (path.name, places[content], len(content), ir.DataType.from_numpy(array.dtype))
-            shape = ir.Shape(array.shape)
-            tensor = ir.ExternalTensor(*place, shape=shape, name=name, base_dir=path.parent)
-            stored.append(tensor)
-    return stored
+    """Writes the file of weights, and returns where each of them lies."""
+    tensors = []
+    for name, array in weights.items():
+        if half or (array == array.astype(np.float16)).all():
+            array = array.astype(np.float16)
+        tensors.append(ir.tensor(array, name=name))
+    return ir.external_data.convert_tensors_to_external(tensors, path.parent, path.name)
 
 
 def _link(model: ir.Model, function: ir.Function, stored: Sequence[ir.ExternalTensor]) -> None:
@@ -249,16 +211,3 @@ def _link(model: ir.Model, function: ir.Function, stored: Sequence[ir.ExternalTe
                 node.replace_input_with(i, weight)
     model.functions[function.identifier()] = function
     model.opset_imports[DOMAIN] = 1
-
-
-def check_target(target: Path) -> None:
-    """Refuses a target that is neither new, nor empty, nor an earlier export to ONNX.
-
-    Raises:
-        ValueError: it is left alone.
-    """
-    is_empty = target.is_dir() and not any(target.iterdir())
-    if target.is_symlink() or (target.exists() and not is_empty and not (target / FACTS).is_file()):
-        raise ValueError(
-            f"{target} is no folder of an export to ONNX, and is left alone; give a new folder"
-        )

@@ -20,6 +20,8 @@ NAMES = {
     "source_class_kept": "source's class kept",
     "ssim_to_source": "SSIM to the source",
     "feature_distance": "feature distance to the source",
+    "psnr": "PSNR to the true image",
+    "ssim": "SSIM to the true image",
     "bits_per_dim": "bits per dimension",
     "largest_share": "largest share found",
     "evaluations": "evaluations",
@@ -43,6 +45,7 @@ TITLES = {
         "**Edits** of held-out images into each other class: at the default strength, and each "
         "method at the strength where the class is found in so many edits."
     ),
+    "translate": "**Pairs**: held-out images, each made of the other image of its pair:",
 }
 _KINDS = {"generate": "unconditional-image-generation"}  # the Hub's names for tasks
 
@@ -66,7 +69,7 @@ def eval_results(metrics: Mapping[str, Any], kind: str, name: str, split: str) -
             metric_value=entry[figure],
         )
         for task, settings in _summary(metrics).items()
-        if task in ("generate", "inpaint", "edit")
+        if task in ("generate", "inpaint", "edit", "translate")
         for setting, entry in settings.items()
         if setting != "floor"
         for figure, words in NAMES.items()
@@ -96,7 +99,11 @@ def tables(metrics: Mapping[str, Any]) -> str:
 def _summary(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(metrics, Mapping) or not isinstance(metrics.get("summary"), Mapping):
         raise ValueError("metrics: found no summary; give metrics.json of mtl-diffusion evaluate")
-    return metrics["summary"]
+    pairs = {
+        task: {figure: value for figure, value in entry.items() if figure != "feature_distance"}
+        for task, entry in metrics.get("translate", {}).items()
+    }
+    return {**metrics["summary"], "translate": pairs}
 
 
 def _rows(summary: Mapping[str, Any], part: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,7 +16,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from ..pipeline.components import INDEX, MODEL_ID, read_json
+from ..pipeline.components import INDEX, MODEL_ID
 from ..pipeline.loading import replaced_by
 
 logger = logging.getLogger(__name__)
@@ -37,15 +37,14 @@ class UploadError(RuntimeError):
 
 
 def upload(
-    files: Mapping[str, Path],
+    files: Mapping[str, Path | bytes],
     repository: str,
     *,
     message: str,
-    kind: str = "model",
-    sdk: str = "gradio",
+    space: str | None = None,
     private: bool = False,
     revision: str | None = None,
-    under: str = "",
+    replaces: Sequence[str] = (),
 ) -> str:
     """Creates the repository if necessary, and replaces the model there in one commit.
 
@@ -54,13 +53,12 @@ def upload(
     of this, byte for byte, there is no commit.
 
     Args:
-        files: path in the repository -> path here.
+        files: path in the repository -> path here, or content.
         repository: user/name, or a name under the own account.
-        kind: of the repository, "model" or "space".
-        sdk: of a Space that is created here.
+        space: its SDK, if the repository is a Space. None: it is a model's.
         private: whether a repository that is created here is private.
         revision: branch; created if it does not exist. None: main.
-        under: the folder of the model in the repository, such as "pipeline/".
+        replaces: patterns of further files that are deleted, unless they are among `files`.
 
     Returns:
         The commit's address.
@@ -69,31 +67,20 @@ def upload(
         UploadError: the Hub refuses, at once; or it can't be reached, after the last attempt.
     """
     _refuse_secrets(files)
-    api = HfApi()
-    of_kind = {"repo_type": kind}
-    asked = of_kind | ({"private": True} if private else {})
-    asked |= {"space_sdk": sdk} if kind == "space" else {}
-    created = _insist(lambda: api.create_repo(repository, exist_ok=True, **asked), repository)
-    name, folder = created.repo_id, "spaces/" if kind == "space" else ""
+    api, of_kind = HfApi(), {"repo_type": "space" if space else "model"}
+    asked = {"space_sdk": space, "private": private or None, "exist_ok": True, **of_kind}
+    created = _insist(lambda: api.create_repo(repository, **asked), repository)
+    name = created.repo_id
     if revision is not None:
         _insist(lambda: api.create_branch(name, branch=revision, exist_ok=True, **of_kind), name)
-    additions = [CommitOperationAdd(path, str(file)) for path, file in files.items()]
-    try:  # the client itself repeats these requests, but not that of the commit
-        api.preupload_lfs_files(name, additions, revision=revision, **of_kind)
-    except Exception as error:
-        raise UploadError(_explanation(error, name)) from None
     mark = f"upload {uuid.uuid4().hex}"
-    attempts = 0
 
     def commit() -> str:
-        nonlocal attempts
-        attempts += 1
         # If an answer was lost, the commit may have been made: look before trying again. A request
         # that arrives later still is refused, because its parent is no longer the newest commit.
-        if attempts > 1:
-            for entry in api.list_repo_commits(name, revision=revision, **of_kind):
-                if mark in entry.message:
-                    return f"{api.endpoint}/{folder}{name}/commit/{entry.commit_id}"
+        for entry in api.list_repo_commits(name, revision=revision, **of_kind):
+            if mark in entry.message:
+                return f"{created}/commit/{entry.commit_id}"
         head = api.repo_info(name, revision=revision, **of_kind)
         there = {entry.rfilename for entry in head.siblings}
 
@@ -103,12 +90,16 @@ def upload(
             copy = api.hf_hub_download(name, path, revision=head.sha, **of_kind)
             return Path(copy).read_text("utf-8", "replace")
 
-        operations = _deletions(files, there, read, under) + additions
+        patterns = [*replaces, *_replaced(files, read)]
+        gone = [path for path in there - files.keys() if any(fnmatch(path, p) for p in patterns)]
+        sent = dict(files)
         if README in files and (card := read(README)) and is_edited(card):
-            operations = [entry for entry in operations if entry.path_in_repo != README]
-            if card != files[README].read_text(encoding="utf-8"):
+            new = sent.pop(README)
+            if card.encode() != _content(new):
                 logger.warning("%s of %s was edited, and is kept; see %s", README, name, GENERATED)
-                operations.append(CommitOperationAdd(GENERATED, str(files[README])))
+                sent[GENERATED] = new
+        operations = [CommitOperationDelete(path) for path in sorted(gone)]
+        operations += [CommitOperationAdd(path, file) for path, file in sent.items()]
         words = {"commit_message": message, "commit_description": mark}
         where = {"revision": revision, "parent_commit": head.sha, **of_kind}
         return api.create_commit(name, operations, **words, **where).commit_url
@@ -116,20 +107,21 @@ def upload(
     return _insist(commit, name)
 
 
-def _deletions(
-    files: Mapping[str, Path], there: Collection[str], read: Callable[[str], str], under: str
-) -> list[CommitOperationDelete]:
-    """Of the files of a repository that the new model replaces, but does not have itself."""
-    index = f"{under}{INDEX}"
-    if index not in files:
+def _replaced(files: Mapping[str, Path | bytes], read: Callable[[str], str]) -> list[str]:
+    """Patterns of the files in a repository that a new model replaces; `read` reads one there."""
+    index = next((name for name in files if name.endswith(INDEX)), None)
+    if index is None:
         return []
-    new_id, old = read_json(files[index]).get(MODEL_ID), {}
+    new_id, old = json.loads(_content(files[index])).get(MODEL_ID), {}
     with suppress(ValueError):  # there is none, or a damaged one
         old = json.loads(read(index))
+    under = index.removesuffix(INDEX)
     names = [name.removeprefix(under) for name in files if name.startswith(under)]
-    patterns = [under + pattern for pattern in replaced_by(names, old, new_id)]
-    gone = [name for name in sorted(there) if any(fnmatch(name, p) for p in patterns)]
-    return [CommitOperationDelete(name) for name in gone if name not in files]
+    return [under + pattern for pattern in replaced_by(names, old, new_id)]
+
+
+def _content(file: Path | bytes) -> bytes:
+    return file if isinstance(file, bytes) else file.read_bytes()
 
 
 def signed(card: str) -> str:
@@ -170,7 +162,8 @@ def check_right_to_write(repository: str) -> None:
 
 def _insist(request: Callable[[], T], repository: str) -> T:
     """Repeats a request as long as its failures look temporary."""
-    for delay in (*DELAYS, None):
+    delays = iter(DELAYS)
+    while True:
         try:
             return request()
         except Exception as error:
@@ -178,6 +171,7 @@ def _insist(request: Callable[[], T], repository: str) -> T:
             lost = bool(_LOST_CONNECTION & {base.__name__ for base in type(cause).__mro__})
             # 412: another commit came first, and this one has to follow it.
             may_pass = status in (408, 412, 429) or status >= 500 if status else lost
+            delay = next(delays, None)
             if delay is None or not may_pass:
                 # Without the cause: its traceback could contain a token that the Hub repeated.
                 raise UploadError(_explanation(error, repository)) from None
@@ -185,7 +179,6 @@ def _insist(request: Callable[[], T], repository: str) -> T:
             delay = min(max(delay, float(asked) if asked.isdigit() else 0), LONGEST_DELAY)
             logger.warning("%s; next attempt in %g s", _explanation(error, repository), delay)
         time.sleep(delay)
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _failure(error: BaseException) -> tuple[BaseException, int | None]:
@@ -220,8 +213,8 @@ def without_secrets(text: str) -> str:
     return _TOKEN.sub("<token>", text.replace(token, "<token>") if token else text)
 
 
-def _refuse_secrets(files: Mapping[str, Path]) -> None:
+def _refuse_secrets(files: Mapping[str, Path | bytes]) -> None:
     token = get_token()
     for path, file in files.items():
-        if token and token.encode() in file.read_bytes():
+        if token and token.encode() in _content(file):
             raise UploadError(f"{path} holds your token, so nothing is uploaded: {file}")

@@ -1,24 +1,25 @@
-"""A run that publishes its checkpoints, with the real client and the loopback Hub."""
+"""A run that publishes its checkpoints, and `mtl-diffusion publish`; real client, loopback Hub."""
 
+import json
 import re
+import shlex
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from forked import ARGUMENTS
 from huggingface_hub import ModelCard
 from loopback_hub import TOKEN
+from metrics import METRICS
 from stranger import files
 from tiny import flags, write_shapes
 
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+from mtl_diffusion.publishing import export
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 STEPS = 6
-
 TRAIN = ARGUMENTS | {
     "max_train_steps": STEPS,
     "checkpointing_steps": 2,
@@ -28,55 +29,120 @@ TRAIN = ARGUMENTS | {
     "hub_strategy": "checkpoint",
     "hub_model_id": "me/trained",
 }
+CALLS = """
+import contextlib, io, json, os, runpy, sys
+from mtl_diffusion.publishing import upload
+upload.DELAYS = (0.01,)
+answers = []
+for argv in json.loads(os.environ["CALLS"]):
+    sys.argv = ["publish.py", *argv]
+    said, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            runpy.run_path("scripts/publish.py", run_name="__main__")
+        except SystemExit as stop:
+            code, _ = 1, said.write(stop.code)
+    answers.append([code, said.getvalue()])
+from mtl_diffusion import MultiTaskPipeline
+pipe = MultiTaskPipeline.from_pretrained("me/cli", revision="v1")
+pipe.push_to_hub("me/installed")
+answers.append([0, type(pipe).__module__])
+print(json.dumps(answers))
+"""
 
 
-@pytest.fixture(scope="module")
-def run(hub, work):
-    """The folder of a run that publishes each checkpoint; its first upload arrives after its last
-    checkpoint is written."""
-    data, folder = work / "data", work / "run"
-    write_shapes(data, 64, 16)
+def test_a_run_publishes_its_checkpoints_while_it_goes_on(hub, work):
+    """Its first upload arrives after its last checkpoint is written."""
+    folder, waited = work / "run", []
 
     def gate(request):
         deadline = time.monotonic() + 300
         last = folder / "checkpoints" / f"step-{STEPS}"
         while "/commit/" in request and not last.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        gate.waited |= "/commit/" in request and not last.exists()
+        waited.extend([request] if "/commit/" in request and not last.exists() else [])
 
-    gate.waited = False
     hub.gate = gate
-    arguments = TRAIN | {"dataset_name": data, "output_dir": folder}
-    command = [sys.executable, "scripts/train.py", *flags(**arguments)]
-    done = hub.run(command, work / "home")
+    given = {"dataset_name": write_shapes(work / "data", 64, 16), "output_dir": folder}
+    done = hub.run([sys.executable, "scripts/train.py", *flags(**TRAIN | given)], work / "home")
     hub.gate = None
     assert done.returncode == 0, done.stderr
-    (work / "train.log").write_text(done.stdout + done.stderr)
-    assert not gate.waited, "the run waited for its upload"
-    return folder
-
-
-def test_checkpoints_are_published_while_the_run_goes_on(hub, run, work):
-    titles = [commit.title for commit in hub.commits("me/trained")]
-    assert titles == ["Trained for 2 steps", f"Trained for {STEPS} steps"]
-    log = (work / "train.log").read_text()
+    assert not waited, "the run waited for its upload"
+    commits, log = hub.commits("me/trained"), done.stdout + done.stderr
+    assert [c.title for c in commits] == ["Trained for 2 steps", f"Trained for {STEPS} steps"]
     assert "step-4 is not published: the one before is on its way" in log
-    last = hub.commits("me/trained")[-1].oid
-    assert f"Published as {hub.url}/me/trained/commit/{last}" in log
+    assert f"Published as {hub.url}/me/trained/commit/{commits[-1].oid}" in log
 
-
-def test_what_is_published(hub, run, work):
     published = hub.tree("me/trained")
-    assert published == files(run / "pipeline")
+    assert published == files(folder / "pipeline")
     assert {"README.md", "gallery.png", *MultiTaskPipeline.code_files()} < set(published)
     searched = [path.read_bytes() for path in work.rglob("*") if path.is_file()]
-    assert len(searched) > 40
+    assert len(searched) > 40 and TOKEN not in log
     assert not any(TOKEN.encode() in content for content in [*searched, *published.values()])
 
-
-def test_the_card_of_a_run(run):
-    text = (run / "pipeline" / "README.md").read_text()
+    card = published["README.md"].decode()
     # The data is in a folder.
-    assert ModelCard(text).data.datasets is None and str(run.parent) not in text
-    assert "](gallery.png)" in text and 'from_pretrained("me/trained"' in text
-    assert re.search(r"Training took \d+\.\d minutes on 1 thread of ", text)
+    assert ModelCard(card).data.datasets is None and str(work) not in card
+    assert "](gallery.png)" in card and 'from_pretrained("me/trained"' in card
+    assert re.search(r"Training took \d+\.\d minutes on 1 thread of ", card)
+
+
+@pytest.fixture(scope="module")
+def calls(hub, trained, work):
+    """What scripts/publish.py answers, several times in one process: (code, output) each."""
+    (work / "metrics.json").write_text(json.dumps(METRICS))
+    hub.fail("me/broken/commit/", 500, times=2)
+    # There is another model, in parts, with a card that was edited.
+    other = export.of_checkpoint(trained / "checkpoints" / "step-2").pipeline
+    other.save_pretrained(work / "other", max_shard_size="20KB")
+    hub.add("me/over", files(work / "other") | {"README.md": b"mine", "notes.txt": b"mine"})
+    pushed, metrics = ["--push_to_hub", "--hub_model_id"], ["--metrics", work / "metrics.json"]
+    plain = ["--no_pictures", *pushed]
+    calls = [
+        [trained, "--private", "--revision", "v1", *metrics, *pushed, "me/cli"],
+        [trained / "checkpoints" / "step-4", "--revision", "v2", "--private", *plain, "me/broken"],
+        [trained, *plain, "me/over"],
+    ]
+    folders = [work / f"export {i}" for i in range(len(calls))]
+    argvs = [
+        [str(word) for word in ("--checkpoint", source, "--output_dir", folder, *rest)]
+        for (source, *rest), folder in zip(calls, folders, strict=True)
+    ]
+    done = hub.run([sys.executable, "-c", CALLS], work / "cli", CALLS=json.dumps(argvs))
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), folders
+
+
+def test_publishing_a_checkpoint(hub, calls):
+    (code, said), folders = calls[0][0], calls[1]
+    assert code == 0 and f"Step 6 is in {folders[0]}" in said
+    assert hub.repositories["model", "me/cli"].private
+    assert hub.commits("me/cli", "main") == []
+    assert json.loads(hub.tree("me/cli", "v1")["metrics.json"]) == METRICS
+    assert b"0.875" in hub.tree("me/cli", "v1")["README.md"]
+    assert calls[0][-1] == [0, "mtl_diffusion.pipeline.pipeline"]  # loaded without trust
+    extras = {"metrics.json", "gallery.png"}
+    assert set(hub.tree("me/installed")) == set(hub.tree("me/cli", "v1")) - extras
+
+
+def test_a_model_replaces_the_one_that_is_there(hub, calls):
+    tree, exported = hub.tree("me/over"), files(calls[1][2])
+    assert tree.pop("README.md") == tree.pop("notes.txt") == b"mine"
+    assert tree.pop("README.generated.md") == exported.pop("README.md")
+    assert tree == exported and len(hub.commits("me/over")) == 2
+    assert "README.md of me/over was edited, and is kept" in calls[0][2][1]
+
+
+def test_a_failed_push_leaves_the_export_and_a_command_that_works(hub, calls, trained, work):
+    (code, said), folder = calls[0][1], calls[1][1]
+    assert code == 1 and "me/broken could not be uploaded (HTTP 500)" in said
+    assert (folder / "model_index.json").exists()
+    command = shlex.split(said.splitlines()[-1])
+    step = str(trained / "checkpoints" / "step-4")
+    wanted = ["mtl-diffusion", "publish", "--checkpoint", step, "--output_dir", str(folder)]
+    wanted += ["--push_to_hub", "--hub_model_id", "me/broken", "--private", "--revision", "v2"]
+    assert command == wanted
+    done = hub.run([sys.executable, "-m", "mtl_diffusion", *command[1:]], work / "again")
+    assert done.returncode == 0, done.stderr
+    assert [commit.title for commit in hub.commits("me/broken", "v2")] == ["Trained for 4 steps"]

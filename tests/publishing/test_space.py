@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -12,18 +11,17 @@ from pathlib import Path
 import pytest
 import tomllib
 from huggingface_hub import RepoCard
-from loopback_hub import TOKEN, LoopbackHub
-from stranger import NOT_INSTALLED
+from loopback_hub import TOKEN
+from stranger import NOT_INSTALLED, files
 
 from mtl_diffusion.publishing.space import GRADIO
 
 ROOT = Path(__file__).parents[2]
-
-
-# Of another model; and what its owner put there.
+# Of another model, and of the page of 0.1.0; and what its owner put there.
 OLD = ("model_index.json", "unet/diffusion_pytorch_model-00001-of-00002.safetensors")
 OLD += ("unet/diffusion_pytorch_model.safetensors.index.json", "pipeline_01234567.py")
-MINE = {"pipeline/mine.txt": b"mine", "examples.json": b"{}"}
+OLD = [*(f"pipeline/{name}" for name in OLD), "demo/serve.py", "page/demo/reading.py"]
+MINE = {"pipeline/mine.txt": b"mine", "examples.json": b"{}", "demo/mine.py": b"mine"}
 
 
 @pytest.fixture(scope="module")
@@ -35,31 +33,28 @@ def pipeline(build_pipe, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pushed(pipeline, tmp_path_factory):
-    """The files of the Space, after two calls that push it; and what the second one printed."""
-    command = (
-        f"scripts/publish.py --pipeline {shlex.quote(str(pipeline))} --space me/page --private"
-    )
-    with LoopbackHub() as hub:
-        home = tmp_path_factory.mktemp("home")
-        hub.create("me/page", "space", private=True)
-        hub.add("me/page", {f"pipeline/{name}": b"{}" for name in OLD} | MINE, kind="space")
-        for _ in range(2):
-            done = hub.run([sys.executable, *shlex.split(command)], home)
-            assert done.returncode == 0, done.stderr
-        space = hub.repositories["space", "me/page"]
-        assert space.private and len(space.branches["main"]) == 3  # the second call changed nothing
-        assert f"{hub.url}/spaces/me/page" in done.stdout or f"{hub.url}/me/page" in done.stdout
-        return hub.tree("me/page", kind="space")
+def pushed(hub, pipeline, tmp_path_factory):
+    """The files of the Space, after two calls that push it."""
+    command = [sys.executable, "scripts/publish.py", "--pipeline", pipeline]
+    home = tmp_path_factory.mktemp("home")
+    hub.create("me/page", "space", private=True)
+    hub.add("me/page", {name: b"{}" for name in OLD} | MINE, kind="space")
+    for _ in range(2):
+        done = hub.run([*command, "--space", "me/page", "--private"], home)
+        assert done.returncode == 0, done.stderr
+    space = hub.repositories["space", "me/page"]
+    assert space.private and len(space.branches["main"]) == 3  # the second call changed nothing
+    assert f"{hub.url}/spaces/me/page" in done.stdout
+    return hub.tree("me/page", kind="space")
 
 
 @pytest.mark.slow
 def test_what_a_space_is_made_of(pushed, pipeline):
     demo = ROOT / "mtl_diffusion/demo"
     page = {f"page/demo/{path.name}" for path in demo.glob("*.py")} | {"page/pipeline/rgb.py"}
-    model = {f"pipeline/{p.relative_to(pipeline)}" for p in pipeline.rglob("*") if p.is_file()}
+    model = {f"pipeline/{name}" for name in files(pipeline)} - {"pipeline/notes.txt"}
     own = {"README.md", "app.py", "requirements.txt"}
-    assert set(pushed) == own | page | model - {"pipeline/notes.txt"} | set(MINE)
+    assert set(pushed) == own | page | model | set(MINE)
     assert pushed["page/demo/page.py"] == (demo / "page.py").read_bytes()
     header = RepoCard(pushed["README.md"].decode()).data.to_dict()
     assert header["title"] == "page" and header["app_file"] == "app.py"
@@ -77,13 +72,8 @@ def test_a_space_opens_where_this_package_is_not_installed(pushed, tmp_path):
         path.write_bytes(content)
     code = NOT_INSTALLED + "import runpy, sys\nsys.path.insert(0, '.')\nrunpy.run_path('app.py')"
     with open(tmp_path / "log", "w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"TMPDIR": str(tmp_path)},
-        )
+        options = {"cwd": tmp_path, "env": os.environ | {"TMPDIR": str(tmp_path)}}
+        server = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log, **options)
     try:
         deadline = time.monotonic() + 240
         while not (found := re.search(r"http://[\d.:]+", (tmp_path / "log").read_text())):

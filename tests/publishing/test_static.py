@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import open_browser
+from chromium import open_browser, requested
 from huggingface_hub import RepoCard
-from loopback_hub import LoopbackHub
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="it is in mtl_diffusion[onnx]")
 pytest.importorskip("onnxscript", reason="it is in mtl_diffusion[onnx]")
@@ -23,6 +22,7 @@ from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+from stranger import files  # noqa: E402
 from test_onnx import few_steps, session  # noqa: E402
 
 from mtl_diffusion.commands import publish  # noqa: E402
@@ -34,6 +34,8 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 240  # of a busy machine
 FROM_PAGE = "const page = await import('./page.js'); const [seed, purpose] = arguments;"
 NOISE = FROM_PAGE + "return [...page.normal(seed, 3 * 8 * 8, purpose)]"
+PAINTED = """const {data} = arguments[0].getContext("2d").getImageData(0, 0, 8, 8);
+return Array.from({length: 64}, (_, i) => Number(data[4 * i + 3] > 0))"""
 PIXELS = FROM_PAGE + "return [...page.readPixels(arguments[0], 3)]"
 
 
@@ -76,9 +78,7 @@ def page(browser, url):
     """The page, once it is loaded; it may ask no other host for anything."""
     browser.get(url)
     yield browser
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    asked = {params["request"]["url"] for params in sent}
+    asked = requested(browser)
     assert f"{url}model.json" in asked
     assert not [u for u in asked if not u.startswith((url, "data:", "blob:"))]
 
@@ -145,14 +145,7 @@ def test_every_task_to_its_pixels(page, folder):
     brush.send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.SPACE)
     images = results(page, "inpaint")
     # What the brush has painted is coloured on its canvas.
-    mask = np.array(
-        page.execute_script(
-            """
-        const {data} = arguments[0].getContext("2d").getImageData(0, 0, 8, 8);
-        return Array.from({length: 64}, (_, i) => Number(data[4 * i + 3] > 0))""",
-            brush,
-        )
-    )
+    mask = np.array(page.execute_script(PAINTED, brush))
     mask = mask.reshape(1, 1, 8, 8).astype(np.float32)
     assert 2 <= mask.sum() <= 32 and mask[0, 0, 4, 4]
     null = np.full(1, -1)
@@ -192,22 +185,21 @@ def test_the_ten_lines_of_javascript_in_the_docs(browser, folder, url):
     WebDriverWait(browser, SECONDS).until(lambda _: browser.title == "1,3,8,8")
 
 
-def test_a_static_space(folder, tmp_path):
-    code = "import pathlib, sys\nfrom mtl_diffusion.publishing.static import push_page\n"
+def test_a_static_space(hub, folder, tmp_path):
+    code = "import pathlib, sys\nfrom mtl_diffusion.publishing.space import push_page\n"
     code += "push_page(pathlib.Path(sys.argv[1]), 'me/page', model=None, private=True)"
-    with LoopbackHub() as hub:
-        done = hub.run([sys.executable, "-c", code, str(folder)], tmp_path)
-        assert done.returncode == 0, done.stderr
-        files = hub.tree("me/page", kind="space")
-    header = RepoCard(files["README.md"].decode()).data
+    done = hub.run([sys.executable, "-c", code, folder], tmp_path)
+    assert done.returncode == 0, done.stderr
+    pushed = hub.tree("me/page", kind="space")
+    header = RepoCard(pushed.pop("README.md").decode()).data
     assert header.sdk == "static" and header.app_file == "index.html"
-    assert {"model.json", "edit.onnx", "weights.bin", "ort/ort.wasm.min.mjs"} < set(files)
+    assert pushed == files(folder)
 
 
 def test_the_package_that_the_page_needs(tmp_path, build_pipe, monkeypatch):
     pipe = build_pipe()
     with pytest.raises(ValueError, match=f"is no package; give the folder of {PACKAGE} {VERSION}"):
-        write_page(pipe, tmp_path / "page", name="x", onnxruntime_web=tmp_path)
+        write_page(pipe, tmp_path / "page", name="x", package=tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="Install npm, or run that command where it works"):
         write_page(pipe, tmp_path / "page", name="x")

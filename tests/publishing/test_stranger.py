@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from loopback_hub import TOKEN, LoopbackHub
+from loopback_hub import TOKEN
 from stranger import NOT_INSTALLED, files
 
 from mtl_diffusion.publishing import export
@@ -67,17 +67,11 @@ print(json.dumps({"first": weights(first), "last": weights(last), "module": type
 
 
 @pytest.fixture(scope="module")
-def hub(trained, tmp_path_factory):
-    """With a model in two commits: after step 2, and after step 6."""
-    with LoopbackHub() as hub:
-        for step in (2, 6):
-            model = export.of_checkpoint(trained / "checkpoints" / f"step-{step}")
-            hub.add("me/trained", files(export.write(model, tmp_path_factory.mktemp("e") / "x")))
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def stranger(hub, work):
+def stranger(hub, trained, work):
+    """What the script printed, of a model in two commits: after step 2, and after step 6."""
+    for step in (2, 6):
+        model = export.of_checkpoint(trained / "checkpoints" / f"step-{step}")
+        hub.add("me/trained", files(export.write(model, work / f"step {step}")))
     first = hub.commits("me/trained")[0].oid
     command = [sys.executable, "-c", NOT_INSTALLED + STRANGER, str(work), first]
     done = hub.run(command, work / "elsewhere")
@@ -99,23 +93,17 @@ def test_what_the_pipeline_pushes_itself_is_complete(hub, stranger):
     published = hub.tree("me/trained")
     pushed = set(published) - {"gallery.png"}
     for name in ("me/pushed", "me/saved", "me/with-card", "me/parts"):
-        files = hub.tree(name)
-        assert set(files) == pushed, name
-        for path in pushed - {"README.md"}:
-            assert files[path] == published[path], (name, path)
+        tree = hub.tree(name)
+        assert set(tree) == pushed, name
+        assert all(tree[path] == published[path] for path in pushed - {"README.md"}), name
     assert hub.repositories["model", "me/saved"].private
-
-
-def test_both_precisions_in_one_repository(hub, stranger):
+    # Both precisions in one repository.
     half = UNET.replace(".safetensors", ".fp16.safetensors")
     assert set(hub.tree("me/variants")) == set(hub.tree("me/pushed")) | {half}
     assert hub.tree("me/variants")[UNET] == hub.tree("me/trained")[UNET]
-
-
-def test_a_card_that_is_there_is_kept(hub, stranger):
+    # A card that is there is kept, also that of `export.write`.
     assert hub.tree("me/with-card")["README.md"] == b"---\nlicense: mit\n---\nMine\n"
-    card = hub.tree("me/trained")["README.md"].decode()
-    assert "## Negative transfer" in card  # after `push_to_hub` onto it
+    assert "## Negative transfer" in published["README.md"].decode()
 
 
 GONE = """

@@ -29,6 +29,7 @@ SUMMARY = {
 }
 METRICS = {
     "summary": SUMMARY,
+    "translate": {"photo_to_map": figure("psnr", 21.5, feature_distance=0.3, evaluations=18)},
     "feature_space": {"name": "classifier", "kind": "classifier"},
     "classifier": {"accuracy": 0.9, "n": 2000},
     "sampler": "EDMDPMSolverMultistepScheduler",
