@@ -17,7 +17,8 @@ def ode_end(
 
     Args:
         x: (B, C, H, W).
-        sigma, end: (B, 1, 1, 1), all down (sigma > end >= 0), or all up (0 < sigma < end).
+        sigma: (B, 1, 1, 1), where it begins.
+        end: (B, 1, 1, 1), all down (sigma > end >= 0), or all up (0 < sigma < end).
         steps: evaluations of D.
 
     Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2, for noise that is added unscaled.
