@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..config import ConfigError, TrainConfig, differences, from_dict, to_dict
-from ..data.streaming_loader import ORDER, Position
+from ..data.stream import ORDER, Position
 from ..pipeline.pipeline import FREQUENCIES, LEARNED
 from ..pipeline.tokens import NULL
 from ..tools.distributed import from_all_processes

@@ -89,9 +89,8 @@ def main() -> None:
             pipe.unet.forward = torch.compile(pipe.unet.forward)
         classifier = Classifier.load(args.classifier, device)
         space = feature_space(args.feature_space or args.classifier, device)
-        with accelerator.main_process_first():  # the first one decodes, the others read its cache
-            # Images of other shapes are cropped, so that nothing is measured in padding.
-            train, test = load_splits(args, replace(pipe.format, fit="crop"))
+        # Images of other shapes are cropped, so that nothing is measured in padding.
+        train, test = load_splits(args, replace(pipe.format, fit="crop"))
         given = context(pipe, classifier, space, train, test, settings)
         metrics = write_scorecard(given, args.parts, args.output_dir, args, flags.command())
     if metrics is None:

@@ -4,9 +4,7 @@ Pillow would read colour of 16 bits as 8 bits. The numbers are those of the file
 and no orientation is applied.
 """
 
-import importlib
 import io
-from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -15,10 +13,6 @@ from ..pipeline.format import ImageFormat
 
 _NUMPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-class UnfitError(ValueError):
-    """A file that can be read, but not as images of the format."""
 
 
 def is_array(data: bytes) -> bool:
@@ -39,45 +33,33 @@ def read_array(data: bytes, images: ImageFormat) -> np.ndarray:
     Reads .npy, TIFF and all that Pillow reads. The channels are the last axis, or else the first.
 
     Raises:
-        UnfitError: it has other channels, or numbers that the format does not hold.
+        ValueError: it has other channels, or numbers that the format does not hold, or reading it
+            needs a library that is not installed.
     """
-    if is_array(data):
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    elif data.startswith(_TIFF):
-        with _library("tifffile").TiffFile(io.BytesIO(data)) as file:
-            array = file.series[0].asarray()
-    elif data.startswith(b"\x89PNG") and data[24] == 16 and data[25]:  # 16 bits, and not grey
-        array = _library("imagecodecs").png_decode(data)
-    else:
-        image = Image.open(io.BytesIO(data))
-        array = np.asarray(image.convert("RGB") if image.mode == "P" else image)
-    return _checked(_channels_last(array, images), images)
-
-
-def _channels_last(array: np.ndarray, images: ImageFormat) -> np.ndarray:
+    try:
+        array = _numbers(data)
+    except ImportError as error:
+        needed = f"to read it {error.name} is needed: pip install 'mtl_diffusion[deep]'"
+        raise ValueError(needed) from error
     count = images.channels
     if array.ndim == 2 and count == 1:
-        return array[..., None]
-    if array.ndim == 3 and array.shape[-1] == count:
-        return array
-    if array.ndim == 3 and array.shape[0] == count:
-        return np.moveaxis(array, 0, -1)
-    one = "(H, W), " if count == 1 else ""
-    raise UnfitError(
-        f"it has the shape {array.shape}; image_mode {images.mode} needs {one}(H, W, {count}) or"
-        f" ({count}, H, W): set image_mode to L, RGB, RGBA or the number of bands"
-    )
-
-
-def _checked(array: np.ndarray, images: ImageFormat) -> np.ndarray:
+        array = array[..., None]
+    elif array.ndim == 3 and array.shape[-1] != count:
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim != 3 or array.shape[-1] != count:
+        one = "(H, W), " if count == 1 else ""
+        raise ValueError(
+            f"it has the shape {array.shape}; image_mode {images.mode} needs {one}(H, W, {count})"
+            f" or ({count}, H, W): set image_mode to L, RGB, RGBA or the number of bands"
+        )
     is_float = images.dtype == "float32"
     if array.dtype.kind not in ("fuib" if is_float else "uib"):
-        raise UnfitError(f"it has numbers of {array.dtype}; set image_dtype to float32")
+        raise ValueError(f"it has numbers of {array.dtype}; set image_dtype to float32")
     low, high = images.stored_range
     least, most = array.min(), array.max()
     if not (low <= least and most <= high):  # NaN is neither
         fitting = "float32" if is_float or least < 0 or most > 65535 else "uint16"
-        raise UnfitError(
+        raise ValueError(
             f"it has numbers from {least} to {most}, and {images.dtype} holds {low:g} to {high:g}"
             f" here: set image_dtype to {fitting}, and value_range to the lowest and highest number"
             " of all images"
@@ -85,10 +67,17 @@ def _checked(array: np.ndarray, images: ImageFormat) -> np.ndarray:
     return array.astype(images.dtype)
 
 
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UnfitError(
-            f"to read it {name} is needed: pip install 'mtl_diffusion[deep]'"
-        ) from error
+def _numbers(data: bytes) -> np.ndarray:
+    if is_array(data):
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    if data.startswith(_TIFF):
+        import tifffile
+
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            return file.series[0].asarray()
+    if data.startswith(b"\x89PNG") and data[24] == 16 and data[25]:  # 16 bits, and not grey
+        import imagecodecs
+
+        return imagecodecs.png_decode(data)
+    image = Image.open(io.BytesIO(data))
+    return np.asarray(image.convert("RGB") if image.mode == "P" else image)

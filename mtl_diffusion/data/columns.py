@@ -1,9 +1,10 @@
-"""Rows of a dataset: the columns of images and labels, and the classes."""
+"""Rows of a dataset: where they are from, the columns of images and labels, and the classes."""
 
-import dataclasses
+import os
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import datasets
@@ -19,24 +20,23 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The columns that are read of a dataset.
+class Source:
+    """A dataset that was found.
 
     Attributes:
-        image, label: as `find_image_column` and `find_label_column` take them.
-        mask: of images whose white is a region, or None.
-        conditions: task -> column of the images that it makes ours of.
+        name: as it was given. where: its location, for messages.
+        splits: split -> its rows, without random access if it is streamed.
+        files: split -> paths or URLs of its files; empty for the embedded dataset.
     """
 
-    image: str | None = None
-    label: str | None = None
-    mask: str | None = None
-    conditions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    name: str
+    where: str
+    splits: Mapping[str, datasets.Dataset | datasets.IterableDataset]
+    files: Mapping[str, Sequence[str]]
 
-    @property
-    def others(self) -> set[str | None]:
-        """The columns of images besides that of the images themselves."""
-        return {self.mask, *self.conditions.values()}
+    def folders(self, split: str) -> tuple[str, ...]:
+        """The folders of the files of a split: relative paths of images begin there."""
+        return tuple(dict.fromkeys(map(os.path.dirname, self.files.get(split, ()))))
 
 
 @dataclass(frozen=True)
@@ -44,28 +44,20 @@ class Rows:
     """The rows that are read of a dataset.
 
     Attributes:
-        table: the rows.
-        numbers: their numbers in `split`, for messages.
-        split: the split or slices of it, as named.
-        folders: of the files that they come from; relative paths of images begin there.
-        part: words for the part of `split` that they are.
-        digests: of the images, if they are known; see `decode.digests_of`.
+        table: the rows. numbers: their numbers in `split`, for messages.
+        split: the split or slices of it, as named. words: for the part of it that they are.
+        folders: relative paths of images begin there.
     """
 
     table: datasets.Dataset
     numbers: Sequence[int]
     split: str
+    words: str
     folders: Sequence[str] = ()
-    part: str | None = None
-    digests: Sequence[bytes] | None = None
 
     def name(self, place: int) -> str:
         """Words for a row."""
         return f"row {self.numbers[place]} of {self.split!r}"
-
-    @property
-    def words(self) -> str:
-        return self.part or self.split
 
 
 def listed(names: Iterable[Any], most: int = 5) -> str:
@@ -78,10 +70,10 @@ def listed(names: Iterable[Any], most: int = 5) -> str:
 def find_image_column(
     features: datasets.Features,
     given: str | None,
-    others: Collection[str] = (),
+    others: Collection[str | None] = (),
     field: str = "image_column",
 ) -> str:
-    """The column named, which may hold paths of images, or else the only one of type Image.
+    """The column named, which may hold paths of images, or else the only one of images.
 
     Args:
         others: columns of images that have another use.
@@ -90,9 +82,9 @@ def find_image_column(
     kinds = (datasets.Image, *ARRAYS)
     images = [name for name, feature in features.items() if isinstance(feature, kinds)]
     if given is None:
-        rest = [name for name in images if name not in others]
-        return _choose(field, None, rest, features, "of type Image")
-    paths = [name for name, feature in features.items() if _dtype(feature).endswith("string")]
+        images = [name for name in images if name not in others]
+        return _choose(field, None, images, features, "of type Image")
+    paths = [name for name, feature in features.items() if _type(feature).endswith("string")]
     return _choose(field, given, images + paths, features, "of images or of their paths")
 
 
@@ -104,46 +96,35 @@ def find_label_column(features: datasets.Features, given: str | None) -> str | N
     """
     if given == _NO_LABELS and given not in features:
         return None
-    classes = [key for key, feature in features.items() if _dtype(feature) == "ClassLabel"]
-    kinds = ("string", "large_string", "bool", "ClassLabel")
-    usable = [
-        key
-        for key, feature in features.items()
-        if _dtype(feature) in kinds or _dtype(feature).startswith(("int", "uint"))
-    ]
-    candidates = classes or [key for key in features if key.lower() in LABEL_NAMES]
-    if given is None and not candidates:
-        return None
-    if given is None and len(candidates) == 1:
-        given = candidates[0]  # raises if it can't be used
-    kind = "of labels" if given is None else "of classes, integers, booleans or strings"
-    fitting = candidates if given is None else usable
-    return _choose("label_column", given, fitting, features, kind, f', or "{_NO_LABELS}"')
+    if given is None:
+        classes = [name for name, feature in features.items() if _type(feature) == "ClassLabel"]
+        found = classes or [name for name in features if name.lower() in LABEL_NAMES]
+        if not found:
+            return None
+        given = _choose("label_column", None, found, features, "of labels")
+    kinds = ("string", "large_string", "bool", "ClassLabel", "int", "uint")
+    usable = [name for name, feature in features.items() if _type(feature).startswith(kinds)]
+    words = "of classes, integers, booleans or strings"
+    return _choose("label_column", given, usable, features, words)
 
 
 def _choose(
-    field: str,
-    given: str | None,
-    fitting: list[str],
-    features: datasets.Features,
-    kind: str,
-    or_else: str = "",
+    field: str, given: str | None, fitting: list[str], features: datasets.Features, kind: str
 ) -> str:
-    columns = ", ".join(f"{name} ({_dtype(feature)})" for name, feature in features.items())
-    if given is None and len(fitting) == 1:
-        return fitting[0]
-    if given in fitting:
-        return given
+    """The column that was given, or else the only one that fits."""
+    if given in fitting or (given is None and len(fitting) == 1):
+        return given or fitting[0]
+    what = f"found {len(fitting) or 'no'} columns {kind}"
+    if given is not None:
+        what = f"there is no column {given!r}"
     if given in features:
         what = f"{given!r} is not a column {kind}"
-    elif given is not None:
-        what = f"there is no column {given!r}"
-    else:
-        what = f"found {len(fitting) or 'no'} columns {kind}"
+    columns = ", ".join(f"{name} ({_type(feature)})" for name, feature in features.items())
+    or_else = f', or "{_NO_LABELS}"' if field == "label_column" else ""
     raise DataError(f"{field}: {what}; the columns are {columns}. Name the one to use{or_else}.")
 
 
-def _dtype(feature: Any) -> str:
+def _type(feature: Any) -> str:
     return feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
 
 
@@ -166,11 +147,10 @@ def read_labels(
         names = class_names(feature)
     else:
         seen = {value for part in splits.values() for value in part.unique(column)}
-        name_of = {value: normal(str(value)) for value in seen if _is_name(value)}
-        names = in_order(name_of.values())
-        check_names(names)
-        places = {name: place for place, name in enumerate(names)}
-        numbers = {value: places[name] for value, name in name_of.items()}
+        # Many datasets have -1 for no label.
+        seen = {v for v in seen if (v.strip() if isinstance(v, str) else v is not None and v >= 0)}
+        names = in_order(normal(str(value)) for value in seen)
+        numbers = {value: names.index(normal(str(value))) for value in seen}
         values = [numbers.get(value, value) for value in values]
     for place, value in enumerate(values):
         check_label(value, len(names), column, rows.name(place))
@@ -179,9 +159,9 @@ def read_labels(
 
 def class_names(feature: datasets.ClassLabel) -> tuple[str, ...]:
     """The names that a column declares, in its order."""
-    names = tuple(normal(name) for name in feature.names)
-    check_names(names, declared=True)
-    return names
+    if not all(name.strip() for name in feature.names):
+        raise DataError("label_column: a class has an empty name; give it one.")
+    return tuple(map(normal, feature.names))
 
 
 def normal(name: str) -> str:
@@ -190,22 +170,27 @@ def normal(name: str) -> str:
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """The different names in the order of the alphabet; if all are numbers, by their size."""
+    """The different names in the order of the alphabet; if all are numbers, by their size.
+
+    Raises:
+        DataError: two differ in blanks or capitals only. Single letters may differ in capitals.
+    """
     names = sorted(set(names))
-    if all(name.isdecimal() for name in names):
-        names.sort(key=int)
-    return tuple(names)
-
-
-def _is_name(value: str | int | None) -> bool:
-    if isinstance(value, str):
-        return bool(value.strip())
-    return value is not None and value >= 0  # many datasets have -1 for no label
+    known: dict[str, str] = {}
+    for name in names:
+        key = name.strip()
+        other = known.setdefault(key.casefold() if len(key) > 1 else key, name)
+        if other != name:
+            raise DataError(
+                f"label_column: the classes {other!r} and {name!r} differ in nothing but blanks or"
+                " capitals; make them one, or give them different names."
+            )
+    return tuple(sorted(names, key=int) if all(map(str.isdecimal, names)) else names)
 
 
 def check_label(value: int | str | None, num_classes: int, column: str, row: str) -> None:
     """Raises a DataError that names the row, unless its label is one of the classes."""
-    if isinstance(value, int) and 0 <= value < num_classes:
+    if isinstance(value, Integral) and 0 <= value < num_classes:
         return
     what = f"the label {value!r} in column {column!r}, none of its {num_classes:,} classes"
     if value is None:
@@ -217,23 +202,3 @@ def check_label(value: int | str | None, num_classes: int, column: str, row: str
         f"label_column: {row} has {what}. Correct it, remove the row, name another split, or set"
         f" label_column to {_NO_LABELS}."
     )
-
-
-def check_names(names: Iterable[str], declared: bool = False) -> None:
-    """Raises a DataError for an empty name, and for two that differ in blanks or capitals only.
-
-    Single letters may differ in capitals, and so may names that the dataset itself declares.
-    """
-    known: dict[str, str] = {}
-    for name in names:
-        key = name if declared else name.strip()
-        if not name.strip():
-            raise DataError("label_column: a class has an empty name; give it one.")
-        if not declared and len(key) > 1:
-            key = key.casefold()
-        if key in known:
-            raise DataError(
-                f"label_column: the classes {known[key]!r} and {name!r} differ in nothing but"
-                " blanks or capitals; make them one, or give them different names."
-            )
-        known[key] = name

@@ -47,8 +47,9 @@ def fitted(image: Image.Image, place: Place, form: ImageFormat, nearest: bool) -
         image = image.resize(place.size, kernel)
     if place.size == (form.width, form.height):
         return image
-    middle = form.stored_middle if image.mode == "F" else (int(form.stored_middle),)
-    middle = middle if image.mode == "F" else middle * len(image.getbands())
+    middle = form.stored_middle
+    if image.mode != "F":
+        middle = (int(middle),) * len(image.getbands())
     padded = Image.new(image.mode, (form.width, form.height), middle)
     padded.paste(image, place.corner)
     return padded

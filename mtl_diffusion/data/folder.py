@@ -1,12 +1,9 @@
 """A folder of images: which files are there, and which split and class each belongs to."""
 
-import json
-import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -15,9 +12,7 @@ import pandas as pd
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import DatasetCard
 
-from .columns import LABEL_NAMES, DataError, check_names, in_order, listed, normal
-
-logger = logging.getLogger(__name__)
+from .columns import DataError, Source, in_order, listed, normal
 
 # Folders that are splits if all their neighbours are, too; the names that `datasets` takes.
 SPLITS = {
@@ -27,14 +22,15 @@ SPLITS = {
 }
 # Tables that may name the images beside them -> the module of `datasets` that reads them.
 TABLES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
-_IMAGES = frozenset((*ImageFolder.EXTENSIONS, ".npy"))
-_OTHER_DATA = frozenset((".arrow", ".tar", ".tgz", ".h5", ".hdf5", ".lance"))
+_KINDS = {
+    **dict.fromkeys((*ImageFolder.EXTENSIONS, ".npy"), "image"),
+    **dict.fromkeys((".arrow", ".tar", ".tgz", ".h5", ".hdf5", ".lance"), "data"),
+    **{".parquet": "table", ".zip": "zip"},
+}
 _METADATA = {
     # "NA" and "null" are names like any other.
     "metadata.csv": partial(pd.read_csv, keep_default_na=False),
-    "metadata.jsonl": lambda path: pd.DataFrame(
-        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ),
+    "metadata.jsonl": partial(pd.read_json, lines=True, dtype=False),
     "metadata.parquet": pd.read_parquet,
 }
 
@@ -42,25 +38,9 @@ _METADATA = {
 _Parts = Mapping[str, tuple[PurePath, list[PurePath]]]
 
 
-@dataclass(frozen=True)
-class Folder:
-    """The images of a folder.
-
-    Attributes:
-        splits: split -> its rows: columns `image` (undecoded) and, where there are classes, `label`
-            (a ClassLabel), or the columns of a metadata file.
-        files: split -> the files, in the order of the rows.
-        ignored: the files and folders that are not read, in words; "" if there are none.
-    """
-
-    splits: dict[str, datasets.Dataset]
-    files: dict[str, list[str]]
-    ignored: str
-
-
 def read_folder(
     root: Path, image_column: str | None = None
-) -> Folder | dict[str, list[str]] | None:
+) -> Source | dict[str, list[str]] | None:
     """Lists a folder of images.
 
     Links are followed; hidden files are skipped. Folders called train, test and the like are splits
@@ -70,8 +50,10 @@ def read_folder(
     (`file_name`, relative to itself) and their columns; then folders are not classes.
 
     Returns:
-        None if it is a folder of something else. If tables beside the images name them, which are
-        those of parquet and those with a column `image_column`, the tables of each split.
+        The dataset: its columns are `image` (undecoded) and, where there are classes, `label` (a
+        ClassLabel), or those of the metadata; its files are in the order of the rows. If tables
+        beside the images name them, which are those of parquet and those with a column
+        `image_column`, the tables of each split. None if it is a folder of something else.
 
     Raises:
         DataError: the folder is ambiguous, or metadata and images differ. The message names files.
@@ -81,38 +63,30 @@ def read_folder(
     kinds: dict[str, list[Path]] = {}
     for path in walk(root):
         kinds.setdefault(_kind(path, image_column), []).append(path)
-    if packed := kinds.get("zip"):
-        into = (f" into a folder {p.stem}" * (p.stem.lower() in SPLITS) for p in packed)
-        what = listed(f"{path.name}{place}" for path, place in zip(packed, into, strict=True))
+    if "zip" in kinds:
         raise DataError(
-            f"dataset_name: {root} has archives, which are not read; unpack {what}, and move them"
-            " away."
+            f"dataset_name: {root} has archives, which are not read: unpack {listed(kinds['zip'])}"
+            " into folders, and move them away."
         )
     if "image" not in kinds:
         return None
     if "data" in kinds:
-        held = (Counter(path.suffix.lower() for path in kinds[kind]) for kind in ("image", "data"))
-        counts = (listed(f"{n:,} {suffix}" for suffix, n in part.most_common()) for part in held)
         raise DataError(
-            f"dataset_name: {root} holds {' and '.join(counts)}; give a folder that holds the ones"
-            " or the others."
+            f"dataset_name: {root} has {len(kinds['image']):,} images beside other data,"
+            f" {listed(kinds['data'])}; give a folder that holds the ones or the others."
         )
     if "table" in kinds:
         return _tables(kinds["table"])
     parts = _splits(root, [path.relative_to(root) for path in kinds["image"]])
-    others = Counter(path.suffix.lower() or path.name for path in kinds.get("other", ()))
-    ignored = [f"{count} {kind}" for kind, count in sorted(others.items())]
     if "metadata" in kinds:
         splits = _with_metadata(root, parts, kinds["metadata"])
     else:
         splits = _with_classes(root, parts)
-        for top, found in parts.values():  # the folders without an image beside those of classes
-            classes = {file.parts[0] for file in found if len(file.parts) > 1}
-            folders = {entry.name for entry in os.scandir(root / top) if entry.is_dir()}
-            empty = sorted(folders - classes) if classes else []
-            ignored += [f"images in {top / name}" for name in empty if name[0] not in "._"]
     files = {split: [row["path"] for row in rows["image"][:]] for split, rows in splits.items()}
-    return Folder(splits, files, ", ".join(ignored))
+    others = Counter(path.suffix.lower() or path.name for path in kinds.get("other", ()))
+    ignored = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    where = f"the images of {root}{f', without {ignored}' if ignored else ''}"
+    return Source(str(root), where, splits, files)
 
 
 def _kind(path: Path, image_column: str | None) -> str:
@@ -120,18 +94,11 @@ def _kind(path: Path, image_column: str | None) -> str:
     suffix = path.suffix.lower()
     if path.name in _METADATA:
         return "metadata"
-    if suffix in _IMAGES:
-        return "image"
     if suffix in (".csv", ".jsonl") and image_column is not None:
         with path.open("rb") as file:
-            first = file.readline()
-        if re.search(rb"\b%b\b" % re.escape(image_column.encode()), first):
-            return "table"
-    if suffix in _OTHER_DATA:
-        return "data"
-    if path.name == "README.md":
-        return "card"
-    return {".parquet": "table", ".zip": "zip"}.get(suffix, "other")
+            if re.search(rb"\b%b\b" % re.escape(image_column.encode()), file.readline()):
+                return "table"
+    return "card" if path.name == "README.md" else _KINDS.get(suffix, "other")
 
 
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -180,22 +147,16 @@ def _splits(root: Path, files: list[PurePath]) -> _Parts:
     is_class = len(splits) == 1 and others and all(len(file.parts) == 2 for file in files)
     if not splits or is_class:
         return {"train": (top, files)}
-    if others:
+    if others or len({SPLITS[name.lower()] for name in splits}) < len(splits):
+        beside = f" beside {listed(others)}" if others else ", some of them twice"
         raise DataError(
-            f"dataset_name: {root / top} has {listed(splits)}, which are names of splits, beside"
-            f" {listed(others)}; move the ones or the others away, or give one of them as"
-            " dataset_name."
+            f"dataset_name: {root / top} has {listed(splits)}, which are names of splits{beside};"
+            " move the ones or the others away, or give one of them as dataset_name."
         )
     found: dict[str, tuple[PurePath, list[PurePath]]] = {}
     for name in sorted(splits, key=lambda name: list(SPLITS).index(name.lower())):
-        split = SPLITS[name.lower()]
-        if split in found:
-            raise DataError(
-                f"dataset_name: {root / top} has two folders of the split {split}, one of them"
-                f" {name}; make them one."
-            )
         inside = [file.relative_to(name) for file in files if file.parts[0] == name]
-        found[split] = _unwrapped(top / name, inside)
+        found[SPLITS[name.lower()]] = _unwrapped(top / name, inside)
     return found
 
 
@@ -225,7 +186,6 @@ def _with_classes(root: Path, parts: _Parts) -> dict[str, datasets.Dataset]:
             )
         classes[split] = [normal(file.parts[0]) if inside else None for file in files]
     names = in_order(name for part in classes.values() for name in part if name is not None)
-    check_names(names)
     splits = {}
     for split, (top, files) in parts.items():
         columns = {"image": [{"bytes": None, "path": str(root / top / file)} for file in files]}
@@ -252,36 +212,23 @@ def _with_metadata(
                 f"dataset_name: {path} has the columns {listed(table.columns)}; it needs one called"
                 " file_name, with paths relative to it."
             )
-        table["image"] = [os.path.normpath(path.parent / name) for name in table.pop("file_name")]
+        table.index = [os.path.normpath(path.parent / name) for name in table.pop("file_name")]
         tables.append(table)
-    rows = pd.concat(tables, ignore_index=True)
-    if twice := rows["image"][rows["image"].duplicated()].tolist():
-        raise DataError(f"dataset_name: {listed(metadata)} names {listed(twice)} more than once.")
-    folders = {file.parts[0] for _, files in parts.values() for file in files if file.parts[1:]}
-    if len(folders) > 1 and not any(name.lower() in LABEL_NAMES for name in rows):
-        logger.warning(
-            "label_column: %s has no column called label; unless another one is named, there are no"
-            " classes: beside metadata, the folders %s are not read as such",
-            listed(metadata),
-            listed(sorted(folders)),
+    rows = pd.concat(tables)
+    paths = {
+        split: [os.path.normpath(root / top / file) for file in files]
+        for split, (top, files) in parts.items()
+    }
+    there = {path for part in paths.values() for path in part}
+    if wrong := sorted({*rows.index[rows.index.duplicated()]} | ({*rows.index} ^ there)):
+        raise DataError(
+            f"dataset_name: {listed(metadata)} must name each image once; missing here or there,"
+            f" or named more than once: {listed(wrong)}"
         )
-    rows = rows.set_index("image", drop=False)
-    splits, left = {}, set(rows.index)
-    for split, (top, files) in parts.items():
-        paths = [os.path.normpath(root / top / file) for file in files]
-        if missing := [path for path in paths if path not in left]:
-            raise DataError(
-                f"dataset_name: {listed(metadata)} names no {listed(missing)}; add a row for each,"
-                " or move them away."
-            )
-        left -= set(paths)
-        picked = rows.loc[paths].reset_index(drop=True)
-        picked["image"] = [{"bytes": None, "path": path} for path in paths]
+    splits = {}
+    for split, part in paths.items():
+        picked = rows.loc[part].assign(image=[{"bytes": None, "path": path} for path in part])
         splits[split] = datasets.Dataset.from_pandas(picked, preserve_index=False).cast_column(
             "image", datasets.Image(decode=False)
-        )
-    if left:
-        raise DataError(
-            f"dataset_name: {listed(metadata)} names {listed(sorted(left))}, not there."
         )
     return splits

@@ -2,29 +2,30 @@
 
 import dataclasses
 import hashlib
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import numpy as np
+import pandas as pd
 import torch
 
 from ..pipeline.format import ImageFormat
 from .columns import (
-    Columns,
     DataError,
     Rows,
+    Source,
     find_image_column,
     find_label_column,
     read_labels,
 )
-from .decode import Decoded, Facts, decode_rows, digests_of
-from .source import Source, explained, open_source
+from .decode import FACTS, FRAME, Decoded, decode_rows, digests_of
+from .source import check_declared, explained, open_source
 
-CONDITIONS = "condition_columns"  # a field of the configuration
 MASK = "mask"  # the layer of a region of interest: (N, 1, H, W) uint8 in {0, 1}
-FRAME = "frame"  # the layer that is 0 in padding and 1 inside the image: (N, 1, H, W) uint8
 TEST = "test"  # the split that a dataset without it gives a tenth of its only one for
 
 
@@ -46,7 +47,7 @@ class ImageDataset:
         format: of the images.
         layers: further pixels (N, ., H, W) of each image, by name: `FRAME`, `MASK`, and
             `condition_of` each task.
-        facts: how many of the images were fitted, and the like.
+        facts: (N,) of `decode.FACTS`, or (0,) where they are not known.
         where: words for the dataset. split: words for the split.
         copies: how many of the images are in the split that is trained on, too.
     """
@@ -57,7 +58,7 @@ class ImageDataset:
     fingerprint: str
     format: ImageFormat
     layers: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)
-    facts: Facts = field(default=Facts(), compare=False)
+    facts: np.ndarray = field(default_factory=lambda: np.empty(0, FACTS), compare=False)
     where: str = field(default="memory", compare=False)
     split: str = field(default="all", compare=False)
     copies: int = field(default=0, compare=False)
@@ -105,19 +106,12 @@ class ImageDataset:
     def conditions(self) -> dict[str, torch.Tensor]:
         """Task -> the images of another kind that it makes these of, stored as these are."""
         start = condition_of("")
-        named = {k.removeprefix(start): v for k, v in self.layers.items() if k.startswith(start)}
-        return named
+        return {k.removeprefix(start): v for k, v in self.layers.items() if k.startswith(start)}
 
     @property
     def rgb(self) -> torch.Tensor:
         """The images as they are shown: (N, 3, H, W) uint8."""
         return self.format.stored_as_rgb(self.images)
-
-    @property
-    def absent_classes(self) -> tuple[str, ...]:
-        """Names of the classes that no image is of."""
-        present = set(self.labels.tolist())
-        return tuple(name for i, name in enumerate(self.class_names) if i not in present)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -127,28 +121,24 @@ class ImageDataset:
 
         The fingerprint, which is that of the data as it was read, does not change.
         """
-        places = {name: place for place, name in enumerate(class_names)}
-        table = torch.tensor([*(places[name] for name in self.class_names), -1])
+        table = torch.tensor([*map(class_names.index, self.class_names), -1])
         return dataclasses.replace(self, labels=table[self.labels], class_names=class_names)
 
     def spread(self, count: int) -> "ImageDataset":
         """So many of the images, of as many classes as possible: always the same ones."""
-        seen: Counter[int] = Counter()
-        turns = []
-        for row, label in enumerate(self.labels.tolist()):
-            turns.append((seen[label], row))
-            seen[label] += 1
-        rows = [row for _, row in sorted(turns)[:count]]
-        layers = {name: layer[rows] for name, layer in self.layers.items()}
-        return dataclasses.replace(
-            self, images=self.images[rows], labels=self.labels[rows], layers=layers
-        )
+        labels = self.labels.numpy()
+        turns = pd.Series(labels).groupby(labels).cumcount()  # of each image in its class
+        rows = turns.sort_values(kind="stable").index[:count].tolist()
+        return self._of_tensors(lambda tensor: tensor[rows])
 
     def to(self, device: str | torch.device) -> "ImageDataset":
         """The same dataset with all tensors on `device`."""
-        tensors = {"images": self.images.to(device), "labels": self.labels.to(device)}
-        layers = {name: layer.to(device) for name, layer in self.layers.items()}
-        return dataclasses.replace(self, **tensors, layers=layers)
+        return self._of_tensors(lambda tensor: tensor.to(device))
+
+    def _of_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "ImageDataset":
+        layers = {name: change(layer) for name, layer in self.layers.items()}
+        images, labels = change(self.images), change(self.labels)
+        return dataclasses.replace(self, images=images, labels=labels, layers=layers)
 
 
 def load_images(
@@ -160,7 +150,6 @@ def load_images(
     resolution: int = 32,
     *,
     form: ImageFormat | None = None,
-    split_field: str = "train_split",
 ) -> ImageDataset:
     """Load one split of an image dataset, decoded.
 
@@ -176,18 +165,28 @@ def load_images(
         label_column: as `find_label_column` takes it.
         resolution: side in pixels, of RGB squares of 8 bits.
         form: another format, in place of that.
-        split_field: the name of `split` in error messages: "train_split", "validation_split".
 
     Raises:
         DataError: a ValueError. The dataset, configuration, split or a column is not there or is
             ambiguous, the split is empty, an image does not decode, or a label is not among its
             names. The last two name the row of `split`.
     """
-    form = form or ImageFormat.square(resolution)
-    source = open_source(dataset_name, dataset_config_name, max(form.size), image_column)
-    only = only_split(source.splits, split)
-    rows = _parts(source, only, image_column)[1] if only else _slices(source, split, split_field)
-    return _load(source, rows, Columns(image_column, label_column), form)[0]
+    config = SimpleNamespace(
+        dataset_name=dataset_name,
+        dataset_config_name=dataset_config_name,
+        train_split=split,
+        image_column=image_column,
+        label_column=label_column,
+    )
+    return load_split(config, "train_split", form or ImageFormat.square(resolution))
+
+
+def load_split(config: Any, split_field: str, form: ImageFormat) -> ImageDataset:
+    """The split that a configuration names in this field, as `load_images` loads it."""
+    source, split = _open(config, form), getattr(config, split_field)
+    only = _only_split(source, split)
+    rows = _parts(source, only, config)[1] if only else _slices(source, split, split_field)
+    return _load(source, rows, config, form)[0]
 
 
 def load_splits(
@@ -201,21 +200,12 @@ def load_splits(
     Raises:
         DataError: as `load_images` does; or a tenth of the second split is in the first one.
     """
-    named = (config.dataset_name, config.dataset_config_name)
-    source = open_source(*named, max(form.size), config.image_column)
-    given = vars(config)  # commands have some of these fields
-    columns = Columns(
-        config.image_column,
-        config.label_column,
-        given.get("mask_column"),
-        given.get("condition_columns") or {},
-    )
-    splits = [getattr(config, name) for name in fields]
-    if splits[0] == only_split(source.splits, splits[1]):
-        parts = _parts(source, splits[0], config.image_column, columns.others)
+    source, splits = _open(config, form), [getattr(config, name) for name in fields]
+    if splits[0] == _only_split(source, splits[1]):
+        parts = _parts(source, splits[0], config)
     else:
         parts = [_slices(source, *pair) for pair in zip(splits, fields, strict=True)]
-    (train, trained), (held_out, digests) = (_load(source, rows, columns, form) for rows in parts)
+    (train, trained), (held_out, digests) = (_load(source, rows, config, form) for rows in parts)
     trained = set(trained)
     copies = sum(digest in trained for digest in digests)
     if copies * 10 >= len(digests):
@@ -227,85 +217,78 @@ def load_splits(
     return train, dataclasses.replace(held_out, copies=copies)
 
 
-def load_split(config: Any, split_field: str, form: ImageFormat) -> ImageDataset:
-    """The split that a configuration names in this field; see `load_splits`."""
-    return load_images(
-        config.dataset_name,
-        config.dataset_config_name,
-        getattr(config, split_field),
-        config.image_column,
-        config.label_column,
-        form=form,
-        split_field=split_field,
-    )
+def _open(config: Any, form: ImageFormat) -> Source:
+    named = (config.dataset_name, config.dataset_config_name)
+    return open_source(*named, max(form.size), config.image_column)
+
+
+def _image_column(rows: Rows, config: Any) -> str:
+    mask, conditions = _further_columns(config)
+    others = {mask, *conditions.values()}
+    return find_image_column(rows.table.features, config.image_column, others)
+
+
+def _further_columns(config: Any) -> tuple[str | None, Mapping[str, str]]:
+    """The columns of the masks, and of each task's conditions, if the command has these fields."""
+    return vars(config).get("mask_column"), vars(config).get("condition_columns") or {}
 
 
 def _load(
-    source: Source, rows: Rows, columns: Columns, form: ImageFormat
+    source: Source, rows: Rows, config: Any, form: ImageFormat
 ) -> tuple[ImageDataset, Sequence[bytes]]:
     """The images of the rows, and the digests of their files."""
-    threads = torch.get_num_threads()
     with explained(source.name):
-        features = rows.table.features
-        image_column = find_image_column(features, columns.image, columns.others)
-        label_column = find_label_column(features, columns.label)
-        source.check_declared(label_column)
+        features, image_column = rows.table.features, _image_column(rows, config)
+        label_column = find_label_column(features, config.label_column)
+        check_declared(chain(*source.files.values()), label_column)
         labels, names = read_labels(source.splits, rows, label_column)
-        digests = rows.digests or digests_of(rows, image_column, threads)
-        decoded = decode_rows(rows, image_column, form, threads, digests)
-        layers = {} if decoded.frames is None else {FRAME: decoded.frames}
-        if columns.mask is not None:
-            layers[MASK] = _masks(rows, columns.mask, form, decoded, threads)
-        for task, column in columns.conditions.items():
-            name = find_image_column(features, column, field=CONDITIONS)
-            how = (form, threads, digests_of(rows, name, threads), None, CONDITIONS)
-            layers[condition_of(task)] = decode_rows(rows, name, *how).pixels
+        decoded = decode_rows(rows, image_column, form)
+        layers, (mask_column, conditions) = dict(decoded.layers), _further_columns(config)
+        if mask_column is not None:
+            layers[MASK] = _masks(rows, mask_column, form, decoded)
+        for task, given in conditions.items():
+            column = find_image_column(features, given, field="condition_columns")
+            found = decode_rows(rows, column, form, nearest=None, field="condition_columns")
+            layers[condition_of(task)] = found.pixels
     words = {"facts": decoded.facts, "where": source.where, "split": rows.words}
-    return ImageDataset.of(decoded.pixels, labels, names, form, layers, **words), digests
+    dataset = ImageDataset.of(decoded.pixels, labels, names, form, layers, **words)
+    return dataset, decoded.digests
 
 
-def _masks(
-    rows: Rows, column: str, form: ImageFormat, images: Decoded, threads: int
-) -> torch.Tensor:
+def _masks(rows: Rows, column: str, form: ImageFormat, images: Decoded) -> torch.Tensor:
     """(N, 1, H, W) uint8: 1 where the masks of the images are white, brought to size alike."""
-    field = "mask_column"
-    column = find_image_column(rows.table.features, column, field=field)
+    column = find_image_column(rows.table.features, column, field="mask_column")
     grey = ImageFormat(*form.size, mode="L", fit=form.fit)
-    digests = digests_of(rows, column, threads)
-    masks = decode_rows(rows, column, grey, threads, digests, nearest=True, field=field)
-    other = (masks.sizes != images.sizes).any(1).nonzero()[:, 0].tolist()
-    if other:
-        (height, width), (rows_, columns) = masks.sizes[other[0]], images.sizes[other[0]]
-        raise DataError(
-            f"{field}: {rows.name(other[0])} has a mask of {width}x{height} pixels, and its image"
-            f" has {columns}x{rows_}; give masks of the size of their images."
-        )
+    masks = decode_rows(rows, column, grey, nearest=True, field="mask_column")
+    sizes = zip(masks.facts["size"].tolist(), images.facts["size"].tolist(), strict=True)
+    for place, (ours, theirs) in enumerate(sizes):
+        if ours != theirs:
+            raise DataError(
+                f"mask_column: {rows.name(place)} has a mask of {ours[1]}x{ours[0]} pixels, and its"
+                f" image has {theirs[1]}x{theirs[0]}; give masks of the size of their images."
+            )
     white = (masks.pixels >= 128).to(torch.uint8)
-    return white if masks.frames is None else white * masks.frames
+    return white * masks.layers.get(FRAME, 1)
 
 
-def only_split(splits: Mapping[str, Any], split: str) -> str | None:
+def _only_split(source: Source, split: str) -> str | None:
     """The only split, if `split` is "test" and absent: a tenth of the only one is held out then."""
-    name, *others = splits
+    name, *others = source.splits
     return name if split == TEST and not others and name != TEST else None
 
 
-def _parts(
-    source: Source, split: str, image_column: str | None, others: Collection[str | None] = ()
-) -> list[Rows]:
+def _parts(source: Source, split: str, config: Any) -> list[Rows]:
     """The images of the only split that are trained on, and the tenth that is held out."""
     table, folders = source.splits[split], source.folders(split)
-    whole = Rows(table, range(len(table)), split, folders)
+    whole = Rows(table, range(len(table)), split, split, folders)
     with explained(source.name):
-        column = find_image_column(table.features, image_column, others)
-        digests = digests_of(whole, column, torch.get_num_threads())
+        digests = digests_of(whole, _image_column(whole, config))
     last = sorted(digests)[max(1, len(digests) // 10) - 1] if digests else b""
     words = f"the rest of {split}", f"a tenth of {split}, by a fixed key"
     parts = []
     for held_out in (False, True):
         rows = [row for row, digest in enumerate(digests) if (digest <= last) == held_out]
-        picked = [digests[row] for row in rows]
-        parts.append(Rows(table.select(rows), rows, split, folders, words[held_out], picked))
+        parts.append(Rows(table.select(rows), rows, split, words[held_out], folders))
     if not parts[0].numbers:
         raise DataError(
             f"validation_split: {source.name!r} has one split, {split}, of too few different"
@@ -319,19 +302,16 @@ def _slices(source: Source, split: str, split_field: str) -> Rows:
     there = ", ".join(f"{key} ({size} rows)" for key, size in sizes.items())
     try:
         parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
+        parts = [part for part in parts if part.from_ < part.to]
+        if not parts:
+            raise ValueError("it has no rows")
     except ValueError as error:
         raise DataError(
             f"{split_field}: {split!r} is not in {source.name!r}, which has {there}: {error}\n"
             f"Of a dataset with one split, --validation_split {TEST} holds a tenth out. Slices"
             ' work, too: --train_split "train[:90%]" --validation_split "train[90%:]".'
         ) from error
-    parts = [part for part in parts if part.from_ < part.to]
-    if not parts:
-        raise DataError(
-            f"{split_field}: {split!r} of {source.name!r} has no rows; it has {there}."
-            " Choose another split or slice."
-        )
     chosen = [source.splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
     rows = datasets.concatenate_datasets(chosen)
     folders = dict.fromkeys(f for part in parts for f in source.folders(part.splitname))
-    return Rows(rows, range(len(rows)), split, tuple(folders))
+    return Rows(rows, range(len(rows)), split, split, tuple(folders))

@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.columns import DataError
-from ..data.decode import Encoded, check_depth, read, to_pixels
+from ..data.decode import check_depth, read, to_pixels
 from ..pipeline.format import ImageFormat
 from ..pipeline.inputs import read_count, read_labels, read_masks
 from ..pipeline.pipeline import MultiTaskPipeline
@@ -102,13 +101,12 @@ def _source(path: str, form: ImageFormat) -> Tensor:
     """(C, H, W), read as training images are, but of the model's size already."""
     _check_there(path, "image")
     try:
-        bands, facts = read(Encoded(None, path, path), form)
+        bands, facts = read(Path(path).read_bytes(), form)
         check_depth(facts, form, path)
-    except DataError as error:
-        raise ValueError(f"image: {path} can't be used: {error.__cause__ or error}") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"image: {path} can't be used: {error}") from error
     form.check_size(bands[0].height, bands[0].width, f"image: {path}")
-    pixels = torch.from_numpy(to_pixels(bands, form)).permute(2, 0, 1)
-    return form.stored_as_array(pixels)
+    return form.stored_as_array(torch.from_numpy(to_pixels(bands, form)))
 
 
 def _mask(path: str, form: ImageFormat) -> Image.Image:

@@ -17,9 +17,8 @@ from ..config import TrainConfig
 from ..config.network import with_network
 from ..data.decode import Decoder
 from ..data.images import ImageDataset, load_splits
-from ..data.loader import Loader, process_rows
-from ..data.stream import ImageStream, open_streams
-from ..data.streaming_loader import StreamingLoader
+from ..data.loader import Loader
+from ..data.stream import ImageStream, StreamingLoader, open_streams
 from ..editing.pairs import EditPairs
 from ..pipeline.chains import default_chains
 from ..pipeline.edit import Edit
@@ -133,7 +132,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         config = with_model(config, pipeline)
     images, device = image_format(config), accelerator.device
     decoder = Decoder(images, torch.get_num_threads())
-    train_data, held_out = _data(config, decoder, accelerator)
+    train_data, held_out = _data(config, decoder)
     names = train_data.class_names
     if config.objective == "distillation":
         teacher = teacher_of(config, pipeline, names)
@@ -223,16 +222,13 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     )
 
 
-def _data(
-    config: TrainConfig, decoder: Decoder, accelerator: Accelerator
-) -> tuple[ImageDataset | ImageStream, ImageDataset]:
+def _data(config: TrainConfig, decoder: Decoder) -> tuple[ImageDataset | ImageStream, ImageDataset]:
     """The two splits, which have the classes that the tasks need."""
-    with accelerator.main_process_first():  # the first one decodes, the others read its cache
-        if config.streaming:
-            train_data, stream = open_streams(config)
-            held_out = stream.head(config.validation_images, config.shuffle_buffer_size, decoder)
-        else:
-            train_data, held_out = load_splits(config, decoder.images)
+    if config.streaming:
+        train_data, stream = open_streams(config)
+        held_out = stream.head(config.validation_images, config.shuffle_buffer_size, decoder)
+    else:
+        train_data, held_out = load_splits(config, decoder.images)
     if set(held_out.class_names) - set(train_data.class_names):
         raise ValueError(
             f"validation_split has the classes {held_out.class_names}, train_split has "
@@ -263,12 +259,10 @@ def _loader(
     }
     if not config.streaming:
         return Loader(data, **common, balance_classes=config.balance_classes)
-    rank, world = accelerator.process_index, accelerator.num_processes
     return StreamingLoader(
         data,
-        mine=process_rows(config.total_batch_size, rank, world),
-        rank=rank,
-        world=world,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
         buffer_size=config.shuffle_buffer_size,
         decoder=decoder,
         **common,

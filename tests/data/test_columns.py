@@ -57,18 +57,16 @@ def test_files_that_number_their_classes_differently(tmp_path, layout, names):
     """`datasets` gives the names of the first file to the numbers of all."""
     if layout == "saved" and datasets.__version__ < "5":
         pytest.skip("this version of datasets does not read the folder of a saved dataset by name")
-    columns, tables = {"image": encoded(2), "label": [0, 1]}, {}
-    for split, own in (("train", ["cat", "dog"]), ("test", names)):
+    columns, folder = {"image": encoded(2), "label": [0, 1]}, tmp_path / "d"
+    for part, (split, own) in enumerate((("train", ["cat", "dog"]), ("test", names))):
         features = {"image": IMAGE, "label": datasets.ClassLabel(names=own)}
-        tables[split] = datasets.Dataset.from_dict(columns, datasets.Features(features))
-    folder = tmp_path / "d"
-    if layout == "saved":
-        datasets.DatasetDict(tables).save_to_disk(folder)
-    else:
-        folder.mkdir()
-        for part, (split, table) in enumerate(tables.items()):
-            shard = f"train-{part:05d}-of-00002" if layout == "shards" else split
-            table.to_parquet(folder / f"{shard}.parquet")
+        if layout == "saved":
+            table = datasets.Dataset.from_dict(columns, datasets.Features(features))
+            table.save_to_disk(folder / split)
+        elif layout == "shards":
+            write_parquet(folder, columns, features, part=part, of=2)
+        else:
+            write_parquet(folder, columns, features, split)
     message = rf"label_column: .*'label' are cat, dog in .*, and {', '.join(names)} in "
     with pytest.raises(ValueError, match=message):
         load(folder)
@@ -96,12 +94,6 @@ def test_images_without_labels(tmp_path):
     assert among.fingerprint == data.fingerprint
 
 
-def test_labels_of_a_type_that_is_none_are_not_left_out_in_silence(tmp_path):
-    name = write_table(tmp_path / "d", [0.5, 1.0, 1.5, 2.0], datasets.Value("float64"))
-    with pytest.raises(ValueError, match=r"'label' is not a column of classes.*label \(float64\)"):
-        load(name)
-
-
 @pytest.mark.parametrize(
     "feature, bad, what",
     [
@@ -118,13 +110,15 @@ def test_a_label_that_is_no_class_is_located(tmp_path, feature, bad, what):
         load(name)
 
 
-def test_a_declared_name_that_is_empty(tmp_path):
-    name = write_table(tmp_path / "d", [0, 1], datasets.ClassLabel(names=["", "Cat", "cat"]))
-    with pytest.raises(ValueError, match="label_column: a class has an empty name"):
+def test_labels_that_can_be_no_classes_are_not_left_out(tmp_path):
+    name = write_table(tmp_path / "d", [0.5, 1.0, 1.5, 2.0], datasets.Value("float64"))
+    with pytest.raises(ValueError, match=r"'label' is not a column of classes.*label \(float64\)"):
         load(name)
 
 
-def test_names_that_differ_in_blanks_or_capitals(tmp_path):
+def test_names_that_are_empty_or_differ_in_blanks_or_capitals(tmp_path):
+    with pytest.raises(ValueError, match="label_column: a class has an empty name"):
+        load(write_table(tmp_path / "e", [0, 1], datasets.ClassLabel(names=["", "Cat", "cat"])))
     message = "label_column: the classes 'Cat ' and 'cat' differ in nothing but blanks or capitals"
     with pytest.raises(ValueError, match=message):
         load(write_table(tmp_path / "d", ["Cat ", "cat"], datasets.Value("string")))

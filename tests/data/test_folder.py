@@ -73,47 +73,45 @@ def test_words_in_names_of_files_are_no_splits(tmp_path):
     assert load(tmp_path).class_names == ()
 
 
-def test_an_image_beside_class_folders_is_named(tmp_path):
-    write_images(tmp_path, "cat/1.png", "cat/2.png", "dog/1.png", "stray.png")
-    message = r"images in folders.* cat \(2\), dog \(1\), and beside them stray\.png; move"
-    with pytest.raises(ValueError, match=message):
-        load(tmp_path)
-
-
 def test_a_class_that_is_called_train(tmp_path):
     write_images(tmp_path, "bus/1.png", "car/1.png", "train/1.png")
     assert labels(tmp_path) == ["bus", "car", "train"]
 
 
-def test_names_of_classes_that_are_numbers_or_have_accents(tmp_path):
-    write_images(tmp_path / "n", *(f"{name}/1.png" for name in ("0", "1", "10", "2")))
-    assert load(tmp_path / "n").class_names == ("0", "1", "2", "10")
-    write_images(tmp_path / "e", "caf\u00e9/1.png", "cafe\u0301/2.png")
-    assert load(tmp_path / "e").class_names == ("caf\u00e9",)
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [(["0", "1", "10", "2"], ("0", "1", "2", "10")), (["caf\u00e9", "cafe\u0301"], ("caf\u00e9",))],
+)
+def test_names_of_classes_that_are_numbers_or_have_accents(tmp_path, names, classes):
+    write_images(tmp_path, *(f"{name}/{i}.png" for i, name in enumerate(names)))
+    assert load(tmp_path).class_names == classes
 
 
 @pytest.mark.parametrize(
-    ("names", "splits", "other"),
+    ("names", "fault"),
     [
-        (("train/cat/1.png", "train/dog/1.png", "cat/2.png"), "train", "cat"),
-        (("train/1.png", "test/1.png", "samples/1.png"), "test, train", "samples"),
-        (("train/cat/1.png", "test/cat/1.png", "logo.png"), "test, train", r"logo\.png"),
+        (
+            "cat/1.png cat/2.png dog/1.png stray.png",
+            r"cat \(2\), dog \(1\), .*them stray\.png; move",
+        ),
+        ("train/cat/1.png train/dog/1.png cat/2.png", "train, .* names of splits beside cat; move"),
+        ("train/1.png test/1.png samples/1.png", "test, train, .* splits beside samples; move"),
+        ("train/c/1.png test/c/1.png logo.png", r"test, train, .* splits beside logo\.png; move"),
+        ("val/cat/1.png valid/cat/1.png", "val, valid, .* names of splits, some of them twice"),
+        ("cat/1.png rows.tar", r"1 images beside other data, .*rows\.tar; give a folder"),
+        ("cat/1.png more.zip", r"archives, .* unpack .*more\.zip into folders"),
+        ("train.zip", r"archives, .* unpack .*train\.zip into folders"),
     ],
 )
-def test_splits_beside_other_images_are_refused(tmp_path, names, splits, other):
-    write_images(tmp_path, *names)
-    with pytest.raises(
-        ValueError, match=f"has {splits}, which are names of splits, beside {other};"
-    ):
+def test_contradictory_layouts_are_refused(tmp_path, names, fault):
+    write_images(tmp_path, *names.split())
+    with pytest.raises(ValueError, match=f"dataset_name: {tmp_path} has .*{fault}"):
         load(tmp_path)
 
 
 def test_splits_by_their_usual_names(tmp_path):
     write_images(tmp_path, "Training/cat/1.png", "val/cat/1.png", "testing/cat/1.png")
     assert list(files(tmp_path)) == ["train", "validation", "test"]
-    write_images(tmp_path, "valid/cat/2.png")
-    with pytest.raises(ValueError, match="two folders of the split validation, one of them val"):
-        load(tmp_path)
 
 
 def test_a_split_without_labels_matters_when_it_is_read(tmp_path):
@@ -144,25 +142,6 @@ def test_tables_beside_images(tmp_path):
     for split in ("train", "test"):
         name = write_table(tmp_path, [0] * 4, split=split)
     assert len(load(name)) == len(load(name, split="test")) == 4
-    (tmp_path / "rows.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"holds 2 \.png and 1 \.tar; give a folder"):
-        load(name)
-
-
-@pytest.mark.parametrize(
-    ("archive", "beside", "cure"),
-    [
-        ("train.zip", "", r"unpack train\.zip into a folder train, and move"),
-        ("images.zip", "metadata.jsonl", r"unpack images\.zip, and move"),
-        ("more.zip", "cat/1.png", r"unpack more\.zip, and move"),
-    ],
-)
-def test_archives_are_to_be_unpacked(tmp_path, archive, beside, cure):
-    for name in filter(None, (archive, beside)):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"{}")
-    with pytest.raises(ValueError, match=f"dataset_name: .* has archives.*{cure}"):
-        load(tmp_path)
 
 
 def test_a_tar_of_webdataset(tmp_path):
@@ -176,17 +155,10 @@ def test_a_tar_of_webdataset(tmp_path):
     assert data.class_names == ("0", "1") and data.labels.tolist() == [0, 1, 0, 1]
 
 
-def test_an_empty_folder_is_named(tmp_path):
-    write_images(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/cat/1.png")
-    (tmp_path / "train/bird/.cache").mkdir(parents=True)
-    assert load(tmp_path).where == f"the images of {tmp_path}, without images in train/bird"
-
-
-def test_folders_beside_metadata_are_no_classes(tmp_path, caplog):
+def test_folders_beside_metadata_are_no_classes(tmp_path):
     write_images(tmp_path, "cat/1.png", "dog/1.png")
     (tmp_path / "metadata.csv").write_text("file_name,text\ncat/1.png,x\ndog/1.png,y\n")
     assert load(tmp_path).class_names == ()
-    assert "metadata.csv has no column called label" in caplog.text and "cat, dog" in caplog.text
 
 
 def test_a_table_that_no_split_has_is_named(tmp_path, caplog):
@@ -225,9 +197,9 @@ def test_metadata_of_each_split(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "fault"),
     [
-        ("file_name,label\n1.png,a\n", r"metadata\.csv names no .*2\.png; add a row"),
-        ("file_name,label\n1.png,a\n2.png,b\n3.png,b\n", r"names .*3\.png, not there"),
-        ("file_name,label\n1.png,a\n2.png,b\n2.png,c\n", r"names .*2\.png more than once"),
+        ("file_name,label\n1.png,a\n", r"must name each image once; missing .*: .*2\.png"),
+        ("file_name,label\n1.png,a\n2.png,b\n3.png,b\n", r"once; missing .*: .*3\.png"),
+        ("file_name,label\n1.png,a\n2.png,b\n2.png,c\n", r"more than once: .*2\.png"),
         ("name,label\n1.png,a\n", "has the columns name, label; it needs one called file_name"),
         ("", r"metadata\.csv can't be read: No columns"),
         ("file_name,label\n1.png,a\n2.png,\n", "label_column: row 1 of 'train' has the label ''"),

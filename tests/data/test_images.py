@@ -1,6 +1,6 @@
 """Splits of a dataset, decoded: which rows, their fingerprint, and what can't be read."""
 
-import errno
+import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ from tables import encoded, load, noise, png, write_images, write_table
 
 from mtl_diffusion.data.images import ImageDataset, load_splits
 from mtl_diffusion.data.line import data_line
+from mtl_diffusion.data.shapes import shapes
 from mtl_diffusion.pipeline.format import ImageFormat
 
 
@@ -35,6 +36,11 @@ def test_embedded_shapes():
     data = load("shapes", split="test", resolution=16)
     assert data.images.shape == (1000, 3, 16, 16) and data.class_names[4] == "ring"
     assert data.fingerprint == "d74f7921317ecaa1"  # checkpoints hold it
+    small = shapes(num_train=500, num_test=100)
+    train, test = ({image.tobytes() for image in part["image"]} for part in small.values())
+    assert len(train) == 500 and len(test) == 100 and not train & test
+    with pytest.raises(ValueError, match="resolution: 4 is too low"):
+        load("shapes", resolution=4)
 
 
 def test_fingerprint_tells_data_apart_not_files(imagefolder):
@@ -69,12 +75,9 @@ def test_the_line_of_a_run(tmp_path, imagefolder):
     assert "Data: 4 training and 1 held-out images, no classes," in data_line(
         *splits(tmp_path / "flat")
     )
-
-
-def test_the_line_says_what_a_number_means(tmp_path):
     name = write_table(tmp_path / "d", [255, 0, 128] * 2, datasets.Value("int64"))
-    line = data_line(*splits(name))
-    assert ", 3 classes (class 1 is '128', class 2 is '255')" in line
+    numbers = ", 3 classes (class 1 is '128', class 2 is '255')"
+    assert numbers in data_line(*splits(name))
 
 
 def test_the_images_shown_are_of_many_classes(imagefolder):
@@ -158,31 +161,16 @@ def test_a_row_of_a_part_is_named_by_its_number_in_the_split(tmp_path):
 # What is not there, or can't be read
 
 
-def test_a_missing_split_lists_what_there_is_and_how_to_slice(imagefolder):
-    message = r"(?s)validation_split: 'validation' .* train \(8 rows\).*train\[:90%\]"
+@pytest.mark.parametrize(("split", "why"), [("validation", "Unknown"), ("train[4:4]", "no rows")])
+def test_a_missing_split_lists_what_there_is_and_how_to_slice(imagefolder, split, why):
+    message = rf"(?s)validation_split: '{re.escape(split)}' .* train \(8 rows\): .*{why}.*\[:90%\]"
     with pytest.raises(ValueError, match=message):
-        load(imagefolder, split="validation", split_field="validation_split")
-
-
-@pytest.mark.parametrize("split", ["train[4:4]", "test"])
-def test_an_empty_split(tmp_path, split):
-    write_table(tmp_path / "d", [0] * 4)
-    write_table(tmp_path / "d", [], split="test")
-    with pytest.raises(ValueError, match=r"train_split: .* has no rows; it has train \(4 rows\)"):
-        load(tmp_path / "d", split=split)
-    assert len(load(tmp_path / "d")) == 4
+        splits(imagefolder, held_out=split)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "missing/dataset", "missing"])
 def test_a_dataset_that_cannot_be_found(name):
-    with pytest.raises(ValueError, match=f"dataset_name: .*{name}"):
-        load(name)
-
-
-@pytest.mark.parametrize("name", ["shape", "Shapes", "sahpes"])
-def test_a_name_like_shapes_is_not_asked_for_on_the_hub(name, monkeypatch):
-    monkeypatch.setattr(datasets, "load_dataset_builder", None)
-    with pytest.raises(ValueError, match=f"no folder '{name}'; did you mean shapes"):
+    with pytest.raises(ValueError, match=f"(?s)dataset_name: .*{name}.* a local folder"):
         load(name)
 
 
@@ -190,7 +178,7 @@ def test_an_empty_folder_and_a_file(tmp_path):
     with pytest.raises(ValueError, match=r"dataset_name: .* doesn't contain any data files"):
         load(tmp_path)
     (tmp_path / "d.parquet").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"d\.parquet is a file; give the folder"):
+    with pytest.raises(ValueError, match=r"(?s)dataset_name: .*d\.parquet.*Give .* a local folder"):
         load(tmp_path / "d.parquet")
 
 
@@ -212,21 +200,11 @@ def test_a_damaged_file_is_named(table):
         load(table)
 
 
-@pytest.mark.parametrize("length", [0, 100, 1500])
+@pytest.mark.parametrize("length", [0, 1500])
 def test_a_damaged_copy_of_a_file_is_named(table, length, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     load(table)
     (copy,) = (tmp_path / "cache").rglob("*.arrow")
     copy.write_bytes(copy.read_bytes()[:length])
-    with pytest.raises(ValueError, match=rf"dataset_name: .* read.*: delete {copy.parent}"):
-        load(table)
-
-
-def test_a_full_disk_is_said(table, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.write_table", full)
-    cache = datasets.config.HF_DATASETS_CACHE
-    with pytest.raises(ValueError, match=f"dataset_name: .*No space left.* make room in {cache}"):
+    with pytest.raises(ValueError, match=rf"dataset_name: .*: delete {copy.parent}"):
         load(table)
