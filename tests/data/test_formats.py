@@ -39,7 +39,7 @@ def file_of(array: np.ndarray, kind: str, **options) -> bytes:
 
 
 def read(content: bytes, form: ImageFormat) -> torch.Tensor:
-    return Decoder(form, threads=1)([Encoded(content, None, "row 0")]).pixels[0]
+    return Decoder(form, threads=1)([Encoded(content, None, "row 0")], 1).pixels[0]
 
 
 @pytest.mark.parametrize("kind", ["npy", "tiff", "png"])
@@ -58,16 +58,17 @@ def read(content: bytes, form: ImageFormat) -> torch.Tensor:
 def test_numbers_come_as_they_are_stored(mode, dtype, channels, kind):
     if kind == "png" and (isinstance(mode, int) or dtype == "float32"):
         pytest.skip("no PNG has these")
-    array = numbers(8, 12, *channels, dtype="uint16" if dtype == "float32" else dtype)
-    array = array.astype(dtype) / (3 if dtype == "float32" else 1)
-    array = array.astype(dtype)
-    wanted = (0.0, 30000.0) if dtype == "float32" else None
-    found = read(file_of(array, kind), ImageFormat(8, 12, mode, dtype, wanted))
+    if dtype == "float32":
+        array = RANDOM.uniform(0, 30000, (8, 12, *channels)).astype(dtype)
+    else:
+        array = numbers(8, 12, *channels, dtype=dtype)
+    form = ImageFormat(8, 12, mode, dtype, (0.0, 30000.0) if dtype == "float32" else None)
+    found = read(file_of(array, kind), form)
     assert found.dtype == getattr(torch, dtype)
     assert np.array_equal(found.permute(1, 2, 0).numpy(), array.reshape(8, 12, -1))
     if channels and kind == "npy":  # the channels may be the first axis
         first = file_of(np.moveaxis(array, -1, 0), kind)
-        assert torch.equal(read(first, ImageFormat(8, 12, mode, dtype, wanted)), found)
+        assert torch.equal(read(first, form), found)
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -91,7 +92,7 @@ def test_what_is_not_of_the_format_is_refused_with_what_to_set():
             "numbers from 2.0 to 2.0, and float32 holds 0 to 1",
         ),
     ):
-        with pytest.raises(ValueError, match=rf"image_column: row 0 does not fit: .*{message}"):
+        with pytest.raises(ValueError, match=rf"row 0 does not decode .*: .*{message}"):
             read(content, form)
 
 
@@ -102,8 +103,6 @@ def test_arrays_of_a_table(tmp_path):
     rows.to_parquet(tmp_path / "train.parquet")
     found = load_images(str(tmp_path), form=ImageFormat(8, 8, 5))
     assert np.array_equal(found.images.numpy(), bands)
-    again = load_images(str(tmp_path), form=ImageFormat(8, 8, 5))  # from the cache
-    assert again.fingerprint == found.fingerprint and torch.equal(again.images, found.images)
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
@@ -116,7 +115,7 @@ def test_other_shapes_are_cropped_padded_or_stretched(tmp_path, fit, size):
     Image.fromarray(array).save(tmp_path / "1.png")
     data = load_images(str(tmp_path), form=ImageFormat(8, 8, "L", fit=fit))
     pixels, fitted = data.images[0, 0], size != (8, 8)
-    assert data.facts.fitted == fitted
+    assert data.facts["fitted"].tolist() == [fitted]
     frame = data.layers.get(FRAME)
     if fit != "pad":
         assert frame is None and pixels[:, 0].max() <= 1 and pixels[:, -1].min() >= 254
@@ -136,17 +135,12 @@ def test_the_data_line_says_what_was_done_and_what_keeps_more(tmp_path):
         folder.mkdir()
         for i in range(3):
             Image.new(mode, (16, 8 + i * 2), i).save(folder / f"{i}.png")
-    lines = [data_line(data, data) for data in map(load_images_of_8, (grey, clear))]
+    grey, clear = (load_images(str(folder), resolution=8) for folder in (grey, clear))
+    lines = [data_line(grey, grey), data_line(clear, clear)]
     assert "3 training images cropped to the shape of 8x8 (image_fit)" in lines[0]
     assert "3 training images are grey and read as RGB of 8 bits: set image_mode to L" in lines[0]
     assert "are with transparency and read as RGB of 8 bits: set image_mode to RGBA" in lines[1]
-    assert "image_mode" not in data_line(
-        load_images_of_8(grey), load_images_of_8(grey), {"image_mode"}
-    )
-
-
-def load_images_of_8(folder):
-    return load_images(str(folder), resolution=8)
+    assert "image_mode" not in data_line(grey, grey, {"image_mode"})
 
 
 def test_colours_under_clear_alpha_are_black_for_the_network():

@@ -31,7 +31,7 @@ def test_values(numbered):
     assert Loader(ends, 2, 0, False).batch(0).images.unique().tolist() == [-1, 1]
 
 
-@pytest.mark.parametrize("size", [1, 3, 4, 7, 10])
+@pytest.mark.parametrize("size", [1, 4, 7, 10])
 def test_each_epoch_has_every_row_once(numbered, size):
     loader = Loader(numbered, size, seed=1, random_flip=False)
     order = torch.cat([loader.batch(step).labels for step in range(30)])
