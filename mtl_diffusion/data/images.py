@@ -14,14 +14,7 @@ import pandas as pd
 import torch
 
 from ..pipeline.format import ImageFormat
-from .columns import (
-    DataError,
-    Rows,
-    Source,
-    find_image_column,
-    find_label_column,
-    read_labels,
-)
+from .columns import DataError, Rows, Source, find_image_column, find_label_column, read_labels
 from .decode import FACTS, FRAME, Decoded, decode_rows, digests_of
 from .source import check_declared, explained, open_source
 
@@ -96,11 +89,11 @@ class ImageDataset:
         images = list(self.format.stored_as_array(self.images))
         if FRAME not in self.layers:
             return images
-        cuts = []
-        for image, (frame,) in zip(images, self.layers[FRAME], strict=True):
-            rows, columns = (frame.amax(axis).nonzero()[:, 0] for axis in (1, 0))
-            cuts.append(image[:, rows][:, :, columns])
-        return cuts
+        inside = [(frame.any(1), frame.any(0)) for (frame,) in self.layers[FRAME].bool()]
+        return [
+            image[:, rows][:, :, columns]
+            for image, (rows, columns) in zip(images, inside, strict=True)
+        ]
 
     @property
     def conditions(self) -> dict[str, torch.Tensor]:
@@ -151,20 +144,16 @@ def load_images(
     *,
     form: ImageFormat | None = None,
 ) -> ImageDataset:
-    """Load one split of an image dataset, decoded.
-
-    How images are decoded is described in `decode.decode`, what a folder of images is in
-    `folder.read_folder`, and which the classes are in `columns.read_labels`.
+    """Load one split of an image dataset, decoded as `decode.decode` does it.
 
     Args:
-        dataset_name: "shapes" for the embedded dataset; else a folder of images, or a name for
-            `datasets.load_dataset`. A folder named shapes is reached as "./shapes".
+        dataset_name: "shapes" for the embedded dataset; else a folder of images, as
+            `folder.read_folder` reads it, or a name for `datasets.load_dataset`. A folder named
+            shapes is reached as "./shapes".
         split: a split, or slices of it: "train", "train[:90%]", "train[:90%]+test". Of a dataset
             with one split, "test" is a tenth of it, always the same one.
-        image_column: as `find_image_column` takes it.
-        label_column: as `find_label_column` takes it.
-        resolution: side in pixels, of RGB squares of 8 bits.
-        form: another format, in place of that.
+        image_column, label_column: as `find_image_column` and `find_label_column` take them.
+        resolution: side in pixels, of RGB squares of 8 bits. form: another format, in place of it.
 
     Raises:
         DataError: a ValueError. The dataset, configuration, split or a column is not there or is
@@ -172,11 +161,8 @@ def load_images(
             names. The last two name the row of `split`.
     """
     config = SimpleNamespace(
-        dataset_name=dataset_name,
-        dataset_config_name=dataset_config_name,
-        train_split=split,
-        image_column=image_column,
-        label_column=label_column,
+        **{"dataset_name": dataset_name, "dataset_config_name": dataset_config_name},
+        **{"image_column": image_column, "label_column": label_column, "train_split": split},
     )
     return load_split(config, "train_split", form or ImageFormat.square(resolution))
 
@@ -284,11 +270,12 @@ def _parts(source: Source, split: str, config: Any) -> list[Rows]:
     with explained(source.name):
         digests = digests_of(whole, _image_column(whole, config))
     last = sorted(digests)[max(1, len(digests) // 10) - 1] if digests else b""
-    words = f"the rest of {split}", f"a tenth of {split}, by a fixed key"
     parts = []
-    for held_out in (False, True):
+    for held_out, words in enumerate(
+        (f"the rest of {split}", f"a tenth of {split}, by a fixed key")
+    ):
         rows = [row for row, digest in enumerate(digests) if (digest <= last) == held_out]
-        parts.append(Rows(table.select(rows), rows, split, words[held_out], folders))
+        parts.append(Rows(table.select(rows), rows, split, words, folders))
     if not parts[0].numbers:
         raise DataError(
             f"validation_split: {source.name!r} has one split, {split}, of too few different"

@@ -202,12 +202,9 @@ class StreamingLoader:
     resume a run, call `go_to(step, position)`.
 
     Args:
-        total_batch_size: samples in a global batch, over all processes.
         rank, world: the number of this process, and of all: each sees its `process_rows`.
         buffer_size: rows that are shuffled among.
-        seed: keys the order and the flips.
-        random_flip: mirror each sample left-right with probability one half.
-        device: where batches are delivered.
+        total_batch_size, seed, random_flip, device: as `Loader` has them.
 
     Attributes:
         seen: label -> how many rows of it this process has taken; -1 for rows without a class.
@@ -276,10 +273,9 @@ class StreamingLoader:
         epoch, skipped = position
         how = (self.buffer_size, self.rank, self.world)
         while True:
-            done = 0
-            for done, row in enumerate(self.stream.epoch(self.seed, epoch, *how), 1):
-                if done > skipped:
-                    yield row, Position(epoch, done)
+            done, rows = skipped, self.stream.epoch(self.seed, epoch, *how)
+            for done, row in enumerate(islice(rows, skipped, None), skipped + 1):
+                yield row, Position(epoch, done)
             if not done:
                 raise DataError(
                     f"train_split: {self.stream.split!r} has no rows for process {self.rank} of"

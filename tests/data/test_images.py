@@ -3,13 +3,13 @@
 import re
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import pytest
 import torch
 from tables import encoded, load, noise, png, write_images, write_table
 
+from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data.images import ImageDataset, load_splits
 from mtl_diffusion.data.line import data_line
 from mtl_diffusion.data.shapes import shapes
@@ -23,13 +23,10 @@ def imagefolder(tmp_path):
     return write_images(tmp_path / "photos", *names)
 
 
-def splits(name, train="train", held_out="test", **fields):
+def splits(name, train="train", held_out="test"):
     """What a run's configuration loads."""
-    given = {"dataset_config_name": None, "image_column": None, "label_column": None} | fields
-    config = SimpleNamespace(
-        dataset_name=str(name), train_split=train, validation_split=held_out, **given
-    )
-    return load_splits(config, ImageFormat.square(8))
+    given = {"dataset_name": str(name), "train_split": train, "validation_split": held_out}
+    return load_splits(TrainConfig(**given), ImageFormat.square(8))
 
 
 def test_embedded_shapes():

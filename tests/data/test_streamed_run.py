@@ -8,11 +8,11 @@ from pathlib import Path
 
 import datasets
 import pytest
-from forked import SHORT, STEPS, die, train
+from forked import ARGUMENTS, SHORT, STEPS, die, train
 from kills import check_killed_and_run_again
 from loopback_hub import LoopbackHub
 from tables import encoded, write_images, write_table
-from tiny import MODEL, flags
+from tiny import flags
 
 from mtl_diffusion.data.shapes import CLASSES, shapes
 
@@ -37,8 +37,8 @@ def data(tmp_path_factory):
 
 
 def test_a_run_from_folders_of_images(tmp_path):
-    places = [("train", i) for i in range(60)] + [("test", i) for i in range(8)]
-    names = [f"{split}/class {i % 5}/{i}.png" for split, i in places]
+    counts = {"train": 60, "test": 8}
+    names = [f"{split}/class {i % 5}/{i}.png" for split, n in counts.items() for i in range(n)]
     photos = write_images(tmp_path / "photos", *names)
     code, run = train(tmp_path / "run", *SHORT, dataset_name=photos, **STREAM)
     assert code == 0, run.text
@@ -50,18 +50,18 @@ def test_a_run_from_folders_of_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "arguments"),
+    ("files", "kills", "arguments"),
     [
-        (4, {}),
-        (4, {"processes": 2, "per_device_batch_size": 3, "total_batch_size": 9}),
-        (3, {"processes": 2}),  # both processes read all three files
+        # In mid-epoch; where an epoch ends; in the last step.
+        (4, ((5, 0), (7, 3), (11, 6)), {}),
+        (4, ((7, 3),), {"processes": 2, "per_device_batch_size": 3, "total_batch_size": 9}),
+        (3, ((7, 3),), {"processes": 2}),  # both processes read all three files
     ],
     ids=["one process", "files of their own", "shared files"],
 )
-def test_killed_and_run_again_is_byte_equal(files, arguments, tmp_path):
+def test_killed_and_run_again_is_byte_equal(files, kills, arguments, tmp_path):
     arguments = STREAM | arguments | {"dataset_name": write(tmp_path / "data", files)}
-    # Before any checkpoint; in mid-epoch; where an epoch ends; in the last step.
-    check_killed_and_run_again(tmp_path, ((1, 0), (5, 0), (7, 3), (11, 6)), **arguments)
+    check_killed_and_run_again(tmp_path, kills, **arguments)
 
 
 def test_another_number_of_processes_begins_the_next_epoch(data, tmp_path):
@@ -109,20 +109,10 @@ def test_a_run_that_streams_from_a_hub(tmp_path):
     with LoopbackHub() as hub:
         files = {f"plain_text/{path.name}": path.read_bytes() for path in folder.iterdir()}
         hub.add("uoft-cs/cifar10", files, kind="dataset")
-        given = {
-            "config": ROOT / "configs/cifar10_cpu.yaml",
-            "dataset_name": "uoft-cs/cifar10",
-            "image_column": "image",
-            **STREAM,
-            **MODEL,
-            "total_batch_size": 8,
-            "max_train_steps": 9,
-            "validation_images": 4,
-            "report_to": "none",
-            "num_threads": 1,
-            "output_dir": tmp_path / "run",
-        }
-        command = [sys.executable, "scripts/train.py", *flags(**given)]
+        given = ARGUMENTS | STREAM | {"max_train_steps": 9, "output_dir": tmp_path / "run"}
+        given |= {"dataset_name": "uoft-cs/cifar10", "image_column": "image"}
+        config = {"config": ROOT / "configs/cifar10_cpu.yaml"}
+        command = [sys.executable, "scripts/train.py", *flags(**config, **given)]
         done = hub.run(command, tmp_path / "home")
         assert done.returncode == 0, done.stderr[-3000:]
         asked = [name for name in hub.requests if re.match("GET .*train-.*parquet", name)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from tiny import own_state
 
 from mtl_diffusion.config import TrainConfig, check
 from mtl_diffusion.data.images import load_splits
@@ -19,34 +20,16 @@ from mtl_diffusion.pipeline.translate import Translate
 from mtl_diffusion.training.mixture import Mixture
 
 RANDOM = np.random.default_rng(0)
-# How each kind of data is given, and the format of the model that learns it.
+BANDS = {"image_mode": 5, "image_dtype": "uint16", "value_range": [0, 4095]}
+FLOATS = {"image_mode": "L", "image_dtype": "float32", "value_range": [-1000, 3000]}
+PAIRS = {"image_column": "image", "condition_columns": {"from_map": "map"}}
+# How each kind of data is given, and the shape, numbers and suffix of its files.
 KINDS = {
-    "grey": ({"image_mode": "L"}, (8, 8), "uint8", "png"),
     "alpha": ({"image_mode": "RGBA", "resolution": [8, 16]}, (8, 16, 4), "uint8", "png"),
-    "bands": ({"image_mode": 5, "shown_bands": [3, 2, 1]}, (8, 8, 5), "uint8", "npy"),
     "deep grey": ({"image_mode": "L", "image_dtype": "uint16"}, (8, 8), "uint16", "png"),
-    "deep bands": (
-        {"image_mode": 5, "image_dtype": "uint16", "value_range": [0, 4095]},
-        (8, 8, 5),
-        "uint16",
-        "npy",
-    ),
-    "floats": (
-        {"image_mode": "L", "image_dtype": "float32", "value_range": [-1000, 3000]},
-        (8, 8),
-        "float32",
-        "npy",
-    ),
-    "pairs": (
-        {
-            "resolution": [8, 16],
-            "image_column": "image",
-            "condition_columns": {"from_map": "map"},
-        },
-        (8, 16, 3),
-        "uint8",
-        "png",
-    ),
+    "bands": (BANDS | {"shown_bands": [3, 2, 1]}, (8, 8, 5), "uint16", "npy"),
+    "floats": (FLOATS, (8, 8), "float32", "npy"),
+    "pairs": (PAIRS | {"resolution": [8, 16]}, (8, 16, 3), "uint8", "png"),
     "padded": ({"image_mode": "L", "image_fit": "pad"}, (8, 4), "uint8", "png"),
 }
 
@@ -56,54 +39,45 @@ def numbers(shape, dtype, fields) -> np.ndarray:
     return RANDOM.uniform(low, high, shape).astype(dtype)
 
 
-def write_pairs(folder: Path) -> Path:
-    """Images in tables, with maps of two colours in a palette, twice as large."""
-    folder.mkdir()
+def write(folder: Path, kind: str) -> Path:
+    """Two classes of images of a kind, with a split to hold out.
+
+    Pairs are in tables, with maps of two colours in a palette, twice as large.
+    """
+    fields, shape, dtype, suffix = KINDS[kind]
     for split, count in (("train", 10), ("test", 6)):
         rows = ["image,map,label"]
         for i in range(count):
-            Image.fromarray(numbers((8, 16, 3), "uint8", {})).save(folder / f"{split}{i}.png")
-            labels = Image.fromarray(RANDOM.integers(0, 2, (16, 32), np.uint8), "P")
-            labels.putpalette([255, 0, 0, 0, 0, 255])
-            labels.save(folder / f"{split}-map{i}.png")
-            rows.append(f"{split}{i}.png,{split}-map{i}.png,{('left', 'right')[i % 2]}")
-        (folder / f"{split}.csv").write_text("\n".join(rows))
-    return folder
-
-
-def write(folder: Path, kind: str) -> Path:
-    """Two classes of images of a kind, with a split to hold out."""
-    fields, shape, dtype, suffix = KINDS[kind]
-    if kind == "pairs":
-        return write_pairs(folder)
-    for split, count in (("train", 5), ("test", 3)):
-        for i in range(2 * count):
-            path = folder / split / ("left", "right")[i % 2] / f"{i}.{suffix}"
+            label = ("left", "right")[i % 2]
+            path = folder / split / label / f"{i}.{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             array = numbers(shape, dtype, fields)
             if suffix == "npy":
                 np.save(path, array)
             else:
                 Image.fromarray(array).save(path)
+            if kind == "pairs":
+                labels = Image.fromarray(RANDOM.integers(0, 2, (16, 32), np.uint8), "P")
+                labels.putpalette([255, 0, 0, 0, 0, 255])
+                labels.save(path.with_name(f"{i}-map.png"))
+                rows.append(f"{label}/{i}.png,{label}/{i}-map.png,{label}")
+        if kind == "pairs":
+            (folder / split / f"{split}.csv").write_text("\n".join(rows))
     return folder
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def trained(request, base, tmp_path_factory):
     """(kind, folder of the export) of a run of two steps, with validation's pictures."""
-    from tiny import own_state
-
     kind, folder = request.param, tmp_path_factory.mktemp("formats")
     fields = KINDS[kind][0]
-    tasks = {"generate": 1.0, "inpaint": 1.0, "edit": 1.0, "upscale": 1.0}
-    tasks |= {"colorize": 1.0} if kind == "alpha" else {}
-    tasks |= dict.fromkeys(fields.get("condition_columns", {}), 1.0)
+    tasks = ["generate", "inpaint", "edit", "upscale", *fields.get("condition_columns", ())]
     config = replace(
         base,
         dataset_name=str(write(folder / "data", kind)),
         output_dir=str(folder / "run"),
         max_train_steps=2,
-        tasks=tasks,
+        tasks=dict.fromkeys(tasks + ["colorize"] * (kind == "alpha"), 1.0),
         gallery=True,
         **fields,
     )
@@ -119,9 +93,8 @@ def test_a_model_returns_what_it_was_given_where_nothing_is_painted(trained):
     pipe = MultiTaskPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     form = pipe.format
-    assert form.fit == fields.get("image_fit", "crop") and form.mode == fields.get(
-        "image_mode", "RGB"
-    )
+    found = form.fit, form.mode
+    assert found == (fields.get("image_fit", "crop"), fields.get("image_mode", "RGB"))
     array = numbers(shape, dtype, fields)
     mask = np.zeros(shape[:2], bool)
     mask[:, :2] = True
@@ -149,22 +122,28 @@ def test_every_task_draws_images_of_the_format_where_this_package_is_not_needed(
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
     source = pipe(task="generate", class_label="left", num_inference_steps=2).images[0]
+    mask = torch.ones(pipe.format.size)
     for task in pipe.tasks:
-        needs = pipe.spec(task).required
-        given = {
-            "image": source,
-            "class_label": "right",
-            "mask_image": torch.ones(pipe.format.size),
-        }
-        given = {name: value for name, value in given.items() if name in needs}
+        given = {"image": source, "class_label": "right", "mask_image": mask}
+        given = {name: given[name] for name in pipe.spec(task).required}
         (image,) = pipe(task=task, num_inference_steps=2, output_type="np", **given).images
         assert image.shape == pipe.format.shape[1:] + pipe.format.shape[:1]
     pictures = {path.name for path in folder.parent.glob("validation/*.png")}
     assert {f"step-2-{task}.png" for task in pipe.tasks} <= pictures
     assert (folder / "gallery.png").exists()
-    words = "5 bands" if "bands" in kind else f"mode {fields.get('image_mode')}, {dtype}"
+    words = "5 bands" if kind == "bands" else f"mode {fields.get('image_mode')}, {dtype}"
     words = "16x8 pixels" if kind == "pairs" else words
     assert words in (folder / "README.md").read_text()
+
+
+def test_weights_and_formats_of_one_model_belong_together(trained):
+    pipe = MultiTaskPipeline.from_pretrained(trained[1])
+    unet = pipe.unet
+    assert ImageFormat.of(unet.config) == pipe.format
+    unet.register_to_config(_image_format=None)
+    if pipe.format.channels != ImageFormat.of(unet.config).channels:
+        with pytest.raises(ValueError, match=r"unet takes .* channels"):
+            pipe.unet = unet
 
 
 def test_an_image_is_made_of_one_of_another_kind(trained):
@@ -174,15 +153,12 @@ def test_an_image_is_made_of_one_of_another_kind(trained):
         pytest.skip("of the pairs")
     pipe = MultiTaskPipeline.from_pretrained(folder)
     assert pipe.translations == ("from_map",) and pipe.tasks[-1] == "from_map"
-    data = folder.parents[1] / "data"
-    form = pipe.format
+    data, form = folder.parents[1] / "data", pipe.format
     config = replace(TrainConfig(), dataset_name=str(data), **KINDS[kind][0])
     _, held_out = load_splits(config, form)
     layer = held_out.conditions["from_map"]
-    assert set(map(tuple, layer.permute(0, 2, 3, 1).reshape(-1, 3).tolist())) == {
-        (255, 0, 0),
-        (0, 0, 255),
-    }
+    colours = layer.permute(0, 2, 3, 1).reshape(-1, 3).unique(dim=0)
+    assert colours.tolist() == [[0, 0, 255], [255, 0, 0]]
     mix = Mixture((Translate("from_map"),), (1.0,), pipe.vocabulary, form, 0.0, 0.0)
     images = form.from_stored(held_out.images)
     batch = Batch(images, held_out.labels, held_out.layers)
@@ -208,15 +184,3 @@ def test_the_padding_of_an_image_is_cut_off_again_and_has_no_loss(trained):
     assert [edit.size for edit in edits] == [source.size for source in sources]
     with pytest.raises(ValueError, match=r"image is 4x4 pixels; .* or less in one of the two"):
         pipe("edit", image=Image.new("L", (4, 4)), class_label="left")
-
-
-def test_weights_and_formats_of_one_model_belong_together(trained):
-    _, folder = trained
-    pipe = MultiTaskPipeline.from_pretrained(folder)
-    unet = pipe.unet
-    assert ImageFormat.of(unet.config) == pipe.format
-    unet.register_to_config(_image_format=None)
-    if pipe.format.channels == ImageFormat.of(unet.config).channels:
-        return
-    with pytest.raises(ValueError, match=r"unet takes .* channels"):
-        pipe.unet = unet

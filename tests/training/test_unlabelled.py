@@ -76,15 +76,12 @@ def test_they_can_be_streamed(config, tmp_path, unwatched):
     assert MultiTaskPipeline.from_pretrained(Path(config.output_dir) / "pipeline").class_names == ()
 
 
-def test_edit_asks_for_classes(config):
+def test_what_needs_classes_is_refused(config):
     with pytest.raises(ConfigError) as refused:
         train(replace(config, tasks={"generate": 0.5, "inpaint": 0.25, "edit": 0.25}))
     (fault,) = refused.value.faults
     assert fault.startswith("tasks: edit needs a class for each image, and the data has none")
     assert fault.endswith("""leave it out: --tasks '{"generate": 0.5, "inpaint": 0.25}'""")
-
-
-def test_classes_that_are_not_there_are_not_balanced(config):
     with pytest.raises(ConfigError, match="balance_classes: found true; the data has no classes"):
         train(replace(config, balance_classes=True))
 
