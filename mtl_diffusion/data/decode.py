@@ -21,7 +21,7 @@ from ..pipeline.format import MODES, ImageFormat
 from ..pipeline.rgb import read_rgb
 from .arrays import is_array, read_array, to_bytes
 from .columns import ARRAYS, DataError, Rows
-from .fit import fitted, placed
+from .fit import fit
 
 FRAME = "frame"  # the layer that is 0 in padding and 1 inside the image: (N, 1, H, W) uint8
 # What is known of an image: the size of its file; whether it has one colour channel, some
@@ -237,14 +237,9 @@ def decode(
         bands, facts = read(data, form)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
         raise encoded.fault(error) from error
-    place = placed(bands[0].size, form)
-    facts["fitted"] = place.fitted
     nearest = bool(facts["palette"]) if nearest is None else nearest
-    pixels = to_pixels([fitted(band, place, form, nearest) for band in bands], form)
-    (left, top), (width, height) = place.corner, place.size
-    frame = np.zeros(form.size, np.uint8)
-    frame[top : top + height, left : left + width] = 1
-    return pixels, frame, facts, hashlib.sha256(data).digest()
+    bands, frame, facts["fitted"] = fit(bands, form, nearest)
+    return to_pixels(bands, form), frame, facts, hashlib.sha256(data).digest()
 
 
 def to_pixels(bands: Sequence[Image.Image], form: ImageFormat) -> np.ndarray:

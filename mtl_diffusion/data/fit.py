@@ -1,55 +1,49 @@
 """Images of other shapes are cropped, padded or stretched to a format's size."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image
 
 from ..pipeline.format import ImageFormat
 
 
-class Place(NamedTuple):
-    """How an image comes to a format's size; all in PIL's order, width first.
+def fit(
+    bands: Sequence[Image.Image], form: ImageFormat, nearest: bool
+) -> tuple[list[Image.Image], np.ndarray, bool]:
+    """An image in a format's size, resized with Lanczos, or without mixing pixels.
 
-    Attributes:
-        box: what is cut out of it: left, top, right, bottom. size: what that is resized to.
-        corner: where that is put. fitted: whether its shape was another one.
+    Args:
+        bands: the image, or each of its bands.
+
+    Returns:
+        The bands; (H, W) uint8, 1 inside the image and 0 in padding; whether it had another shape.
     """
-
-    box: tuple[int, int, int, int]
-    size: tuple[int, int]
-    corner: tuple[int, int]
-    fitted: bool
-
-
-def placed(size: tuple[int, int], form: ImageFormat) -> Place:
-    """Where an image of this width and height goes, by the fit of the format."""
-    (width, height), whole = size, (0, 0, *size)
-    frame = form.width, form.height
+    (width, height), whole = bands[0].size, (form.width, form.height)
+    # What is cut out of it, what that is resized to, and where that is put; width first.
+    box, size, (left, top) = (0, 0, width, height), whole, (0, 0)
     differs = width * form.height != height * form.width
-    if form.fit == "stretch" or not differs:
-        return Place(whole, frame, (0, 0), differs)
-    if form.fit == "crop":
+    if differs and form.fit == "crop":
         cut = min(width, max(1, round(height * form.width / form.height)))
         cut = cut, min(height, max(1, round(width * form.height / form.width)))
-        left, top = (width - cut[0]) // 2, (height - cut[1]) // 2
-        return Place((left, top, left + cut[0], top + cut[1]), frame, (0, 0), True)
-    scale = min(form.width / width, form.height / height)
-    inner = max(1, round(width * scale)), max(1, round(height * scale))
-    left, _, top, _ = form.padding(inner[::-1])
-    return Place(whole, inner, (left, top), True)
-
-
-def fitted(image: Image.Image, place: Place, form: ImageFormat, nearest: bool) -> Image.Image:
-    """The image there, resized with Lanczos, or without mixing pixels."""
-    image = image.crop(place.box)
-    if image.size != place.size:
-        kernel = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
-        image = image.resize(place.size, kernel)
-    if place.size == (form.width, form.height):
-        return image
-    middle = form.stored_middle
-    if image.mode != "F":
-        middle = (int(middle),) * len(image.getbands())
-    padded = Image.new(image.mode, (form.width, form.height), middle)
-    padded.paste(image, place.corner)
-    return padded
+        x, y = (width - cut[0]) // 2, (height - cut[1]) // 2
+        box = x, y, x + cut[0], y + cut[1]
+    if differs and form.fit == "pad":
+        scale = min(form.width / width, form.height / height)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        left, _, top, _ = form.padding(size[::-1])
+    frame = np.zeros(form.size, np.uint8)
+    frame[top : top + size[1], left : left + size[0]] = 1
+    fitted = []
+    for band in bands:
+        band = band.crop(box)
+        if band.size != size:
+            kernel = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
+            band = band.resize(size, kernel)
+        if size != whole:
+            middle, inside = form.stored_middle, band
+            middle = middle if band.mode == "F" else (int(middle),) * len(band.getbands())
+            band = Image.new(inside.mode, whole, middle)
+            band.paste(inside, (left, top))
+        fitted.append(band)
+    return fitted, frame, differs

@@ -169,7 +169,7 @@ def load_images(
 
 def load_split(config: Any, split_field: str, form: ImageFormat) -> ImageDataset:
     """The split that a configuration names in this field, as `load_images` loads it."""
-    source, split = _open(config, form), getattr(config, split_field)
+    source, split = open_source(config, max(form.size)), getattr(config, split_field)
     only = _only_split(source, split)
     rows = _parts(source, only, config)[1] if only else _slices(source, split, split_field)
     return _load(source, rows, config, form)[0]
@@ -186,7 +186,7 @@ def load_splits(
     Raises:
         DataError: as `load_images` does; or a tenth of the second split is in the first one.
     """
-    source, splits = _open(config, form), [getattr(config, name) for name in fields]
+    source, splits = open_source(config, max(form.size)), [getattr(config, f) for f in fields]
     if splits[0] == _only_split(source, splits[1]):
         parts = _parts(source, splits[0], config)
     else:
@@ -201,11 +201,6 @@ def load_splits(
             ' "train[:90%]" and "train[90%:]", or remove the copies from one of them.'
         )
     return train, dataclasses.replace(held_out, copies=copies)
-
-
-def _open(config: Any, form: ImageFormat) -> Source:
-    named = (config.dataset_name, config.dataset_config_name)
-    return open_source(*named, max(form.size), config.image_column)
 
 
 def _image_column(rows: Rows, config: Any) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import datasets
 import fsspec
@@ -24,34 +25,29 @@ _TYPED = (".parquet", ".arrow")  # files that declare the types of their columns
 logger = logging.getLogger(__name__)
 
 
-def open_source(
-    name: str,
-    config: str | None,
-    resolution: int,
-    image_column: str | None,
-    streaming: bool = False,
-) -> Source:
+def open_source(config: Any, resolution: int, streaming: bool = False) -> Source:
     """Finds a dataset.
 
     Args:
-        name: "shapes", a folder, or a name on the Hub. config: its configuration, or None.
+        config: has `dataset_name`: "shapes", a folder, or a name on the Hub; `dataset_config_name`;
+            and `image_column`, which is that of a table, where images lie beside it.
         resolution: that "shapes" is drawn at.
-        image_column: that of a table, where images lie beside it.
         streaming: read no row yet.
 
     Raises:
         DataError: it isn't there or can't be read.
     """
+    name, options = config.dataset_name, config.dataset_config_name
     root = Path(os.path.abspath(os.path.expanduser(name)))
     with explained(name):
         if name == EMBEDDED:
             found = Source(name, "shapes, drawn by mtl_diffusion", shapes(resolution), {})
         else:
-            found = read_folder(root, image_column) if root.is_dir() else None
+            found = read_folder(root, config.image_column) if root.is_dir() else None
         if not isinstance(found, Source):
-            return _open_builder(name, config, streaming, root, found)
-        if config:
-            raise DataError(f"dataset_config_name: {name!r} has none, got {config!r}; omit it.")
+            return _open_builder(name, options, streaming, root, found)
+        if options:
+            raise DataError(f"dataset_config_name: {name!r} has none, got {options!r}; omit it.")
         if not streaming:
             return found
         # In parts that can be shuffled: the images are sorted by class.
@@ -64,7 +60,7 @@ def open_source(
 
 def _open_builder(
     name: str,
-    config: str | None,
+    options: str | None,
     streaming: bool,
     root: Path,
     tables: Mapping[str, list[str]] | None,
@@ -85,7 +81,7 @@ def _open_builder(
         cache = os.path.join(datasets.config.HF_DATASETS_CACHE, f"mtl_diffusion-{digest}")
     if tables is not None:
         given = TABLES[Path(next(iter(tables.values()))[0]).suffix.lower()]
-    builder = datasets.load_dataset_builder(given, config, data_files=tables, cache_dir=cache)
+    builder = datasets.load_dataset_builder(given, options, data_files=tables, cache_dir=cache)
     files = {str(split): list(names) for split, names in (builder.config.data_files or {}).items()}
     if is_folder:
         _warn_of_others(root, files)

@@ -125,9 +125,8 @@ def open_streams(
         DataError: the dataset, configuration, split or a column is not there or is ambiguous, or
             the classes have no names.
     """
-    named = (config.dataset_name, config.dataset_config_name)
     # The resolution is for shapes alone, and they are no stream.
-    source = open_source(*named, 1, config.image_column, streaming=True)
+    source = open_source(config, 1, streaming=True)
     splits = {getattr(config, field): field for field in fields}
     if len(splits) < len(fields):
         raise DataError(
