@@ -145,6 +145,7 @@ def test_a_call_reads_an_image_as_training_does(tmp_path):
     exif[ExifTags.Base.Orientation] = 6
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     decoded, *_ = decode(Encoded(None, str(tmp_path / "a.png"), "a.png"), SQUARE)
-    images = (Image.open(tmp_path / "a.png"), Image.fromarray(decoded), pixels[..., :3] / 255)
+    training = Image.fromarray(decoded.transpose(1, 2, 0))
+    images = (Image.open(tmp_path / "a.png"), training, pixels[..., :3] / 255)
     read, expected, raw = (read_images(image, SQUARE)[0] for image in images)
     assert torch.equal(read, expected) and not torch.equal(expected, raw)
