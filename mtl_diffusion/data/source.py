@@ -40,14 +40,14 @@ def open_source(config: Any, resolution: int, streaming: bool = False) -> Source
     name, options = config.dataset_name, config.dataset_config_name
     root = Path(os.path.abspath(os.path.expanduser(name)))
     with explained(name):
-        if name == EMBEDDED:
-            found = Source(name, "shapes, drawn by mtl_diffusion", shapes(resolution), {})
-        else:
-            found = read_folder(root, config.image_column) if root.is_dir() else None
-        if not isinstance(found, Source):
+        is_folder = name != EMBEDDED and root.is_dir()
+        found = read_folder(root, config.image_column) if is_folder else None
+        if name != EMBEDDED and not isinstance(found, Source):
             return _open_builder(name, options, streaming, root, found)
         if options:
             raise DataError(f"dataset_config_name: {name!r} has none, got {options!r}; omit it.")
+        if name == EMBEDDED:
+            return Source(name, "shapes, drawn by mtl_diffusion", shapes(resolution), {})
         if not streaming:
             return found
         # In parts that can be shuffled: the images are sorted by class.

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -29,7 +30,8 @@ def splits(name, train="train", held_out="test"):
     return load_splits(TrainConfig(**given), ImageFormat.square(8))
 
 
-def test_embedded_shapes():
+def test_embedded_shapes(monkeypatch):
+    monkeypatch.setattr("mtl_diffusion.data.source.shapes", partial(shapes, num_train=10))
     data = load("shapes", split="test", resolution=16)
     assert data.images.shape == (1000, 3, 16, 16) and data.class_names[4] == "ring"
     assert data.fingerprint == "d74f7921317ecaa1"  # checkpoints hold it
