@@ -65,7 +65,8 @@ def test_numbers_come_as_they_are_stored(mode, dtype, channels, kind):
     found = read(file_of(array, kind), form)
     assert found.dtype == getattr(torch, dtype)
     assert np.array_equal(found.permute(1, 2, 0).numpy(), array.reshape(8, 12, -1))
-    if channels and kind != "png":  # the channels may be the first axis
+    # The channels may be the first axis, but not in a TIFF of 8 bits that Pillow has a mode for.
+    if channels and kind != "png" and (mode, kind) != ("RGBA", "tiff"):
         planes = {"photometric": "minisblack", "planarconfig": "separate"}
         first = file_of(np.moveaxis(array, -1, 0), kind, **planes)
         assert torch.equal(read(first, form), found)
