@@ -54,8 +54,8 @@ def test_a_run_from_folders_of_images(tmp_path):
     [
         # In mid-epoch; where an epoch ends; in the last step.
         (4, ((5, 0), (7, 3), (11, 6)), {}),
-        (4, ((7, 3),), {"processes": 2, "per_device_batch_size": 3, "total_batch_size": 9}),
-        (3, ((7, 3),), {"processes": 2}),  # both processes read all three files
+        (4, ((7, 0),), {"processes": 2, "per_device_batch_size": 3, "total_batch_size": 9}),
+        (3, ((7, 0),), {"processes": 2}),  # both processes read all three files
     ],
     ids=["one process", "files of their own", "shared files"],
 )

@@ -50,7 +50,7 @@ def test_images_without_labels(config, capsys, tmp_path, monkeypatch):
     assert pipe("colorize", image=image, **common).images[0].size == (8, 8)
     for label in ("cat", 0):
         with pytest.raises(
-            ValueError, match=r"class_label is .*; this model has no classes: leave"
+            ValueError, match=r"class_label is .*; it must be None, for this model has no"
         ):
             pipe(class_label=label, **common)
 
