@@ -152,7 +152,8 @@ def load_images(
             shapes is reached as "./shapes".
         split: a split, or slices of it: "train", "train[:90%]", "train[:90%]+test". Of a dataset
             with one split, "test" is a tenth of it, always the same one.
-        image_column, label_column: as `find_image_column` and `find_label_column` take them.
+        image_column: as `find_image_column` takes it.
+        label_column: as `find_label_column` takes it.
         resolution: side in pixels, of RGB squares of 8 bits. form: another format, in place of it.
 
     Raises:

@@ -198,12 +198,12 @@ class StreamingLoader:
 
     Steps must be requested in order; rows of the current step can be requested repeatedly. Each
     process reads its own rows, so a batch is a function of (seed, step, number of processes). To
-    resume a run, call `go_to(step, position)`.
+    resume a run, call `go_to(step, position)`. Arguments that `Loader` has, too, are the same.
 
     Args:
-        rank, world: the number of this process, and of all: each sees its `process_rows`.
+        rank: the number of this process, which sees its `process_rows`.
+        world: the number of processes.
         buffer_size: rows that are shuffled among.
-        total_batch_size, seed, random_flip, device: as `Loader` has them.
 
     Attributes:
         seen: label -> how many rows of it this process has taken; -1 for rows without a class.
