@@ -51,7 +51,8 @@ class Generate(Part):
         Args:
             of: "by_class", which asks for every class in turn; "without_a_class", which lets the
                 pipeline choose; or "null_class", which asks for none.
-            scale, interval: of guidance.
+            scale: of guidance.
+            interval: of noise levels, in which samples are guided.
         """
         guided = f"_guidance_{scale:g}" if scale != 1 else ""
         if guided and interval != (0, math.inf):
