@@ -153,8 +153,8 @@ def _verified(path: Path) -> dict[str, bytes]:
     """File name -> bytes, each as the manifest has it."""
     manifest, contents = path / MANIFEST, {}
     for name, entry in _mapping(manifest, _read(manifest)).items():
-        if Path(name).name != name:
-            raise CheckpointError(f"{manifest} lists {name!r}, which is outside of {path}")
+        if not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise CheckpointError(f"{manifest} lists {name!r}, which is no file of a checkpoint")
         content = contents[name] = _read(path / name)
         if (found := _entry(content)) != entry:
             raise CheckpointError(f"{path / name} has {found}; the manifest has {entry}")
@@ -183,8 +183,6 @@ def _insist(read: Callable[[], T], path: Path) -> T:
     while True:
         try:
             return read()
-        except ValueError as error:  # a name that no file can have
-            raise CheckpointError(f"{path} can't be read: {error}") from error
         except OSError as error:
             if error.errno in _NOT_THERE:
                 raise CheckpointError(f"{path} can't be read: {error.strerror}") from error

@@ -200,24 +200,20 @@ def _precision_faults(
     if others is not None and others.mixed_precision != wanted:
         used = f"accelerate is in use in this process with {others.mixed_precision!r}"
         yield f"mixed_precision: found {wanted!r}; {used}: set that, or train in another process"
-    if wanted == "no":
-        return
-    if wanted == "fp16":
-        if device.type != "cuda":  # where accelerate would train in float32, in silence
-            what = f"which trains on CUDA GPUs, and this is a {device.type} device"
-            yield f"mixed_precision: found fp16, {what}; use no or bf16"
+    if wanted == "fp16" and device.type != "cuda":  # accelerate would train in float32, in silence
+        what = f"which trains on CUDA GPUs, and this is a {device.type} device"
+        yield f"mixed_precision: found fp16, {what}; use no or bf16"
+    if wanted != "bf16":
         return
     if device.type == "cpu":
         # torch has no public questions to the processor before 2.12.
         if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
             logger.warning("mixed_precision bf16 is slower than no on a CPU without AVX512_BF16")
         return
-    if device.type == "cuda":  # emulation is slower than float32
-        possible = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        possible = is_bf16_available(ignore_tpu=True)
-    if not possible:
-        use = "fp16 or no" if device.type == "cuda" else "no"
+    cuda = device.type == "cuda"  # where emulation is slower than float32
+    emulated = cuda and not torch.cuda.is_bf16_supported(including_emulation=False)
+    if emulated or not is_bf16_available(ignore_tpu=True):
+        use = "fp16 or no" if cuda else "no"
         yield f"mixed_precision: found bf16, which this {device.type} device can't do; use {use}"
 
 

@@ -66,8 +66,8 @@ DAMAGES = {
     "the manifest is a list": (damaged(MANIFEST, lambda c: b"[]"), "not a mapping: found list"),
     "the manifest lists nothing": (damaged(MANIFEST, lambda c: b"{}"), f"does not list {FACTS}"),
     "an entry has no sha256": (listed(UNET, size=3), "; the manifest has {'size': 3}"),
-    "a path leads out": (listed("../../secret", **WHOLE), "'../../secret', which is outside"),
-    "a name has a zero byte": (listed("a\0b", **WHOLE), "can't be read"),
+    "a path leads out": (listed("../../secret", **WHOLE), "'../../secret', which is no file"),
+    "a name has a zero byte": (listed("a\0b", **WHOLE), "'a\\x00b', which is no file"),
 }
 
 
