@@ -31,10 +31,11 @@ _REMOVED = {
     "perceptual_images": "alignment_weight: no other loss needs a classifier",
 }
 _EXAMPLES = {"list_type": ", such as [32, 64]", "dict_type": ", such as {generate: 1, edit: 1}"}
+_KINDS = get_type_hints(TrainConfig, include_extras=True)
 _VALUES = create_model(
     "Values",
     __config__=ConfigDict(strict=True, allow_inf_nan=False),
-    **{name: (kind, None) for name, kind in get_type_hints(TrainConfig, None, None, True).items()},
+    **{name: (kind, None) for name, kind in _KINDS.items()},
 )
 
 
