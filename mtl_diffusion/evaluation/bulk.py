@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..tools.files import replaced_file, write_bytes
-from ..tools.tensors import raw_bytes
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,8 @@ def digest(value: Any) -> str:
     def text(value: Any) -> str:
         if not isinstance(value, Tensor):
             return str(value)
-        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(raw_bytes(value)).hexdigest()}"
+        plain = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(plain).hexdigest()}"
 
     whole = json.dumps(value, sort_keys=True, default=text)
     return hashlib.sha256(whole.encode()).hexdigest()[:16]

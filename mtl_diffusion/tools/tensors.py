@@ -33,8 +33,3 @@ def weights_digest(module: nn.Module) -> str:
     """16 hex digits of the sha256 of a module's weights, the same on every device."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
     return hashlib.sha256(save(tensors)).hexdigest()[:16]
-
-
-def raw_bytes(tensor: Tensor):
-    """The bytes of a tensor, as an array that hashlib reads."""
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
