@@ -97,9 +97,10 @@ def _open_builder(
             " replace or remove the file. If it is whole, the copy that was made of it is not:"
             f" delete {builder.cache_dir}"
         ) from error
-    if not is_folder:  # the copies are there offline, too
-        typed = {s: [n for n in names if n.endswith(_TYPED)] for s, names in files.items()}
-        files |= builder.dl_manager.download({s: names for s, names in typed.items() if names})
+    typed = {s: [n for n in names if n.endswith(_TYPED)] for s, names in files.items()}
+    typed = {s: names for s, names in typed.items() if names}
+    if typed and not is_folder:  # their copies; of a dataset that is cached no file is known
+        files |= builder.dl_manager.download(typed)
     return Source(name, where, splits, files)
 
 
