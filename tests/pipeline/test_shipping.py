@@ -193,7 +193,7 @@ assert {name: scale_of(pipe) for name, pipe in pipes.items()} == scales
 assert pipes["first"].class_names == ("cat", "dog", "ship")
 assert pipes["second"].class_names == ("rose", "tulip")
 with ThreadPoolExecutor(6) as pool:  # many loads at the same time
-    names = ["first", "gentle"] * 12
+    names = ["first", "gentle"] * 6
     assert [*pool.map(lambda name: scale_of(load(name)), names)] == [scales[n] for n in names]
 np.savez(f"{out}/images.npz", **images)
 for name, pipe in pipes.items():

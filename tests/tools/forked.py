@@ -160,18 +160,13 @@ def before_step(number, what, only_rank=None, beside=False):
 
     def step(run, index, meter):
         if number in (index, None) and only_rank in (None, rank()):
-            if not beside:
-                finish_writing()
+            for thread in threading.enumerate():
+                if thread.name == THREAD and not beside:
+                    thread.join()
             what()
         train_step(run, index, meter)
 
     mtl_diffusion.loop.train_step = step
-
-
-def finish_writing():
-    for thread in threading.enumerate():
-        if thread.name == THREAD:
-            thread.join()
 
 
 def die(number, only_rank=None):
