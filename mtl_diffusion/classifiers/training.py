@@ -109,10 +109,13 @@ def train_classifier(
         mixed_precision: "no" or "bf16".
 
     Raises:
-        ValueError: there is nothing to train, or the dataset is smaller than a batch.
+        ValueError: there is nothing to train, the dataset is smaller than a batch, or the noise is
+            no standard deviation.
     """
     if epochs < 1:
         raise ValueError(f"epochs: {epochs} leaves nothing to train; give 1 or more.")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise: {noise} is no standard deviation; give 0 for none, or more.")
     device, size = torch.device(device), dataset.format.size
     dataset = replace(dataset, images=dataset.rgb, format=ImageFormat(*size), layers={})
     loader = Loader(dataset, batch_size, seed, random_flip=True, device=device)
