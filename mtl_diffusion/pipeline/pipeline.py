@@ -194,7 +194,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     def _interrupt(self, value: bool):
         if value:
             self._stops[-1].append(True)
-        else:  # a new list: calls that run still have the one that told them
+        elif self._interrupt:  # a new list: calls that run still have the one that told them
             self._stops = (*self._stops[:-1], [])
 
     @torch.no_grad()

@@ -76,6 +76,22 @@ def test_a_call_that_begins_meanwhile_does_not_save_another_from_the_stop(pipe):
     assert seen == [0, 1]
 
 
+def test_the_pipeline_stops_all_calls_that_run(pipe):
+    """The one that began first, too."""
+    seen = []
+
+    def stop(inner, step, *_):
+        seen.append(step)
+        pipe._interrupt = True
+
+    def callback(running, step, timestep, tensors):
+        draw(pipe, callback_on_step_end=stop)
+        assert running.interrupt
+
+    draw(pipe, callback_on_step_end=callback)
+    assert seen == [0]
+
+
 def test_one_call_is_stopped_and_not_another(pipe):
     expected = draw(pipe)
 
