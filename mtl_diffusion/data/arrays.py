@@ -41,7 +41,7 @@ def read_array(data: bytes, images: ImageFormat) -> np.ndarray:
     except ImportError as error:
         needed = f"to read it {error.name} is needed: pip install 'mtl_diffusion[deep]'"
         raise ValueError(needed) from error
-    count = images.channels
+    count, shape = images.channels, array.shape
     if array.ndim == 2 and count == 1:
         array = array[..., None]
     elif array.ndim == 3 and array.shape[-1] != count:
@@ -49,7 +49,7 @@ def read_array(data: bytes, images: ImageFormat) -> np.ndarray:
     if array.ndim != 3 or array.shape[-1] != count:
         one = "(H, W), " if count == 1 else ""
         raise ValueError(
-            f"it has the shape {array.shape}; image_mode {images.mode} needs {one}(H, W, {count})"
+            f"it has the shape {shape}; image_mode {images.mode} needs {one}(H, W, {count})"
             f" or ({count}, H, W): set image_mode to L, RGB, RGBA or the number of bands"
         )
     is_float = images.dtype == "float32"

@@ -94,8 +94,8 @@ def _open_builder(
         damaged = [path for names in files.values() for path in names if _is_damaged(path)]
         raise DataError(
             f"dataset_name: {f'damaged: {listed(damaged)}: ' if damaged else ''}{_cause(error)};"
-            " replace or remove the file. If it is whole, the copy that was made of it is not:"
-            f" delete {builder.cache_dir}"
+            " replace or remove the file if it is damaged. If it is not, check the network and the"
+            f" disk; the copy that was made of it may be damaged, too: delete {builder.cache_dir}"
         ) from error
     typed = {s: [n for n in names if n.endswith(_TYPED)] for s, names in files.items()}
     typed = {s: names for s, names in typed.items() if names}

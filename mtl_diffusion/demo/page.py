@@ -2,6 +2,7 @@
 
 import io
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -124,7 +125,8 @@ def _controls(studio: Studio, task: str, source: Source | None) -> None:
     with gr.Row():
         label = _class_menu(studio, task)
         if task == "edit":
-            usual = studio.pipe.spec(task).default_strength
+            # Pipelines of 0.1.0, which a Space runs with their own code, have no `spec`.
+            usual = sys.modules[type(studio.pipe).__module__].TASKS[task].default_strength
             number = gr.Slider(0.0, 1.0, usual, step=0.05, label="Strength", info=STRENGTH)
         else:
             number = gr.Slider(1, MOST_IMAGES, COUNTS[task], step=1, label="Images")

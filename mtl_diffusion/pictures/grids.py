@@ -150,8 +150,8 @@ def pictures_of(
     """A picture of each task that the model has learned. First seeds, nothing is picked.
 
     Args:
-        sources: images to inpaint and edit, of which `ROWS` are taken. None: samples of the model,
-            of every class in turn.
+        sources: images to inpaint and edit, of which `ROWS` are taken. Without any: samples of the
+            model, of every class in turn.
         compact: small, as in the gallery of a card, and without names beside the rows.
         options: further arguments of the pipeline.
     """

@@ -217,4 +217,4 @@ def _refuse_secrets(files: Mapping[str, Path | bytes]) -> None:
     token = get_token()
     for path, file in files.items():
         if token and token.encode() in _content(file):
-            raise UploadError(f"{path} holds your token, so nothing is uploaded: {file}")
+            raise UploadError(f"{path} holds your token, so nothing is uploaded")

@@ -77,6 +77,7 @@ def test_what_is_not_of_the_format_is_refused_with_what_to_set():
     for content, form, message in (
         (twelve, ImageFormat(8, 8, "L"), "image_dtype to uint16"),
         (twelve, ImageFormat(8, 8, "RGB", "uint16"), "image_mode to L, RGB, RGBA or the number"),
+        (file_of(np.ones((8, 6, 4)), "npy"), ImageFormat(8, 8), r"the shape \(8, 6, 4\); image"),
         (file_of(np.full((8, 8), np.nan), "npy"), ImageFormat(8, 8, "L", "uint16"), "float32"),
         (
             file_of(np.full((8, 8), 2.0), "npy"),
