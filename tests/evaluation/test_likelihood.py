@@ -49,6 +49,17 @@ def test_the_trace_is_exact_without_correlations_and_unbiased_with_them():
     assert abs(found.mean() - gain.trace()) < 4 * spread / math.sqrt(found.numel())
 
 
+def test_the_trace_is_that_of_the_networks_jacobian(pipe):
+    """By central differences, one for each pixel, beside as many random probes."""
+    D = generate_denoiser(pipe, torch.ones(192, dtype=torch.long))
+    x, step = torch.randn(1, 3, 8, 8).expand(192, -1, -1, -1), 0.01 * torch.eye(192)
+    step = step.view_as(x)
+    _, found = denoised_and_trace(D, x, 0.5, keyed(192))
+    with torch.no_grad():
+        trace = ((D(x + step, 0.5) - D(x - step, 0.5)) * step).sum() / (2 * 0.01**2)
+    assert found.std() > 0 and abs(found.mean() - trace) < 4 * found.std() / 192**0.5
+
+
 @pytest.mark.parametrize("covariance", [0.05, correlated(0.3)], ids=["independent", "correlated"])
 def test_the_density_is_that_of_the_flow_to_second_order(covariance, monkeypatch):
     model = Gaussian(0.2, covariance)

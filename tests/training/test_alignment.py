@@ -15,6 +15,7 @@ from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.training import train_classifier
 from mtl_diffusion.config import ConfigError, TrainConfig
 from mtl_diffusion.data.images import load_images
+from mtl_diffusion.pipeline.denoiser import Conditioning
 from mtl_diffusion.tools.tensors import to_unit_range
 from mtl_diffusion.training.alignment import Alignment
 from mtl_diffusion.training.losses import Objective
@@ -78,8 +79,14 @@ def test_alignment_is_one_minus_the_mean_cosine(unet, alignment, folders, images
     torch.testing.assert_close(loss, 0.5 * (1 - cosines.mean((1, 2))), rtol=1e-4, atol=1e-5)
 
 
-def test_the_classifier_is_neither_trained_nor_saved(unet, alignment):
-    objective = Objective(unet, build_scheduler(TrainConfig(**MODEL)), None, alignment)
+def test_it_is_added_to_the_loss_and_the_classifier_is_not_trained(unet, alignment, images):
+    objective, seen = Objective(unet, build_scheduler(TrainConfig(**MODEL)), None, alignment), []
+    alignment.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    given = Conditioning(
+        images, torch.ones_like(images[:, :1]), torch.eye(12)[:3].expand(12, 3, 12)
+    )
+    plain, weighted = objective(images, images, torch.ones(12, 1, 1, 1), given, torch.arange(12))
+    torch.testing.assert_close(weighted, plain + seen[0])
     own = {name for name, _ in objective.named_parameters() if not name.startswith("unet.")}
     assert own == {
         f"alignment.projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")

@@ -116,6 +116,7 @@ def test_an_edit_is_learned_whole_from_noise_alone(objective, with_classifier, c
         features = classifier.features(shown), classifier.features(image)
         expected = expected + 0.4 * (1 - torch.cosine_similarity(*features, dim=1))
     torch.testing.assert_close(plain, expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(weighted, plain)  # without a weighting
     # Only the student learns, and only it is saved.
     weighted.sum().backward()
     assert all(p.grad is not None for p in objective.unet.parameters() if p.requires_grad)

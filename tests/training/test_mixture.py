@@ -113,7 +113,8 @@ def test_tokens_are_dropped_as_often_as_they_should_be(vocabulary, class_dropout
     draw = mix.draw(0, 0, n, CPU)
     images, labels = torch.zeros(n, 3, SIZE, SIZE), torch.zeros(n, dtype=torch.int64)
     tokens = mix.condition(Batch(images, labels), draw)[1].tokens
-    no_task, no_class = (tokens[:, place, vocabulary.null] == 1 for place in (TASK, CLASS))
+    places = (TASK, CLASS, STRENGTH)
+    no_task, no_class, no_strength = (tokens[:, place, vocabulary.null] == 1 for place in places)
     for index, task in enumerate(mix.tasks):
         rows = draw.task == index
         for dropped, p in (
@@ -123,7 +124,11 @@ def test_tokens_are_dropped_as_often_as_they_should_be(vocabulary, class_dropout
         ):
             found, size = int(dropped[rows].sum()), int(rows.sum())
             assert within(found, size, p) or found == p == 0, task.name
-        assert task.name == "edit" or not draw.choice.drop_image[rows].any()
+        hidden = draw.choice.drop_image[rows]
+        if task.name == "edit":  # its strength is hidden with its source
+            assert torch.equal(no_strength[rows], hidden) and hidden.any() == (class_dropout > 0)
+        else:
+            assert not hidden.any(), task.name
 
 
 def test_inpaint_takes_holes_from_the_dataset(vocabulary):
