@@ -43,7 +43,14 @@ from .upscale import Upscale
 
 # All tasks, by name. A new task is a file of its own and a line here.
 TASKS: dict[str, Task] = {
-    task.name: task for task in (Generate(), Inpaint(), Edit(), Colorize(), Upscale())
+    task.name: task
+    for task in (
+        Generate(),
+        Inpaint(),
+        Edit(),
+        Colorize(),
+        Upscale(),
+    )
 }
 
 # What is true of the weights, besides their words, is kept in the configuration of the UNet. Names
