@@ -117,7 +117,8 @@ def write(
     stamp(pipeline.unet, pipeline.scheduler, digest_of(pipeline.unet))
     if half:
         unet = copy.deepcopy(pipeline.unet).half()
-        pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler)
+        chains = pipeline.config.get("chains")  # where a version before 0.2 kept them
+        pipeline = MultiTaskPipeline(unet, pipeline.tokenizer, pipeline.scheduler, chains)
     with replaced_folder(target) as folder:
         if target.is_dir():
             shutil.copytree(target, folder, symlinks=True, dirs_exist_ok=True)

@@ -2,17 +2,21 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import EDMEulerScheduler
 from metrics import METRICS
 from safetensors.torch import load_file
 from stranger import files
 
 from mtl_diffusion.checkpoints.store import CheckpointError, load, save
+from mtl_diffusion.pipeline.chains import default_chains
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.publishing import export
 
+PRETRAINED = Path(__file__).parents[2] / "pretrained"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -42,6 +46,17 @@ def test_half_the_bytes(trained, tmp_path):
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
     assert next(model.pipeline.unet.parameters()).dtype == torch.float32  # the model itself
+
+
+def test_a_model_of_few_steps_stays_one(trained, tmp_path):
+    model = export.of_checkpoint(trained)
+    parts = model.pipeline.unet, model.pipeline.tokenizer, EDMEulerScheduler()
+    old = replace(model, pipeline=MultiTaskPipeline(*parts, default_chains(80.0)))
+    folder = export.write(old, tmp_path / "old", pictures=False, half=True)
+    assert MultiTaskPipeline.from_pretrained(folder).chains == default_chains(80.0)
+    published = MultiTaskPipeline.from_pretrained(PRETRAINED / "mtl-cifar10-fewstep")
+    assert published.chains == default_chains(80.0)
+    assert MultiTaskPipeline.from_pretrained(PRETRAINED / "mtl-cifar10").chains is None
 
 
 def test_the_export_of_a_run_is_that_of_its_newest_checkpoint(trained, tmp_path):
