@@ -12,6 +12,7 @@ import torch
 
 LABEL_NAMES = ("label", "labels", "class", "classes", "target", "cls")
 ARRAYS = (datasets.Array2D, datasets.Array3D)
+FILE_NAME = "file_name"  # the column of a metadata file with the paths of images
 _NO_LABELS = "none"  # the value of label_column that trains without classes
 
 
@@ -73,7 +74,8 @@ def find_image_column(
     others: Collection[str | None] = (),
     field: str = "image_column",
 ) -> str:
-    """The column named, which may hold paths of images, or else the only one of images.
+    """The column named, which may hold paths of images, or else the only one of images, or else
+    `file_name`, which metadata has.
 
     Args:
         others: columns of images that have another use.
@@ -83,6 +85,7 @@ def find_image_column(
     images = [name for name, feature in features.items() if isinstance(feature, kinds)]
     if given is None:
         images = [name for name in images if name not in others]
+        images = images or [name for name in features if name == FILE_NAME]
         return _choose(field, None, images, features, "of type Image")
     paths = [name for name, feature in features.items() if _type(feature).endswith("string")]
     return _choose(field, given, images + paths, features, "of images or of their paths")
@@ -194,10 +197,7 @@ def check_label(value: int | str | None, num_classes: int, column: str, row: str
         return
     what = f"the label {value!r} in column {column!r}, none of its {num_classes:,} classes"
     if value is None:
-        what = (
-            f"no label in column {column!r}; tables in CSV read NA, null and the like as nothing,"
-            " and an image in no folder of a class has none"
-        )
+        what = f"no label in column {column!r}; an image in no folder of a class has none"
     raise DataError(
         f"label_column: {row} has {what}. Correct it, remove the row, name another split, or set"
         f" label_column to {_NO_LABELS}."

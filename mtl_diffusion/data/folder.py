@@ -1,14 +1,13 @@
-"""A folder of images: which files are there, and which split and class each belongs to."""
+"""A folder on this machine: which files are the dataset, and the split and class of each."""
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from itertools import takewhile
 from pathlib import Path, PurePath
 
 import datasets
-import pandas as pd
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import DatasetCard
 
@@ -20,18 +19,9 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-# Tables that may name the images beside them -> the module of `datasets` that reads them.
-TABLES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
 _KINDS = {
     **dict.fromkeys((*ImageFolder.EXTENSIONS, ".npy"), "image"),
-    **dict.fromkeys((".arrow", ".tar", ".tgz", ".h5", ".hdf5", ".lance"), "data"),
-    **{".parquet": "table", ".zip": "zip"},
-}
-_METADATA = {
-    # "NA" and "null" are names like any other.
-    "metadata.csv": partial(pd.read_csv, keep_default_na=False),
-    "metadata.jsonl": partial(pd.read_json, lines=True, dtype=False),
-    "metadata.parquet": pd.read_parquet,
+    **{".parquet": "parquet", ".zip": "zip"},
 }
 
 # Split -> its folder below the root, and its files below that.
@@ -41,64 +31,56 @@ _Parts = Mapping[str, tuple[PurePath, list[PurePath]]]
 def read_folder(
     root: Path, image_column: str | None = None
 ) -> Source | dict[str, list[str]] | None:
-    """Lists a folder of images.
+    """Lists a folder of images, or of tables that may name images.
 
-    Links are followed; hidden files are skipped. Folders called train, test and the like are splits
-    if there are no others beside them; else all images are the split `train`. Below a split, the
-    first folder is the class: `cat/1.png` and `cat/indoors/2.png` are of the class cat. Images
-    without a folder have no class. A file metadata.csv, .jsonl or .parquet lists its images
-    (`file_name`, relative to itself) and their columns; then folders are not classes.
+    Tables are files of parquet, or else metadata.csv and metadata.jsonl, and with an `image_column`
+    all of .csv and .jsonl. Without tables the images are the dataset. Folders called train, test
+    and the like are splits if there are no others beside them; without such folders all images are
+    the split `train`. Below a split, the first folder is the class: `cat/1.png` and
+    `cat/indoors/2.png` are of the class cat. Images without a folder have no class. Links are
+    followed; hidden files are skipped.
 
     Returns:
-        The dataset: its columns are `image` (undecoded) and, where there are classes, `label` (a
-        ClassLabel), or those of the metadata; its files are in the order of the rows. If tables
-        beside the images name them, which are those of parquet and those with a column
-        `image_column`, the tables of each split. None if it is a folder of something else.
+        Of images the dataset: its columns are `image` (undecoded) and, where there are classes,
+        `label` (a ClassLabel); its files are in the order of the rows. Of tables the files of each
+        split. None if it is a folder of something else.
 
     Raises:
-        DataError: the folder is ambiguous, or metadata and images differ. The message names files.
+        DataError: the folder is ambiguous; the message names files.
     """
-    if is_declared(root):
-        return None
-    kinds: dict[str, list[Path]] = {}
+    card = root / "README.md"
+    if card.is_file() and DatasetCard.load(card).data.to_dict().get("configs"):
+        return None  # it declares what its files are, as repositories of the Hub do
+    kinds: dict[str, list[Path]] = defaultdict(list)
     for path in walk(root):
-        kinds.setdefault(_kind(path, image_column), []).append(path)
-    if "zip" in kinds:
+        kinds[_kind(path, image_column)].append(path)
+    if kinds["zip"]:
         raise DataError(
             f"dataset_name: {root} has archives, which are not read: unpack {listed(kinds['zip'])}"
             " into folders, and move them away."
         )
-    if "image" not in kinds:
+    if tables := kinds["parquet"] or kinds["table"]:
+        return _tables(root, tables)
+    if not kinds["image"]:
         return None
-    if "data" in kinds:
-        raise DataError(
-            f"dataset_name: {root} has {len(kinds['image']):,} images beside other data,"
-            f" {listed(kinds['data'])}; give a folder that holds the ones or the others."
-        )
-    if "table" in kinds:
-        return _tables(kinds["table"])
     parts = _splits(root, [path.relative_to(root) for path in kinds["image"]])
-    if "metadata" in kinds:
-        splits = _with_metadata(root, parts, kinds["metadata"])
-    else:
-        splits = _with_classes(root, parts)
-    files = {split: [row["path"] for row in rows["image"][:]] for split, rows in splits.items()}
-    others = Counter(path.suffix.lower() or path.name for path in kinds.get("other", ()))
-    ignored = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-    where = f"the images of {root}{f', without {ignored}' if ignored else ''}"
-    return Source(str(root), where, splits, files)
+    files = {
+        split: [str(root / top / file) for file in part] for split, (top, part) in parts.items()
+    }
+    others = Counter(path.suffix.lower() or path.name for path in kinds["other"] if path != card)
+    left_out = [f"{count} {kind}" for kind, count in sorted(others.items())]
+    if empty := _without_images(root, parts, kinds["image"]):
+        left_out.append(f"images in {listed(empty)}")
+    where = f"the images of {root}{', without ' if left_out else ''}{', '.join(left_out)}"
+    return Source(str(root), where, _with_classes(root, parts), files)
 
 
 def _kind(path: Path, image_column: str | None) -> str:
     """What a file is taken for."""
     suffix = path.suffix.lower()
-    if path.name in _METADATA:
-        return "metadata"
-    if suffix in (".csv", ".jsonl") and image_column is not None:
-        with path.open("rb") as file:
-            if re.search(rb"\b%b\b" % re.escape(image_column.encode()), file.readline()):
-                return "table"
-    return "card" if path.name == "README.md" else _KINDS.get(suffix, "other")
+    if suffix in (".csv", ".jsonl") and (image_column is not None or path.stem == "metadata"):
+        return "table"
+    return _KINDS.get(suffix, "other")
 
 
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -106,36 +88,36 @@ def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above:
         raise DataError(f"dataset_name: {folder} is a link that leads back to {real}; remove it.")
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        try:
-            entry.name.encode()
-        except UnicodeEncodeError:
-            name = os.fsencode(entry.path)
-            raise DataError(f"dataset_name: the name {name!r} is not UTF-8; rename it.") from None
-        if entry.name.startswith((".", "__")):
-            continue
-        if entry.is_dir():
-            yield from walk(Path(entry.path), (*above, real))
+    for path in sorted(filter(_is_shown, folder.iterdir())):
+        if path.is_dir():
+            yield from walk(path, (*above, real))
         else:
-            yield Path(entry.path)
+            yield path
 
 
-def is_declared(root: Path) -> bool:
-    """Whether a README.md declares configurations of the dataset, as repositories of the Hub do."""
-    card = root / "README.md"
-    return card.is_file() and bool(DatasetCard.load(card).data.to_dict().get("configs"))
+def _is_shown(path: Path) -> bool:
+    return not path.name.startswith((".", "__"))
 
 
-def _tables(paths: Sequence[Path]) -> dict[str, list[str]]:
-    """Split -> its tables. The name of a file, or of its folder, may begin with that of a split."""
+def _tables(root: Path, paths: Sequence[Path]) -> dict[str, list[str]]:
+    """Split -> its tables. The name of a file, or of a folder, may begin with that of a split."""
     if len({path.suffix.lower() for path in paths}) > 1:
         raise DataError(f"dataset_name: {listed(paths)} are tables of different kinds; keep one.")
-    splits: dict[str, list[str]] = {}
+    splits: dict[str | None, list[Path]] = defaultdict(list)
     for path in paths:
-        words = (re.split(r"[-_. ]", name)[0].lower() for name in (path.name, path.parent.name))
-        split = next((SPLITS[word] for word in words if word in SPLITS), "train")
-        splits.setdefault(split, []).append(str(path))
-    return splits
+        names = (path.name, *reversed(path.relative_to(root).parent.parts))
+        words = (re.split(r"[-_. ]", name)[0].lower() for name in names)
+        splits[next((SPLITS[word] for word in words if word in SPLITS), None)].append(path)
+    rest = splits.pop(None, [])
+    beside = (other for path in rest for other in path.parent.iterdir())
+    others = sum(splits.values(), []) or [path for path in beside if path.name.lower() in SPLITS]
+    if rest and others:
+        raise DataError(
+            f"dataset_name: {listed(rest)} is of no split, and lies beside {listed(others)}; move"
+            " it away, or into a folder called train or test."
+        )
+    splits = splits or {"train": rest}
+    return {split: list(map(str, tables)) for split, tables in splits.items()}
 
 
 def _splits(root: Path, files: list[PurePath]) -> _Parts:
@@ -143,15 +125,14 @@ def _splits(root: Path, files: list[PurePath]) -> _Parts:
     first = sorted({file.parts[0] for file in files})
     splits = [name for name in first if name.lower() in SPLITS]
     others = [name for name in first if name not in splits]
-    # vehicles: a class may be called train
-    is_class = len(splits) == 1 and others and all(len(file.parts) == 2 for file in files)
-    if not splits or is_class:
+    if not splits:
         return {"train": (top, files)}
     if others or len({SPLITS[name.lower()] for name in splits}) < len(splits):
         beside = f" beside {listed(others)}" if others else ", some of them twice"
         raise DataError(
             f"dataset_name: {root / top} has {listed(splits)}, which are names of splits{beside};"
-            " move the ones or the others away, or give one of them as dataset_name."
+            " move the ones or the others away, or give one of them as dataset_name. If they are"
+            " classes, move all of them into a folder called train."
         )
     found: dict[str, tuple[PurePath, list[PurePath]]] = {}
     for name in sorted(splits, key=lambda name: list(SPLITS).index(name.lower())):
@@ -162,14 +143,17 @@ def _splits(root: Path, files: list[PurePath]) -> _Parts:
 
 def _unwrapped(top: PurePath, files: list[PurePath]) -> tuple[PurePath, list[PurePath]]:
     """Goes down while one folder holds all the others: it is neither a split nor a class."""
-    while (
-        all(len(file.parts) > 2 for file in files)
-        and len({file.parts[0] for file in files}) == 1
-        and files[0].parts[0].lower() not in SPLITS
-    ):
-        top /= files[0].parts[0]
-        files = [PurePath(*file.parts[1:]) for file in files]
-    return top, files
+    common = PurePath(os.path.commonpath([file.parent.parent for file in files])).parts
+    wrapper = PurePath(*takewhile(lambda name: name.lower() not in SPLITS, common))
+    return top / wrapper, [file.relative_to(wrapper) for file in files]
+
+
+def _without_images(root: Path, parts: _Parts, images: Sequence[Path]) -> list[PurePath]:
+    """The folders where splits and classes are looked for that hold no image."""
+    holding = {folder for image in images for folder in image.parents}
+    tops = dict.fromkeys((root, *(root / top for top, _ in parts.values())))
+    folders = (path for top in tops for path in sorted(top.iterdir()) if path.is_dir())
+    return [path.relative_to(root) for path in folders if _is_shown(path) and path not in holding]
 
 
 def _with_classes(root: Path, parts: _Parts) -> dict[str, datasets.Dataset]:
@@ -194,41 +178,4 @@ def _with_classes(root: Path, parts: _Parts) -> dict[str, datasets.Dataset]:
             columns["label"] = classes[split]
             features["label"] = datasets.ClassLabel(names=list(names))
         splits[split] = datasets.Dataset.from_dict(columns, datasets.Features(features))
-    return splits
-
-
-def _with_metadata(
-    root: Path, parts: _Parts, metadata: Sequence[Path]
-) -> dict[str, datasets.Dataset]:
-    """The rows of each split, from metadata files about the images below their folders."""
-    tables = []
-    for path in metadata:
-        try:
-            table = _METADATA[path.name](path)
-        except ValueError as error:
-            raise DataError(f"dataset_name: {path} can't be read: {error}") from error
-        if "file_name" not in table:
-            raise DataError(
-                f"dataset_name: {path} has the columns {listed(table.columns)}; it needs one called"
-                " file_name, with paths relative to it."
-            )
-        table.index = [os.path.normpath(path.parent / name) for name in table.pop("file_name")]
-        tables.append(table)
-    rows = pd.concat(tables)
-    paths = {
-        split: [os.path.normpath(root / top / file) for file in files]
-        for split, (top, files) in parts.items()
-    }
-    there = {path for part in paths.values() for path in part}
-    if wrong := sorted({*rows.index[rows.index.duplicated()]} | ({*rows.index} ^ there)):
-        raise DataError(
-            f"dataset_name: {listed(metadata)} must name each image once; missing here or there,"
-            f" or named more than once: {listed(wrong)}"
-        )
-    splits = {}
-    for split, part in paths.items():
-        picked = rows.loc[part].assign(image=[{"bytes": None, "path": path} for path in part])
-        splits[split] = datasets.Dataset.from_pandas(picked, preserve_index=False).cast_column(
-            "image", datasets.Image(decode=False)
-        )
     return splits

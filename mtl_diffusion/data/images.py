@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -222,7 +221,7 @@ def _load(
     with explained(source.name):
         features, image_column = rows.table.features, _image_column(rows, config)
         label_column = find_label_column(features, config.label_column)
-        check_declared(chain(*source.files.values()), label_column)
+        check_declared(source, label_column)
         labels, names = read_labels(source.splits, rows, label_column)
         decoded = decode_rows(rows, image_column, form)
         layers, (mask_column, conditions) = dict(decoded.layers), _further_columns(config)

@@ -1,28 +1,28 @@
 """Opens a dataset by its name: "shapes", a folder of images, or anything that `datasets` reads."""
 
 import dataclasses
+import glob
 import hashlib
-import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .columns import DataError, Source, listed
-from .folder import TABLES, is_declared, read_folder, walk
+from .folder import read_folder, walk
 from .shapes import shapes
 
 EMBEDDED = "shapes"
+# Tables -> the module of `datasets` that reads them; in CSV "NA" and "null" are names like others.
+_TABLES = {".parquet": ("parquet", {}), ".csv": ("csv", {"keep_default_na": False})}
+_TABLES |= {".jsonl": ("json", {})}
 _PARTS = 64  # of a folder of images that is streamed
-_TYPED = (".parquet", ".arrow")  # files that declare the types of their columns
-
-logger = logging.getLogger(__name__)
 
 
 def open_source(config: Any, resolution: int, streaming: bool = False) -> Source:
@@ -39,114 +39,91 @@ def open_source(config: Any, resolution: int, streaming: bool = False) -> Source
     """
     name, options = config.dataset_name, config.dataset_config_name
     root = Path(os.path.abspath(os.path.expanduser(name)))
+    is_folder = name != EMBEDDED and root.is_dir()
     with explained(name):
-        is_folder = name != EMBEDDED and root.is_dir()
         found = read_folder(root, config.image_column) if is_folder else None
-        if name != EMBEDDED and not isinstance(found, Source):
-            return _open_builder(name, options, streaming, root, found)
-        if options:
+        if options and (name == EMBEDDED or found):
             raise DataError(f"dataset_config_name: {name!r} has none, got {options!r}; omit it.")
         if name == EMBEDDED:
             return Source(name, "shapes, drawn by mtl_diffusion", shapes(resolution), {})
-        if not streaming:
-            return found
-        # In parts that can be shuffled: the images are sorted by class.
-        parts = {
-            split: rows.to_iterable_dataset(num_shards=min(_PARTS, len(rows)))
-            for split, rows in found.splits.items()
-        }
-        return dataclasses.replace(found, splits=parts)
-
-
-def _open_builder(
-    name: str,
-    options: str | None,
-    streaming: bool,
-    root: Path,
-    tables: Mapping[str, list[str]] | None,
-) -> Source:
-    """Opens a folder, or those of its files that are `tables`, or a name on the Hub."""
-    cache, given, where, is_folder = None, name, f"{name} on the Hub", root.is_dir()
-    if is_folder:
-        given = where = str(root)
-        if magic := sorted(set("*?[]") & set(given)):
-            raise DataError(
-                f"dataset_name: {root} has {' '.join(magic)} in its name, which `datasets` takes"
-                " for a pattern; rename it, or give a link to it."
-            )
+        if isinstance(found, Source):
+            return found if not streaming else _in_parts(found)
+        if not is_folder:
+            builder = datasets.load_dataset_builder(name, options)
+            return _built(builder, name, f"{name} on the Hub", streaming)
         # `datasets` compares only the time of a file, which copying keeps.
         stats = [(str(path), path.stat()) for path in walk(root)]
         state = repr([(p, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in stats])
         digest = hashlib.sha256(state.encode()).hexdigest()[:16]
-        cache = os.path.join(datasets.config.HF_DATASETS_CACHE, f"mtl_diffusion-{digest}")
-    if tables is not None:
-        given = TABLES[Path(next(iter(tables.values()))[0]).suffix.lower()]
-    builder = datasets.load_dataset_builder(given, options, data_files=tables, cache_dir=cache)
+        given = {"cache_dir": f"{datasets.config.HF_DATASETS_CACHE}/mtl_diffusion-{digest}"}
+        kind = str(root)
+        if found:
+            suffix = Path(next(iter(found.values()))[0]).suffix.lower()
+            kind, more = _TABLES[suffix]
+            escaped = {split: list(map(glob.escape, files)) for split, files in found.items()}
+            given |= {"data_files": escaped, **more}
+        builder = datasets.load_dataset_builder(kind, options, **given)
+        return _built(builder, name, str(root), streaming)
+
+
+def _in_parts(source: Source) -> Source:
+    """A folder of images as a stream, in parts that can be shuffled: they are sorted by class."""
+    parts = {
+        split: rows.to_iterable_dataset(num_shards=min(_PARTS, len(rows)))
+        for split, rows in source.splits.items()
+    }
+    return dataclasses.replace(source, splits=parts)
+
+
+def _built(builder: datasets.DatasetBuilder, name: str, where: str, streaming: bool) -> Source:
     files = {str(split): list(names) for split, names in (builder.config.data_files or {}).items()}
-    if is_folder:
-        _warn_of_others(root, files)
+    source = Source(name, where, {}, files)
+    check_declared(source, None)
     if streaming:
-        return Source(name, where, builder.as_streaming_dataset(), files)
-    try:
-        builder.download_and_prepare()
-        splits = builder.as_dataset()
-    except Exception as error:
-        damaged = [path for names in files.values() for path in names if _is_damaged(path)]
+        return dataclasses.replace(source, splits=builder.as_streaming_dataset())
+    builder.download_and_prepare()
+    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    if empty := [split for split, size in sizes.items() if not size]:
         raise DataError(
-            f"dataset_name: {f'damaged: {listed(damaged)}: ' if damaged else ''}{_cause(error)};"
-            " replace or remove the file if it is damaged. If it is not, check the network and the"
-            f" disk; the copy that was made of it may be damaged, too: delete {builder.cache_dir}"
+            f"dataset_name: {name!r} has no rows in the split {listed(empty)}; remove the files of"
+            " that split, or add rows to them."
+        )
+    try:
+        return dataclasses.replace(source, splits=builder.as_dataset())
+    except Exception as error:
+        raise DataError(
+            f"dataset_name: the copy that was made of {name!r} can't be read: {error}; delete"
+            f" {builder.cache_dir}"
         ) from error
-    typed = {s: [n for n in names if n.endswith(_TYPED)] for s, names in files.items()}
-    typed = {s: names for s, names in typed.items() if names}
-    if typed and not is_folder:  # their copies; of a dataset that is cached no file is known
-        files |= builder.dl_manager.download(typed)
-    return Source(name, where, splits, files)
 
 
-def _warn_of_others(root: Path, files: Mapping[str, list[str]]) -> None:
-    """Names the files that are like those of the splits and are in none of them."""
-    used = {os.path.realpath(path) for names in files.values() for path in names}
-    kinds = {Path(path).suffix for path in used}
-    others = [p for p in walk(root) if p.suffix in kinds and os.path.realpath(p) not in used]
-    if others and not is_declared(root):
-        logger.warning("dataset_name: no split of %s has %s", root, listed(others))
+def check_declared(source: Source, column: str | None) -> None:
+    """Reads what the parquet files on this machine declare.
 
-
-def _is_damaged(file: str) -> bool:
-    if file.endswith(".parquet") and os.path.isfile(file):
-        try:
-            pq.read_metadata(file)
-        except (pa.ArrowException, OSError):
-            return True
-    return False
-
-
-def check_declared(files: Iterable[str], column: str | None) -> None:
-    """Raises a DataError if two files number the classes of a column differently.
-
-    `datasets` would give the names of the first one to the numbers of all.
+    Raises:
+        DataError: a file is damaged, or two of them number the classes of `column` differently:
+            `datasets` would give the names of the first one to the numbers of all.
     """
-    found = {file: names for file in files if (names := _declared(file, column)) is not None}
-    for file, names in found.items():
-        first, expected = next(iter(found.items()))
-        if names != expected:
+    first: tuple[str, list[str]] | None = None
+    for file in chain(*source.files.values()):
+        if not (file.endswith(".parquet") and os.path.isfile(file)):
+            continue
+        try:
+            features = datasets.Features.from_arrow_schema(pq.read_schema(file))
+        except (pa.ArrowException, OSError) as error:
             raise DataError(
-                f"label_column: the classes 0, 1, ... of {column!r} are {listed(expected, 20)} in"
-                f" {first}, and {listed(names, 20)} in {file}. Write the files again with"
+                f"dataset_name: damaged: {file}: {error}; replace or remove it."
+            ) from error
+        names = getattr(features.get(column), "names", None)
+        if names is None:
+            continue
+        first = first or (file, names)
+        if names != first[1]:
+            raise DataError(
+                f"label_column: the classes 0, 1, ... of {column!r} are {listed(first[1], 20)} in"
+                f" {first[0]}, and {listed(names, 20)} in {file}. Write the files again with"
                 " the same list of names, as align_labels_with_mapping of `datasets` does."
             )
-
-
-def _declared(file: str, column: str | None) -> list[str] | None:
-    """The names of the classes that a file has for a column, None without."""
-    if column is None or not file.endswith(_TYPED):
-        return None
-    with suppress(pa.ArrowInvalid), fsspec.open(file, "rb") as opened:
-        is_parquet = file.endswith(".parquet")
-        schema = pq.read_schema(opened) if is_parquet else pa.ipc.open_stream(opened).schema
-        return getattr(datasets.Features.from_arrow_schema(schema).get(column), "names", None)
-    return None
 
 
 @contextmanager
@@ -167,4 +144,6 @@ def _cause(error: BaseException) -> str:
     """The cause of an error, which `datasets` wraps in one without information."""
     while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__:
         error = error.__cause__
+    if isinstance(error, UnicodeEncodeError):
+        return f"the name {os.fsencode(error.object)!r} is not UTF-8; rename it"
     return str(error).strip() or type(error).__name__

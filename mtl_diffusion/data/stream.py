@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, NamedTuple
 
 import datasets
@@ -161,7 +161,7 @@ def _open(source: Source, split: str, field: str, config: Any) -> ImageStream:
             )
         names = class_names(features[label_column])
     files = source.files[split]
-    check_declared(filter(os.path.isfile, chain(*source.files.values())), label_column)
+    check_declared(source, label_column)
     rows = undecoded(source.splits[split], columns[0]).select_columns(columns)
 
     def read(shards: list[int]) -> Iterator[dict[str, Any]]:
@@ -169,7 +169,6 @@ def _open(source: Source, split: str, field: str, config: Any) -> ImageStream:
             file, folders = f"part {shard}", source.folders(split)
             if len(files) == rows.num_shards:
                 file, folders = os.path.basename(files[shard]), [os.path.dirname(files[shard])]
-                check_declared([files[0], files[shard]], label_column)
             for number, row in enumerate(rows.shard(rows.num_shards, shard)):
                 words, label = f"row {number} of {file} of {split!r}", row.get(label_column)
                 if label_column:

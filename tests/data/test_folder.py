@@ -1,4 +1,4 @@
-"""What a folder of images is taken for: which files are read, of which splits and classes."""
+"""What a folder is taken for: which files are read, of which splits and classes."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from mtl_diffusion.data.folder import read_folder
 
 
 def files(folder) -> dict[str, list[str]]:
-    """Split -> the files that are read, relative to the folder."""
+    """Split -> the images that are read, relative to the folder."""
     found = read_folder(folder)
     return {
         split: [os.path.relpath(path, folder) for path in paths]
@@ -51,9 +51,7 @@ def test_the_order_is_that_of_datasets(tmp_path):
 def test_a_name_with_brackets_is_no_pattern(tmp_path):
     write_images(tmp_path, "run1/a/1.png", "run1/b/1.png", "run[12]/x/1[2].png", "run[12]/y/*.png")
     assert load(tmp_path / "run[12]").class_names == ("x", "y")
-    write_table(tmp_path / "rows[1]", [0] * 4)
-    with pytest.raises(ValueError, match=r"dataset_name: .*rows\[1\] has \[ \] in its name"):
-        load(tmp_path / "rows[1]")
+    assert len(load(write_table(tmp_path / "rows[1]", [0] * 4))) == 4
 
 
 def test_links_are_followed(tmp_path):
@@ -73,11 +71,6 @@ def test_words_in_names_of_files_are_no_splits(tmp_path):
     assert load(tmp_path).class_names == ()
 
 
-def test_a_class_that_is_called_train(tmp_path):
-    write_images(tmp_path, "bus/1.png", "car/1.png", "train/1.png")
-    assert labels(tmp_path) == ["bus", "car", "train"]
-
-
 def test_a_class_whose_name_is_written_in_two_ways(tmp_path):
     write_images(tmp_path, "caf\u00e9/1.png", "cafe\u0301/2.png")
     assert load(tmp_path).class_names == ("caf\u00e9",)
@@ -86,23 +79,27 @@ def test_a_class_whose_name_is_written_in_two_ways(tmp_path):
 @pytest.mark.parametrize(
     ("names", "fault"),
     [
-        (
-            "cat/1.png cat/2.png dog/1.png stray.png",
-            r"cat \(2\), dog \(1\), .*them stray\.png; move",
-        ),
+        ("cat/1.png cat/2.png dog/1.png stray.png", r"cat \(2\), dog \(1\), .* stray\.png; move"),
         ("train/cat/1.png train/dog/1.png cat/2.png", "train, .* names of splits beside cat; move"),
+        ("bus/1.png train/1.png", "beside bus; .* classes, move all of them into a folder called"),
         ("train/1.png test/1.png samples/1.png", "test, train, .* splits beside samples; move"),
         ("train/c/1.png test/c/1.png logo.png", r"test, train, .* splits beside logo\.png; move"),
         ("val/cat/1.png valid/cat/1.png", "val, valid, .* names of splits, some of them twice"),
-        ("cat/1.png rows.tar", r"1 images beside other data, .*rows\.tar; give a folder"),
         ("cat/1.png more.zip", r"archives, .* unpack .*more\.zip into folders"),
-        ("train.zip", r"archives, .* unpack .*train\.zip into folders"),
+        ("train.parquet 1.parquet", r"1\.parquet is of no split, and lies beside .*train\.parquet"),
+        ("metadata.csv test/1.png", r"metadata\.csv is of no split, and lies beside .*/test; move"),
+        ("metadata.csv metadata.jsonl", "are tables of different kinds; keep one"),
     ],
 )
 def test_contradictory_layouts_are_refused(tmp_path, names, fault):
     write_images(tmp_path, *names.split())
-    with pytest.raises(ValueError, match=f"dataset_name: {tmp_path} has .*{fault}"):
+    with pytest.raises(ValueError, match=f"dataset_name: {tmp_path}.*{fault}"):
         load(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write_images(tmp_path, "train/bus/1.png", "train/train/1.png")
+    assert labels(tmp_path) == ["bus", "train"]
 
 
 def test_splits_by_their_usual_names(tmp_path):
@@ -126,18 +123,25 @@ def test_one_class_and_folders_in_class_folders(tmp_path, second):
 
 def test_what_is_no_image_is_named(tmp_path):
     write_images(tmp_path, "1.png", "2.png", ".hidden.png", "__MACOSX/1.png")
-    for name in ("1.txt", "2.txt", "labels.csv", "README.md", ".DS_Store"):
+    for name in ("1.txt", "2.txt", "labels.csv", "README.md", ".DS_Store", "rows.tar"):
         (tmp_path / name).write_text("a caption")
     assert files(tmp_path) == {"train": ["1.png", "2.png"]}
-    assert load(tmp_path).where == f"the images of {tmp_path}, without 1 .csv, 2 .txt"
+    assert load(tmp_path).where == f"the images of {tmp_path}, without 1 .csv, 1 .tar, 2 .txt"
 
 
-def test_tables_beside_images(tmp_path):
-    """A table of parquet is the dataset: the images are what it names, or nothing to it."""
-    write_images(tmp_path, "logo.png", "pics/0.png")
-    for split in ("train", "test"):
-        name = write_table(tmp_path, [0] * 4, split=split)
-    assert len(load(name)) == len(load(name, split="test")) == 4
+def test_a_folder_without_images_is_named(tmp_path):
+    write_images(tmp_path, "train/cat/1.png", "train/dog/1.png")
+    for name in ("train/bird/.cache", "train/fish", "test"):
+        (tmp_path / name).mkdir(parents=True)
+    words = f"the images of {tmp_path}, without images in test, train/bird, train/fish"
+    assert load(tmp_path).where == words
+
+
+def test_names_that_are_not_utf_8_are_named(tmp_path):
+    write_images(tmp_path, "1.png")
+    os.rename(tmp_path / "1.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    with pytest.raises(ValueError, match=r"dataset_name: .* b'.*caf\\xe9\.png' is not UTF-8"):
+        load(tmp_path)
 
 
 def test_a_tar_of_webdataset(tmp_path):
@@ -151,53 +155,43 @@ def test_a_tar_of_webdataset(tmp_path):
     assert data.class_names == ("0", "1") and data.labels.tolist() == [0, 1, 0, 1]
 
 
-def test_folders_beside_metadata_are_no_classes(tmp_path):
-    write_images(tmp_path, "cat/1.png", "dog/1.png")
-    (tmp_path / "metadata.csv").write_text("file_name,text\ncat/1.png,x\ndog/1.png,y\n")
-    assert load(tmp_path).class_names == ()
+# Tables, which may name images
 
 
-def test_a_table_that_no_split_has_is_named(tmp_path, caplog):
-    for split in ("train", "extra"):
-        name = write_table(tmp_path / "d", [0] * 4, split=split)
-    for path in (tmp_path / "d").iterdir():
-        path.rename(path.with_name(f"{path.name.split('-')[0]}.parquet"))
-    assert len(load(name)) == 4
-    assert "has" in caplog.text and "extra.parquet" in caplog.text
-
-
-def test_names_that_are_not_utf_8_are_named(tmp_path):
-    write_images(tmp_path, "1.png")
-    os.rename(tmp_path / "1.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
-    with pytest.raises(ValueError, match=r"dataset_name: the name b'.*caf\\xe9\.png' is not UTF-8"):
-        load(tmp_path)
+def test_tables_beside_images(tmp_path):
+    """A table is the dataset: the images are what it names, or nothing to it."""
+    write_images(tmp_path, "logo.png", "pics/0.png")
+    for split in ("train", "test"):
+        name = write_table(tmp_path, [0] * 4, split=split)
+    assert len(load(name)) == len(load(name, split="test")) == 4
 
 
 def test_metadata_names_the_classes(tmp_path):
-    """Namibia has the code NA, and null is a word: neither is nothing."""
+    """Namibia has the code NA, and null is a word: neither is nothing. Folders are no classes."""
     write_images(tmp_path, "1.png", "sub/2.png", "3.png")
     (tmp_path / "metadata.csv").write_text("file_name,label\n3.png,null\n1.png,NA\nsub/2.png,DE\n")
-    assert files(tmp_path) == {"train": ["1.png", "3.png", "sub/2.png"]}
-    assert labels(tmp_path) == ["NA", "null", "DE"]
+    assert labels(tmp_path) == ["null", "NA", "DE"]
+    with pytest.raises(ValueError, match=r"no column 'species'; the columns are file_name .*label"):
+        load(tmp_path, label_column="species")
+    (tmp_path / "metadata.csv").write_text("file_name,text\nsub/2.png,a cat\n")
+    assert load(tmp_path).class_names == ()
 
 
 def test_metadata_of_each_split(tmp_path):
     for split, label in (("train", 7), ("test", 9)):
-        write_images(tmp_path, f"{split}/1.png", f"{split}/2.png")
+        write_images(tmp_path, f"{split}/in/1.png", f"{split}/in/2.png")
         rows = [{"file_name": f"{i}.png", "label": label, "text": "x"} for i in (1, 2)]
         text = "\n".join(map(json.dumps, rows))
-        (tmp_path / split / "metadata.jsonl").write_text(text)
+        (tmp_path / split / "in/metadata.jsonl").write_text(text)
     assert labels(tmp_path) == ["7", "7"] and labels(tmp_path, split="test") == ["9", "9"]
 
 
 @pytest.mark.parametrize(
     ("rows", "fault"),
     [
-        ("file_name,label\n1.png,a\n", r"must name each image once; missing .*: .*2\.png"),
-        ("file_name,label\n1.png,a\n2.png,b\n3.png,b\n", r"once; missing .*: .*3\.png"),
-        ("file_name,label\n1.png,a\n2.png,b\n2.png,c\n", r"more than once: .*2\.png"),
-        ("name,label\n1.png,a\n", "has the columns name, label; it needs one called file_name"),
-        ("", r"metadata\.csv can't be read: No columns"),
+        ("file_name,label\n1.png,a\n3.png,b\n", r"row 1 of 'train' \(.*/3\.png\) does not decode"),
+        ("name,label\n1.png,a\n", r"no columns of type Image; the columns are name .*label"),
+        ("", "could not be read: No columns"),
         ("file_name,label\n1.png,a\n2.png,\n", "label_column: row 1 of 'train' has the label ''"),
     ],
 )

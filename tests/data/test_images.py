@@ -192,7 +192,13 @@ def table(tmp_path):
     return write_table(tmp_path / "d", [0] * 4)
 
 
-def test_a_damaged_file_is_named(table):
+def test_a_split_without_rows_and_a_damaged_file_are_named(table):
+    write_table(Path(table), [], split="test")
+    message = "dataset_name: .* has no rows in the split test; remove the files of that split"
+    with pytest.raises(ValueError, match=message):
+        load(table)
+    Path(table, "test-00000-of-00001.parquet").unlink()
+    assert len(load(table)) == 4
     (file,) = Path(table).iterdir()
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(ValueError, match=rf"dataset_name: damaged: {file}: Parquet magic bytes"):
@@ -205,5 +211,5 @@ def test_a_damaged_copy_of_a_file_is_named(table, length, tmp_path, monkeypatch)
     load(table)
     (copy,) = (tmp_path / "cache").rglob("*.arrow")
     copy.write_bytes(copy.read_bytes()[:length])
-    with pytest.raises(ValueError, match=rf"dataset_name: .*: delete {copy.parent}"):
+    with pytest.raises(ValueError, match=rf"dataset_name: .*; delete {copy.parent}"):
         load(table)
