@@ -103,21 +103,23 @@ def _tables(root: Path, paths: Sequence[Path]) -> dict[str, list[str]]:
     """Split -> its tables. The name of a file, or of a folder, may begin with that of a split."""
     if len({path.suffix.lower() for path in paths}) > 1:
         raise DataError(f"dataset_name: {listed(paths)} are tables of different kinds; keep one.")
-    splits: dict[str | None, list[Path]] = defaultdict(list)
-    for path in paths:
-        names = (path.name, *reversed(path.relative_to(root).parent.parts))
+
+    def split_of(path: Path) -> str | None:
+        names = path.relative_to(root).parts[::-1]
         words = (re.split(r"[-_. ]", name)[0].lower() for name in names)
-        splits[next((SPLITS[word] for word in words if word in SPLITS), None)].append(path)
-    rest = splits.pop(None, [])
-    beside = (other for path in rest for other in path.parent.iterdir())
-    others = sum(splits.values(), []) or [path for path in beside if path.name.lower() in SPLITS]
-    if rest and others:
+        return next((SPLITS[word] for word in words if word in SPLITS), None)
+
+    rest = [path for path in paths if split_of(path) is None]
+    beside = (other for path in rest for other in path.parent.iterdir() if other.is_dir())
+    if rest and (others := [other for other in (*paths, *beside) if split_of(other)]):
         raise DataError(
             f"dataset_name: {listed(rest)} is of no split, and lies beside {listed(others)}; move"
             " it away, or into a folder called train or test."
         )
-    splits = splits or {"train": rest}
-    return {split: list(map(str, tables)) for split, tables in splits.items()}
+    splits: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        splits[split_of(path) or "train"].append(str(path))
+    return splits
 
 
 def _splits(root: Path, files: list[PurePath]) -> _Parts:
