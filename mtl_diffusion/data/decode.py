@@ -15,25 +15,19 @@ import fsspec
 import numpy as np
 import torch
 from datasets.utils import tqdm
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..pipeline.format import MODES, ImageFormat
 from ..pipeline.rgb import read_rgb
 from .arrays import is_array, read_array, to_bytes
 from .columns import ARRAYS, DataError, Rows
-from .fit import fit
 
 FRAME = "frame"  # the layer that is 0 in padding and 1 inside the image: (N, 1, H, W) uint8
 # What is known of an image: the size of its file; whether it has one colour channel, some
 # transparency, or a palette; whether it had another shape, and was cropped, padded or stretched;
-# and its largest number, if these have 16 bits.
-FACTS = np.dtype(
-    [
-        ("size", "i4", 2),
-        *((name, "?") for name in ("grey", "clear", "palette", "fitted")),
-        ("peak", "i4"),
-    ]
-)
+# and its largest number, if it is grey of 16 bits, or is to be stored so.
+_FLAGS = ("grey", "clear", "palette", "fitted")
+FACTS = np.dtype([("size", "i4", 2), *((name, "?") for name in _FLAGS), ("peak", "i4")])
 _BATCH = 1024  # rows that are read at a time
 
 
@@ -145,7 +139,7 @@ class Decoder:
             for place, image in share:
                 found = decode(image, form, self.nearest)
                 pixels[place], frame, facts[place], digests[place] = found
-                if len(frames):
+                if frame is not None:
                     frames[place] = frame
 
         numbered = enumerate(images)
@@ -222,67 +216,90 @@ def check_depth(facts: np.ndarray, form: ImageFormat, split: str) -> None:
 
 def decode(
     encoded: Encoded, form: ImageFormat, nearest: bool | None = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, bytes]:
-    """An image (C, H, W) as it is stored; its frame (H, W); its facts; the sha256 of its file.
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, bytes]:
+    """An image (C, H, W) as it is stored; its frame, if it may be padded; facts; the file's sha256.
 
-    The first frame is read, as `read_rgb` does, or as `read_array` where that is needed. One of
-    another shape is cropped to its centre, padded or stretched, and resized with Lanczos, which
-    antialiases; one that has the size passes bit-exactly.
+    The first frame is read, as `read_rgb` does, or as `read_array` where that is needed. One that
+    has the size passes bit-exactly.
 
     Raises:
         DataError: it does not decode; the message names the row.
     """
     data = encoded.read()
     try:
-        bands, facts = read(data, form)
+        image, facts = read(data, form)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
         raise encoded.fault(error) from error
     nearest = bool(facts["palette"]) if nearest is None else nearest
-    bands, frame, facts["fitted"] = fit(bands, form, nearest)
-    return to_pixels(bands, form), frame, facts, hashlib.sha256(data).digest()
+    image, frame, facts["fitted"] = fit(image, form, nearest)
+    return image.transpose(2, 0, 1), frame, facts, hashlib.sha256(data).digest()
 
 
-def to_pixels(bands: Sequence[Image.Image], form: ImageFormat) -> np.ndarray:
-    """(C, H, W) as it is stored, of what `read` gave."""
-    pixels = np.stack([np.asarray(band) for band in bands])
-    pixels = pixels[0].transpose(2, 0, 1) if pixels.ndim == 4 else pixels
-    if pixels.dtype == form.dtype:
-        return pixels
-    return np.rint(pixels).clip(*form.stored_range).astype(form.dtype)
-
-
-def read(data: bytes, form: ImageFormat) -> tuple[list[Image.Image], np.ndarray]:
-    """An image in its own size, and its facts: one of the format's mode, or one of mode F a band.
+def read(data: bytes, form: ImageFormat) -> tuple[np.ndarray, np.ndarray]:
+    """An image (H, W, C) in its own size, of the format's channels and dtype; and its facts.
 
     Raises:
         Exception: of any kind, if it does not decode.
     """
     facts = np.zeros((), FACTS)
     if form.dtype != "uint8" or form.mode not in MODES or is_array(data):
-        array = read_array(data, form)
+        pixels = read_array(data, form)
         facts["grey"] = form.mode == "L"
         if (form.dtype, form.value_range) == ("uint16", None):
-            facts["peak"] = array.max()
-        bands = [Image.fromarray(band.astype(np.float32)) for band in np.moveaxis(array, -1, 0)]
+            facts["peak"] = pixels.max()
     else:
         image = Image.open(io.BytesIO(data))
         image.load()
-        facts["grey"] = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+        deep = image.mode.startswith("I")
+        facts["grey"] = deep or image.mode in ("1", "L", "LA", "F")
         facts["clear"] = image.has_transparency_data
         facts["palette"] = image.mode == "P"
-        facts["peak"] = _peak(image, data)
-        bands = [read_rgb(image, alpha=form.mode == "RGBA")]
-        bands = [bands[0].convert("L")] if form.mode == "L" else bands
-    facts["size"] = bands[0].height, bands[0].width
-    return bands, facts
+        facts["peak"] = np.asarray(image).max() if deep else 0
+        rgb = read_rgb(image, alpha=form.mode == "RGBA")
+        pixels = np.atleast_3d(np.asarray(rgb.convert("L") if form.mode == "L" else rgb))
+    facts["size"] = pixels.shape[:2]
+    return pixels, facts
 
 
-def _peak(image: Image.Image, data: bytes) -> int:
-    if image.mode.startswith("I"):
-        return int(np.asarray(image).max())
-    if image.format == "PNG":
-        deep = data[24] == 16  # the bit depth, in the header
+def fit(
+    image: np.ndarray, form: ImageFormat, nearest: bool
+) -> tuple[np.ndarray, np.ndarray | None, bool]:
+    """An image (H, W, C) in a format's size: cropped to its centre, padded or stretched if it has
+    another shape, and resized with Lanczos, which antialiases, or without mixing pixels.
+
+    Returns:
+        The image; with the fit "pad" (H, W) uint8, 1 inside the image and 0 in padding, else None;
+        and whether it had another shape.
+    """
+    (height, width), size = image.shape[:2], form.size
+    differs = width * form.height != height * form.width
+    if differs and form.fit == "crop":
+        rows = min(height, max(1, round(width * form.height / form.width)))
+        columns = min(width, max(1, round(height * form.width / form.height)))
+        top, left = (height - rows) // 2, (width - columns) // 2
+        image = image[top : top + rows, left : left + columns]
+    if differs and form.fit == "pad":
+        scale = min(form.height / height, form.width / width)
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+    if image.shape[:2] != size:
+        image = _resized(image, size, form, nearest)
+    if form.fit != "pad":
+        return image, None, differs
+    left, right, top, bottom = form.padding(size)
+    around = ((top, bottom), (left, right))
+    image = np.pad(image, (*around, (0, 0)), constant_values=form.stored_middle)
+    return image, np.pad(np.ones(size, np.uint8), around), differs
+
+
+def _resized(
+    image: np.ndarray, size: tuple[int, int], form: ImageFormat, nearest: bool
+) -> np.ndarray:
+    if image.dtype == np.uint8 and form.mode in MODES:  # as a whole: alpha weights the colours
+        bands = [Image.fromarray(image.squeeze(2) if form.mode == "L" else image)]
     else:
-        deep = image.format == "TIFF" and 16 in image.tag_v2.get(ExifTags.Base.BitsPerSample, ())
-    # Pillow keeps the upper 8 bits of each colour.
-    return max(top for _, top in image.convert("RGB").getextrema()) * 256 + 255 if deep else 0
+        bands = [Image.fromarray(band.astype(np.float32)) for band in np.moveaxis(image, -1, 0)]
+    kernel = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
+    resized = np.dstack([np.asarray(band.resize(size[::-1], kernel)) for band in bands])
+    if resized.dtype == form.dtype:
+        return resized
+    return np.rint(resized).clip(*form.stored_range).astype(form.dtype)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.decode import check_depth, read, to_pixels
+from ..data.decode import check_depth, read
 from ..pipeline.format import ImageFormat
 from ..pipeline.inputs import read_count, read_labels, read_masks
 from ..pipeline.pipeline import MultiTaskPipeline
@@ -101,12 +101,12 @@ def _source(path: str, form: ImageFormat) -> Tensor:
     """(C, H, W), read as training images are, but of the model's size already."""
     _check_there(path, "image")
     try:
-        bands, facts = read(Path(path).read_bytes(), form)
+        pixels, facts = read(Path(path).read_bytes(), form)
         check_depth(facts, form, path)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
         raise ValueError(f"image: {path} can't be used: {error}") from error
-    form.check_size(bands[0].height, bands[0].width, f"image: {path}")
-    return form.stored_as_array(torch.from_numpy(to_pixels(bands, form)))
+    form.check_size(*pixels.shape[:2], f"image: {path}")
+    return form.stored_as_array(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
 
 
 def _mask(path: str, form: ImageFormat) -> Image.Image:
