@@ -66,8 +66,7 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
         except (ValueError, OSError) as error:  # of the data, or of the pretrained model
             raise ConfigError(str(error)) from error
         if accelerator.is_main_process:
-            how = {name: getattr(config, name) for name in ("random_flip", "balance_classes")}
-            print(data_line(run.train_data, run.held_out, config.given, **how), flush=True)
+            print(data_line(run.train_data, run.held_out, config), flush=True)
         check_room(run)
         if config.dry_run:
             seconds = rehearse(run, *DRY)

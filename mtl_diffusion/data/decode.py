@@ -60,7 +60,7 @@ class Encoded:
         if isinstance(stored, np.ndarray):
             return cls(to_bytes(stored), None, row)
         data, path = (stored or {}).get("bytes"), (stored or {}).get("path")
-        if data is None and path and folders and "://" not in path:
+        if data is None and path and folders and not (os.path.isabs(path) or "://" in path):
             paths = dict.fromkeys(os.path.join(folder, path) for folder in folders)
             there = [*filter(os.path.isfile, paths)]
             if len(there) > 1:

@@ -160,10 +160,9 @@ def load_images(
             ambiguous, the split is empty, an image does not decode, or a label is not among its
             names. The last two name the row of `split`.
     """
-    config = SimpleNamespace(
-        **{"dataset_name": dataset_name, "dataset_config_name": dataset_config_name},
-        **{"image_column": image_column, "label_column": label_column, "train_split": split},
-    )
+    names = {"dataset_name": dataset_name, "dataset_config_name": dataset_config_name}
+    columns = {"image_column": image_column, "label_column": label_column}
+    config = SimpleNamespace(**names, **columns, train_split=split)
     return load_split(config, "train_split", form or ImageFormat.square(resolution))
 
 
@@ -203,15 +202,13 @@ def load_splits(
     return train, dataclasses.replace(held_out, copies=copies)
 
 
-def _image_column(rows: Rows, config: Any) -> str:
-    mask, conditions = _further_columns(config)
+def _columns(rows: Rows, config: Any) -> tuple[str, str | None, Mapping[str, str]]:
+    """The column of the images, and, if the command has these fields, those of masks and of each
+    task's conditions."""
+    mask = getattr(config, "mask_column", None)
+    conditions = getattr(config, "condition_columns", None) or {}
     others = {mask, *conditions.values()}
-    return find_image_column(rows.table.features, config.image_column, others)
-
-
-def _further_columns(config: Any) -> tuple[str | None, Mapping[str, str]]:
-    """The columns of the masks, and of each task's conditions, if the command has these fields."""
-    return vars(config).get("mask_column"), vars(config).get("condition_columns") or {}
+    return find_image_column(rows.table.features, config.image_column, others), mask, conditions
 
 
 def _load(
@@ -219,12 +216,13 @@ def _load(
 ) -> tuple[ImageDataset, Sequence[bytes]]:
     """The images of the rows, and the digests of their files."""
     with explained(source.name):
-        features, image_column = rows.table.features, _image_column(rows, config)
+        features = rows.table.features
+        image_column, mask_column, conditions = _columns(rows, config)
         label_column = find_label_column(features, config.label_column)
         check_declared(source, label_column)
         labels, names = read_labels(source.splits, rows, label_column)
         decoded = decode_rows(rows, image_column, form)
-        layers, (mask_column, conditions) = dict(decoded.layers), _further_columns(config)
+        layers = dict(decoded.layers)
         if mask_column is not None:
             layers[MASK] = _masks(rows, mask_column, form, decoded)
         for task, given in conditions.items():
@@ -263,14 +261,12 @@ def _parts(source: Source, split: str, config: Any) -> list[Rows]:
     table, folders = source.splits[split], source.folders(split)
     whole = Rows(table, range(len(table)), split, split, folders)
     with explained(source.name):
-        digests = digests_of(whole, _image_column(whole, config))
-    last = sorted(digests)[max(1, len(digests) // 10) - 1] if digests else b""
+        digests = digests_of(whole, _columns(whole, config)[0])
+    last = sorted(digests)[max(1, len(digests) // 10) - 1]
     parts = []
-    for held_out, words in enumerate(
-        (f"the rest of {split}", f"a tenth of {split}, by a fixed key")
-    ):
+    for held_out, words in ((False, "the rest of {}"), (True, "a tenth of {}, by a fixed key")):
         rows = [row for row, digest in enumerate(digests) if (digest <= last) == held_out]
-        parts.append(Rows(table.select(rows), rows, split, words, folders))
+        parts.append(Rows(table.select(rows), rows, split, words.format(split), folders))
     if not parts[0].numbers:
         raise DataError(
             f"validation_split: {source.name!r} has one split, {split}, of too few different"

@@ -1,35 +1,26 @@
 """One line about the data of a run."""
 
-from collections.abc import Collection
+from typing import Any
 
 from .columns import listed
 from .images import ImageDataset
 from .stream import ImageStream
 
 
-def data_line(
-    train: ImageDataset | ImageStream,
-    held_out: ImageDataset,
-    given: Collection[str] = (),
-    *,
-    random_flip: bool = False,
-    balance_classes: bool = False,
-) -> str:
+def data_line(train: ImageDataset | ImageStream, held_out: ImageDataset, config: Any) -> str:
     """One line about the data: how many images and classes, from where, what was done to them, and
     what keeps more of them.
 
     Args:
-        given: fields of the configuration that are not to be suggested.
-        random_flip: images are mirrored. balance_classes: classes are drawn equally often.
+        config: has `random_flip`, `balance_classes`, and `given`, the fields that are not to be
+            suggested.
     """
-    names = train.class_names
+    names, streamed = train.class_names, isinstance(train, ImageStream)
     classes = f"{len(names):,} class{'' if len(names) == 1 else 'es'}" if names else "no classes"
-    images = "a stream of"  # of which the number is not known, nor the classes of its images
-    if isinstance(train, ImageDataset):
-        images = f"{len(train):,}"
-        present = set(train.labels.tolist())
-        if absent := [name for label, name in enumerate(names) if label not in present]:
-            classes += f", {len(absent):,} of them without a training image: {listed(absent)}"
+    # Of a stream the number is not known, nor the classes of its images.
+    present = range(len(names)) if streamed else set(train.labels.tolist())
+    if absent := [name for label, name in enumerate(names) if label not in present]:
+        classes += f", {len(absent):,} of them without a training image: {listed(absent)}"
     if numbered := [
         f"class {number} is {name!r}"
         for number, name in enumerate(names)
@@ -38,25 +29,20 @@ def data_line(
         classes += f" ({listed(numbered)})"
     if held_out.copies:
         classes += f", {held_out.copies:,} of the held-out images among the training images"
-    words = [f"{train.where} ({train.split}; {held_out.split})", *_done(train, held_out, given)]
-    if random_flip:
+    words = [f"{train.where} ({train.split}; {held_out.split})"]
+    words += _done("held-out", held_out, config) if streamed else _done("training", train, config)
+    if config.random_flip:
         words.append("half of the training images are mirrored left to right (random_flip)")
-    if balance_classes:
+    if config.balance_classes:
         words.append("all classes are drawn equally often (balance_classes)")
-    return (
-        f"Data: {images} training and {len(held_out):,} held-out images, {classes}, from "
-        + "; ".join(words)
-    )
+    images = "a stream of" if streamed else f"{len(train):,}"
+    start = f"Data: {images} training and {len(held_out):,} held-out images, {classes}, from "
+    return start + "; ".join(words)
 
 
-def _done(
-    train: ImageDataset | ImageStream, held_out: ImageDataset, given: Collection[str]
-) -> list[str]:
+def _done(kind: str, data: ImageDataset, config: Any) -> list[str]:
     """Words for how images were changed, and for fields that would change less."""
-    kind, seen = "training", train
-    if not isinstance(train, ImageDataset):  # of a stream, the held-out images tell
-        kind, seen = "held-out", held_out
-    form, facts, words = seen.format, seen.facts, []
+    form, facts, words = data.format, data.facts, []
     if fitted := facts["fitted"].sum():
         done = {"crop": "cropped", "pad": "padded", "stretch": "stretched"}[form.fit]
         size = f"{form.width}x{form.height}"
@@ -65,17 +51,15 @@ def _done(
         return words
     # What is lost: field -> the value that keeps it.
     kinds, advice, count = "of 16 bits", {}, len(facts)
-    if "image_mode" not in given and "image_dtype" not in given:
+    if {"image_mode", "image_dtype"}.isdisjoint(config.given):
         if facts["grey"].all():
             kinds, advice["image_mode"] = "grey", "L"
         elif clear := facts["clear"].sum():
             kinds, advice["image_mode"], count = "with transparency", "RGBA", clear
-    if (facts["peak"] > 0).all() and "image_dtype" not in given:
+    if (facts["peak"] > 0).all() and "image_dtype" not in config.given:
         advice["image_dtype"] = "uint16"
     if advice:
         fields = " and ".join(f"{field} to {value}" for field, value in advice.items())
-        words.append(
-            f"{count:,} {kind} images are {kinds} and read as RGB of 8 bits: set {fields} to keep"
-            " that"
-        )
+        lost = f"{kinds} and read as RGB of 8 bits: set {fields} to keep that"
+        words.append(f"{count:,} {kind} images are {lost}")
     return words

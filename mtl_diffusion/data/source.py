@@ -25,7 +25,7 @@ _TABLES |= {".jsonl": ("json", {})}
 _PARTS = 64  # of a folder of images that is streamed
 
 
-def open_source(config: Any, resolution: int, streaming: bool = False) -> Source:
+def open_source(config: Any, resolution: int = 16, streaming: bool = False) -> Source:
     """Finds a dataset.
 
     Args:

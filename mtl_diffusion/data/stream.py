@@ -102,10 +102,9 @@ class ImageStream:
             raise DataError(f"validation_split: {self.split!r} has no rows; choose another split.")
         decoded, labels = _decoded(rows, decoder)
         check_depth(decoded.facts, decoder.images, self.split)
-        words = {"where": self.where, "split": self.split, "facts": decoded.facts}
         known = (decoded.pixels, labels, self.class_names, decoder.images, decoded.layers)
-        dataset = ImageDataset.of(*known, **words)
-        return dataclasses.replace(dataset, fingerprint=self.fingerprint)
+        words = {"where": self.where, "split": self.split, "facts": decoded.facts}
+        return dataclasses.replace(ImageDataset.of(*known, **words), fingerprint=self.fingerprint)
 
 
 def _decoded(rows: Sequence[tuple[Encoded, int]], decoder: Decoder) -> tuple[Decoded, torch.Tensor]:
@@ -125,8 +124,7 @@ def open_streams(
         DataError: the dataset, configuration, split or a column is not there or is ambiguous, or
             the classes have no names.
     """
-    # The resolution is for shapes alone, and they are no stream.
-    source = open_source(config, 1, streaming=True)
+    source = open_source(config, streaming=True)
     splits = {getattr(config, field): field for field in fields}
     if len(splits) < len(fields):
         raise DataError(
@@ -160,15 +158,14 @@ def _open(source: Source, split: str, field: str, config: Any) -> ImageStream:
                 " or set streaming to false."
             )
         names = class_names(features[label_column])
-    files = source.files[split]
+    files, folders = source.files[split], source.folders(split)
     check_declared(source, label_column)
     rows = undecoded(source.splits[split], columns[0]).select_columns(columns)
 
     def read(shards: list[int]) -> Iterator[dict[str, Any]]:
         for shard in shards:
-            file, folders = f"part {shard}", source.folders(split)
-            if len(files) == rows.num_shards:
-                file, folders = os.path.basename(files[shard]), [os.path.dirname(files[shard])]
+            whole = len(files) == rows.num_shards  # a part is a file
+            file = os.path.basename(files[shard]) if whole else f"part {shard}"
             for number, row in enumerate(rows.shard(rows.num_shards, shard)):
                 words, label = f"row {number} of {file} of {split!r}", row.get(label_column)
                 if label_column:
@@ -177,8 +174,7 @@ def _open(source: Source, split: str, field: str, config: Any) -> ImageStream:
                 yield {"image": image, "label": label}
 
     digest = hashlib.sha256(repr(names).encode())
-    for file in files:
-        system, path = fsspec.core.url_to_fs(file)
+    for system, path in map(fsspec.core.url_to_fs, files):
         digest.update(repr((os.path.basename(path), system.size(path))).encode())
     shards = {"shards": list(range(rows.num_shards))}
     return ImageStream(

@@ -129,11 +129,11 @@ def test_the_data_line_says_what_was_done_and_what_keeps_more(tmp_path):
         for i in range(3):
             Image.new(mode, (16, 8 + i * 2), i).save(folder / f"{i}.png")
     grey, clear = (load_images(str(folder), resolution=8) for folder in (grey, clear))
-    lines = [data_line(grey, grey), data_line(clear, clear)]
+    lines = [data_line(data, data, TrainConfig()) for data in (grey, clear)]
     assert "3 training images cropped to the shape of 8x8 (image_fit)" in lines[0]
     assert "3 training images are grey and read as RGB of 8 bits: set image_mode to L" in lines[0]
     assert "are with transparency and read as RGB of 8 bits: set image_mode to RGBA" in lines[1]
-    assert "image_mode" not in data_line(grey, grey, {"image_mode"})
+    assert "image_mode" not in data_line(grey, grey, TrainConfig(image_mode="L"))
 
 
 def test_colours_under_clear_alpha_are_black_for_the_network():

@@ -55,28 +55,28 @@ def test_fingerprint_tells_data_apart_not_files(imagefolder):
     assert len({other.fingerprint for other in [data, *others]}) == 4
 
 
+def line(name, train="train", held_out="test", **fields):
+    return data_line(*splits(name, train, held_out), TrainConfig(**{"random_flip": False} | fields))
+
+
 def test_the_line_of_a_run(tmp_path, imagefolder):
-    line = data_line(*splits(imagefolder, "train[:5]", "train[5:]"))
-    assert line == (
+    some = ("train[:5]", "train[5:]")
+    words = (
         f"Data: 5 training and 3 held-out images, 2 classes, from the images of {imagefolder}"
         " (train[:5]; train[5:])"
     )
-    how = {"random_flip": True, "balance_classes": True}
-    assert data_line(*splits(imagefolder, "train[:5]", "train[5:]"), **how) == (
-        f"{line}; half of the training images are mirrored left to right (random_flip); "
+    assert line(imagefolder, *some) == words
+    assert line(imagefolder, *some, random_flip=True, balance_classes=True) == (
+        f"{words}; half of the training images are mirrored left to right (random_flip); "
         "all classes are drawn equally often (balance_classes)"
     )
     # Slices of a folder that is sorted by class: the line says what they have done.
-    assert ", 2 classes, 1 of them without a training image: dog, from" in data_line(
-        *splits(imagefolder, "train[:4]", "train[4:]")
-    )
-    write_images(tmp_path / "flat", *(f"{i}.png" for i in range(5)))
-    assert "Data: 4 training and 1 held-out images, no classes," in data_line(
-        *splits(tmp_path / "flat")
-    )
+    sorted_by_class = line(imagefolder, "train[:4]", "train[4:]")
+    assert ", 2 classes, 1 of them without a training image: dog, from" in sorted_by_class
+    flat = write_images(tmp_path / "flat", *(f"{i}.png" for i in range(5)))
+    assert "Data: 4 training and 1 held-out images, no classes," in line(flat)
     name = write_table(tmp_path / "d", [255, 0, 128] * 2, datasets.Value("int64"))
-    numbers = ", 3 classes (class 1 is '128', class 2 is '255')"
-    assert numbers in data_line(*splits(name))
+    assert ", 3 classes (class 1 is '128', class 2 is '255')" in line(name)
 
 
 def test_the_images_shown_are_of_many_classes(imagefolder):
@@ -94,8 +94,8 @@ def test_copies_in_both_splits(tmp_path):
     images = encoded(60)
     for split, rows in (("train", images[:40]), ("test", images[39:])):  # one of 21 in both
         write_table(tmp_path / "d", [0] * len(rows), split=split, images=rows)
-    line = data_line(*splits(tmp_path / "d"))
-    assert ", 1 of the held-out images among the training images, from" in line
+    words = ", 1 of the held-out images among the training images, from"
+    assert words in line(tmp_path / "d")
     for train, held_out in (("train", "train"), ("train[:80%]", "train[50%:]")):
         message = r"validation_split: \d+ of the \d+ images .* \"train\[:90%\]\" and"
         with pytest.raises(ValueError, match=message):
