@@ -2,45 +2,16 @@
 
     python scripts/benchmark.py step --config configs/cifar10_cpu.yaml
     python scripts/benchmark.py sampling --pipeline pretrained/mtl-cifar10
-    python scripts/benchmark.py sampling --pipeline runs/few/pipeline --onnx onnx --batch_size 1
     python scripts/benchmark.py scripts "accelerate launch scripts/train.py --config a.yaml" \\
         "accelerate launch train_unconditional.py --dataset_name x --num_epochs 1"
 
 Prints the median, the lowest and the highest value of all rounds. `NAME --help` has the flags.
 """
 
-import tempfile
-from argparse import Namespace
 from functools import partial
-from pathlib import Path
 
 from mtl_diffusion.config.command_line import parse
 from mtl_diffusion.tools import flags
-
-
-def measure(args: Namespace, rest: list[str], folder: Path) -> dict:
-    """Name -> figure. The imports come after parsing, because torch takes seconds."""
-    if args.kind == "step":
-        config = parse(rest)
-
-        from mtl_diffusion.benchmark.steps import time_steps
-
-        return time_steps(config, folder, args.steps, args.rounds, args.warm)
-    if args.kind == "scripts":
-        from mtl_diffusion.benchmark.programs import race
-
-        return race(args.commands, folder, args.rounds, args.warm)
-    import torch
-
-    from mtl_diffusion.benchmark.sampling import race_graphs, time_sampling
-    from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
-
-    pipe = MultiTaskPipeline.from_pretrained(args.pipeline)
-    pipe.set_progress_bar_config(disable=True)
-    if args.onnx is not None:
-        return race_graphs(pipe, args.onnx, args.batch_size, args.rounds)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-    return time_sampling(pipe, args.batch_size, args.rounds, args.num_inference_steps)
 
 
 def main() -> None:
@@ -53,8 +24,6 @@ def main() -> None:
     scripts.add_argument("commands", nargs="+", help="each in quotes, of one batch size")
     flags.add(sampling, "pipeline", "num_inference_steps")
     sampling.add_argument("--batch_size", type=int, default=16, help="images at once")
-    graphs = "folder of mtl-diffusion export: each of its tasks, by PyTorch and by onnxruntime"
-    sampling.add_argument("--onnx", type=flags.path, help=graphs)
     step.add_argument("--steps", type=int, default=40, help="steps of a measurement")
     for one in (step, scripts):
         one.add_argument("--warm", type=int, default=10, help="first steps, not timed")
@@ -66,8 +35,20 @@ def main() -> None:
             parser.error(f"--{name} is {value}; it must be 1 or more")
     if rest and args.kind != "step":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    with flags.refusals(), tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        found = measure(args, rest, Path(folder))
+
+    # After parsing: torch takes seconds to import, and --help needs none of it.
+    from mtl_diffusion.benchmark.programs import race
+    from mtl_diffusion.benchmark.steps import time_steps
+    from mtl_diffusion.benchmark.timing import time_sampling
+
+    with flags.refusals():
+        if args.kind == "step":
+            found = time_steps(parse(rest), args.steps, args.rounds, args.warm)
+        elif args.kind == "sampling":
+            given = (args.batch_size, args.rounds, args.num_inference_steps)
+            found = time_sampling(args.pipeline, *given)
+        else:
+            found = race(args.commands, args.rounds, args.warm)
     width = max(map(len, found))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in found.items()))
 

@@ -36,8 +36,7 @@ def build_pipe():
 
     from mtl_diffusion.config import TrainConfig
     from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
-    from mtl_diffusion.training.model import build_scheduler, build_unet
-    from mtl_diffusion.training.vocabulary import build_tokenizer
+    from mtl_diffusion.training.model import build_scheduler, build_tokenizer, build_unet
 
     def build(seed=0, tasks=tuple(TASKS), classes=CLASSES, **fields):
         config = TrainConfig(**MODEL | fields, strength_levels=5, reserved_tokens=3)

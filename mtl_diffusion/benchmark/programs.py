@@ -4,6 +4,7 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm.auto import trange
@@ -11,26 +12,22 @@ from tqdm.auto import trange
 from .timing import measured
 
 
-def race(commands: Sequence[str], folder: Path, rounds: int, warm: int) -> dict[str, str]:
+def race(commands: Sequence[str], rounds: int, warm: int) -> dict[str, str]:
     """Steps a second of training scripts, which take turns, and ratios to those of the first.
 
     Taking turns, they are slowed alike by whatever else the machine does.
 
     Args:
         commands: lines as a shell takes them, of scripts that log their learning rate to
-            TensorBoard. `--output_dir` is appended.
-        folder: an empty folder, for what they write.
+            TensorBoard. `--output_dir` is appended: a temporary folder.
         warm: first steps, which are not timed.
 
     Raises:
         ValueError: a script failed, or logged too few steps.
     """
     turns = [
-        [
-            steps_a_second(command, folder / f"{turn}-{i}", warm)
-            for i, command in enumerate(commands)
-        ]
-        for turn in trange(rounds, desc="rounds")
+        [steps_a_second(command, warm) for command in commands]
+        for _ in trange(rounds, desc="rounds")
     ]
     first, *others = zip(*turns, strict=True)
     found = {
@@ -42,21 +39,20 @@ def race(commands: Sequence[str], folder: Path, rounds: int, warm: int) -> dict[
     return found
 
 
-def steps_a_second(command: str, folder: Path, warm: int) -> float:
+def steps_a_second(command: str, warm: int) -> float:
     """Runs a script to its end; the rate from its log entry at `warm` steps to its last one."""
-    line = [*shlex.split(command), f"--output_dir={folder}"]
-    log = folder.with_suffix(".log")
-    with open(log, "w") as output:
-        code = subprocess.run(line, stdout=output, stderr=output).returncode
-    if code:
-        end = log.read_text(errors="replace")[-3000:]
-        raise ValueError(f"{command} exited with {code}:\n{end}")
     times = {}  # step -> when its learning rate was logged, seconds since 1970
-    for file in folder.glob("**/events.out.tfevents.*"):
-        events = EventAccumulator(str(file.parent)).Reload()
-        # Ours has the first name, the scripts of diffusers have the second.
-        for tag in {"learning_rate", "lr"}.intersection(events.Tags()["scalars"]):
-            times |= {event.step: event.wall_time for event in events.Scalars(tag)}
+    with TemporaryDirectory() as folder:
+        line = [*shlex.split(command), f"--output_dir={folder}"]
+        done = subprocess.run(line, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            end = (done.stdout + done.stderr)[-3000:]
+            raise ValueError(f"{command} exited with {done.returncode}:\n{end}")
+        for file in Path(folder).glob("**/events.out.tfevents.*"):
+            events = EventAccumulator(str(file.parent)).Reload()
+            # Ours has the first name, the scripts of diffusers have the second.
+            for tag in {"learning_rate", "lr"}.intersection(events.Tags()["scalars"]):
+                times |= {event.step: event.wall_time for event in events.Scalars(tag)}
     timed = sorted(step for step in times if step >= warm)
     if len(timed) < 2:
         raise ValueError(

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from .. import loop
 from ..config import TrainConfig
 from ..launch.preflight import begin
-from ..tools.flops import flops_of_unet
 from ..training.ema import EMA
 from ..training.meter import Meter
 from ..training.mixture import Mixture
@@ -77,19 +78,17 @@ def step_parts(run: Run, step: int, meter: Meter) -> Counter[str]:
     return clock.seconds
 
 
-def time_steps(config: TrainConfig, folder: Path, steps: int, rounds: int, warm: int) -> dict:
+def time_steps(config: TrainConfig, steps: int, rounds: int, warm: int) -> dict:
     """Alternates windows of `steps` plain steps with one step whose parts are timed.
 
     Args:
         config: of the run that is built here; nothing of it is saved or logged.
-        folder: an empty one.
         warm: steps before that, to compile and to fill caches.
     """
-    length = {"max_train_steps": warm + rounds * (steps + 1), "max_train_minutes": None}
-    quiet = {"output_dir": str(folder), "report_to": "none", "push_to_hub": False}
-    config = replace(config, **length, **quiet)
+    length = {"max_train_steps": warm + rounds * (steps + 1) + 1, "max_train_minutes": None}
+    config = replace(config, **length, report_to="none", push_to_hub=False)
     number = count()
-    with begin(config) as accelerator:
+    with TemporaryDirectory() as folder, begin(replace(config, output_dir=folder)) as accelerator:
         run = build(config, accelerator)
         meter, device = Meter(run), accelerator.device
 
@@ -103,13 +102,16 @@ def time_steps(config: TrainConfig, folder: Path, steps: int, rounds: int, warm:
         for _ in range(rounds):
             times.append(seconds(lambda: window(steps), device) / steps)
             parts.append(step_parts(run, next(number), meter))
-        _, flops = flops_of_unet(run.unet)
+        # The counter sees neither into compiled code nor into fused attention.
+        eager, plain = torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH)
+        with eager, plain, FlopCounterMode(display=False) as counter:
+            window(1)
         accelerator.end_training()
     batch = config.total_batch_size
     return {
         "images_per_second": measured(batch / took for took in times),
         "milliseconds_a_step": measured(1e3 * took for took in times),
-        "teraflop_a_step": round(flops * batch / 1e12, 4),
+        "teraflop_a_step": f"{counter.get_total_flops() / 1e12:.4g}",
         **{f"milliseconds, {part}": measured(1e3 * a[part] for a in parts) for part in PARTS},
         **machine(device),
     }

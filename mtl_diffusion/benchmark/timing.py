@@ -1,10 +1,27 @@
-"""Timing: repeated measurements with their range."""
+"""Timing: repeated measurements with their range; the rate of sampling."""
 
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
+
+from ..pipeline.pipeline import MultiTaskPipeline
+
+
+def time_sampling(name: str, batch_size: int, rounds: int, steps: int | None) -> dict:
+    """The rate of the generate task of a pipeline, a folder or a name, without guidance."""
+    pipe = MultiTaskPipeline.from_pretrained(name)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    options = {"guidance_scale": 1.0, "num_inference_steps": steps, "output_type": "pt"}
+    draw = partial(pipe, num_images_per_prompt=batch_size, **options)
+    draw()  # to fill caches
+    times = [seconds(draw, pipe.device) for _ in range(rounds)]
+    rate = measured(batch_size / took for took in times)
+    facts = {"batch_size": batch_size, "steps": pipe.num_timesteps, **machine(pipe.device)}
+    return {"images_per_second": rate, **facts}
 
 
 def measured(values: Iterable[float]) -> str:

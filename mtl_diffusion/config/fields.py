@@ -155,8 +155,6 @@ class TrainConfig:
     """Dropout probability inside the residual layers; 0 or more, below 1."""
     token_dim: Width = 64
     """Width of the embedding of the task, class and strength tokens."""
-    token_paths: Literal["both", "attention", "embedding"] = "both"
-    """How the tokens reach the network: by cross-attention, with the time embedding, or both."""
     strength_levels: Annotated[int, Field(ge=2, le=10_000)] = 9
     """Tokens that the strength of an edit, 0 to 1, is interpolated between; 2 or more."""
     reserved_tokens: Annotated[int, Field(ge=0, le=65_536)] = 16
@@ -194,9 +192,9 @@ class TrainConfig:
     """With distillation: folder of an image classifier, from scripts/train_classifier.py
     --noise 0.25. Edits learn to agree with the teacher's in its last features, too. None: in pixels
     alone."""
-    task_weighting: Literal["uncertainty", "uncertainty_per_task", "sum"] = "uncertainty"
+    task_weighting: Literal["uncertainty", "sum"] = "uncertainty"
     """How the losses of the tasks are balanced: by a learned uncertainty of each task and noise
-    level, or of each task alone, or not at all."""
+    level, or not at all."""
     class_dropout: Fraction = 0.1
     """Share of the samples, 0 to 1, whose class token is hidden, for guidance."""
     task_dropout: Fraction = 0.1
@@ -361,7 +359,7 @@ TYPES = {name: kind for name, kind in get_type_hints(TrainConfig).items() if nam
 _DEFAULT = TrainConfig()
 # Fields that a run which starts from a trained model takes from that model.
 OF_MODEL = {"block_out_channels", "layers_per_block", "attention_resolutions", "dropout"}
-OF_MODEL |= {"num_attention_heads", "norm_num_groups", "token_dim", "token_paths"}
+OF_MODEL |= {"num_attention_heads", "norm_num_groups", "token_dim"}
 OF_MODEL |= {"image_fit", "image_mode", "image_dtype", "value_range", "shown_bands"}
 OF_MODEL |= {"strength_levels", "reserved_tokens", "sigma_data", "sigma_min", "sigma_max"}
 

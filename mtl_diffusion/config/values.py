@@ -25,8 +25,9 @@ _ELSEWHERE = {
 # Fields of version 0.1.0, whose checkpoints have them.
 _REMOVED = {
     "ema_half_life": "ema_ramp: the half-life is that share of the images seen so far",
-    "task_weights": "task_weighting, to uncertainty, uncertainty_per_task or sum",
+    "task_weights": "task_weighting, to uncertainty or sum",
     "gradient_aggregation": "task_weighting: the gradients of the tasks are always added",
+    "token_paths": "nothing: tokens reach the network by attention and with the time embedding",
     "perceptual_weight": "alignment_weight: no other loss needs a classifier",
     "perceptual_images": "alignment_weight: no other loss needs a classifier",
 }
@@ -107,6 +108,7 @@ def differences(
     old = to_dict(TrainConfig()) | dict(old)
     passed = {*allowed, *(OF_MODEL if new.get("pretrained_model_name_or_path") else ())}
     idle = {"task_weights": None, "gradient_aggregation": "sum", "perceptual_weight": 0}
+    idle["token_paths"] = "both"
     passed |= {"perceptual_images", *(name for name in idle if old.get(name) == idle[name])}
     if old.get("ema_half_life", 0) >= old["ema_ramp"]:  # the smaller one had effect
         passed.add("ema_half_life")

@@ -20,9 +20,8 @@ from ..pictures import grids
 from ..pipeline.components import INDEX, digest_of, stamp
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_folder
-from ..training.model import SCHEDULERS
+from ..training.model import SCHEDULERS, tokenizer_of
 from ..training.run import Run
-from ..training.vocabulary import tokenizer_of
 from .card import Trained, model_card
 from .upload import GENERATED, README, UploadError, full_name, is_edited, upload, without_secrets
 

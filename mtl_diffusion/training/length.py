@@ -2,11 +2,11 @@
 
 import json
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -14,9 +14,8 @@ from accelerate.utils import broadcast_object_list
 from ..config import ConfigError, TrainConfig, resolved, show
 from ..config.network import NETWORK
 from ..tools.files import write_text
-from ..tools.flops import bytes_of_unet, flops_of_unet
 from .run import Run
-from .schedule import same_steps, shortest_length
+from .schedule import same_steps
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ def other_length(old: TrainConfig, new: TrainConfig, free: list[int], where: str
             "exported pipeline further: another output_dir, and pretrained_model_name_or_path; "
             "or begin again with lr_scheduler warmup_stable_decay, whose runs can be lengthened"
         )
-    can_have = f"{shortest_length(new, min(free))} steps or more" if free else f"{has} steps"
+    can_have = f"{has} steps or more" if free else f"{has} steps"
     return (
         f"max_train_steps: found {asked}; {where} has no checkpoint from step "
         f"{same_steps(old, new)} or before, up to which runs of {has} and of {asked} steps are the "
@@ -76,17 +75,21 @@ def other_length(old: TrainConfig, new: TrainConfig, free: list[int], where: str
 
 
 def describe(run: Run, asked: TrainConfig, seconds: float) -> str:
-    """The resolved configuration, the number of parameters, and the cost of a step.
+    """The resolved configuration, the number of parameters, and the cost of the run.
 
     Args:
+        run: that has taken some steps.
         asked: the configuration before its network was chosen.
         seconds: that a step has taken.
     """
     config, parameters = run.config, list(run.unet.parameters())
-    forward, both = flops_of_unet(run.unet)
     total = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    size, steps = config.total_batch_size, config.max_train_steps
+    size, steps, device = config.total_batch_size, config.max_train_steps, run.accelerator.device
+    if device.type == "cuda":
+        memory = f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB of the GPU"
+    else:  # freed memory is kept, see launch/host.py: this is the peak
+        memory = f"{psutil.Process().memory_info().rss / 1e9:.2f} GB"
     lines = [resolved(config)]
     chosen = [name for name in NETWORK if getattr(asked, name) is None]
     if chosen and config.pretrained_model_name_or_path is None:
@@ -94,29 +97,11 @@ def describe(run: Run, asked: TrainConfig, seconds: float) -> str:
         lines.append(f"chosen for resolution {show(config.resolution)}: {words}")
     lines += [
         f"parameters: {total / 1e6:.2f}M, of which {trained / 1e6:.2f}M are trained",
-        f"forward pass: {forward / 1e9:.3f} GFLOP an image",
-        f"step: {both * size / 1e9:.1f} GFLOP over {size} images, "
-        f"on {run.accelerator.num_processes} process(es)",
-        f"run: {both * size * steps / 1e15:.3f} PFLOP over {size * steps:,} images",
-        f"memory of a process: an estimate of {memory(run) / 1e9:.2f} GB besides the data",
+        f"memory of a process: {memory} with its data, measured on steps of this run",
         f"rate: {size / seconds:.4g} images a second, measured on steps of this run",
+        f"run: {size * steps:,} images, {steps * seconds / 60:.3g} minutes at this rate",
     ]
     return "\n".join(lines)
-
-
-def memory(run: Run) -> float:
-    """Bytes that a process needs for a step, about: weights with what is kept for each, and what
-    the forward pass of a microbatch keeps for the backward pass."""
-    config = run.config
-    mine = -(-config.total_batch_size // run.accelerator.num_processes)
-    images = min(mine, config.per_device_batch_size or mine)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
-    fixed, of_image = bytes_of_unet(run.unet, dtype, config.gradient_checkpointing)
-    weights = sum(p.nbytes for p in run.unet.parameters())
-    trained = sum(p.nbytes for p in run.unet.parameters() if p.requires_grad)
-    copies = 1 + (run.ema is not None) + (run.teacher is not None)
-    # A gradient, and two moments of AdamW or a momentum and an update of Muon.
-    return copies * weights + 3 * trained + fixed + images * of_image
 
 
 def _read(noted: Path) -> float | None:
@@ -124,12 +109,7 @@ def _read(noted: Path) -> float | None:
     if not noted.exists():
         return None
     try:
-        seconds = json.loads(noted.read_text())["seconds_per_step"]
-        if 0 < seconds < math.inf:
-            return seconds
-    except (ValueError, LookupError, TypeError, RecursionError):
-        pass
-    raise ConfigError(
-        f'output_dir: found {noted}, which does not hold {{"seconds_per_step": NUMBER}}: mend it, '
-        "or delete it to measure the rate anew, with which the length of the run changes"
-    )
+        return float(json.loads(noted.read_text())["seconds_per_step"])
+    except (ValueError, LookupError, TypeError) as error:
+        cure = "delete it to measure the rate anew, with which the length of the run changes"
+        raise ConfigError(f"output_dir: {noted} is damaged: {cure}") from error

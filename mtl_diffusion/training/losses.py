@@ -58,11 +58,6 @@ def denoising_loss(
     return error.mean(dim=(1, 2, 3)) / area
 
 
-# Features of ln sigma of the `Uncertainty` that `task_weighting` names; "sum" has none. With two, u
-# depends on the task alone (Kendall et al. 2018, arXiv:1705.07115).
-FEATURES = {"uncertainty": 64, "uncertainty_per_task": 2}
-
-
 class Uncertainty(nn.Module):
     """loss / exp(u) + u, with u(sigma, task) learned: EDM2's eq. 15, one curve a task.
 
@@ -70,10 +65,10 @@ class Uncertainty(nn.Module):
     to the optimiser and the checkpoint, not to the model.
     """
 
-    def __init__(self, num_tasks: int, features: int = FEATURES["uncertainty"]):
+    def __init__(self, num_tasks: int):
         super().__init__()
         # Fixed cosines of ln sigma, whose periods go from the whole range down to about one.
-        frequency = torch.linspace(0, 2, features // 2) ** 2
+        frequency = torch.linspace(0, 2, 32) ** 2
         self.register_buffer("frequency", frequency, persistent=False)
         self.head = nn.Linear(2 * len(frequency), num_tasks)
         nn.init.zeros_(self.head.weight)

@@ -1,5 +1,7 @@
 """The stock components that a configuration describes."""
 
+from collections.abc import Iterable
+
 from diffusers import (
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
@@ -7,11 +9,15 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.resnet import ResnetBlock2D
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from ..config import TrainConfig
 from ..config.network import with_network
 from ..pipeline.format import ImageFormat
+from ..pipeline.tokens import NULL, Vocabulary
 
 # The scheduler of each `objective`.
 SCHEDULERS = {"denoising": EDMDPMSolverMultistepScheduler, "distillation": EDMEulerScheduler}
@@ -39,12 +45,10 @@ def build_unet(config: TrainConfig, vocabulary_size: int) -> UNet2DConditionMode
     """A UNet2DConditionModel fed with one-hot tokens, through cross-attention and time embedding.
 
     `encoder_hid_proj` (V to token_dim) is the token table of the cross-attention;
-    `class_embedding` takes the same one-hot tokens, flattened, to the time embedding. A path that
-    `token_paths` leaves out has no such layer, or a table of zeros that `freeze` holds. Where the
+    `class_embedding` takes the same one-hot tokens, flattened, to the time embedding. Where the
     configuration leaves the levels open they are `with_network`'s.
     """
-    config, embeds = with_network(config), config.token_paths != "attention"
-    images = image_format(config)
+    config, images = with_network(config), image_format(config)
     sizes = [min(images.size) // 2**i for i in range(len(config.block_out_channels))]
     attends = [size in config.attention_resolutions for size in sizes]
     unet = UNet2DConditionModel(
@@ -61,8 +65,8 @@ def build_unet(config: TrainConfig, vocabulary_size: int) -> UNet2DConditionMode
         cross_attention_dim=config.token_dim,
         encoder_hid_dim=vocabulary_size,
         encoder_hid_dim_type="text_proj",
-        class_embed_type="projection" if embeds else None,
-        projection_class_embeddings_input_dim=3 * vocabulary_size if embeds else None,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=3 * vocabulary_size,
         resnet_time_scale_shift="scale_shift",
         time_embedding_type="fourier",
         time_embedding_dim=4 * config.block_out_channels[0],
@@ -70,9 +74,8 @@ def build_unet(config: TrainConfig, vocabulary_size: int) -> UNet2DConditionMode
     unet.register_to_config(**images.mark)
     # A one-hot selects a column, but torch's default is scaled for a sum over all V: tokens would
     # start at a third of the time embedding's scale, and short runs hardly learn to use them.
-    nn.init.normal_(unet.encoder_hid_proj.weight, std=float(config.token_paths != "embedding"))
-    if embeds:
-        nn.init.normal_(unet.class_embedding.linear_1.weight, std=3**-0.5)
+    nn.init.normal_(unet.encoder_hid_proj.weight)
+    nn.init.normal_(unet.class_embedding.linear_1.weight, std=3**-0.5)
     # F starts at zero, where the preconditioned loss of every noise level is about one.
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
@@ -99,17 +102,63 @@ def train_mode(unet: UNet2DConditionModel) -> None:
             module.training = False
 
 
-def freeze(unet: UNet2DConditionModel, train_only: str, token_paths: str = "both") -> None:
-    """Freezes all parameters that `train_only` (tokens, tokens+condition or all) doesn't name.
+def freeze(unet: UNet2DConditionModel, train_only: str) -> None:
+    """Freezes all parameters that `train_only` (tokens, tokens+condition or all) doesn't name."""
+    for name, parameter in unet.named_parameters():
+        # diffusers keeps the fixed frequencies of the time embedding as a parameter.
+        fixed = name.startswith("time_proj.")
+        parameter.requires_grad_(name.startswith(TRAINED[train_only]) and not fixed)
+
+
+def build_tokenizer(
+    tasks: Iterable[str], classes: Iterable[str], strength_levels: int, reserved: int
+) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with a word for every task, class and strength level.
 
     Args:
-        token_paths: with "embedding", the token table of the cross-attention stays at zero.
+        tasks: names of the tasks that are trained; a later task takes a reserved id.
+        classes: class names in the order of the labels.
+        strength_levels: words for the strengths from 0 to 1, at least 2.
+        reserved: ids kept for later tasks and classes.
     """
-    # diffusers keeps the fixed frequencies of the time embedding as a parameter.
-    fixed = ("time_proj.",)
-    if token_paths == "embedding":
-        fixed += ("encoder_hid_proj.weight",)
-    for name, parameter in unet.named_parameters():
-        parameter.requires_grad_(
-            name.startswith(TRAINED[train_only]) and not name.startswith(fixed)
+    words = [
+        NULL,
+        *(f"<task:{name}>" for name in tasks),
+        *(f"<strength:{i}>" for i in range(strength_levels)),
+        *(f"<class:{name}>" for name in classes),
+        *(f"<reserved:{i}>" for i in range(reserved)),
+    ]
+    return tokenizer_of({word: i for i, word in enumerate(words)})
+
+
+def extend_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, tasks: Iterable[str], classes: Iterable[str]
+) -> PreTrainedTokenizerFast:
+    """The same ids, with reserved ones given to the tasks and classes that have no word yet.
+
+    Raises:
+        ValueError: there are more new words than reserved ids.
+    """
+    words = dict(tokenizer.get_vocab())
+    vocabulary = Vocabulary.of(words)
+    new = [f"<task:{name}>" for name in tasks if name not in vocabulary.tasks]
+    new += [f"<class:{name}>" for name in classes if name not in vocabulary.classes]
+    if len(new) > len(vocabulary.reserved):
+        raise ValueError(
+            f"pretrained_model_name_or_path has {len(vocabulary.reserved)} reserved tokens, and "
+            f"{len(new)} new words need one: {', '.join(new)}. Start from a model with more "
+            "reserved tokens, or drop some tasks or classes."
         )
+    word_of = {index: word for word, index in words.items()}
+    word_of |= zip(vocabulary.reserved, new, strict=False)
+    return tokenizer_of({word_of[index]: index for index in range(len(word_of))})
+
+
+def tokenizer_of(words: dict[str, int]) -> PreTrainedTokenizerFast:
+    """The word-level tokenizer of these words, each with its id."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token=NULL)),
+        unk_token=NULL,
+        pad_token=NULL,
+        model_max_length=3,
+    )

@@ -116,10 +116,6 @@ def fields_of(pipeline: MultiTaskPipeline) -> dict[str, Any]:
     """The fields of a configuration that describe a trained model."""
     unet, sigmas = pipeline.unet.config, pipeline.scheduler.config
     vocabulary = Vocabulary.of(pipeline.tokenizer.get_vocab())
-    if unet.class_embed_type is None:
-        paths = "attention"
-    else:
-        paths = "both" if pipeline.unet.encoder_hid_proj.weight.any() else "embedding"
     attends = ["CrossAttn" in kind for kind in unet.down_block_types]
     images = pipeline.format
     return {
@@ -135,7 +131,6 @@ def fields_of(pipeline: MultiTaskPipeline) -> dict[str, Any]:
         "norm_num_groups": unet.norm_num_groups,
         "dropout": unet.dropout,
         "token_dim": unet.cross_attention_dim,
-        "token_paths": paths,
         "strength_levels": len(vocabulary.strengths),
         "reserved_tokens": len(vocabulary.reserved),
         **{name: sigmas[name] for name in ("sigma_data", "sigma_min", "sigma_max")},

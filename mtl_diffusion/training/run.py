@@ -35,12 +35,19 @@ from .alignment import Alignment
 from .clock import Clock
 from .distillation import Distillation, draw_level
 from .ema import EMA
-from .losses import FEATURES, Objective, Uncertainty, draw_sigma
+from .losses import Objective, Uncertainty, draw_sigma
 from .mixture import Mixture, task_of
-from .model import build_scheduler, build_unet, freeze, image_format, train_mode
+from .model import (
+    build_scheduler,
+    build_tokenizer,
+    build_unet,
+    extend_tokenizer,
+    freeze,
+    image_format,
+    train_mode,
+)
 from .optimizers import LossScale, build_optimizer
 from .pretrained import START, classifier_of, pipeline_of, teacher_of, with_model
-from .vocabulary import build_tokenizer, extend_tokenizer
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     Raises:
         ValueError: the data or the pretrained model don't fit the configuration.
     """
-    pipeline = teacher = None
+    pipeline = None
     if config.pretrained_model_name_or_path is None:
         config = with_network(config)
     else:
@@ -134,18 +141,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     decoder = Decoder(images, torch.get_num_threads())
     train_data, held_out = _data(config, decoder)
     names = train_data.class_names
-    if config.objective == "distillation":
-        teacher = teacher_of(config, pipeline, names)
-    if pipeline is None:
-        sizes = (config.strength_levels, config.reserved_tokens)
-        tokenizer = build_tokenizer(tuple(config.shares), names, *sizes)
-        # Modules draw their initial weights from the global generator: key it, and restore it.
-        with torch.random.fork_rng():
-            torch.manual_seed(generator(config.seed, "weights").initial_seed())
-            unet = build_unet(config, len(tokenizer.get_vocab()))
-    else:
-        tokenizer = extend_tokenizer(pipeline.tokenizer, tuple(config.shares), names)
-        unet = pipeline.unet
+    teacher = teacher_of(config, pipeline, names) if config.objective == "distillation" else None
+    tokenizer, unet = _network(config, pipeline, names)
     scheduler, vocabulary = build_scheduler(config), Vocabulary.of(tokenizer.get_vocab())
     train_data, held_out = (
         data.relabelled(tuple(vocabulary.classes)) for data in (train_data, held_out)
@@ -170,15 +167,15 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         unet.enable_gradient_checkpointing()
     # Copied before the original is frozen, compiled or wrapped.
     ema = EMA(unet, config.ema_ramp) if config.use_ema else None
-    freeze(unet, config.train_only, config.token_paths)
+    freeze(unet, config.train_only)
     train_mode(unet)
     if config.compile:
         unet.compile(mode=config.compile_mode)
         if teacher is not None:
             teacher.unet.compile()  # in the default mode: its batches are of any size
 
-    features = FEATURES.get(config.task_weighting)
-    parts = (unet, scheduler, features and Uncertainty(len(tasks), features))
+    weighting = Uncertainty(len(tasks)) if config.task_weighting == "uncertainty" else None
+    parts = (unet, scheduler, weighting)
     if teacher is None:
         # A stream keeps no images; the held-out split has nearly the same mean.
         seen = held_out if config.streaming else train_data
@@ -243,6 +240,24 @@ def _data(config: TrainConfig, decoder: Decoder) -> tuple[ImageDataset | ImageSt
             f" their column as label_column, or leave it out: --tasks '{json.dumps(rest)}'"
         )
     return train_data, held_out
+
+
+def _network(
+    config: TrainConfig, pipeline: MultiTaskPipeline | None, class_names: tuple[str, ...]
+) -> tuple[PreTrainedTokenizerFast, UNet2DConditionModel]:
+    """The tokenizer and the UNet: those of the pipeline, with words for what is new, or new ones.
+
+    The new ones are a function of the configuration and its seed.
+    """
+    tasks = tuple(config.shares)
+    if pipeline is not None:
+        return extend_tokenizer(pipeline.tokenizer, tasks, class_names), pipeline.unet
+    sizes = (config.strength_levels, config.reserved_tokens)
+    tokenizer = build_tokenizer(tasks, class_names, *sizes)
+    # Modules draw their initial weights from the global generator: key it, and restore it.
+    with torch.random.fork_rng():
+        torch.manual_seed(generator(config.seed, "weights").initial_seed())
+        return tokenizer, build_unet(config, len(tokenizer.get_vocab()))
 
 
 def _loader(

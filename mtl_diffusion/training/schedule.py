@@ -1,12 +1,9 @@
 """The learning rate of a run, and which steps two runs of different lengths share."""
 
 import math
-from bisect import bisect_left
 from dataclasses import replace
 
 from ..config import TrainConfig
-
-LONGEST = 10**12  # steps; no run has more
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -41,16 +38,6 @@ def same_steps(one: TrainConfig, other: TrainConfig) -> int:
     if any(config.warmup_steps > config.max_train_steps for config in (one, other)):
         return 0
     return min(decay_start(one), decay_start(other))
-
-
-def shortest_length(config: TrainConfig, step: int) -> int:
-    """The smallest max_train_steps with which `decay_start` is at this step or later."""
-    return bisect_left(
-        range(LONGEST),
-        step,
-        lo=max(step, config.warmup_steps),
-        key=lambda length: decay_start(replace(config, max_train_steps=length)),
-    )
 
 
 def with_shares_of(config: TrainConfig, first_length: int) -> TrainConfig:

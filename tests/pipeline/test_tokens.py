@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mtl_diffusion.pipeline.tokens import NULL, Vocabulary
-from mtl_diffusion.training.vocabulary import build_tokenizer
+from mtl_diffusion.training.model import build_tokenizer
 
 TASKS, CLASSES, LEVELS = ("generate", "edit"), ("cat", "a dog: <big>", "ship"), 5
 

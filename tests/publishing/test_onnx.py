@@ -18,7 +18,6 @@ from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 onnxruntime = pytest.importorskip("onnxruntime", reason="it is in mtl_diffusion[onnx]")
 pytest.importorskip("onnxscript", reason="it is in mtl_diffusion[onnx]")
 
-from mtl_diffusion.benchmark.sampling import race_graphs  # noqa: E402
 from mtl_diffusion.commands import export  # noqa: E402
 from mtl_diffusion.publishing import onnx  # noqa: E402
 from mtl_diffusion.publishing.onnx import FACTS, WEIGHTS, export_onnx  # noqa: E402
@@ -121,15 +120,6 @@ def test_the_same_pictures(exported, kind, task):
     one = {name: feeds[name][:1].numpy() for name in names}  # the size of a batch is free
     np.testing.assert_allclose(graph.run(None, one)[0], found[:1], atol=(high - low) / 1000)
     assert ("condition_noise" in names) == (task in ("edit", "colorize") and kind != "at once")
-
-
-def test_the_benchmark_times_both(exported):
-    pipe, folder = exported["few"]
-    found = race_graphs(pipe, folder, batch_size=2, rounds=2)
-    for task in pipe.tasks:
-        assert float(found[f"{task}, PyTorch, seconds"].split()[0]) > 0
-        assert found[f"{task}, onnxruntime, seconds"].endswith(", n = 2)")
-    assert found["batch_size"] == 2
 
 
 def test_what_a_file_says_of_itself(exported):

@@ -19,8 +19,7 @@ from tests.pipelines.test_pipelines_common import PipelineLatentTesterMixin, Pip
 
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
-from mtl_diffusion.training.model import build_scheduler, build_unet
-from mtl_diffusion.training.vocabulary import build_tokenizer
+from mtl_diffusion.training.model import build_scheduler, build_tokenizer, build_unet
 
 diffusers.pipelines.MultiTaskPipeline = MultiTaskPipeline
 

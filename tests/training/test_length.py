@@ -74,10 +74,9 @@ def test_the_run_is_one_of_that_many_steps(config, monkeypatch):
     assert equal(by_minutes, trained(halfway))
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"seconds_per_step": "1"}', "[" * 9999])
-def test_a_note_that_is_none_is_named(config, text):
+def test_a_damaged_note_of_the_rate_is_named(config):
     note = Path(config.output_dir) / "length.json"
     note.parent.mkdir()
-    note.write_text(text)
-    with pytest.raises(ConfigError, match=r"length\.json, which does not hold .*delete it"):
+    note.write_text("[]")
+    with pytest.raises(ConfigError, match=r"length\.json is damaged: delete it"):
         train(config)

@@ -10,7 +10,6 @@ from diffusers import EDMDPMSolverMultistepScheduler
 from mtl_diffusion.tools.rng import generator
 from mtl_diffusion.training.losses import (
     AREA_FLOOR,
-    FEATURES,
     Uncertainty,
     denoising_loss,
     draw_sigma,
@@ -96,15 +95,6 @@ def test_u_learns_the_log_of_each_tasks_mean_loss_at_each_noise_level():
         assert error.abs().max() < 0.15 and error.abs().mean() < 0.05
     # Both curves span more than the tolerance, so a constant u would not pass.
     assert (mean_loss(sigma, task).log().max() - mean_loss(sigma, task).log().min()) > 1
-
-
-def test_an_uncertainty_per_task_does_not_depend_on_the_noise_level():
-    weighting = Uncertainty(2, FEATURES["uncertainty_per_task"])
-    torch.nn.init.normal_(weighting.head.weight)
-    torch.nn.init.normal_(weighting.head.bias)
-    sigma, task = torch.tensor([0.01, 1.0, 50.0] * 2).view(-1, 1, 1, 1), torch.arange(6) // 3
-    first, second = weighting.u(sigma, task).view(2, 3)
-    assert len(first.unique()) == len(second.unique()) == 1 and first[0] != second[0]
 
 
 @pytest.mark.parametrize("cut", [[12], [5, 7], [1] * 12, [0, 11, 1]])

@@ -40,7 +40,6 @@ OTHERS = {
     "norm_num_groups": 8,
     "dropout": 0.5,
     "token_dim": 64,
-    "token_paths": "attention",
     "strength_levels": 9,
     "reserved_tokens": 16,
     "sigma_data": 1.0,
@@ -49,15 +48,14 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("paths", ["both", "attention", "embedding"])
-def test_each_field_of_a_model_is_read_from_it(build_pipe, paths):
+def test_each_field_of_a_model_is_read_from_it(build_pipe):
     pipe = build_pipe()
-    config = TrainConfig(resolution=8, **OTHERS | {"token_paths": paths})
+    config = TrainConfig(resolution=8, **OTHERS)
     pipe.unet = build_unet(config, pipe.vocabulary.size)
     pipe.scheduler = build_scheduler(config)
     words = {"strength_levels": 5, "reserved_tokens": 3}
     assert OTHERS.keys() == OF_MODEL
-    assert fields_of(pipe) == OTHERS | {"token_paths": paths} | words
+    assert fields_of(pipe) == OTHERS | words
 
 
 def test_what_is_not_given_is_the_models(pipe):

@@ -179,10 +179,10 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(config, capsys, monkey
         r"block_out_channels: \[8, 8\]\n",
         r"attention_resolutions: \[4\]\n",
         r"chosen for resolution 8: attention_resolutions \[4\], num_attention_heads 2",
-        r"memory of a process: an estimate of 0\.\d\d GB besides the data\n",
+        r"memory of a process: \d+\.\d\d GB with its data, measured",
         r"rate: [\d.e+]+ images a second, measured",
         r"parameters: 0\.\d\dM, of which 0\.\d\dM are trained\n",
-        r"step: [\d.]+ GFLOP over 8 images, on 1 process",
+        r"run: 32 images, [\d.e-]+ minutes at this rate",
     ):
         assert re.search(f"^{line}", printed, re.M), line
     assert "60 training and 16 held-out images, 5 classes" in printed
