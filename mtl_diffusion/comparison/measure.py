@@ -1,9 +1,8 @@
-"""Figures of a trained model, kept beside it: held-out losses, the summary of its scorecard."""
+"""Figures of a trained model: held-out losses, and the summary of its scorecard."""
 
-import hashlib
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +12,10 @@ from ..config import TrainConfig
 from ..data.images import ImageDataset
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..publishing.export import PIPELINE
-from ..tools.files import write_text
 from ..training.losses import Objective
 from ..training.mixture import Mixture
 from ..training.validation import held_out_loss
 
-WEIGHTS = Path(PIPELINE, "unet", "diffusion_pytorch_model.safetensors")
 _DATA = ("dataset_name", "dataset_config_name", "train_split", "validation_split")
 _DATA += ("image_column", "label_column")
 
@@ -46,24 +43,18 @@ def loss_of(
 
 def losses(run: Path, data: ImageDataset, num_images: int) -> dict[str, dict[str, float]]:
     """Task -> noise level -> held-out loss, of the model that was trained in the folder `run`."""
-
-    def measure() -> dict[str, dict[str, float]]:
-        pipe = MultiTaskPipeline.from_pretrained(run / PIPELINE)
-        pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-        found = loss_of(pipe, data, num_images)
-        return {
-            task: {level: loss.mean().item() for level, loss in levels.items()}
-            for task, levels in found.items()
-        }
-
-    key = {"data": data.fingerprint, "images_of_all_classes": min(num_images, len(data))}
-    return _kept(run, "held_out.json", key, measure)
+    pipe = MultiTaskPipeline.from_pretrained(run / PIPELINE)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        task: {level: loss.mean().item() for level, loss in levels.items()}
+        for task, levels in loss_of(pipe, data, num_images).items()
+    }
 
 
 def scores(config: TrainConfig, command: Sequence[str]) -> dict[str, float]:
     """The summary of the scorecard, flat, of the tasks that were trained and have a part in it.
 
-    Standard errors and the figures of other methods are left out.
+    Standard errors and the figures of other methods are left out. Again, no image is drawn again.
 
     Args:
         config: the model's, whose held-out data is used.
@@ -73,35 +64,21 @@ def scores(config: TrainConfig, command: Sequence[str]) -> dict[str, float]:
     Raises:
         RuntimeError: it failed; the reason is in its output.
     """
+    parts = [part for part in ("generate", "inpaint", "edit") if part in config.shares]
+    if not parts:
+        return {}
     run = Path(config.output_dir)
     given = {name: value for name in _DATA if (value := getattr(config, name)) is not None}
     given |= {"pipeline": run / PIPELINE, "output_dir": run / "scores"}
     flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
-    parts = [part for part in ("generate", "inpaint", "edit") if part in config.shares]
-    line = [*command, *flags, "--parts", *parts]
-
-    def evaluate() -> dict[str, float]:
-        if code := subprocess.run(line).returncode:
-            raise RuntimeError(f"{run}: the evaluation exited with {code}")
-        summary = json.loads((run / "scores/metrics.json").read_text())["summary"]
-        return {
-            f"{part}, {setting}, {name}": value
-            for part, settings in summary.items()
-            if part != "baselines"
-            for setting, entry in settings.items()
-            for name, value in entry.items()
-            if name != "n" and not name.endswith("_standard_error")
-        }
-
-    return _kept(run, "scores.json", {"command": line}, evaluate) if parts else {}
-
-
-def _kept(run: Path, name: str, key: dict, measure: Callable[[], dict]) -> dict:
-    """What was measured of these weights with this key; measures if nothing was."""
-    key = {"weights": hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest(), **key}
-    path = run / name
-    if path.exists() and (old := json.loads(path.read_text()))["key"] == key:
-        return old["figures"]
-    figures = measure()
-    write_text(path, json.dumps({"key": key, "figures": figures}, indent=2) + "\n")
-    return figures
+    if code := subprocess.run([*command, *flags, "--parts", *parts]).returncode:
+        raise RuntimeError(f"{run}: the evaluation exited with {code}")
+    summary = json.loads((run / "scores/metrics.json").read_text())["summary"]
+    return {
+        f"{part}, {setting}, {name}": value
+        for part, settings in summary.items()
+        if part != "baselines"
+        for setting, entry in settings.items()
+        for name, value in entry.items()
+        if name != "n" and not name.endswith("_standard_error")
+    }

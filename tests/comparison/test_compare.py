@@ -16,7 +16,7 @@ from tiny import RUN, flags, write_shapes
 from mtl_diffusion.commands import evaluate
 from mtl_diffusion.comparison.arms import Arm, configure, read_arms
 from mtl_diffusion.comparison.compare import compare, ensure_trained
-from mtl_diffusion.comparison.measure import WEIGHTS, scores
+from mtl_diffusion.comparison.measure import scores
 from mtl_diffusion.comparison.report import changes, loss_table, scorecard_table
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.evaluation.settings import PRESETS
@@ -107,18 +107,15 @@ def test_a_finished_run_is_reused_and_another_goes_on(config, child):
     assert len(started()) == 4
 
 
-def test_a_model_is_scored_once_with_the_flags_of_its_tasks_and_data(config, child, monkeypatch):
+def test_a_model_is_scored_with_the_flags_of_its_tasks_and_data(config, child, monkeypatch):
     command, started = child
     config = replace(config, tasks={"edit": 1, "colorize": 1})
     run = Path(config.output_dir)
-    for name, text in ((WEIGHTS, "1"), ("scores/metrics.json", json.dumps({"summary": SUMMARY}))):
-        (run / name).parent.mkdir(parents=True)
-        (run / name).write_text(text)
-    smoke = [*command(), "--preset", "smoke"]
-    figures = scores(config, smoke)
+    (run / "scores").mkdir(parents=True)
+    (run / "scores/metrics.json").write_text(json.dumps({"summary": SUMMARY}))
+    figures = scores(config, [*command(), "--preset", "smoke"])
     assert figures["edit, strength_0.65, class_accuracy"] == 0.625
     assert not any("standard_error" in name or "repaint" in name for name in figures)
-    assert scores(config, smoke) == figures
     (once,) = started()
     assert once.startswith("--preset smoke --dataset_name shapes")
     assert f"--pipeline {run}/pipeline --output_dir {run}/scores" in once
@@ -126,10 +123,6 @@ def test_a_model_is_scored_once_with_the_flags_of_its_tasks_and_data(config, chi
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *once.split(), "--classifier", "x"])
     args, settings = evaluate.parse()
     assert args.parts == ["edit"] and settings == PRESETS["smoke"]
-    (run / WEIGHTS).write_text("2")  # other weights, then other flags
-    scores(config, smoke)
-    scores(config, command())
-    assert len(started()) == 3
     with pytest.raises(RuntimeError, match="the evaluation exited with 2"):
         scores(config, command(2))
     assert scores(replace(config, tasks={"colorize": 1}), command(2)) == {}  # no part of it
