@@ -52,7 +52,10 @@ class ResNet9(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Keep the initial values of torch's layers."""
+        """Does nothing: torch's layers keep the initial values that they drew for themselves.
+
+        transformers calls it for each layer, and its own draws other ones.
+        """
 
     def features(self, images: Tensor) -> Tensor:
         """The inputs of the linear layer, (B, 8 * width)."""

@@ -14,8 +14,7 @@ from ..tools.files import write_text
 from ..tools.names import public
 from ..tools.tensors import weights_digest
 from .bulk import Bulk
-from .edit import EDIT, Edit
-from .equal_class import FOUND
+from .edit import EDIT, FOUND, Edit
 from .features import FeatureSpace
 from .generate import Generate
 from .inpaint import Inpaint

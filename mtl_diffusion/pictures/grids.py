@@ -14,10 +14,9 @@ from ..tools.rng import generator
 
 Picture = Image.Image
 Source = Picture | np.ndarray | torch.Tensor  # an image as a pipeline takes it or gives it
-LIMIT = 2000  # pixels: no picture is wider or higher
+LIMIT = 2000  # pixels: no row of pictures is wider or higher
 ROWS, SAMPLES = 10, 8  # samples in a row; classes of edits, at most, are ROWS too
 HOLES = ("center", "half", "boxes", "strokes", "border")  # two of them a row, in turn
-COMPACT = {"cell": 48, "margin": 2}  # of the gallery of a card
 _MARGIN, _TEXT, _SQUARE = 4, 14, 6  # pixels
 _FONT = ImageFont.load_default(11)
 
@@ -33,8 +32,7 @@ def grid(
     """Images of one size in rows, scaled to `cell` pixels, `margin` apart. None: left blank.
 
     Transparency is drawn over a chequered ground. `form` is the format of images that are not
-    pictures of 8 bits. Labels that are too long are cut. The result is at most `LIMIT` pixels wide
-    and high.
+    pictures of 8 bits. Labels that are too long are cut.
     """
     row_labels = [_cut(label, 2 * cell) for label in row_labels]
     left = max((int(_FONT.getlength(label)) for label in row_labels), default=0)
@@ -61,7 +59,7 @@ def grid(
                 x, y = ((cell - side) // 2 for side in size)
                 tile = _on_squares(image.resize(size, kernel))
                 sheet.paste(tile, (left + j * pitch + x, top + i * pitch + y))
-    return _limited(sheet)
+    return sheet
 
 
 def _on_squares(image: Picture) -> Picture:
@@ -95,10 +93,6 @@ def side_by_side(pictures: Sequence[Picture]) -> Picture:
     for picture in pictures:
         sheet.paste(picture, (left, 0))
         left += picture.width + gap
-    return _limited(sheet)
-
-
-def _limited(sheet: Picture) -> Picture:
     sheet.thumbnail((LIMIT, LIMIT), Image.Resampling.LANCZOS)  # does nothing to smaller ones
     return sheet
 
@@ -117,46 +111,24 @@ def to_pictures(images: torch.Tensor, form: ImageFormat) -> list[Picture]:
     return [picture(image, form) for image in form.stored_as_array(images.cpu())]
 
 
-def labels_in_turn(pipe: MultiTaskPipeline, count: int) -> list[int | None]:
-    """So many class labels, of every class in turn; None for a model without classes."""
-    names = pipe.class_names
-    return [i % len(names) if names else None for i in range(count)]
-
-
-def own_samples(pipe: MultiTaskPipeline, seed: int = 0, **options) -> list[Source]:
-    """`ROWS` rows of `SAMPLES` samples, each row of one class, of every class in turn.
-
-    Grey images if the model has not learned to generate.
-
-    Args:
-        options: further arguments of the pipeline.
-    """
-    if "generate" not in pipe.tasks:
-        form = pipe.format
-        grey = form.stored_as_array(torch.full(form.shape, form.stored_middle))
-        return [grey] * (ROWS * SAMPLES)
-    labels = [label for label in labels_in_turn(pipe, ROWS) for _ in range(SAMPLES)]
-    random = generator(seed, "sources")
-    return pipe(task="generate", class_label=labels, generator=random, **options).images
-
-
 def pictures_of(
-    pipe: MultiTaskPipeline,
-    sources: Sequence[Source] = (),
-    seed: int = 0,
-    compact: bool = False,
-    **options,
+    pipe: MultiTaskPipeline, sources: Sequence[Source] = (), seed: int = 0, **options
 ) -> dict[str, Picture]:
     """A picture of each task that the model has learned. First seeds, nothing is picked.
 
     Args:
         sources: images to inpaint and edit, of which `ROWS` are taken. Without any: samples of the
-            model, of every class in turn.
-        compact: small, as in the gallery of a card, and without names beside the rows.
+            model, of every class in turn; grey images if it has not learned to generate.
         options: further arguments of the pipeline.
     """
-    how = {"form": pipe.format, **(COMPACT if compact else {})}
-    samples, labels = own_samples(pipe, seed, **options), labels_in_turn(pipe, ROWS)
+    form, count = pipe.format, len(pipe.class_names)
+    how = {"form": form, "cell": 48, "margin": 2}
+    labels = [i % count if count else None for i in range(ROWS)]  # of every class in turn
+    samples = [form.stored_as_array(torch.full(form.shape, form.stored_middle))] * (ROWS * SAMPLES)
+    if "generate" in pipe.tasks:
+        given = {"class_label": [label for label in labels for _ in range(SAMPLES)]}
+        given["generator"] = generator(seed, "sources")
+        samples = pipe(task="generate", **given, **options).images
     if sources:
         sources, labels_of_sources = sources[:ROWS], [None] * len(sources)
     else:
@@ -166,7 +138,7 @@ def pictures_of(
         random = generator(seed, task)
         if task == "generate":
             rows = [samples[i : i + SAMPLES] for i in range(0, len(samples), SAMPLES)]
-            found[task] = grid(rows, () if compact else _names(pipe, labels), ["samples"], **how)
+            found[task] = grid(rows, _names(pipe, labels), ["samples"], **how)
         elif task == "inpaint":
             found[task] = _holes(pipe, sources, seed, random, how, options)
         elif task == "edit":

@@ -5,7 +5,8 @@ missing images are drawn.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,32 +98,33 @@ def _in_turn(pipe: MultiTaskPipeline, arguments: Mapping[str, Any]) -> dict[str,
     return {name: values for name, values in found.items() if values}
 
 
+@contextmanager
+def _names(argument: str, path: str) -> Iterator[None]:
+    """Adds both to an error: Pillow's decoders raise OSError, SyntaxError, struct.error and others.
+
+    Raises:
+        ValueError: in place of any.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{argument}: {path} can't be used: {error}") from error
+
+
 def _source(path: str, form: ImageFormat) -> Tensor:
     """(C, H, W), read as training images are, but of the model's size already."""
-    _check_there(path, "image")
-    try:
+    with _names("image", path):
         pixels, facts = read(Path(path).read_bytes(), form)
         check_depth(facts, form, path)
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
-        raise ValueError(f"image: {path} can't be used: {error}") from error
-    form.check_size(*pixels.shape[:2], f"image: {path}")
+        form.check_size(*pixels.shape[:2], "it")
     return form.stored_as_array(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
 
 
 def _mask(path: str, form: ImageFormat) -> Image.Image:
-    _check_there(path, "mask_image")
-    try:
-        mask = Image.open(path)
+    with _names("mask_image", path), Image.open(path) as mask:
         mask.load()
         read_masks(mask, form)
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
-        raise ValueError(f"mask_image: {path} can't be used: {error}") from error
     return mask
-
-
-def _check_there(path: str, name: str) -> None:
-    if not Path(path).is_file():
-        raise ValueError(f"{name}: there is no file {path}")
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -127,7 +127,7 @@ def write(
         wanted = trained.config.gallery if pictures is None else pictures
         if wanted:  # of the model's own samples, and the first seeds
             trained.pipeline.set_progress_bar_config(disable=True)
-            drawn = grids.pictures_of(trained.pipeline, compact=True).values()
+            drawn = grids.pictures_of(trained.pipeline).values()
             grids.side_by_side([*drawn]).save(folder / GALLERY)
         if metrics is not None:
             (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")

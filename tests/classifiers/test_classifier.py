@@ -73,6 +73,8 @@ def test_what_it_is_not_made_for_is_refused(trained, data, tmp_path):
             trained(torch.zeros(shape))
     with pytest.raises(ValueError, match="epochs: 0 leaves nothing to train"):
         train_classifier(data, epochs=0)
+    with pytest.raises(ValueError, match="learning_rate: 0 trains nothing"):
+        train_classifier(data, learning_rate=0)
     with pytest.raises(ValueError, match=r"noise: -0\.1 is no standard deviation"):
         train_classifier(data, noise=-0.1)
     with pytest.raises(ValueError, match=r"classifier: .* has no config\.json"):

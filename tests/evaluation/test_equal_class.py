@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mtl_diffusion.evaluation.equal_class import at_class_found
+from mtl_diffusion.evaluation.edit import at_class_found
 
 EVEN = [k / 10 for k in range(11)]
 

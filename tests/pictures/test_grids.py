@@ -1,12 +1,9 @@
 """Pictures stay small and legible with many classes and long names."""
 
-import time
-
 import numpy as np
-import pytest
 from PIL import Image
 
-from mtl_diffusion.pictures.grids import LIMIT, ROWS, grid, own_samples, picture, pictures_of
+from mtl_diffusion.pictures.grids import LIMIT, ROWS, grid, pictures_of, side_by_side
 
 
 def tile(value, size=8):
@@ -20,24 +17,22 @@ def test_tiles_are_where_they_belong_and_enlarged_without_smoothing():
     assert (sheet[24:40, 4:20] == 200).all() and (sheet[4:20, 24:40] == 255).all()
 
 
-@pytest.mark.parametrize("compact, pitch", [(False, 68), (True, 50)])
-def test_a_hundred_classes_make_ten_rows(build_pipe, compact, pitch):
+def test_a_hundred_classes_make_ten_rows(build_pipe):
     """In seconds: what is not shown is not drawn either."""
     hundred = build_pipe(classes=tuple(f"class number {i:02d}" for i in range(100)))
-    started, drawn = time.monotonic(), []
+    drawn = []
     hundred.unet.register_forward_pre_hook(lambda _, args: drawn.append(len(args[0])))
-    pictures = pictures_of(hundred, compact=compact, num_inference_steps=2)
+    pictures = pictures_of(hundred, num_inference_steps=2)
     assert set(pictures) == set(hundred.tasks)
-    width = pictures["edit"].width
-    assert (width - 1) // pitch == 1 + ROWS  # the source, and ten classes
-    assert {pictures[task].height for task in ("generate", "inpaint", "edit")} == {
-        18 + ROWS * pitch
-    }
-    assert all(max(picture.size) <= LIMIT for picture in pictures.values())
-    assert max(drawn) <= 3 * ROWS * ROWS and time.monotonic() - started < 60
+    assert (pictures["edit"].width - 1) // 50 == 1 + ROWS  # the source, and ten classes
+    for task in ("generate", "inpaint", "edit"):
+        assert pictures[task].height == 18 + ROWS * 50
+    assert max(side_by_side([*pictures.values()] * 2).size) == LIMIT
+    assert max(drawn) <= 3 * ROWS * ROWS
 
 
 def test_a_model_that_generates_nothing_has_grey_sources(build_pipe):
     pipe = build_pipe(tasks=("inpaint", "colorize"))
-    assert picture(own_samples(pipe)[0], pipe.format).getpixel((0, 0)) == (128, 128, 128)
-    assert set(pictures_of(pipe, num_inference_steps=2)) == {"inpaint", "colorize"}
+    pictures = pictures_of(pipe, num_inference_steps=2)
+    assert set(pictures) == {"inpaint", "colorize"}
+    assert pictures["colorize"].getpixel((100, 50)) == (128, 128, 128)
