@@ -25,10 +25,10 @@ from .training.length import describe, with_length
 from .training.losses import sum_of_task_means
 from .training.meter import Meter, StepRecord
 from .training.optimizers import trained_parameters
-from .training.reports import validate, validation_due
 from .training.run import Run, build
 from .training.schedule import learning_rate, lengthening_steps
 from .training.teaching import with_pairs
+from .training.validation import validate, validation_due
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +151,8 @@ def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:
             curves = {f"train/{name}": loss for name, loss in losses.items()}
             curves["learning_rate"] = learning_rate(config, step)
             if scale is not None:
-                shown["skipped"] = scale.skipped
-                curves |= {"loss_scale": scale.get_scale(), "skipped_steps": scale.skipped}
+                shown["skipped"] = meter.skipped
+                curves |= {"loss_scale": scale.get_scale(), "skipped_steps": meter.skipped}
             progress.set_postfix(shown, refresh=False)  # the next update draws it
             with io_errors_logged("the curves could not be logged"):
                 accelerator.log(curves, step=done)
@@ -182,6 +182,7 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
 
     # Drawn for the whole global batch and sliced, so that it may be cut over any processes.
     draw = run.mixture.draw(config.seed, step, batch_size, device)
+    counts = to_device(run.mixture.counts(draw.task), device)
     random = generator(config.seed, step, "noise", device=device)
     sigma = run.draw_sigma(draw.task, generator=random)
     noise = torch.randn(batch_size, *shape, generator=random, device=device)
@@ -199,7 +200,7 @@ def train_step(run: Run, step: int, meter: Meter) -> None:
         with nullcontext() if is_last else accelerator.no_sync(run.objective):
             plain, weighted = run.objective(images, noise[rows], sigma[rows], conditioning, task)
             # Accelerate averages them, and the parts of a sum must be added: hence times `world`.
-            accelerator.backward(world * sum_of_task_means(weighted, task, draw.counts))
+            accelerator.backward(world * sum_of_task_means(weighted, task, counts))
         losses.append(plain)
 
     if run.loss_scale is not None:

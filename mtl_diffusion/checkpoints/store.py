@@ -21,7 +21,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..tools.files import delete, replaced_folder, tidy, write_bytes
+from ..tools.files import delete, replaced_folder, tidy
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def save(
     with replaced_folder(target) as temporary:
 
         def write(name: str, content: bytes) -> None:
-            write_bytes(temporary / name, content)
+            (temporary / name).write_bytes(content)
             manifest[name] = _entry(content)
 
         for group, tensors in checkpoint.tensors.items():  # one at a time, to spare memory
@@ -89,7 +89,7 @@ def save(
             write(f"{group}.safetensors", safetensors.torch.save(plain))
         facts = {"step": checkpoint.step, **checkpoint.facts}
         write(FACTS, json.dumps(facts, indent=2).encode())
-        write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
+        (temporary / MANIFEST).write_bytes(json.dumps(manifest, indent=2).encode())
     if total_limit is not None:
         try:
             _rotate(folder, checkpoint.step, total_limit, keep)

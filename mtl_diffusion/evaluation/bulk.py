@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..tools.files import replaced_file, write_bytes
+from ..tools.files import replaced_file
 
 
 @dataclass(frozen=True)
@@ -140,4 +140,4 @@ class Bulk:
             values = job.draw(rows, **job.same, **job.of(rows)).cpu()
         with replaced_file(path) as part:
             tensors = {"values": values.contiguous()}
-            write_bytes(part, save(tensors, {"evaluations": str(seen[0])}))
+            part.write_bytes(save(tensors, {"evaluations": str(seen[0])}))

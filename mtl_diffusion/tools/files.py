@@ -25,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
         OSError: it names the file. An earlier file is unchanged.
     """
     with replaced_file(path) as temporary:
-        write_bytes(temporary, text.encode())
+        temporary.write_bytes(text.encode())
 
 
 @contextmanager
@@ -40,9 +40,10 @@ def replaced_file(target: Path) -> Iterator[Path]:
     """
     temporary = target.with_name(f"{_WRITING}{os.getpid()}-{target.name}")
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
+        with _named(target):
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
     finally:
         _remove(temporary)
 
@@ -61,10 +62,11 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     tidy(target.parent, glob.escape(target.name))
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            if not path.is_symlink():
-                _sync(path)
+        with _named(target):
+            yield temporary
+            for path in [*temporary.rglob("*"), temporary]:
+                if not path.is_symlink():
+                    _sync(path)
         if os.path.lexists(target):
             os.rename(target, target.with_name(f"{_REPLACED}{target.name}"))
         os.rename(temporary, target)
@@ -99,12 +101,6 @@ def delete(path: Path) -> None:
         _remove(doomed)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file; unlike `Path.write_bytes`, every OSError names it."""
-    with _named(path), open(path, "wb") as file:
-        file.write(content)
-
-
 def _remove(path: Path) -> None:
     """Removes a file, a link or a folder, if it exists; an OSError is logged."""
     try:
@@ -121,12 +117,11 @@ def _sync(path: Path) -> None:
     windows = os.name == "nt"
     if windows and path.is_dir():
         return  # Windows opens no folders
-    with _named(path):
-        descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -135,4 +130,6 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error

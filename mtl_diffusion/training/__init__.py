@@ -1,1 +1,1 @@
-"""The parts of a training step and of a run: model, tasks, losses, averages, reports."""
+"""The parts of a training step and of a run: model, tasks, losses, averages, validation."""

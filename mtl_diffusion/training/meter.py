@@ -27,11 +27,16 @@ class StepRecord(NamedTuple):
 
 
 class Meter:
-    """Keeps losses on the device until they are read: waiting in each step would idle a GPU."""
+    """Keeps losses on the device until they are read: waiting in each step would idle a GPU.
+
+    Attributes:
+        skipped: steps of this process that were not taken: a gradient was too large for float16.
+    """
 
     def __init__(self, run: Run):
         self.run = run
         self.names = [task.name for task in run.mixture.tasks]
+        self.skipped = 0
         self.unread: list[StepRecord] = []
         self.sums = torch.zeros(2, len(self.names))  # on the CPU: losses, samples
 
@@ -57,7 +62,7 @@ class Meter:
         if scale is None or scale.get_scale() < 1:
             bad |= ~finite
         else:
-            scale.skipped += int((~finite).sum())  # the norm is the same on all processes
+            self.skipped += int((~finite).sum())  # the norm is the same on all processes
         if any_process(bool(bad.any())):
             mine = [str(a.step) for a, is_bad in zip(self.unread, bad, strict=True) if is_bad]
             i = min(map(int, from_all_processes(mine))) - self.unread[0].step

@@ -1,7 +1,7 @@
 """Which sample gets which task, and the merged conditioning of a batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor
 from ..data.images import FRAME, MASK, condition_of
 from ..data.loader import Batch
 from ..editing.pairs import EditPairs
-from ..pipeline.denoiser import CLASS, TASK, Conditioning, build_conditioning
+from ..pipeline.denoiser import CLASS, TASK, Conditioning, Samples, build_conditioning
 from ..pipeline.edit import Edit, EditAtOnce
 from ..pipeline.format import ImageFormat
 from ..pipeline.pipeline import TASKS
-from ..pipeline.task import Choice, Task
+from ..pipeline.task import Task
 from ..pipeline.tokens import Vocabulary
 from ..pipeline.translate import Translate
 from ..tools.rng import generator
@@ -45,32 +45,27 @@ def task_of(name: str) -> Task:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Random draws for the samples of a global batch. They don't depend on the images.
+class Draw(Samples):
+    """Random draws for the B samples of a global batch. They don't depend on the images.
 
     Attributes:
         task: (B,) task indices, on the CPU, where they are used to index.
-        choice: the draws of each sample's task.
+        mask, drop_class, strength, drop_image: those of the `Choice` of each sample's task.
         drop_task: (B,) bool, the task token becomes null.
         noise: (B, C, H, W) standard normal, for the tasks' `condition`.
-        counts: (T,) samples of each task in the whole global batch.
-        pairs: (B) edits by a teacher, for the samples of edit; None: edit learns from the images.
+        pairs: B edits by a teacher, for the samples of edit; None: edit learns from the images.
         from_data: (B,) bool, the hole is a mask of the dataset; None: it has none.
     """
 
     task: Tensor
-    choice: Choice
+    mask: Tensor
+    drop_class: Tensor
+    strength: Tensor
+    drop_image: Tensor
     drop_task: Tensor
     noise: Tensor
-    counts: Tensor
     pairs: EditPairs | None = None
     from_data: Tensor | None = None
-
-    def __getitem__(self, rows: slice) -> "Draw":
-        names = ("task", "drop_task", "noise", "pairs", "from_data")
-        parts = {n: getattr(self, n)[rows] for n in names if getattr(self, n) is not None}
-        choice = Choice(*(getattr(self.choice, f.name)[rows] for f in fields(Choice)))
-        return replace(self, choice=choice, **parts)
 
 
 @dataclass(frozen=True)
@@ -101,9 +96,8 @@ class Mixture:
         """Draws for a whole global batch, from the key (seed, step)."""
         random = generator(seed, step, "task", device=device)
         task = assign_tasks(self.proportions, step * batch_size, batch_size)
-        counts = torch.bincount(task, minlength=len(self.tasks))
         choices = []
-        for each, n in zip(self.tasks, counts.tolist(), strict=True):
+        for each, n in zip(self.tasks, self.counts(task).tolist(), strict=True):
             choice = each.draw(n, self.images.size, self.class_dropout, random)
             dropped, hidden, strength = choice.drop_class, choice.drop_image, choice.strength
             never = torch.zeros_like(dropped)
@@ -115,11 +109,10 @@ class Mixture:
         # The choices are ordered by task: reorder them as the samples are.
         order = to_device(task.argsort(stable=True).argsort(), device)
         draw = Draw(
-            task=task,
-            choice=Choice(*(torch.cat(parts)[order] for parts in zip(*choices, strict=True))),
+            task,
+            *(torch.cat(parts)[order] for parts in zip(*choices, strict=True)),
             drop_task=torch.rand(batch_size, generator=random, device=device) < self.task_dropout,
             noise=torch.randn(batch_size, *self.images.shape, generator=random, device=device),
-            counts=to_device(counts, device),
         )
         if self.pairs is not None:
             random = generator(seed, step, "pairs", device=device)
@@ -130,6 +123,10 @@ class Mixture:
             draw = replace(draw, from_data=u < self.dataset_holes)
         return draw
 
+    def counts(self, task: Tensor) -> Tensor:
+        """(T,) how many of the task indices (B,) each task has."""
+        return torch.bincount(task, minlength=len(self.tasks))
+
     def condition(self, batch: Batch, draw: Draw) -> tuple[Tensor, Conditioning]:
         """What the samples of a batch, or of a part of it, are to become, and their conditioning.
 
@@ -139,30 +136,27 @@ class Mixture:
         Returns:
             (b, C, H, W) in [-1, 1], the images or a teacher's edits; and the conditioning.
         """
-        choice, targets, parts, device = draw.choice, [], [], batch.images.device
+        targets, parts, device = [], [], batch.images.device
         order = draw.task.argsort(stable=True)  # the samples, ordered by task
-        sizes = torch.bincount(draw.task, minlength=len(self.tasks)).tolist()
+        sizes = self.counts(draw.task).tolist()
         for task, rows in zip(self.tasks, order.split(sizes), strict=True):
             rows = to_device(rows, device)
             if self.learns_pairs(task):
                 target, part = self.of_pairs(task, draw.pairs[rows])
             else:
                 layers = {name: layer[rows] for name, layer in batch.layers.items()}
-                mine, mask = (
-                    Batch(batch.images[rows], batch.labels[rows], layers),
-                    choice.mask[rows],
-                )
+                mine = Batch(batch.images[rows], batch.labels[rows], layers)
+                target, mask = mine.images, draw.mask[rows]
                 if task.holes_from_data and draw.from_data is not None:
                     mask = holes(mask, layers[MASK], draw.from_data[rows])
-                target = mine.images
-                part = self.of_images(task, mine, mask, choice.strength[rows], draw.noise[rows])
+                part = self.of_images(task, mine, mask, draw.strength[rows], draw.noise[rows])
             targets.append(target)
             parts.append(part)
         back, null = to_device(order.argsort(), device), self.vocabulary.null
         conditioning = (
             Conditioning.cat(parts)[back]
-            .without_image(null, choice.drop_image)
-            .without(CLASS, null, choice.drop_class)
+            .without_image(null, draw.drop_image)
+            .without(CLASS, null, draw.drop_class)
             .without(TASK, null, draw.drop_task)
         )
         return torch.cat(targets)[back], conditioning

@@ -56,24 +56,6 @@ def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-class LossScale(torch.amp.GradScaler):
-    """torch's scale of the loss for float16, whose gradients would be rounded to zero without it.
-
-    Attributes:
-        skipped: steps that the optimiser has not taken, because a gradient was too large for
-            float16 at that scale.
-    """
-
-    skipped = 0
-
-    def state_dict(self) -> dict[str, float | int]:
-        return {**super().state_dict(), "skipped": self.skipped}
-
-    def load_state_dict(self, state_dict: dict[str, float | int]) -> None:
-        super().load_state_dict(state_dict)
-        self.skipped = state_dict["skipped"]
-
-
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal, for hidden weights; AdamW for the others.
 

@@ -46,7 +46,7 @@ from .model import (
     image_format,
     train_mode,
 )
-from .optimizers import LossScale, build_optimizer
+from .optimizers import build_optimizer
 from .pretrained import START, classifier_of, pipeline_of, teacher_of, with_model
 
 
@@ -59,7 +59,7 @@ class Run:
         objective: the trained module, wrapped for several processes.
         draw_sigma: (task indices (B,), generator=...) -> (B, 1, 1, 1) noise levels of a batch.
         teacher: the pipeline that few steps are learned from, or None.
-        loss_scale: of float16, which `accelerator.backward` uses, too; or None.
+        loss_scale: of float16, whose gradients would be rounded to zero without it; or None.
         ema: the averaged denoiser, or None.
         train_data, held_out: the two splits, labelled in the vocabulary's order.
         held_out_pairs: edits by the teacher that are not trained on, or None.
@@ -75,7 +75,7 @@ class Run:
     draw_sigma: Callable[..., Tensor]
     teacher: MultiTaskPipeline | None
     optimizer: torch.optim.Optimizer
-    loss_scale: LossScale | None
+    loss_scale: torch.amp.GradScaler | None
     ema: EMA | None
     mixture: Mixture
     loader: Loader | StreamingLoader
@@ -188,7 +188,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         draw = partial(draw_level, levels=objective.starts, whole=objective.whole)
 
     if accelerator.scaler is not None:  # a new one: a rehearsal may have used it
-        accelerator.scaler = LossScale(device.type)
+        accelerator.scaler = torch.amp.GradScaler(device.type)
     optimizer = build_optimizer(config, objective)
     return Run(
         config=config,

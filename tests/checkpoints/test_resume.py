@@ -248,9 +248,9 @@ def test_a_path_without_a_checkpoint_and_a_folder_with_a_run_are_refused(halfway
 def die_in_validation():
     from forked import kill_myself
 
-    import mtl_diffusion.training.reports
+    import mtl_diffusion.training.validation
 
-    mtl_diffusion.training.reports.held_out_loss = lambda *args, **kwargs: kill_myself()
+    mtl_diffusion.training.validation.held_out_loss = lambda *args, **kwargs: kill_myself()
 
 
 def test_a_validation_that_a_kill_cut_off_is_caught_up(tmp_path):

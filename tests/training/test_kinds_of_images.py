@@ -14,7 +14,6 @@ from mtl_diffusion.config import TrainConfig, check
 from mtl_diffusion.data.images import load_splits
 from mtl_diffusion.data.loader import Batch
 from mtl_diffusion.loop import train
-from mtl_diffusion.pipeline.format import ImageFormat
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.pipeline.translate import Translate
 from mtl_diffusion.training.mixture import Mixture
@@ -136,16 +135,6 @@ def test_every_task_draws_images_of_the_format_where_this_package_is_not_needed(
     assert words in (folder / "README.md").read_text()
 
 
-def test_weights_and_formats_of_one_model_belong_together(trained):
-    pipe = MultiTaskPipeline.from_pretrained(trained[1])
-    unet = pipe.unet
-    assert ImageFormat.of(unet.config) == pipe.format
-    unet.register_to_config(_image_format=None)
-    if pipe.format.channels != ImageFormat.of(unet.config).channels:
-        with pytest.raises(ValueError, match=r"unet takes .* channels"):
-            pipe.unet = unet
-
-
 def test_an_image_is_made_of_one_of_another_kind(trained):
     """The network is shown the condition, whose labels were not mixed, and not the image."""
     kind, folder = trained
@@ -163,7 +152,7 @@ def test_an_image_is_made_of_one_of_another_kind(trained):
     images = form.from_stored(held_out.images)
     batch = Batch(images, held_out.labels, held_out.layers)
     target, conditioning = mix.condition(batch, mix.draw(0, 0, len(images), torch.device("cpu")))
-    kept = mix.draw(0, 0, len(images), torch.device("cpu")).choice.drop_image.logical_not()
+    kept = mix.draw(0, 0, len(images), torch.device("cpu")).drop_image.logical_not()
     assert torch.equal(target, images) and (conditioning.mask == 1).all()
     assert torch.equal(conditioning.image[kept], form.from_stored(layer)[kept])
     call = {"task": "from_map", "class_label": "left", "num_inference_steps": 2}

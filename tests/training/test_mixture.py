@@ -16,7 +16,6 @@ from mtl_diffusion.pipeline.format import ImageFormat
 from mtl_diffusion.pipeline.masks import draw_masks
 from mtl_diffusion.pipeline.noise import own_generators
 from mtl_diffusion.pipeline.pipeline import TASKS
-from mtl_diffusion.pipeline.task import Choice
 from mtl_diffusion.tools.tensors import to_unit_range
 from mtl_diffusion.training.mixture import Draw, Mixture, assign_tasks
 
@@ -77,7 +76,7 @@ def test_each_sample_has_the_conditioning_of_its_task_and_its_place(vocabulary):
     target, found = mix.condition(Batch(images, labels), draw)
     kinds = [mix.tasks[i].name for i in draw.task]
     assert torch.equal(target, images) and set(kinds) == set(TASKS)
-    assert draw.counts.tolist() == [kinds.count(task.name) for task in mix.tasks]
+    assert mix.counts(draw.task).tolist() == [kinds.count(task.name) for task in mix.tasks]
     words = found.tokens.argmax(-1)
     assert words[:, TASK].tolist() == [vocabulary.tasks[kind] for kind in kinds]
     assert torch.equal(words[:, CLASS], vocabulary.class_ids(labels))
@@ -124,7 +123,7 @@ def test_tokens_are_dropped_as_often_as_they_should_be(vocabulary, class_dropout
         ):
             found, size = int(dropped[rows].sum()), int(rows.sum())
             assert within(found, size, p) or found == p == 0, task.name
-        hidden = draw.choice.drop_image[rows]
+        hidden = draw.drop_image[rows]
         if task.name == "edit":  # its strength is hidden with its source
             assert torch.equal(no_strength[rows], hidden) and hidden.any() == (class_dropout > 0)
         else:
@@ -209,8 +208,7 @@ def test_training_and_sampling_tell_the_denoiser_the_same(name, pipe, vocabulary
     shape = (1, 3, SIZE, SIZE)
     own_noise = torch.cat([torch.randn(shape, generator=g) for g in own_generators(latents)])
     no = torch.zeros(n, dtype=torch.bool)
-    choice = Choice(mask=mask, strength=strength, drop_class=no, drop_image=no)
-    draw = Draw(torch.zeros(n, dtype=torch.int64), choice, no, own_noise, torch.tensor([n]))
+    draw = Draw(torch.zeros(n, dtype=torch.int64), mask, no, strength, no, no, own_noise)
     mix = mixture(vocabulary, **{name: 1.0})
     _, trained = mix.condition(Batch(to_unit_range(pixels), labels), draw)
     for step in (0, 1):

@@ -177,7 +177,7 @@ def test_float16_with_a_loss_scale_learns_what_float32_learns(config, built, sca
         first = [part.get("momentum", part.get("exp_avg")) for part in state]
         moments.append(torch.cat([moment.flatten() for moment in first]))
     assert losses[0] == pytest.approx(losses[1], rel=0.01) and losses[0] != losses[1]
-    assert half.loss_scale.skipped == 0
+    assert meter.skipped == 0
     assert (moments[0] - moments[1]).norm() < 0.02 * moments[0].norm()
 
 
@@ -189,8 +189,7 @@ def test_a_step_that_overflows_is_skipped_and_counted_and_a_resumed_run_goes_on_
     for step in range(2):
         train_step(first, step, meter)
     meter.check()
-    scales = first.loss_scale
-    assert scales.skipped == 2 and scales.get_scale() == 2.0**28
+    assert meter.skipped == 2 and first.loss_scale.get_scale() == 2.0**28
     assert all(map(torch.equal, before, everything_that_learns(first)))
     path = save(folder_of(first), snapshot(first, 2))
     changed = {"output_dir": config.output_dir + "-2", "resume_from_checkpoint": str(path)}
@@ -201,7 +200,7 @@ def test_a_step_that_overflows_is_skipped_and_counted_and_a_resumed_run_goes_on_
         for step in range(2, 24):
             train_step(run, step, meter)
         meter.check()
-    assert 2 < scales.skipped < 24
+    assert 0 < meter.skipped < 22
     one, other = (snapshot(run, 24) for run in (first, second))
     assert one.facts["loss_scale"] == other.facts["loss_scale"]
     for part, tensors in one.tensors.items():

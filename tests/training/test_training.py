@@ -16,9 +16,7 @@ from tiny import own_state, unet_of
 from mtl_diffusion import loop
 from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
-from mtl_diffusion.publishing import export
 from mtl_diffusion.tools.tensors import to_unit_range
-from mtl_diffusion.training import reports
 from mtl_diffusion.training import run as building
 
 
@@ -51,20 +49,6 @@ def test_a_run_leaves_everything_it_should(config):
     assert expected <= set(log.Tags()["scalars"])
     assert [point.step for point in log.Scalars("learning_rate")] == [2, 4]
     assert {f"samples/{name}" for name in config.tasks} <= set(log.Tags()["images"])
-
-
-def test_pictures_of_a_run_without_an_average_are_drawn_without_dropout(config, monkeypatch):
-    """Those of its validation, and the gallery of its card."""
-    modes = []
-
-    def draw(pipe, *arguments):
-        modes.append(any(module.training for module in pipe.unet.modules()))
-        return Image.new("RGB", (8, 8))
-
-    monkeypatch.setattr(reports, "task_picture", draw)
-    monkeypatch.setattr(export.grids, "pictures_of", lambda pipe, **_: {"all": draw(pipe)})
-    train(replace(config, use_ema=False, dropout=0.5, max_train_steps=2, gallery=True))
-    assert modes == [False] * (len(config.tasks) + 1)
 
 
 @pytest.mark.slow
