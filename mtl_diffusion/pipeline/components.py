@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +20,6 @@ WORDS = "_vocabulary"  # in unet/config.json: the words the weights were trained
 MODEL_ID = "_model_id"  # in the index and the configurations: the parts of one model have the same
 AGAIN = "download or save the model again"
 SHARD = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a part of the weights
-FUSED = re.compile(r"\.to_q?kv\.(weight|bias)$")  # copies that fuse_qkv_projections() adds
 
 
 def plain_module(unet) -> nn.Module:
@@ -30,54 +28,37 @@ def plain_module(unet) -> nn.Module:
 
 
 def check_component(name: str, value) -> None:
-    """Checks the type and the settings of a component; other names are ignored.
+    """Checks the type of a component; other names are ignored.
 
     Raises:
         ValueError: the pipeline can't work with it.
     """
-    kind = "None" if value is None else f"of the type {type(value).__name__}"
-    if name == "unet":
-        _check_unet(plain_module(value), kind)
+    value, wanted = plain_module(value), None
+    if name == "unet" and not isinstance(value, UNet2DConditionModel):
+        wanted = (
+            "a UNet2DConditionModel, compiled or not: of a wrapper give its .module, or its "
+            ".get_base_model(), which keeps the adapters"
+        )
     elif name == "tokenizer" and not isinstance(value, PreTrainedTokenizerBase):
-        raise ValueError(
-            f"tokenizer is {kind}; it must be the tokenizer that was saved with the unet, such as "
+        wanted = (
+            "the tokenizer that was saved with the unet, such as "
             "PreTrainedTokenizerFast.from_pretrained(folder, subfolder='tokenizer')"
         )
-    elif name == "scheduler":
-        _check_scheduler(value, kind)
-
-
-def _check_unet(module, kind: str) -> None:
-    if not isinstance(module, UNet2DConditionModel):
-        raise ValueError(
-            f"unet is {kind}; it must be a UNet2DConditionModel, compiled or not: of a wrapper give"
-            " its .module, or its .get_base_model(), which keeps the adapters"
-        )
-    config = module.config
-    images = ImageFormat.of(config)
-    if (config.in_channels, config.out_channels) != (images.input_channels, images.channels):
-        raise ValueError(
-            f"unet takes {config.in_channels} channels and gives {config.out_channels}; a unet for "
-            f"images of {images.words} takes {images.input_channels} and gives {images.channels}"
-        )
-
-
-def _check_scheduler(scheduler, kind: str) -> None:
-    if not isinstance(scheduler, SCHEDULERS):
-        names = " or ".join(one.__name__ for one in SCHEDULERS)
-        raise ValueError(
-            f"scheduler is {kind}; it must be {names}, such as "
+    elif name == "scheduler" and not isinstance(value, SCHEDULERS):
+        wanted = (
+            f"{' or '.join(one.__name__ for one in SCHEDULERS)}, such as "
             "EDMEulerScheduler.from_config(pipe.scheduler.config)"
         )
-    levels = low, high, data = [
-        scheduler.config[name] for name in ("sigma_min", "sigma_max", "sigma_data")
-    ]
-    if not all(isinstance(n, int | float) and 0 < n < math.inf for n in levels) or low >= high:
-        raise ValueError(
-            f"scheduler has sigma_min {low}, sigma_max {high} and sigma_data {data}; they must be "
-            "finite and above 0, sigma_min below sigma_max: compare "
-            "scheduler/scheduler_config.json with that of the published model"
-        )
+    if wanted:
+        raise ValueError(f"{name} is of the type {type(value).__name__}; it must be {wanted}")
+    if name == "unet":
+        images, config = ImageFormat.of(value.config), value.config
+        if (config.in_channels, config.out_channels) != (images.input_channels, images.channels):
+            raise ValueError(
+                f"unet takes {config.in_channels} channels and gives {config.out_channels}; a unet "
+                f"for images of {images.words} takes {images.input_channels} and gives "
+                f"{images.channels}"
+            )
 
 
 def id_of(component) -> str | None:
@@ -121,9 +102,9 @@ def check_loaded(pipeline: str, unet, tokenizer) -> None:
     folder = Path(module.config.get("_name_or_path") or "unet")
     cache = "models--" + str(pipeline).replace("/", "--")  # where the Hub's client keeps it
     if folder.name == "unet" and (folder.parent == Path(pipeline) or cache in folder.parts):
-        _check_names(folder, _described(module.config).state_dict().keys())
+        _check_files(folder, module.config)
         _check_ids(folder.parent)
-    check_values(module.state_dict(), f"{folder}: ", f" after loading; {AGAIN}")
+    _check_values(module.state_dict(), f"{folder}: ", f" after loading; {AGAIN}")
     trained, words = module.config.get(WORDS), tokenizer.get_vocab()
     if trained is not None and trained != words:
         moved = sorted(w for w in {*trained, *words} if trained.get(w) != words.get(w))
@@ -133,7 +114,26 @@ def check_loaded(pipeline: str, unet, tokenizer) -> None:
         )
 
 
-def check_values(state: Mapping[str, Tensor], where: str, advice: str) -> None:
+def plain_unet(unet) -> UNet2DConditionModel:
+    """The UNet, not compiled, for saving.
+
+    Raises:
+        ValueError: it has an adapter, or was changed in a way that its files couldn't describe.
+    """
+    module = plain_module(unet)
+    state = module.state_dict()
+    _check_values(state, "unet: ", "; it is not saved")
+    if names := _undescribed({name: tensor.shape for name, tensor in state.items()}, module.config):
+        raise ValueError(
+            f"unet has layers that its configuration does not describe ({names}): save adapters "
+            "with pipe.unet.save_lora_adapter(folder), or merge them into the weights with "
+            "pipe.unet.fuse_lora() and pipe.unet.unload_lora(), and save the pipeline before other "
+            "changes"
+        )
+    return module
+
+
+def _check_values(state: Mapping[str, Tensor], where: str, advice: str) -> None:
     """Refuses tensors without values, and those of 16 bits and more that are not finite."""
     for name, tensor in state.items():
         if tensor.is_meta:
@@ -155,47 +155,27 @@ def _check_ids(folder: Path) -> None:
         )
 
 
-def _check_names(folder: Path, expected: Set[str]) -> None:
+def _check_files(folder: Path, config: Mapping) -> None:
     """Compares the tensors in the files of a UNet's folder with those that it has."""
-    found: dict[Path, set[str]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        whole = file.with_name(SHARD.sub("", file.name))  # the parts of a file count as one
-        if whole != file and whole.exists():
-            raise ValueError(f"{whole} and {file.name} are of two models; delete the older one")
+    found: dict[str, dict] = {}
+    for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
-            found.setdefault(whole, set()).update(tensors.keys())
+            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+        found.setdefault(SHARD.sub("", file.name), {}).update(shapes)  # parts count as one file
     if not found:
         raise ValueError(f"{folder} has no weights as safetensors; save them with save_pretrained")
-    for file, names in found.items():
-        for fault, wrong in (("lacks", expected - names), ("has the unexpected", names - expected)):
-            if wrong:
-                raise ValueError(f"{file} {fault} {', '.join(sorted(wrong)[:8])}; {AGAIN}")
+    for file, shapes in found.items():
+        if names := _undescribed(shapes, config):
+            raise ValueError(
+                f"{folder / file} does not have the tensors of its config.json; missing, "
+                f"unexpected or of another shape: {names}; {AGAIN}"
+            )
 
 
-def _described(config: Mapping) -> UNet2DConditionModel:
-    """The UNet of a configuration; its tensors have no values."""
+def _undescribed(shapes: Mapping[str, Sequence[int]], config: Mapping) -> str:
+    """Names of tensors that a UNet's configuration describes otherwise; "" if there are none."""
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(config)
-
-
-def plain_unet(unet) -> UNet2DConditionModel:
-    """The UNet as its configuration describes it, for saving; its tensors are shared.
-
-    Raises:
-        ValueError: it has an adapter, or was changed in a way that its files couldn't describe.
-    """
-    module = plain_module(unet)
-    state = module.state_dict()
-    kept = {name: tensor for name, tensor in state.items() if not FUSED.search(name)}
-    check_values(kept, "unet: ", "; it is not saved")
-    plain = _described(module.config)
-    try:
-        plain.load_state_dict(kept, assign=True)
-    except RuntimeError as error:
-        raise ValueError(
-            "unet has layers that its configuration does not describe: save adapters with "
-            "pipe.unet.save_lora_adapter(folder), or merge them into the weights with "
-            "pipe.unet.fuse_lora() and pipe.unet.unload_lora(), and save the pipeline before other "
-            f"changes: {error}"
-        ) from error
-    return module if len(kept) == len(state) else plain
+        described = UNet2DConditionModel.from_config(config).state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in described.items()}
+    given = {name: tuple(shape) for name, shape in shapes.items()}
+    return ", ".join(sorted(n for n in {*expected, *given} if expected.get(n) != given.get(n))[:8])

@@ -2,7 +2,6 @@
 
 import math
 import numbers
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,6 @@ from .format import ImageFormat
 from .rgb import read_rgb
 from .task import Task
 
-MAX_COUNT = 10_000  # of steps, and of images for each sample
 UNSET = -2  # the label of a sample without one; any negative number is no class for the network
 
 
@@ -78,15 +76,6 @@ def read_inputs(
     return Inputs(*map(repeated, each))
 
 
-def check_callback(callback, inputs, known: Sequence[str]) -> None:
-    """Refuses a callback_on_step_end that is no function, and tensors that it can't get."""
-    if callback is not None and not callable(callback):
-        raise wrong("callback_on_step_end", callback, "a function or None")
-    if not isinstance(inputs, list | tuple) or any(name not in known for name in inputs):
-        wanted = f"a list, and may have {', '.join(known)}"
-        raise wrong("callback_on_step_end_tensor_inputs", inputs, wanted)
-
-
 def read_images(value, images: ImageFormat, name: str = "image") -> tuple[Tensor, Tensor]:
     """Images as (B, C, H, W) float32, and where they are not padding: (B, 1, H, W) in {0, 1}.
 
@@ -105,17 +94,11 @@ def read_images(value, images: ImageFormat, name: str = "image") -> tuple[Tensor
 def read_masks(value, images: ImageFormat, name: str = "mask_image") -> Tensor:
     """Masks as (B, 1, H, W) float32 in {0, 1}: white (1) is repainted, black (0) is kept.
 
-    Takes opaque PIL images, and arrays or tensors of floats in [0, 1] or booleans: one mask as
-    (H, W), or with its one channel; several as (B, 1, H, W), (B, H, W, 1) or a list. Values of one
-    half and more are white. Warns of masks without black or white.
+    Takes opaque PIL images, and arrays or tensors as `read_images`, of one channel and of floats in
+    [0, 1] or booleans; also (H, W). Values of one half and more are white.
     """
     read = [_mask(item, name) for item in _items(value, name)]
-    masks = torch.stack([_padded(one, images, name) for one in read])
-    for share, color, meaning in ((0, "black", "repainted"), (1, "white", "kept")):
-        if found := (masks.mean(dim=(1, 2, 3)) == share).sum():
-            words = f"{name}: {found} of {len(masks)} all {color}: nothing is {meaning}"
-            warnings.warn(words, stacklevel=5)
-    return masks
+    return torch.stack([_padded(one, images, name) for one in read])
 
 
 def read_labels(value, classes: Sequence[str], name: str = "class_label") -> Tensor:
@@ -127,8 +110,8 @@ def read_labels(value, classes: Sequence[str], name: str = "class_label") -> Ten
 
 
 def read_number(value, low: float, high: float, name: str) -> float:
-    """A finite number in [low, high]. True and False are not numbers."""
-    if not _is(value, numbers.Real) or not low <= value <= min(high, 1e38):
+    """A finite number in [low, high]."""
+    if not isinstance(value, numbers.Real) or not low <= value <= min(high, 1e38):
         upper = f"to {high}" if math.isfinite(high) else "upwards"
         raise wrong(name, value, f"a number from {low} {upper}")
     return float(value)
@@ -136,43 +119,33 @@ def read_number(value, low: float, high: float, name: str) -> float:
 
 def read_interval(value, name: str) -> tuple[float, float]:
     """Two numbers, 0 <= low <= high; high may be infinite."""
-    is_pair = isinstance(value, list | tuple) and len(value) == 2
-    if not (is_pair and all(_is(end, numbers.Real) for end in value) and 0 <= value[0] <= value[1]):
+    try:
+        low, high = map(float, value)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not 0 <= low <= high:
         wanted = "two numbers, the lower one first and 0 or more, such as (0.28, 2.9), or None"
         raise wrong(name, value, wanted)
-    return value[0], value[1]
+    return low, high
 
 
 def read_count(value, name: str) -> int:
-    """A whole number from 1 to `MAX_COUNT`. True and False are not numbers."""
-    if not _is(value, numbers.Integral) or not 1 <= value <= MAX_COUNT:
-        raise wrong(name, value, f"a whole number from 1 to {MAX_COUNT:,}")
+    """A whole number from 1."""
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise wrong(name, value, "a whole number from 1")
     return int(value)
 
 
 def wrong(name: str, value, wanted: str) -> ValueError:
     """The error for an argument. It shows the value on one line, shortened."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # an integer of more digits than Python prints
-        text = f"a {type(value).__name__} that cannot be printed"
+    text = " ".join(repr(value).split())
     text = text if len(text) <= 80 else f"{text[:77]}..."
     return ValueError(f"{name} is {text}; it must be {wanted}")
 
 
-def _is(value, kind: type) -> bool:
-    """Whether it is a number of a kind, which True and False are not."""
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def is_dense(value) -> bool:
-    """Whether it is a tensor with values that can be listed."""
-    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
-
-
 def _entries(value, name: str) -> list:
     """The entries of a list, tuple, array or tensor; any other value is its only entry."""
-    items = value.tolist() if is_dense(value) or isinstance(value, np.ndarray) else value
+    items = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
     items = list(items) if isinstance(items, list | tuple) else [items]
     if not items:
         raise ValueError(f"{name} is an empty list; leave it out, or give an entry for each sample")
@@ -185,11 +158,10 @@ def _items(value, name: str) -> list:
         return [item for part in value for item in _items(part, name)]
     if isinstance(value, Image.Image):
         return [value]
-    is_array = isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
-    if not (is_array or is_dense(value)) or (value.ndim > 2 and not len(value)):
-        kinds = "a PIL image, a numpy array of floats, a dense tensor"
+    if not isinstance(value, Tensor | np.ndarray) or (value.ndim > 2 and not len(value)):
+        kinds = "a PIL image, a numpy array of floats, a tensor"
         raise wrong(name, value, f"{kinds}, or a list or batch of one or more")
-    value = value if is_array else value.detach().cpu()
+    value = value.detach().cpu() if isinstance(value, Tensor) else value
     return list(value) if value.ndim == 4 else [value]
 
 
@@ -201,63 +173,41 @@ def _padded(image: Tensor, images: ImageFormat, name: str, value: float = 0.0) -
 
 def _image(item, images: ImageFormat, name: str) -> Tensor:
     """(C, H, W), not padded yet."""
-    if isinstance(item, Image.Image):
-        return images.from_pil(_of_mode(item, images, name))
-    is_array, pixels = isinstance(item, np.ndarray), _floats(item, name, images.array_range)
-    sides = f"H, W, {images.channels}" if is_array else f"{images.channels}, H, W"
-    if is_array and pixels.ndim == 3:
-        pixels = pixels.permute(2, 0, 1)
-    if pixels.ndim != 3 or len(pixels) != images.channels:
-        raise ValueError(
-            f"{name} is {'an array' if is_array else 'a tensor'} of shape {tuple(item.shape)}; it "
-            f"must be ({sides}), or (B, {sides})"
-        )
-    return pixels
-
-
-def _of_mode(image: Image.Image, images: ImageFormat, name: str) -> Image.Image:
-    """A PIL image in the mode of the model's."""
+    if not isinstance(item, Image.Image):
+        return _planes(item, images.channels, name, images.array_range)
     wanted = images.pil_mode
     if wanted and images.dtype == "uint8":
-        read = _rgb(image, name, alpha=wanted == "RGBA")
-        return read.convert("L") if wanted == "L" else read
-    if image.mode != wanted and (wanted, image.mode) != ("I;16", "I"):
+        read = _rgb(item, name, alpha=wanted == "RGBA")
+        item = read.convert("L") if wanted == "L" else read
+    elif item.mode != wanted and (wanted, item.mode) != ("I;16", "I"):
         raise ValueError(
-            f"{name} is a PIL image of mode {image.mode}; of {images.words} PIL "
+            f"{name} is a PIL image of mode {item.mode}; of {images.words} PIL "
             f"{f'has the mode {wanted}' if wanted else 'has no mode'}: give an array of floats"
         )
-    return image
+    return images.from_pil(item)
 
 
 def _mask(item, name: str) -> Tensor:
     """(1, H, W) in {0, 1}, not padded yet."""
-    if isinstance(item, Image.Image):
+    is_pil = isinstance(item, Image.Image)
+    if is_pil:
         rgba = _rgb(item, name, alpha=True)
         if rgba.getextrema()[3][0] < 255:
             raise ValueError(
                 f"{name} is transparent in places, and a mask is black and white: put it on a "
                 "black background if what is transparent is kept, on a white one if it is repainted"
             )
-        white, grey = (65535, item) if item.mode.startswith("I") else (255, rgba.convert("L"))
-        mask = torch.from_numpy(np.array(grey, np.float32)) / white
+        mask = torch.from_numpy(np.array(rgba.convert("L"), np.float32))[None] / 255
     else:
-        white, is_bool = 1, str(item.dtype) in ("bool", "torch.bool")
-        mask = _floats(item * 1.0 if is_bool else item, name)
-        if mask.ndim == 3 and 1 in (len(mask), mask.shape[-1]):
-            mask = mask.squeeze(0 if len(mask) == 1 else -1)
-        if mask.ndim != 2:  # (3, H, W) could be one mask in color or three masks
-            raise ValueError(
-                f"{name} has shape {tuple(item.shape)}; it must be (H, W), with one channel or "
-                "none: give several as a list or as (B, 1, H, W), and one in color as its mean "
-                "over the channels"
-            )
-    brightest = mask.max().item() if mask.numel() else 0
+        is_bool = str(item.dtype) in ("bool", "torch.bool")
+        mask = _planes(item * 1.0 if is_bool else item, 1, name)
+    brightest, white = mask.max().item() if mask.numel() else 0, 255 if is_pil else 1
     if 0 < brightest < 0.5:
         raise ValueError(
             f"{name} has values up to {brightest * white:.3g}, so nothing would be repainted: make "
             f"white what is to be repainted ({white}), and black what is kept (0)"
         )
-    return (mask >= 0.5).float()[None]
+    return (mask >= 0.5).float()
 
 
 def _rgb(image: Image.Image, name: str, alpha: bool) -> Image.Image:
@@ -272,8 +222,10 @@ def _rgb(image: Image.Image, name: str, alpha: bool) -> Image.Image:
         ) from error
 
 
-def _floats(item: np.ndarray | Tensor, name: str, allowed: tuple[float, float] = (0, 1)) -> Tensor:
-    """The numbers of an array, or of a dense tensor, in the allowed range; float32."""
+def _planes(
+    item: np.ndarray | Tensor, channels: int, name: str, allowed: tuple[float, float] = (0, 1)
+) -> Tensor:
+    """(C, H, W) float32 of an array (H, W, C) or a tensor (C, H, W); of one channel also (H, W)."""
     (low, high), is_array = allowed, isinstance(item, np.ndarray)
     plain = (low, high) == (0, 1)
     if not (item.dtype.kind == "f" if is_array else item.is_floating_point()):
@@ -282,10 +234,17 @@ def _floats(item: np.ndarray | Tensor, name: str, allowed: tuple[float, float] =
             f"{name} has the type {item.dtype}; arrays and tensors must be floats in "
             f"[{low:g}, {high:g}]: {advice}"
         )
-    if is_array:
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
-            item = torch.from_numpy(np.array(item, np.float32))
-    pixels = item.float()
+    pixels = torch.from_numpy(np.array(item, np.float32)) if is_array else item.float()
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    elif is_array and pixels.ndim == 3:
+        pixels = pixels.permute(2, 0, 1)
+    if pixels.ndim != 3 or len(pixels) != channels:
+        sides = f"H, W, {channels}" if is_array else f"{channels}, H, W"
+        raise ValueError(
+            f"{name} is {'an array' if is_array else 'a tensor'} of shape {tuple(item.shape)}; it "
+            f"must be ({sides}), or (B, {sides})"
+        )
     if not ((low <= pixels) & (pixels <= high)).all():
         advice = "divide 0..255 by 255, map [-1, 1] by x / 2 + 0.5"
         raise ValueError(
@@ -300,7 +259,7 @@ def _label(item, classes: Sequence[str], name: str) -> int:
         return UNSET
     if isinstance(item, str) and item in classes:
         return list(classes).index(item)
-    if _is(item, numbers.Integral) and -1 <= item < len(classes):
+    if isinstance(item, numbers.Integral) and -1 <= item < len(classes):
         return int(item)
     wanted = "None, for this model has no classes"
     if classes:

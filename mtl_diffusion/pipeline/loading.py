@@ -1,9 +1,7 @@
 """Saves a pipeline as a folder that loads without this package."""
 
-import copy
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,10 +14,10 @@ from .components import (
     MODEL_ID,
     SHARD,
     WORDS,
-    check_component,
     check_loaded,
     digest_of,
     id_of,
+    plain_module,
     plain_unet,
     read_json,
     stamp,
@@ -29,8 +27,6 @@ from .source import source
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 # Local paths and options that the libraries note in a configuration when they load it.
 LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only")
-CARD = "README.md"
-SAVING = ".saving-"  # prefix of a folder in the target where a model is written first
 
 
 class SelfContained:
@@ -57,32 +53,29 @@ class SelfContained:
         )
         return {f"{module}.py": source(), "pipeline.py": entry}
 
-    def __setattr__(self, name: str, value):
-        check_component(name, value)
-        super().__setattr__(name, value)
-        parts = [vars(self).get(part) for part in ("unet", "scheduler")]
-        ids = [id_of(part) for part in parts if part is not None and id_of(part)]
-        if name in ("unet", "scheduler") and len({*ids}) == 2:
-            warnings.warn(
-                f"unet is of the model {ids[0]} and scheduler of {ids[1]}: its noise levels may not"
-                " be those that the unet was trained with",
-                stacklevel=3,
-            )
-
     def to(self, *args, **kwargs):
-        """As in diffusers, but a device that is not there is a ValueError."""
-        try:
-            return super().to(*args, **kwargs)
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(f"the pipeline can't be moved to {args or kwargs}: {error}") from error
+        """As in diffusers; "meta" is refused, because the weights would be lost there."""
+        if "meta" in map(str, (*args, *kwargs.values())):
+            raise ValueError("device is meta, where tensors have no values; give cpu or cuda")
+        return super().to(*args, **kwargs)
 
     def save_pretrained(
-        self, save_directory, safe_serialization: bool = True, variant: str | None = None, **kwargs
+        self,
+        save_directory,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
     ):
         """As in diffusers, in safetensors only.
 
         A model that is there is replaced as a whole, once this one is written; of the same model
         other variants stay. Files that belong to no model stay too.
+
+        Args:
+            push_to_hub: then calls the method of this name, with the further arguments. `repo_id`
+                is by default the name of the folder.
 
         Raises:
             ValueError: safe_serialization is False, or a component can't be saved so that it loads.
@@ -93,30 +86,31 @@ class SelfContained:
                 "safe_serialization is False; weights are saved as safetensors only, because a "
                 "pickle can run code where it is loaded"
             )
-        target, plain = Path(save_directory), copy.copy(self)
-        vars(plain)["unet"] = plain_unet(self.unet)
-        for unet in (plain.unet, self.unet):
-            stamp(unet, self.scheduler, id_of(unet) or digest_of(plain.unet))
-        if kwargs.get("push_to_hub"):
-            kwargs.setdefault("repo_id", target.name)
+        target, unet = Path(save_directory).expanduser(), plain_unet(self.unet)
+        stamp(unet, self.scheduler, id_of(unet) or digest_of(unet))
         target.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=SAVING, dir=target) as folder:
-            super(SelfContained, plain).save_pretrained(folder, True, variant, **kwargs)
-            files = {path.relative_to(folder): path for path in Path(folder).rglob("*.*")}
-            index = {}
-            with suppress(OSError, ValueError):  # there is none, or a damaged one
-                index = read_json(target / INDEX)
-            patterns = replaced_by([*map(Path.as_posix, files)], index, id_of(self.unet))
-            # The index goes first and comes last: a mixture of two models can't be loaded.
-            (target / INDEX).unlink(missing_ok=True)
-            for part in {(target / name).parent for name in files} - {target}:
-                if part.is_symlink():  # to the folder of another model, which stays as it is
-                    part.unlink()
-                part.mkdir(exist_ok=True)
-            for old in (path for pattern in patterns for path in target.glob(pattern)):
-                old.unlink()
-            for name in sorted(files, key=lambda name: name.name == INDEX):
-                files[name].replace(target / name)
+        with TemporaryDirectory(prefix=".saving-", dir=target) as folder:
+            super().save_pretrained(folder, True, variant, max_shard_size)
+            self._move(Path(folder), target)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", target.name), variant=variant, **kwargs)
+
+    def _move(self, new: Path, target: Path) -> None:
+        """Moves a model that was saved to its place; what it replaces goes."""
+        files = {path.relative_to(new): path for path in new.rglob("*.*")}
+        index, unet = {}, plain_module(self.unet)
+        with suppress(OSError, ValueError):  # there is none, or a damaged one
+            index = read_json(target / INDEX)
+        if unet.config.get("_name_or_path") == str(target / "unet"):
+            index.setdefault(MODEL_ID, id_of(unet))  # it was loaded from there, maybe without an id
+        patterns = replaced_by([*map(Path.as_posix, files)], index, id_of(unet))
+        # The index goes first and comes last: a mixture of two models can't be loaded.
+        (target / INDEX).unlink(missing_ok=True)
+        for old in (path for pattern in patterns for path in target.glob(pattern)):
+            old.unlink()
+        for name in sorted(files, key=lambda name: name.name == INDEX):
+            (target / name).parent.mkdir(exist_ok=True)
+            files[name].replace(target / name)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Writes model_index.json and the source files; `save_pretrained` calls it last."""
@@ -140,15 +134,8 @@ class SelfContained:
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _upload_folder(self, working_dir, repo_id, *, token=None, subfolder=None, **kwargs):
-        """Uploads the model in one commit, and deletes what it replaces.
-
-        diffusers has written a card: that of the repository, with its own tags. One that lies
-        where the model is saved goes before it.
-        """
+        """Uploads the model in one commit, and deletes what it replaces."""
         folder, index = Path(working_dir), {}
-        card = folder.parent / CARD
-        if folder.name.startswith(SAVING) and card.is_file():
-            (folder / CARD).write_bytes(card.read_bytes())
         with suppress(OSError, ValueError):  # no model is there
             index = type(self).load_config(repo_id, token=token, subfolder=subfolder)
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")]
@@ -209,5 +196,5 @@ def replaced_by(names: Sequence[str], index: Mapping, model_id: str | None) -> l
     if variant:
         ends = (f".{variant}.*", f".{variant}-*", f".*.index.{variant}.json")
     else:
-        ends = ("-*", ".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
+        ends = ("-*", ".safetensors", ".safetensors.index.json")
     return [code, *(weights + end for end in ends)]

@@ -7,7 +7,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .inputs import is_dense, wrong
+from .inputs import wrong
 
 
 def initial_latents(
@@ -24,7 +24,7 @@ def initial_latents(
         raise wrong("generator", generator, wanted)
     if latents is None:
         return randn_tensor(shape, None if generator is None else each, device, torch.float32)
-    found = tuple(latents.shape) if is_dense(latents) else type(latents).__name__
+    found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
     if found != shape or not latents.is_floating_point() or not latents.isfinite().all():
         raise ValueError(
             f"latents are {found}; they must be a tensor of shape {shape}, of finite floats"

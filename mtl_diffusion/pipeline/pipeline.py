@@ -18,20 +18,13 @@ from torch import Tensor
 
 from .chains import Chains
 from .colorize import Colorize
+from .components import check_component
 from .denoiser import build_conditioning
 from .edit import Edit, EditAtOnce
 from .format import MARK, ImageFormat
 from .generate import Generate
 from .inpaint import Inpaint
-from .inputs import (
-    UNSET,
-    check_callback,
-    read_count,
-    read_inputs,
-    read_interval,
-    read_number,
-    wrong,
-)
+from .inputs import UNSET, read_count, read_inputs, read_interval, read_number, wrong
 from .loading import SelfContained
 from .noise import draw_classes, initial_latents, own_generators
 from .outputs import MultiTaskOutput, read_output_type, to_output
@@ -60,11 +53,6 @@ EDITS_AT_ONCE = "_edits_at_once"  # true where an edit is one evaluation
 FREQUENCIES = "_class_frequencies"  # class name -> share of the training data; NULL: without one
 TRANSLATIONS = "_translations"  # the names of the tasks of the class Translate
 LEARNED = (CHAINS, EDITS_AT_ONCE, FREQUENCIES, MARK, TRANSLATIONS)
-# Arguments of earlier versions, and what takes their place.
-REMOVED = dict.fromkeys(
-    ("num_inversion_steps", "source_class"),
-    "mtl_diffusion.editing.whole.whole_edit, of the package, inverts the source of an edit",
-)
 # The state of a call that the pipeline has after it, as diffusers' pipelines do.
 STATE = ("_guidance_scale", "_image_guidance_scale", "_guidance_interval", "_num_timesteps")
 
@@ -86,6 +74,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012, the name and type are diffusers'
 
     # The state of a call, in the shallow copy that it runs on.
+    _interrupt, _caller = False, None  # the pipeline that it is a copy of
     _guidance_scale = _image_guidance_scale = 1.0
     _guidance_interval = (0.0, math.inf)
     _num_timesteps = 0
@@ -98,19 +87,15 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         chains: Optional[list] = None,  # noqa: UP045, the form that diffusers 0.36 can read
     ):
         super().__init__()
-        # Of the pipeline, of the call, and of calls inside its callback: a list with an entry if it
-        # is to stop.
-        self._stops = ([],)
         self.register_modules(unet=unet, tokenizer=tokenizer, scheduler=scheduler)
         if chains is not None:
             self.register_to_config(chains=chains)
         self._check_vocabulary()
 
     def __setattr__(self, name: str, value):
-        if name.startswith("_"):  # the state of a call, and no component
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+        if name in ("unet", "tokenizer", "scheduler"):
+            check_component(name, value)
+        super().__setattr__(name, value)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -187,22 +172,10 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     def interrupt(self) -> bool:
         """Whether a call ends after its current evaluation, with the image that it has by then.
 
-        `pipe._interrupt = True` asks for it: on the pipeline that a callback gets it ends that
-        call, with the calls inside it, and on the pipeline itself, as from another thread, all
-        calls that run.
+        `pipe._interrupt = True` asks for it: on the pipeline that a callback gets for that call and
+        those inside it, and on the pipeline itself, as from another thread, for all calls that run.
         """
-        return any(self._stops)
-
-    @property
-    def _interrupt(self) -> bool:
-        return bool(self._stops[-1])
-
-    @_interrupt.setter
-    def _interrupt(self, value: bool):
-        if value:
-            self._stops[-1].append(True)
-        elif self._interrupt:  # a new list: calls that run still have the one that told them
-            self._stops = (*self._stops[:-1], [])
+        return self._interrupt or (self._caller is not None and self._caller.interrupt)
 
     @torch.no_grad()
     def __call__(
@@ -223,7 +196,6 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006, diffusers' own
-        **removed,
     ) -> MultiTaskOutput | tuple:
         """Draws images. A class, image, mask or strength may be a list, one entry a sample.
 
@@ -262,8 +234,6 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             ValueError: an argument is out of its range, or one that the task doesn't take; or the
                 latents don't stay finite.
         """
-        for name in removed:
-            raise TypeError(f"there is no argument {name}; {REMOVED.get(name, 'leave it out')}")
         self._check_vocabulary()
         given = {"class_label": class_label, "image": image, "mask_image": mask_image}
         given |= {"strength": strength, "image_guidance_scale": image_guidance_scale}
@@ -271,7 +241,9 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         images = self.format
         output_type = read_output_type(output_type, images)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        check_callback(*callback, self._callback_tensor_inputs)
+        if not {*callback[1]} <= {*self._callback_tensor_inputs}:
+            wanted = f"a list with {self._callback_tensor_inputs} or nothing in it"
+            raise wrong("callback_on_step_end_tensor_inputs", callback[1], wanted)
         call = self._copy_for_call()
         call._set_guidance(task, guidance_scale, image_guidance_scale, guidance_interval)
         steps = self._read_steps(task, num_inference_steps)
@@ -295,7 +267,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
 
         self.maybe_free_model_hooks()
-        if len(self._stops) == 1:  # no call inside a callback
+        if self._caller is None:  # no call inside a callback
             vars(self).update((name, getattr(call, name)) for name in STATE)
         drawn = to_output(latents, hint.mask, source, output_type, images)
         names = [*self.class_names, None]  # a negative number is no class
@@ -335,10 +307,10 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
 
     def _copy_for_call(self) -> "MultiTaskPipeline":
         """A shallow copy for the state of one call. `solve` gives it schedulers of its own."""
-        if len(self._stops) == 1:
-            self._interrupt = False  # of earlier calls; those that run were told when it was set
+        if self._caller is None:
+            self._interrupt = False  # of earlier calls
         call = copy.copy(self)
-        call._stops = (*self._stops, [])
+        call._interrupt, call._caller = False, self
         return call
 
     def _check_vocabulary(self) -> None:

@@ -62,7 +62,8 @@ def solve(
                 x = torch.where(free, x, known + sigmas[i + 1] * fresh)
                 if callback is not None:
                     tensors = dict.fromkeys(callback_inputs, x)
-                    x = _replaced(x, callback(call, len(finite), timestep, tensors), len(finite))
+                    answer = callback(call, len(finite), timestep, tensors) or {}
+                    x = answer.get("latents", x).to(x)
                 finite.append(x.isfinite().all())
                 progress.update()
             solved[rows] = x
@@ -113,22 +114,6 @@ def from_level(start: float, scheduler, steps: int | list[float], device: torch.
     own.set_begin_index(0)
     own.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
     return own
-
-
-def _replaced(latents: Tensor, answer: dict | None, step: int) -> Tensor:
-    """The latents, or those that a callback returned to replace them."""
-    answer = {} if answer is None else answer
-    new = answer.get("latents", latents) if isinstance(answer, dict) else None
-    if not isinstance(new, Tensor) or new.shape != latents.shape:
-        raise ValueError(
-            "callback_on_step_end returned neither None nor a dict whose latents have the shape "
-            f"{tuple(latents.shape)}"
-        )
-    if new is not latents and not new.isfinite().all():
-        raise ValueError(
-            f"callback_on_step_end returned latents that are not finite after step {step + 1}"
-        )
-    return new.to(latents)
 
 
 def _likely_cause(call) -> str:

@@ -4,8 +4,9 @@ diffusers copies the code of every model to one folder before it runs it. Files 
 another would be read there while another load writes them; a single file is not.
 """
 
-import ast
-from collections.abc import Iterator, Mapping
+import re
+import symtable
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -26,21 +27,9 @@ the code of all models to one folder, where another version of the same name wou
 # The text that replaces this file in an export.
 EXPORTED = '''"""The text of this file, for saving the model again."""
 
-import time
 from pathlib import Path
 
-
-def _own_text() -> str:
-    """Reads this file, which another load may be copying at this moment, up to its last line."""
-    for _ in range(100):
-        text = Path(__file__).read_text(encoding="utf-8")
-        if text.endswith("# The end.\\n"):
-            break
-        time.sleep(0.01)
-    return text
-
-
-SOURCE = _own_text()
+SOURCE = Path(__file__).read_text(encoding="utf-8")
 
 
 def source() -> str:
@@ -56,8 +45,10 @@ if _first is not None and _first["SOURCE"] == SOURCE:
     globals().update(_first)
 else:
     _FIRST_RUN = dict(globals())
-# The end.
 """
+
+
+SIBLING = re.compile(r"^from \.(\w+) import (?:\(.*?\)|.*?)\n", re.MULTILINE | re.DOTALL)
 
 
 @cache
@@ -67,51 +58,30 @@ def source() -> str:
 
 
 def join(files: Mapping[str, str], entry: str) -> str:
-    """Joins `entry`, of files by name, and all that it imports into one module.
+    """Joins `entry`, of files by name, and all that it imports by `from .file import name`.
 
     Raises:
-        ValueError: a sibling is imported in another way than `from .file import name` at the top,
-            or two files define the same name.
+        ValueError: two files define the same name.
     """
     parts: dict[str, str] = {}
     owners: dict[str, str] = {}
 
     def add(name: str) -> None:
-        tree, lines = ast.parse(files[name]), files[name].splitlines()
-        siblings = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
-        for node in siblings:
-            plain = node.level == 1 and node.module and not any(one.asname for one in node.names)
-            if node not in tree.body or not plain:
+        for sibling in SIBLING.findall(files[name]):
+            if f"{sibling}.py" not in parts:
+                add(f"{sibling}.py")
+        text = SIBLING.sub("", files[name])
+        for symbol in symtable.symtable(text, name, "exec").get_symbols():
+            # Files may import the same name, from one place.
+            owner = "an import" if symbol.is_imported() else name
+            bound = symbol.is_imported() or symbol.is_assigned()
+            if bound and owners.setdefault(symbol.get_name(), owner) != owner:
                 raise ValueError(
-                    f"{name} has `{ast.unparse(node)}`; write `from .file import name` at the top"
+                    f"{symbol.get_name()} is defined by {owners[symbol.get_name()]} and by {owner};"
+                    " an exported model has all files in one: rename one of them"
                 )
-            if f"{node.module}.py" not in parts:
-                add(f"{node.module}.py")
-        for defined, owner in _defined(tree, name):
-            if owners.setdefault(defined, owner) != owner:
-                raise ValueError(
-                    f"{defined} is defined by {owners[defined]} and by {owner}; an exported model "
-                    "has all files in one: rename one of them"
-                )
-        for node in reversed(siblings):
-            del lines[node.lineno - 1 : node.end_lineno]
         rule = "# " + "-" * 98
-        parts[name] = "\n".join([rule, f"# {name}", rule, *lines, "", ""])
+        parts[name] = "\n".join([rule, f"# {name}", rule, text, ""])
 
     add(entry)
     return "\n".join([INTRODUCTION, *parts.values(), TAIL])
-
-
-def _defined(tree: ast.Module, file: str) -> Iterator[tuple[str, str]]:
-    """The names at the top of a file, and what defines each: the file, or an import of its own."""
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node.name, file
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            for alias in node.names if not getattr(node, "level", 0) else ():
-                origin = f"the import of {ast.unparse(alias)} {getattr(node, 'module', '')}"
-                yield alias.asname or alias.name, origin.rstrip()
-        else:
-            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", 0)]
-            names = [n for target in targets if target for n in ast.walk(target)]
-            yield from ((n.id, file) for n in names if isinstance(n, ast.Name))

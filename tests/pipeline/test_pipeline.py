@@ -18,6 +18,7 @@ from drawing import (
     remade,
     sample,
 )
+from PIL import Image
 
 from mtl_diffusion.pipeline.pipeline import TASKS
 
@@ -37,11 +38,45 @@ def test_output_types_show_the_same_image(pipe, task):
     assert_close((latent / 2 + 0.5).clamp(0, 1), pt)
 
 
-@pytest.mark.parametrize("value, words", [(0, "black: nothing is repaint"), (1, "white: nothing")])
-def test_a_mask_without_black_or_white_warns(pipe, value, words):
-    masks = [np.full((SIZE, SIZE), bool(value)), MASK]
-    with pytest.warns(UserWarning, match=f"mask_image: 1 of 2 all {words}"):
-        sample(pipe, "inpaint", mask_image=masks)
+PIXELS, HOLES = np.stack([np.asarray(picture(i)) for i in (0, 1)]) / 255, np.stack([MASK, ~MASK])
+TENSORS = torch.from_numpy(PIXELS).movedim(-1, 1)
+# The same arguments of two samples in other forms.
+FORMS = [
+    ("image", [picture(0).convert("RGBA"), picture(1)]),
+    ("image", PIXELS),
+    ("image", [*PIXELS.astype(">f4")]),
+    ("image", PIXELS[:, ::-1].copy()[:, ::-1]),  # of strides that torch doesn't take
+    ("image", TENSORS.float()),
+    ("image", [TENSORS[:1], TENSORS[1]]),
+    ("mask_image", [Image.fromarray(255 * HOLES[0].astype(np.uint8)), Image.fromarray(HOLES[1])]),
+    ("mask_image", [*HOLES]),
+    ("mask_image", HOLES[..., None].astype(">f4")),
+    ("mask_image", [HOLES[0, ..., None], torch.from_numpy(HOLES[1])]),
+    ("mask_image", torch.from_numpy(HOLES[:, None] * 0.2 + 0.4)),  # grey is cut at one half
+    ("class_label", [0, 2]),
+    ("class_label", np.array([0, 2])),
+    ("class_label", torch.tensor([0, 2])),
+    ("class_label", ["cat", np.int64(2)]),
+    ("strength", [np.float32(0.5), 0.75]),
+    ("strength", torch.tensor([0.5, 0.75])),
+    ("num_inference_steps", np.int64(STEPS)),
+    ("guidance_interval", [0.1, np.inf]),
+]
+
+
+@pytest.mark.parametrize("name, value", FORMS)
+def test_an_argument_may_have_several_forms(pipe, name, value):
+    plain = {
+        "image": [picture(0), picture(1)],
+        "mask_image": torch.from_numpy(HOLES[:, None]),
+        "class_label": ["cat", "ship"],
+        "strength": [0.5, 0.75],
+        "guidance_interval": (0.1, np.inf),
+        "generator": generators(2),
+    }
+    expected = sample(pipe, "edit", "pt", **plain)
+    found = sample(pipe, "edit", "pt", **plain | {"generator": generators(2), name: value})
+    assert_close(found, expected)
 
 
 @every_task

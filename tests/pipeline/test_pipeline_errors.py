@@ -11,7 +11,7 @@ CALLS = {
     "edit": {"image": torch.rand(3, 8, 8), "class_label": "cat"},
 }
 NAN, PIL, TENSOR = float("nan"), Image.new("RGB", (8, 8)), torch.rand(3, 8, 8)
-NAN_IMAGE, HUGE = torch.full((3, 8, 8), NAN), 10**5000  # of more digits than Python prints
+NAN_IMAGE = torch.full((3, 8, 8), NAN)
 
 # Task, argument, value, and what the error says after the argument's name.
 BAD = [
@@ -29,17 +29,13 @@ BAD = [
     ("edit", "image", [], r"is \[\]; it must be a PIL image, .* of one or more"),
     ("edit", "image", TENSOR[None][:0], r"is tensor\(.*; it must be .* of one or more"),
     ("edit", "image", "cat.png", "is 'cat.png'; it must be a PIL image"),
-    ("edit", "image", TENSOR.to("meta"), r"is tensor\(.*; it must be .* a dense tensor"),
-    ("edit", "image", np.full((8, 8, 3), "x"), r"is array\(.*; it must be a PIL image"),
     ("edit", "image", np.zeros((8, 8, 3), complex), "has the type complex128"),
     ("inpaint", "mask_image", Image.new("L", (8, 9)), "is 8x9 pixels"),
-    ("inpaint", "mask_image", torch.ones(3, 8, 8), r"has shape \(3, 8, 8\); .*several"),
-    ("inpaint", "mask_image", np.ones((8, 8, 3)), r"has shape \(8, 8, 3\); .*color"),
-    ("inpaint", "mask_image", torch.ones(8), r"has shape \(8,\); it must be \(H, W\)"),
+    ("inpaint", "mask_image", torch.ones(3, 8, 8), r"is a tensor .*; it must be \(1, H, W\)"),
+    ("inpaint", "mask_image", np.ones((8, 8, 3)), r"is an array .*; it must be \(H, W, 1\)"),
     ("inpaint", "mask_image", np.ones((8, 8), np.uint8), "has the type uint8"),
     ("inpaint", "mask_image", 255 * torch.ones(8, 8), "has values from 255 to 255"),
     ("inpaint", "mask_image", True, "is True; it must be a PIL image"),
-    ("inpaint", "mask_image", torch.eye(8).to_sparse(), r"is tensor\(.* a dense tensor"),
     ("inpaint", "mask_image", Image.new("RGBA", (8, 8)), "is transparent in places"),
     ("inpaint", "mask_image", Image.new("LA", (8, 8)), "is transparent in places"),
     # Masks whose white is not white.
@@ -53,15 +49,12 @@ BAD = [
         for mask, most, white in (
             (Image.new("L", (8, 8), 1), 1, 255),
             (Image.new("RGB", (8, 8), "red"), 76, 255),
-            (Image.new("I", (8, 8), 300), 300, 65535),
             (torch.full((8, 8), 0.3), r"0\.3", 1),
         )
     ),
     ("edit", "strength", 1.5, r"is 1\.5; it must be a number from 0 to 1"),
     ("edit", "strength", [0.5, "1"], "is '1'"),
-    ("generate", "num_inference_steps", 0, "is 0; it must be a whole number from 1 to 10,000"),
-    ("generate", "num_inference_steps", HUGE, "is a int that cannot be"),
-    ("generate", "num_images_per_prompt", 10**9, "is 10+; "),
+    ("generate", "num_inference_steps", 0, "is 0; it must be a whole number from 1"),
     ("generate", "guidance_scale", -1, "is -1; it must be a number from 0 upwards"),
     ("generate", "guidance_interval", 1.0, r"is 1\.0; it must be two numbers"),
     ("generate", "guidance_interval", (3, 1), r"is \(3, 1\); .*lower one first"),
@@ -76,10 +69,7 @@ BAD = [
     ("generate", "latents", NAN_IMAGE[None], "are .* finite"),
     ("generate", "latents", np.zeros((1, 3, 8, 8)), "are ndarray; .* tensor"),
     ("generate", "output_type", "jpg", "is 'jpg'; it must be one of pil, np, pt"),
-    ("generate", "callback_on_step_end", 3, "is 3; it must be a function"),
-    ("generate", "callback_on_step_end", lambda *_: 3, "returned neither"),
-    ("generate", "callback_on_step_end", lambda *_: {"latents": TENSOR}, ".* have the shape"),
-    ("generate", "callback_on_step_end_tensor_inputs", ["x"], r"is \['x'\]; .* have latents"),
+    ("generate", "callback_on_step_end_tensor_inputs", ["x"], r"is \['x'\]; .*'latents'"),
 ]
 # Arguments that don't go with the task, or with one another, and the error.
 UNFIT = [
@@ -111,19 +101,6 @@ def test_the_calls_are_good_without_their_changes(three_tasks, task):
 def test_a_bad_call(three_tasks, task, changes, message):
     with pytest.raises(ValueError, match=message):
         three_tasks(**{"task": task, "num_inference_steps": 1} | CALLS[task] | changes)
-
-
-@pytest.mark.parametrize(
-    "name, remedy",
-    [
-        ("source_class", "mtl_diffusion.editing.whole.whole_edit"),
-        ("num_inversion_steps", "mtl_diffusion.editing.whole.whole_edit"),
-        ("prompt", "leave it out"),
-    ],
-)
-def test_an_argument_that_is_gone_or_unknown_is_refused(pipe, name, remedy):
-    with pytest.raises(TypeError, match=f"there is no argument {name}; {remedy}"):
-        pipe("generate", **{name: "cat"})
 
 
 def test_an_image_whose_file_is_closed_says_so(pipe, tmp_path):

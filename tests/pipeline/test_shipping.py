@@ -105,18 +105,10 @@ def test_what_is_written(folder):
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("from .b import b\n\ndef b():\n    pass\n", "b is defined by b.py and by a.py"),
-        ("from .b import b\nfrom os import path as np\n", "np is defined by the import of .*numpy"),
-        ("from .b import b as c\n", "a.py has `from .b import b as c`; write `from .file"),
-        ("def f():\n    from .b import b\n", "write `from .file import name` at the top"),
-    ],
-)
-def test_files_that_cannot_be_joined(text, words):
-    with pytest.raises(ValueError, match=words):
-        join({"a.py": text, "b.py": "import numpy as np\n\nb = 3\n"}, "a.py")
+def test_a_name_that_two_files_define_is_refused():
+    files = {"a.py": "from .b import b\n\ndef b():\n    pass\n", "b.py": "import os\n\nb = 3\n"}
+    with pytest.raises(ValueError, match=r"b is defined by b\.py and by a\.py"):
+        join(files, "a.py")
 
 
 def test_the_installed_class_runs_no_code_of_the_folder(pipe, folder, tmp_path):
