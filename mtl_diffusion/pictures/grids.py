@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..classifiers.classifier import Classifier
 from ..pipeline.format import ImageFormat
 from ..pipeline.inputs import read_images
 from ..pipeline.masks import draw_masks
@@ -15,7 +16,8 @@ from ..tools.rng import generator
 Picture = Image.Image
 Source = Picture | np.ndarray | torch.Tensor  # an image as a pipeline takes it or gives it
 LIMIT = 2000  # pixels: no row of pictures is wider or higher
-ROWS, SAMPLES = 10, 8  # samples in a row; classes of edits, at most, are ROWS too
+ROWS, SAMPLES = 10, 10  # samples in a row; classes of edits, at most, are ROWS too
+CANDIDATES = 16  # samples of a class, of which a classifier chooses one
 HOLES = ("center", "half", "boxes", "strokes", "border")  # two of them a row, in turn
 _MARGIN, _TEXT, _SQUARE = 4, 14, 6  # pixels
 _FONT = ImageFont.load_default(11)
@@ -146,6 +148,28 @@ def pictures_of(
         else:
             found[task] = task_picture(pipe, task, sources[:4], labels_of_sources[:4], seed)
     return found
+
+
+def surest_samples(
+    pipe: MultiTaskPipeline, classifier: Classifier, seed: int = 0, **options
+) -> list[Source]:
+    """A sample of each class in turn, `ROWS` in all, as sources of `pictures_of`.
+
+    Of the first `CANDIDATES` samples of the class it is the one that the classifier is surest of.
+
+    Args:
+        classifier: of images of the model's size and classes.
+        options: further arguments of the pipeline.
+    """
+    form, found = pipe.format, []
+    for name in pipe.class_names[:ROWS]:
+        given = {"class_label": name, "num_images_per_prompt": CANDIDATES}
+        given["generator"] = generator(seed, "candidates", name)
+        images = pipe(task="generate", output_type="pt", **given, **options).images
+        logits = classifier(form.rgb(form.from_array(images)))
+        place = classifier.class_names.index(name)
+        found.append(images[logits.log_softmax(1)[:, place].argmax()])
+    return [found[i % len(found)] for i in range(ROWS)]
 
 
 def _holes(pipe, sources, seed, random, how, options) -> Picture:

@@ -24,7 +24,7 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 BUILT_IN = "shapes"
 GALLERY = (
     "![Samples of the model in each of its tasks]({})\n\n"
-    "*Each task on samples of the model itself: first seeds, nothing picked.*\n"
+    "*Each task, on samples of the model itself, of which none was picked by hand.*\n"
 )
 PRECISIONS = {
     "no": "float32",

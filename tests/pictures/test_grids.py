@@ -1,9 +1,17 @@
 """Pictures stay small and legible with many classes and long names."""
 
 import numpy as np
+import torch
 from PIL import Image
 
-from mtl_diffusion.pictures.grids import LIMIT, ROWS, grid, pictures_of, side_by_side
+from mtl_diffusion.pictures.grids import (
+    LIMIT,
+    ROWS,
+    grid,
+    pictures_of,
+    side_by_side,
+    surest_samples,
+)
 
 
 def tile(value, size=8):
@@ -36,3 +44,22 @@ def test_a_model_that_generates_nothing_has_grey_sources(build_pipe):
     pictures = pictures_of(pipe, num_inference_steps=2)
     assert set(pictures) == {"inpaint", "colorize"}
     assert pictures["colorize"].getpixel((100, 50)) == (128, 128, 128)
+
+
+def test_the_source_is_the_sample_that_a_classifier_is_surest_of(build_pipe):
+    pipe, seen = build_pipe(classes=("cat", "dog")), []
+
+    class Brightest:  # it takes the brighter images for the first class, the darker for the second
+        class_names = pipe.class_names[::-1]
+
+        def __call__(self, images):
+            seen.append(images)
+            bright = images.mean((1, 2, 3))
+            return torch.stack([bright, -bright], 1)
+
+    sources = surest_samples(pipe, Brightest(), num_inference_steps=2)
+    assert len(sources) == ROWS and [len(images) for images in seen] == [16, 16]
+    darkest = seen[0][seen[0].mean((1, 2, 3)).argmin()]
+    brightest = seen[1][seen[1].mean((1, 2, 3)).argmax()]
+    for source, expected in zip(sources, [darkest, brightest] * 5, strict=True):
+        torch.testing.assert_close(2 * source - 1, expected)
