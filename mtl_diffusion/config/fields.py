@@ -6,45 +6,25 @@ pydantic checks; what it must have in common with other fields is in `limits.py`
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, Field, ValidationError, WrapValidator
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
-
-
-def _message(words: str) -> WrapValidator:
-    """One sentence in place of what pydantic says of the values that a type refuses."""
-
-    def validate(value: Any, validate_type: Callable[[Any], Any]) -> Any:
-        try:
-            return validate_type(value)
-        except ValidationError:
-            raise PydanticCustomError("message", words) from None
-
-    return WrapValidator(validate)
-
-
-def _in_full(path: str) -> str:
-    path = os.path.expanduser(path)
-    if path.startswith("~"):
-        words = "must be a path in full: no user has that home directory"
-        raise PydanticCustomError("home", words)
-    return path
 
 
 def _rising(pair: list[float]) -> list[float]:
     if pair[0] >= pair[1]:
-        raise ValueError
+        raise PydanticCustomError("rising", "must be the lower number first")
     return pair
 
 
-_TEXT = "must be a text, in quotes where it looks like a number; not empty, and without a NUL"
-Text = Annotated[str, Field(pattern=r"^[^\x00]+$"), _message(_TEXT)]
-PathText = Annotated[Text, AfterValidator(_in_full)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+PathText = Annotated[Text, AfterValidator(os.path.expanduser)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 # A command line has "none", the program None.
 Start = Annotated[PathText | None, AfterValidator(lambda v: None if v == "none" else v)]
 # Upper limits that no useful value reaches, and that do not exhaust the memory.
@@ -60,25 +40,10 @@ Width = Annotated[int, Field(ge=1, le=65_536)]
 Widths = Annotated[list[Width], Field(min_length=1)]
 BatchSize = Annotated[int, Field(ge=1, le=10**6)]
 Side = Annotated[int, Field(ge=8, le=4096)]
-Size = Annotated[
-    Side | Annotated[list[Side], Field(min_length=2, max_length=2)],
-    _message("must be pixels from 8 to 4096, or two numbers of them: [height, width]"),
-]
-Mode = Annotated[
-    Literal["L", "RGB", "RGBA"] | Annotated[int, Field(ge=1, le=256)],
-    _message("must be L, RGB, RGBA, or a number of bands from 1 to 256"),
-]
-Range = Annotated[
-    list[float],
-    Field(min_length=2, max_length=2),
-    AfterValidator(_rising),
-    _message("must be two numbers, the lower one first, such as [0, 4095],"),
-]
-Bands = Annotated[
-    list[Annotated[int, Field(ge=0, le=255)]],
-    Field(min_length=3, max_length=3),
-    _message("must be three numbers of bands, counted from 0, such as [3, 2, 1],"),
-]
+Size = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+Mode = Literal["L", "RGB", "RGBA"] | Annotated[int, Field(ge=1, le=256)]
+Range = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_rising)]
+Bands = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
 
 
 @dataclass(frozen=True)
@@ -105,7 +70,7 @@ class TrainConfig:
     mask_column: Text | None = None
     """Column with a mask of each image, white in a region of interest. Then inpaint learns holes
     of these shapes, too. None: no masks."""
-    condition_columns: dict[str, Text] | None = None
+    condition_columns: dict[Name, Text] | None = None
     """Tasks that make an image of one of another kind: the name of each, and the column of what it
     is made of, such as {from_mask: mask}. They get their shares in tasks. None: no such task."""
     dataset_holes: Fraction = 0.5
@@ -267,8 +232,6 @@ class TrainConfig:
     """Compile the network; the first step waits for it."""
     compile_mode: Literal["default", "reduce-overhead"] = "default"
     """torch.compile's mode. reduce-overhead (CUDA graphs) is for models too small to fill a GPU."""
-    channels_last: bool = True
-    """Keep images in channels-last memory order."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     num_threads: Annotated[int, Field(ge=1, le=4096)] | None = None

@@ -12,24 +12,26 @@ from ..tools.yaml_reader import dump
 from . import limits
 from .fields import OF_MODEL, TYPES, TrainConfig, show, suggestion
 
-# Names in other trainers -> what to set here.
+# Names in other trainers -> what to do here.
 _ELSEWHERE = {
     "epochs num_epochs num_train_epochs max_epochs": (
-        "max_train_steps: an epoch is the number of images / total_batch_size"
+        "set max_train_steps: an epoch is the number of images / total_batch_size"
     ),
-    "batch_size train_batch_size": "total_batch_size, the samples of a step over all processes",
+    "batch_size train_batch_size": "set total_batch_size, the samples of a step over all processes",
     "per_device_train_batch_size micro_batch_size gradient_accumulation_steps "
-    "accumulate_grad_batches": "per_device_batch_size: what exceeds it is accumulated",
-    "fp16 bf16": "mixed_precision, to no, bf16 or fp16",
+    "accumulate_grad_batches": "set per_device_batch_size: what exceeds it is accumulated",
+    "fp16 bf16": "set mixed_precision, to no, bf16 or fp16",
 }
-# Fields of version 0.1.0, whose checkpoints have them.
+# Fields of earlier versions, whose checkpoints have them -> a value with which a run does what it
+# does without the field, and what to do.
 _REMOVED = {
-    "ema_half_life": "ema_ramp: the half-life is that share of the images seen so far",
-    "task_weights": "task_weighting, to uncertainty or sum",
-    "gradient_aggregation": "task_weighting: the gradients of the tasks are always added",
-    "token_paths": "nothing: tokens reach the network by attention and with the time embedding",
-    "perceptual_weight": "alignment_weight: no other loss needs a classifier",
-    "perceptual_images": "alignment_weight: no other loss needs a classifier",
+    "ema_half_life": (..., "set ema_ramp: the half-life is that share of the images seen so far"),
+    "task_weights": (None, "set task_weighting, to uncertainty or sum"),
+    "gradient_aggregation": ("sum", "leave it out: the gradients of the tasks are always added"),
+    "perceptual_weight": (0, "set alignment_weight: no other loss needs a classifier"),
+    "perceptual_images": (0.15, "set alignment_weight: no other loss needs a classifier"),
+    "token_paths": ("both", "leave it out: tokens always take both paths to the network"),
+    "channels_last": (True, "leave it out: images are always in that order of memory"),
 }
 _EXAMPLES = {"list_type": ", such as [32, 64]", "dict_type": ", such as {generate: 1, edit: 1}"}
 _KINDS = get_type_hints(TrainConfig, include_extras=True)
@@ -107,9 +109,7 @@ def differences(
     """
     old = to_dict(TrainConfig()) | dict(old)
     passed = {*allowed, *(OF_MODEL if new.get("pretrained_model_name_or_path") else ())}
-    idle = {"task_weights": None, "gradient_aggregation": "sum", "perceptual_weight": 0}
-    idle["token_paths"] = "both"
-    passed |= {"perceptual_images", *(name for name in idle if old.get(name) == idle[name])}
+    passed |= {name for name, (idle, _) in _REMOVED.items() if old.get(name) == idle}
     if old.get("ema_half_life", 0) >= old["ema_ramp"]:  # the smaller one had effect
         passed.add("ema_half_life")
     lines = []
@@ -122,8 +122,8 @@ def differences(
 
 def hint(name: str, prefix: str = "") -> str:
     """What to write in place of a name that is no field's."""
-    instead = (_ELSEWHERE | _REMOVED).items()
-    hints = (f"; set {what}" for names, what in instead if name in names.split())
+    instead = _ELSEWHERE | {name: what for name, (_, what) in _REMOVED.items()}
+    hints = (f"; {what}" for names, what in instead.items() if name in names.split())
     return next(hints, suggestion(name, TYPES, prefix))
 
 
@@ -144,11 +144,12 @@ def _typed(values: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, str]]:
     try:
         known = _VALUES.model_validate(known).model_dump(exclude_unset=True)
     except ValidationError as refusal:
-        for error in refusal.errors():
-            what = re.sub(r"^\w+ should ", "must ", error["msg"]) + _EXAMPLES.get(error["type"], "")
-            name = error["loc"][0]
-            null = " or null" if name in optional else ""
-            # Of a field with several values, the first fault is reported.
-            wrong.setdefault(name, f"found {show(error['input'])}; {what}{null}")
+        reasons: dict[str, list[str]] = {}
+        for error in refusal.errors():  # one for each type that a field may have
+            what = re.sub(r"^\w+ should |^must ", "", error["msg"])
+            reasons.setdefault(error["loc"][0], []).append(what + _EXAMPLES.get(error["type"], ""))
+        for name, found in reasons.items():
+            what = ", or ".join(dict.fromkeys(found + ["null"] * (name in optional)))
+            wrong[name] = f"found {show(known[name])}; must {what}"
         known = {name: value for name, value in known.items() if name not in wrong}
     return TrainConfig(**known, written=frozenset(known)), wrong

@@ -160,9 +160,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         }
     )
     for network in [unet] if teacher is None else [unet, teacher.unet]:
-        network.to(device)
-        if config.channels_last:
-            network.to(memory_format=torch.channels_last)
+        network.to(device, memory_format=torch.channels_last)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     # Copied before the original is frozen, compiled or wrapped.

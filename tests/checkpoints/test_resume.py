@@ -16,10 +16,9 @@ from mtl_diffusion.checkpoints.store import CheckpointError, load, save
 VARIANTS = {
     "one process": {},
     "accumulation, balanced classes": {"per_device_batch_size": 3, "balance_classes": "true"},
-    "bf16, no average, row-major, recomputed": {
+    "bf16, no average, recomputed": {
         "mixed_precision": "bf16",
         "use_ema": "false",
-        "channels_last": "false",
         "gradient_checkpointing": "true",
     },
     "two processes, accumulation, bf16": {

@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mtl_diffusion.config import ConfigError, TrainConfig, checked
-from mtl_diffusion.config.command_line import parse
+from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data.decode import Decoder, Encoded
 from mtl_diffusion.data.images import FRAME, MASK, load_images, load_splits
 from mtl_diffusion.data.line import data_line
@@ -164,40 +163,6 @@ def test_scaling_loses_nothing(form):
         form.array_as_stored(form.stored_as_array(images)),
     ):
         torch.testing.assert_close(undone.float(), images.float(), **exact)
-
-
-@pytest.mark.parametrize(
-    ("flags", "fault"),
-    [
-        (
-            "--resolution=[8,10]",
-            r"resolution: found \[8, 10\]; must be a multiple of 4, such as \[8, 12\]",
-        ),
-        ("--resolution=9", "resolution: found 9; must be a multiple of 4, such as 12"),
-        ("--resolution=[8]", "resolution: found .*; must be pixels from 8 to 4096, or two numbers"),
-        ("--image_mode=CMYK", "image_mode: found .*; must be L, RGB, RGBA, or a number of bands"),
-        ("--image_dtype=float32", "value_range: found null; must be the lowest and highest number"),
-        ("--image_dtype=uint16 --value_range=[0,70000]", "value_range: .* must be in 0 to 65535"),
-        ("--value_range=[0,1]", "value_range: .* must be null, or set image_dtype"),
-        ("--value_range=[1,0]", "value_range: .* must be two numbers, the lower one first"),
-        ("--image_mode=5 --shown_bands=[1,2,5]", "shown_bands: .* must be below 5"),
-        (
-            '--condition_columns={"from_map":"map"}',
-            "must have a share in tasks for each of from",
-        ),
-        ('--condition_columns={"edit":"map"}', "edit is a task already; give another name"),
-        ('--condition_columns={"A":"map"}', "A must be lower-case letters, digits and _"),
-        ('--image_mode=L --tasks={"colorize":1}', "image_mode: found .*; must be RGB or RGBA"),
-    ],
-)
-def test_contradictions_are_refused(flags, fault):
-    with pytest.raises(ConfigError, match=fault):
-        parse(["--block_out_channels=[8,8,8]", "--attention_resolutions=[]", *flags.split()])
-
-
-def test_a_good_rectangle():
-    assert checked({"resolution": [16, 24], "attention_resolutions": [8]}).size == (16, 24)
-    assert TrainConfig().size == (16, 16)
 
 
 # Masks
