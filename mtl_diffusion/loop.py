@@ -92,8 +92,8 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
             print(f"The pipeline is in {folder}")
         accelerator.end_training()
         if accelerator.is_main_process and config.push_to_hub:
-            source = {"checkpoint": config.output_dir, "step": config.max_train_steps}
-            address = push(folder, config.repository, **source, private=config.hub_private_repo)
+            done = config.max_train_steps
+            address = push(folder, config.repository, done, config.hub_private_repo)
             print(f"Published as {address}")
 
 

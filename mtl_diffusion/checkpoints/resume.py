@@ -82,11 +82,16 @@ def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Ch
         "teacher": objective.teacher,
         "loss_scale": run.loss_scale and run.loss_scale.state_dict(),
         "versions": _versions(run),
-        # For the model card. Elsewhere, a path can't be distinguished from a name on the Hub.
+        # For the model card.
         "minutes": run.clock.read(),
-        "on_hub": [name for name in SOURCES if on_hub(getattr(run.config, name) or "")],
+        "on_hub": sources_on_hub(run.config),
     }
     return Checkpoint(step, tensors, facts)
+
+
+def sources_on_hub(config: TrainConfig) -> list[str]:
+    """Those of `SOURCES` that are names on the Hub; on another machine a path may look like one."""
+    return [name for name in SOURCES if on_hub(getattr(config, name) or "")]
 
 
 def check_facts(checkpoint: Checkpoint) -> None:

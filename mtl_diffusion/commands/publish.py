@@ -28,8 +28,8 @@ def parse() -> Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     where = "a checkpoint's folder, or a run's output_dir: its newest complete checkpoint"
     source.add_argument("--checkpoint", type=flags.path, help=where)
-    folder = "exported folder; it needs --space or --static"
-    source.add_argument("--pipeline", type=flags.path, help=folder)
+    needs = {"required": False, "help": "exported folder, or a name on the Hub; for a page"}
+    flags.add(source, "pipeline", pipeline=needs)
     add = parser.add_argument
     target = {"required": False, "help": "of a checkpoint; an earlier export there is replaced"}
     flags.add(parser, "output_dir", output_dir=target)
@@ -69,34 +69,12 @@ def main() -> None:
     from mtl_diffusion.publishing.upload import UploadError
 
     try:
-        with flags.refusals(), TemporaryDirectory() as temporary:
+        with flags.refusals():
             model, private = export(args) if args.checkpoint else (None, args.private)
             if args.static or args.space:
-                publish_page(args, Path(temporary, "page"), model, private)
+                publish_page(args, model, private)
     except UploadError as error:
-        sys.exit(str(error))
-
-
-def publish_page(args: Namespace, temporary: Path, model: str | None, private: bool) -> None:
-    """Makes a Space, or writes the page that runs in the browser to its folder, a Space or both."""
-    from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
-    from mtl_diffusion.publishing.space import push_page, push_space
-
-    pipeline, push = args.pipeline or args.output_dir, push_space
-    if args.static:
-        from mtl_diffusion.publishing.static import write_page
-
-        pipe = MultiTaskPipeline.from_pretrained(str(pipeline))
-        name = args.space or model or pipeline.resolve().name
-        target = temporary if args.static is TO_SPACE else args.static
-        pipeline, push = (
-            write_page(pipe, target, name=name, package=args.onnxruntime_web),
-            push_page,
-        )
-        if target != temporary:
-            print(f"The page is in {target}; try it: python -m http.server -d {target}")
-    if args.space:
-        print(f"The Space is {push(pipeline, args.space, model=model, private=private)}")
+        sys.exit(f"{error}\nTo try again:\n  {flags.command()}")
 
 
 def export(args: Namespace) -> tuple[str | None, bool]:
@@ -116,8 +94,30 @@ def export(args: Namespace) -> tuple[str | None, bool]:
     write(trained, args.output_dir, repository, **options)
     print(f"Step {trained.step} is in {args.output_dir}")
     private = args.private or trained.config.hub_private_repo
-    if args.push_to_hub:
-        where = {"checkpoint": args.checkpoint, "private": private, "revision": args.revision}
-        address = push(args.output_dir, name, step=trained.step, **where)
-        print(f"Published as {address}")
-    return repository if args.push_to_hub else None, private
+    if not args.push_to_hub:
+        return None, private
+    print(f"Published as {push(args.output_dir, name, trained.step, private, args.revision)}")
+    return repository, private
+
+
+def publish_page(args: Namespace, model: str | None, private: bool) -> None:
+    """Makes a Space, or writes the page that runs in the browser to its folder, a Space or both."""
+    from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+    from mtl_diffusion.publishing.space import push_space, write_space
+
+    pipeline = str(args.pipeline or args.output_dir)
+    pipe = MultiTaskPipeline.from_pretrained(pipeline)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary, "page")
+        if args.static:
+            from mtl_diffusion.publishing.static import write_page
+
+            folder = folder if args.static is TO_SPACE else args.static
+            name = args.space or model or Path(pipeline).resolve().name
+            write_page(pipe, folder, name=name, package=args.onnxruntime_web)
+        else:
+            write_space(pipe, folder, name=args.space)
+        if args.static not in (None, TO_SPACE):
+            print(f"The page is in {folder}; try it: python -m http.server -d {folder}")
+        if args.space:
+            print(f"The Space is {push_space(folder, args.space, model=model, private=private)}")

@@ -29,7 +29,7 @@ def main() -> None:
     except (ConfigError, CheckpointError) as error:
         refuse(error)
     except UploadError as error:
-        sys.exit(str(error))
+        sys.exit(f"{error}\nThe pipeline is exported; the same command again uploads it.")
 
 
 def refuse(error: ValueError) -> None:

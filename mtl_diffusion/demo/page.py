@@ -2,9 +2,6 @@
 
 import io
 import random
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial, wraps
 
 import gradio as gr
@@ -28,20 +25,6 @@ PICTURES = {"object_fit": "contain", "format": "png", "interactive": False}  # o
 UPLOAD = {"type": "pil", "format": "png", "sources": ["upload", "clipboard"], "buttons": []}
 
 
-@dataclass(frozen=True)
-class Source:
-    """The component that holds the source of a tab.
-
-    Attributes:
-        show: a picture of any size -> the component's value.
-        read: the component's value -> the picture, or None.
-    """
-
-    component: gr.ImageEditor | gr.Image
-    show: Callable[[Image.Image], object]
-    read: Callable[[object], Image.Image | None]
-
-
 def build(studio: Studio, name: str) -> gr.Blocks:
     """The page of one model.
 
@@ -63,22 +46,22 @@ def build(studio: Studio, name: str) -> gr.Blocks:
                     if task != "generate":
                         with gr.Column():
                             source = _source(studio, task)
-                            _examples(studio, tab, source)
+                            _examples(studio, tab, task, source)
                     with gr.Column():
                         _controls(studio, task, source)
     return page.queue(max_size=16, api_open=False)
 
 
-def _source(studio: Studio, task: str) -> Source:
-    alpha = studio.mode == "RGBA"
+def _source(studio: Studio, task: str) -> gr.ImageEditor | gr.Image:
+    """The component with the source of a tab."""
+    alpha = studio.pipe.format.mode == "RGBA"
     common = {"elem_id": f"{task}-source", **UPLOAD}
     if task == "edit":
         label = "Upload a picture or take an example"
-        picture = gr.Image(label=label, height=studio.side[1], **common)
-        picture.preprocess = _said(lambda file: file and read_file(file.path, alpha))
-        source = Source(picture, show=lambda image: image, read=lambda image: image)
+        source = gr.Image(label=label, height=studio.side[1], **common)
+        source.preprocess = _said(lambda file: file and read_file(file.path, alpha))
     else:
-        editor = gr.ImageEditor(
+        source = gr.ImageEditor(
             label="Upload a picture or take an example, then paint over what is to be replaced",
             transforms=[],
             layers=False,
@@ -89,21 +72,26 @@ def _source(studio: Studio, task: str) -> Source:
             **common,
         )
         # Not in a subclass: gradio would write a file of types beside this one.
-        editor.convert_and_format_image = _said(partial(_read_part, alpha=alpha))
-        source = Source(
-            editor,
-            show=lambda image: {"background": image, "layers": [], "composite": None},
-            read=lambda value: value and value["background"],
-        )
+        source.convert_and_format_image = _said(partial(_read_part, alpha=alpha))
 
     def crop(value):
-        return source.show(studio.enlarged(studio.fit(source.read(value))))
+        return _shown(task, studio.enlarged(studio.fit(_picture(value))))
 
-    source.component.upload(_said(crop), source.component, source.component, **AT_ONCE)
+    source.upload(_said(crop), source, source, **AT_ONCE)
     return source
 
 
-def _examples(studio: Studio, tab: gr.Tab, source: Source) -> None:
+def _shown(task: str, image: Image.Image) -> Image.Image | dict:
+    """A picture as the value of a tab's source."""
+    return image if task == "edit" else {"background": image, "layers": [], "composite": None}
+
+
+def _picture(value: Image.Image | dict | None) -> Image.Image | None:
+    """The picture in the value of a tab's source; undoes `_shown`."""
+    return value["background"] if isinstance(value, dict) else value
+
+
+def _examples(studio: Studio, tab: gr.Tab, task: str, source: gr.ImageEditor | gr.Image) -> None:
     """Samples to click on; they are drawn when the tab is first opened."""
     if "generate" not in studio.tasks:
         return
@@ -111,22 +99,21 @@ def _examples(studio: Studio, tab: gr.Tab, source: Source) -> None:
     row = gr.Gallery(label="Examples, drawn by the model", elem_classes="examples", **options)
 
     def take(event: gr.SelectData):
-        return source.show(studio.enlarged(studio.examples()[event.index]))
+        return _shown(task, studio.enlarged(studio.examples()[event.index]))
 
     def draw():
         return [studio.enlarged(image) for image in studio.examples()]
 
-    row.select(take, None, source.component, **AT_ONCE)
+    row.select(take, None, source, **AT_ONCE)
     tab.select(draw, None, row, **ONE_AT_A_TIME)
 
 
-def _controls(studio: Studio, task: str, source: Source | None) -> None:
+def _controls(studio: Studio, task: str, source: gr.ImageEditor | gr.Image | None) -> None:
     """The settings of a tab, the button that draws, and the gallery of results."""
     with gr.Row():
         label = _class_menu(studio, task)
         if task == "edit":
-            # Pipelines of 0.1.0, which a Space runs with their own code, have no `spec`.
-            usual = sys.modules[type(studio.pipe).__module__].TASKS[task].default_strength
+            usual = studio.pipe.spec(task).default_strength
             number = gr.Slider(0.0, 1.0, usual, step=0.05, label="Strength", info=STRENGTH)
         else:
             number = gr.Slider(1, MOST_IMAGES, COUNTS[task], step=1, label="Images")
@@ -157,12 +144,12 @@ def _controls(studio: Studio, task: str, source: Source | None) -> None:
         if task == "generate":
             drawn = studio.generate(*rest)
         elif task == "inpaint":
-            drawn = studio.inpaint(source.read(value), value["layers"] if value else [], *rest)
+            drawn = studio.inpaint(_picture(value), value["layers"] if value else [], *rest)
         else:
-            drawn = studio.edit(source.read(value), *rest)
+            drawn = studio.edit(_picture(value), *rest)
         return [(studio.enlarged(image), caption) for image, caption in drawn]
 
-    given = [source.component if source else gr.State(), label, number, seed, steps, guidance]
+    given = [source or gr.State(), label, number, seed, steps, guidance]
     button.click(_said(draw), given, results, **ONE_AT_A_TIME)
 
 
@@ -170,11 +157,8 @@ def _class_menu(studio: Studio, task: str) -> gr.Dropdown:
     classes = [(name, number) for number, name in enumerate(studio.class_names)]
     if task == "edit":
         return gr.Dropdown(classes, value=None, label="Turn it into")
-    no_class = "any"
-    while no_class in studio.class_names:
-        no_class = f"({no_class})"
     value = 0 if classes and task == "generate" else NO_CLASS
-    return gr.Dropdown([(no_class, NO_CLASS), *classes], value=value, label="Class")
+    return gr.Dropdown([("any class", NO_CLASS), *classes], value=value, label="Class")
 
 
 def _read_part(file, flatten_on_white: bool = False, alpha: bool = False) -> Image.Image | None:

@@ -39,19 +39,16 @@ class Studio:
     """What the page asks a pipeline for."""
 
     def __init__(self, pipe):
-        """pipe: a `MultiTaskPipeline`, installed here or loaded with its own code."""
+        """pipe: a `MultiTaskPipeline`."""
         pipe.set_progress_bar_config(disable=True)
         self.pipe = pipe
         self.class_names = pipe.class_names
-        # From the configuration, where pipelines of every version have it.
-        size, form = pipe.unet.config.sample_size, pipe.unet.config.get("_image_format") or {}
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = pipe.format.size
         self.size = (width, height)
         times = -(-SHOWN // max(self.size))  # of a picture that is enlarged
         self.side = (width * times, height * times)
-        self.mode = form.get("mode", "RGB")
         # A browser has no images of several bands, or of more than 8 bits: these are only drawn.
-        self.reads = isinstance(self.mode, str) and form.get("dtype", "uint8") == "uint8"
+        self.reads = pipe.format.pil_mode is not None and pipe.format.dtype == "uint8"
         self.tasks = tuple(task for task in pipe.tasks if self.reads or task == "generate")
         self._examples: list[Image.Image] = []
 
@@ -120,7 +117,8 @@ class Studio:
         """
         if image is None:
             raise ValueError("There is no picture yet: upload a PNG or a JPEG, or take an example.")
-        image = middle(read_rgb(image, alpha=self.mode == "RGBA"), self.size).convert(self.mode)
+        mode = self.pipe.format.mode
+        image = middle(read_rgb(image, alpha=mode == "RGBA"), self.size).convert(mode)
         small = image.resize(self.size, Image.Resampling.NEAREST)
         if small.resize(image.size, Image.Resampling.NEAREST).tobytes() == image.tobytes():
             return small

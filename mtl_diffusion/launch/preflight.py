@@ -18,14 +18,12 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 from filelock import FileLock, Timeout
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from torch.utils.tensorboard.summary import hparams
 
 from ..checkpoints.resume import folder_of, modules_of
 from ..config import ConfigError, TrainConfig, to_dict
 from ..publishing.export import PIPELINE, PUBLISHED, check_target
-from ..publishing.upload import check_right_to_write
+from ..publishing.upload import UploadError, check_right_to_write
 from ..tools.distributed import from_all_processes
 from ..training.optimizers import trained_parameters
 from ..training.run import Run
@@ -253,21 +251,7 @@ def _lock_faults(output_dir: Path, held: ExitStack) -> Iterator[str]:
 
 
 def _hub_faults(config: TrainConfig) -> Iterator[str]:
-    """Creates the repository, unless it is there, and asks whether this account may write to it."""
-    api, name = HfApi(), config.repository
     try:
-        api.whoami()
-        created = api.create_repo(name, private=config.hub_private_repo, exist_ok=True)
-        try:
-            check_right_to_write(created.repo_id)
-        except HfHubHTTPError as error:
-            if error.response.status_code != 404:  # a Hub that can't be asked, since it is there
-                raise
-    except HfHubHTTPError as error:
-        code = error.response.status_code
-        cures = {401: "log in with `hf auth login`", 403: "use a token that may write there"}
-        cure = f"{cures.get(code, 'try again later')}, or turn push_to_hub off"
-        yield f"push_to_hub: {api.endpoint} refuses to write {name} with HTTP {code}; {cure}"
-    except Exception as error:  # no token, no network; its HTTP library depends on its version
-        reason = " ".join(str(error).split())
-        yield f"push_to_hub: can't write {name} on {api.endpoint}: {reason}"
+        check_right_to_write(config.repository, config.hub_private_repo)
+    except UploadError as error:
+        yield f"push_to_hub: {error}; or turn push_to_hub off"

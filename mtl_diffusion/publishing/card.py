@@ -26,11 +26,6 @@ GALLERY = (
     "![Samples of the model in each of its tasks]({})\n\n"
     "*Each task, on samples of the model itself, of which none was picked by hand.*\n"
 )
-PRECISIONS = {
-    "no": "float32",
-    "bf16": "bfloat16 autocast",
-    "fp16": "float16 autocast with a loss scale",
-}
 MOST_CLASSES = 20  # that a card lists
 TAGS = ("diffusers", "multi-task", "inpainting", "image-editing", "image-generation")
 
@@ -42,22 +37,19 @@ class Trained:
     Attributes:
         step: optimiser steps that were done.
         minutes: of training, by hardware; empty if they were not noted.
-        on_hub: those of the configuration's `SOURCES` that are names on the Hub. None: not noted.
+        on_hub: those of the configuration's `SOURCES` that are names on the Hub.
     """
 
     pipeline: MultiTaskPipeline
     config: TrainConfig
     step: int
     minutes: Mapping[str, float] = field(default_factory=dict)
-    on_hub: Collection[str] | None = None
+    on_hub: Collection[str] = ()
 
     def hub_name(self, source: str) -> str | None:
         """The value of a field of `SOURCES`, if it is a name on the Hub."""
         name = getattr(self.config, source)
-        if name is None or (source == "dataset_name" and name == BUILT_IN):
-            return None
-        known = on_hub(name) if self.on_hub is None else source in self.on_hub
-        return name if known else None
+        return name if source in self.on_hub and name != BUILT_IN else None
 
 
 def model_card(
@@ -97,7 +89,7 @@ def model_card(
         header=header.to_yaml(),
         name=name,
         tasks=", ".join(f"`{task}`" for task in pipe.tasks),
-        resolution=_size(pipe.format),
+        images=_images(pipe.format),
         classes=_classes(pipe.class_names),
         parameters=f"{sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.1f}",
         dataset=f"`{dataset}`" if dataset else data,
@@ -106,12 +98,8 @@ def model_card(
         snippet=snippet(pipe, source),
         steps=f"{trained.step:,}",
         batch_size=config.total_batch_size,
-        images=f"{trained.step * config.total_batch_size:,}",
+        samples=f"{trained.step * config.total_batch_size:,}",
         proportions=", ".join(f"{task} {share:.0%}" for task, share in config.shares.items()),
-        weighting=config.task_weighting,
-        weights="averaged (EMA)" if config.use_ema else "last",
-        precision=PRECISIONS[config.mixed_precision],
-        seed=config.seed,
         minutes=f" Training took {spent}, validation included." if spent else "",
         command=training_command(trained),
         results=tables(metrics) if metrics else "Nothing was measured of this model.",
@@ -134,10 +122,7 @@ def _base(trained: Trained) -> str:
     )
 
 
-def _size(form: ImageFormat) -> str:
-    """The size of the images, and what else they are, unless it is RGB of 8 bits."""
-    if (form.mode, form.dtype) == ("RGB", "uint8"):
-        return f"{form.width}x{form.height} pixels"
+def _images(form: ImageFormat) -> str:
     given = "" if form.value_range is None else ", {:g} to {:g}".format(*form.value_range)
     return f"{form.words}{given}"
 
@@ -187,11 +172,8 @@ def snippet(pipe: MultiTaskPipeline, source: str) -> str:
         code += f'mask = Image.new("L", ({width}, {height}), 0)  # black is kept, byte for byte\n'
         code += f"mask.paste(255, (0, 0, {width // 2}, {height}))  # white is repainted\n"
     if all("image" in task.required for task in tasks):
-        grey = '"gray"' if form.dtype == "uint8" else 0
-        blank = f'Image.new("{form.pil_mode}", ({width}, {height}), {grey})'
-        if form.pil_mode is None:
-            blank = f"np.full(({height}, {width}, {form.channels}), {form.array_range[0]})"
-        code += f"image = {blank}  # yours\n"
+        shape = f"({height}, {width}, {form.channels})"
+        code += f"image = np.full({shape}, {form.array_range[0]})  # yours\n"
     for i, task in enumerate(tasks):
         has_image = "image" in task.required
         given = {"image": "image", "mask_image": "mask", "strength": str(task.default_strength)}

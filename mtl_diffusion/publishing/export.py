@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-import shlex
 import shutil
 import threading
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from ..checkpoints.resume import check_facts
+from ..checkpoints.resume import check_facts, sources_on_hub
 from ..checkpoints.store import MANIFEST, CheckpointError, load, load_latest
 from ..config import TrainConfig, from_dict
 from ..pictures import grids
@@ -23,7 +22,7 @@ from ..tools.files import replaced_folder
 from ..training.model import SCHEDULERS, tokenizer_of
 from ..training.run import Run
 from .card import Trained, model_card
-from .upload import GENERATED, README, UploadError, full_name, is_edited, upload, without_secrets
+from .upload import GENERATED, README, full_name, is_edited, upload, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +48,7 @@ def of_checkpoint(path: Path) -> Trained:
     if (path / MANIFEST).exists():
         checkpoint = load(path)
     else:
-        folder = path if path.name == "checkpoints" else path / "checkpoints"
-        checkpoint, skipped = load_latest(folder)
+        checkpoint, skipped = load_latest(path / "checkpoints")
         for reason in skipped:
             logger.warning("passed over a checkpoint: %s", reason)
         if checkpoint is None:
@@ -72,9 +70,7 @@ def of_checkpoint(path: Path) -> Trained:
         raise CheckpointError(
             f"{path}: its weights don't fit its configuration: {error}"
         ) from error
-    return Trained(
-        pipeline, config, checkpoint.step, facts.get("minutes") or {}, facts.get("on_hub")
-    )
+    return Trained(pipeline, config, checkpoint.step, facts["minutes"], facts.get("on_hub", ()))
 
 
 def export(run: Run) -> Path:
@@ -82,7 +78,8 @@ def export(run: Run) -> Path:
     config = run.config
     repository = full_name(config.repository) if config.push_to_hub else None
     with run.pipeline() as pipe:
-        trained = Trained(pipe, config, config.max_train_steps, run.clock.minutes)
+        given = run.clock.minutes, sources_on_hub(config)
+        trained = Trained(pipe, config, config.max_train_steps, *given)
         return write(trained, Path(config.output_dir) / PIPELINE, repository=repository)
 
 
@@ -143,11 +140,12 @@ def write(
     return target
 
 
-def check_target(target: Path, mark: str = INDEX) -> None:
+def check_target(target: Path, mark: str = INDEX, argument: str = "output_dir") -> None:
     """Refuses a target that an export may not replace.
 
     Args:
         mark: the file by which an earlier export is known.
+        argument: what the user calls the target.
 
     Raises:
         ValueError: it is a link, a file or a folder of something else.
@@ -157,7 +155,7 @@ def check_target(target: Path, mark: str = INDEX) -> None:
         other = other or f"neither empty nor an export, which has {mark}"
     if other:
         raise ValueError(
-            f"output_dir: {target} is {other}, and is left alone: an export is a folder of its own"
+            f"{argument}: {target} is {other}, and is left alone: give a new or an empty folder"
         )
 
 
@@ -175,37 +173,12 @@ def files_to_upload(folder: Path) -> dict[str, Path]:
 
 
 def push(
-    folder: Path,
-    repository: str,
-    *,
-    checkpoint: str | Path,
-    step: int,
-    private: bool = False,
-    revision: str | None = None,
+    folder: Path, repository: str, step: int, private: bool = False, revision: str | None = None
 ) -> str:
-    """Uploads an exported folder, and returns the commit's address.
-
-    Args:
-        checkpoint: the source of the folder, for the command that tries again.
-
-    Raises:
-        UploadError: the message ends with that command. The folder stays.
-    """
-    try:
-        return upload(
-            files_to_upload(folder),
-            repository,
-            message=f"Trained for {step:,} steps",
-            private=private,
-            revision=revision,
-        )
-    except UploadError as error:
-        command = ["mtl-diffusion", "publish", "--checkpoint", str(checkpoint)]
-        command += ["--output_dir", str(folder), "--push_to_hub", "--hub_model_id", repository]
-        command += ["--private"] * private + (["--revision", revision] if revision else [])
-        raise UploadError(
-            f"{error}\nThe export is in {folder}. To try again:\n  {shlex.join(command)}"
-        ) from None
+    """Uploads an exported folder; returns the commit's address, or raises an UploadError."""
+    message = f"Trained for {step:,} steps"
+    files = files_to_upload(folder)
+    return upload(files, repository, message=message, private=private, revision=revision)
 
 
 class BackgroundPublisher:
@@ -244,8 +217,7 @@ class BackgroundPublisher:
         try:
             trained = of_checkpoint(checkpoint)
             write(trained, folder, repository=full_name(self.config.repository))
-            private, step = self.config.hub_private_repo, trained.step
-            push(folder, self.config.repository, checkpoint=checkpoint, step=step, private=private)
+            push(folder, self.config.repository, trained.step, self.config.hub_private_repo)
         except Exception as error:  # the run goes on in any case
             reason = without_secrets(str(error))
             logger.error("%s could not be published: %s", checkpoint.name, reason)

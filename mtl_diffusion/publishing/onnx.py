@@ -33,23 +33,9 @@ LICENCE = "apache-2.0"  # that of a model card
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision isn't there
 
 
-def export_onnx(pipe: MultiTaskPipeline, target: Path, **options) -> dict[str, Any]:
-    """Writes a folder of graphs, which replaces an earlier one only when complete.
-
-    Args:
-        options: those of `write_graphs`.
-
-    Raises:
-        ValueError: as `write_graphs`; or the target is a folder of something else.
-    """
-    check_target(target, FACTS)
-    with replaced_folder(target) as folder:
-        return write_graphs(pipe, folder, **options)
-
-
-def write_graphs(
+def export_onnx(
     pipe: MultiTaskPipeline,
-    folder: Path,
+    target: Path,
     *,
     name: str = "",
     tasks: Sequence[str] | None = None,
@@ -61,15 +47,17 @@ def write_graphs(
     The steps are unrolled: a graph is as long as they are many. Guidance is a call's default.
 
     Args:
-        folder: it exists.
+        target: a folder, which replaces an earlier one only when complete.
         name: of the model, for the metadata.
         tasks: their names. None: all that the model has learned.
         half: store the weights as float16. Those that float16 holds exactly are stored so in any
             case; a graph computes in float32.
 
     Raises:
-        ValueError: an argument that a graph can't have, or a scheduler that draws noise.
+        ValueError: an argument that a graph can't have, or a scheduler that draws noise; or the
+            target is a folder of something else.
     """
+    check_target(target, FACTS)
     tasks = tasks or pipe.tasks
     if unknown := sorted({*tasks} - {*pipe.tasks}):
         raise ValueError(
@@ -92,8 +80,10 @@ def write_graphs(
         "mode": pipe.format.mode,
         "tasks": {},
     }
-    graphs = {task: Graph(pipe, task, num_inference_steps).eval() for task in tasks}
-    for task, graph in graphs.items():
+    models = {}
+    for task in tasks:
+        graph = Graph(pipe, task, num_inference_steps).eval()
+        models[task] = _trace_task(graph)
         facts["tasks"][task] = {
             "inputs": graph.inputs,
             "steps": len(graph.sigmas) - 1,
@@ -101,19 +91,19 @@ def write_graphs(
             "strength": graph.spec.default_strength,
             "draws_class": graph.spec.draws_class,
         }
-    models = {task: _trace_task(graph) for task, graph in graphs.items()}
     function, weights = _trace_unet(pipe.unet)
-    stored = _store(weights, folder / WEIGHTS, half)
-    for task, model in models.items():
-        _link(model, function, stored)
-        own = facts | facts["tasks"][task] | {"task": task}
-        for key, value in own.items():
-            if key != "tasks":
-                model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
-        ir.save(model, folder / f"{task}.onnx")
-    facts["weights_bytes"] = (folder / WEIGHTS).stat().st_size
-    facts["bytes"] = sum(path.stat().st_size for path in folder.iterdir())
-    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    with replaced_folder(target) as folder:
+        stored = _store(weights, folder / WEIGHTS, half)
+        for task, model in models.items():
+            _link(model, function, stored)
+            own = facts | facts["tasks"][task] | {"tasks": task}
+            for key, value in own.items():
+                text = value if isinstance(value, str) else json.dumps(value)
+                model.metadata_props[key] = text
+            ir.save(model, folder / f"{task}.onnx")
+        facts["weights_bytes"] = (folder / WEIGHTS).stat().st_size
+        facts["bytes"] = sum(path.stat().st_size for path in folder.iterdir())
+        (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return facts
 
 

@@ -19,7 +19,7 @@ NAMES = {
     "same_class": "class kept",
     "source_class_kept": "source's class kept",
     "ssim_to_source": "SSIM to the source",
-    "feature_distance": "feature distance to the source",
+    "feature_distance": "feature distance",
     "psnr": "PSNR to the true image",
     "ssim": "SSIM to the true image",
     "bits_per_dim": "bits per dimension",
@@ -47,7 +47,6 @@ TITLES = {
     ),
     "translate": "**Pairs**: held-out images, each made of the other image of its pair:",
 }
-_KINDS = {"generate": "unconditional-image-generation"}  # the Hub's names for tasks
 
 
 def eval_results(metrics: Mapping[str, Any], kind: str, name: str, split: str) -> list[EvalResult]:
@@ -60,18 +59,17 @@ def eval_results(metrics: Mapping[str, Any], kind: str, name: str, split: str) -
     """
     return [
         EvalResult(
-            task_type=_KINDS.get(task, "image-to-image"),
+            task_type="unconditional-image-generation" if part == "generate" else "image-to-image",
             dataset_type=kind,
             dataset_name=name,
             dataset_split=split,
             metric_type="accuracy" if figure == "class_accuracy" else figure,
-            metric_name=f"{task}, {_words(setting)}: {words}",
+            metric_name=f"{part}, {label}: {words}",
             metric_value=entry[figure],
         )
-        for task, settings in _summary(metrics).items()
-        if task in ("generate", "inpaint", "edit", "translate")
-        for setting, entry in settings.items()
-        if setting != "floor"
+        for part in TITLES
+        for label, entry, own in _rows(metrics, part)
+        if own
         for figure, words in NAMES.items()
         if figure in entry and figure not in ("evaluations", "largest_share")
     ]
@@ -79,9 +77,9 @@ def eval_results(metrics: Mapping[str, Any], kind: str, name: str, split: str) -
 
 def tables(metrics: Mapping[str, Any]) -> str:
     """The results as Markdown, and how they were measured."""
-    summary, parts = _summary(metrics), []
+    parts = []
     for part, title in TITLES.items():
-        if rows := dict(_rows(summary, part)):
+        if rows := {label: entry for label, entry, _ in _rows(metrics, part)}:
             parts += [title, _table(rows)]
     space, classifier = metrics["feature_space"], metrics["classifier"]
     parts += [
@@ -96,24 +94,22 @@ def tables(metrics: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _summary(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+def _rows(metrics: Mapping[str, Any], part: str) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
+    """Label, figures, and whether they are the model's own; after each setting its baselines.
+
+    Raises:
+        ValueError: this is no metrics.json.
+    """
     if not isinstance(metrics, Mapping) or not isinstance(metrics.get("summary"), Mapping):
         raise ValueError("metrics: found no summary; give metrics.json of mtl-diffusion evaluate")
-    pairs = {
-        task: {figure: value for figure, value in entry.items() if figure != "feature_distance"}
-        for task, entry in metrics.get("translate", {}).items()
-    }
-    return {**metrics["summary"], "translate": pairs}
-
-
-def _rows(summary: Mapping[str, Any], part: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each setting of the model, followed by the baselines that were measured in it."""
-    baselines = summary.get("baselines", {})
-    for setting, entry in summary.get(part, {}).items():
-        yield "real images" if setting == "floor" else _words(setting), entry
-        for method, parts in baselines.items():
+    summary = metrics["summary"]
+    settings = metrics.get(part, {}) if part == "translate" else summary.get(part, {})
+    for setting, entry in settings.items():
+        real = setting == "floor"
+        yield "real images" if real else _words(setting), entry, not real
+        for method, parts in summary.get("baselines", {}).items():
             if setting in parts.get(part, {}):
-                yield f"{_words(setting)}, {METHODS[method]}", parts[part][setting]
+                yield f"{_words(setting)}, {METHODS[method]}", parts[part][setting], False
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,21 +1,18 @@
 """Spaces of the Hub: the page of demo/ with a pipeline, or the page that runs in the browser."""
 
+import shutil
 import sys
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
-from ..pipeline.components import INDEX
-from .export import files_to_upload
+from ..pipeline.pipeline import MultiTaskPipeline
 from .upload import README, signed, upload
 
 PACKAGE = Path(__file__).parents[1]
 # The files of the page, which import one another as they do here.
 PAGE = [PACKAGE / "pipeline/rgb.py", *(PACKAGE / "demo").glob("*.py")]
-# The page of an earlier version; that of 0.1.0 was in demo/.
-OLD_PAGE = ["page/*.py", *(f"demo/{name}.py" for name in ("__init__", "page", "serve", "studio"))]
 GRADIO = "6.31.0"  # that the Hub installs; the page is tested with it
 # Packages of the page and of a pipeline; a Space gets the versions that are installed here.
 REQUIREMENTS = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
@@ -33,57 +30,43 @@ serve(pipe.to("cuda" if torch.cuda.is_available() else "cpu"), {name!r})
 '''
 
 
-def push_space(pipeline: Path, repository: str, *, model: str | None, private: bool) -> str:
-    """Makes a Space of an exported folder, or brings it up to date; returns the commit's address.
-
-    Args:
-        repository: of the Space, as user/name; the page's heading.
-        model: the model's repository on the Hub, for the Space's header. None: it has none.
-
-    Raises:
-        ValueError: `pipeline` is no exported folder.
-        UploadError: the Hub refuses, or can't be reached.
-    """
-    if not (pipeline / INDEX).is_file():
-        raise ValueError(f"pipeline: {pipeline} is no exported pipeline; give the folder of one")
-    files = {f"page/{file.relative_to(PACKAGE).as_posix()}": file for file in PAGE}
-    files |= {f"pipeline/{name}": file for name, file in files_to_upload(pipeline).items()}
-    files["app.py"] = APP.format(name=repository).encode()
+def write_space(pipe: MultiTaskPipeline, folder: Path, *, name: str) -> None:
+    """Writes a copy of the page and of a pipeline to a new folder; `name` is the page's heading."""
+    pipe.save_pretrained(folder / "pipeline")
+    for file in PAGE:
+        copy = folder / "page" / file.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    (folder / "app.py").write_text(APP.format(name=name), encoding="utf-8")
     # Without the local part: +cpu is of this machine.
     versions = {package: version(package).partition("+")[0] for package in REQUIREMENTS}
     needed = "".join(f"{package}=={number}\n" for package, number in versions.items())
-    files["requirements.txt"] = needed.encode()
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    header = {"sdk": "gradio", "sdk_version": GRADIO, "python_version": python}
-    header["app_file"] = "app.py"
-    return _push(files, repository, header, model, private)
+    (folder / "requirements.txt").write_text(needed, encoding="utf-8")
 
 
-def push_page(folder: Path, repository: str, *, model: str | None, private: bool) -> str:
-    """Makes a static Space of a page of `static.write_page`; as `push_space`."""
-    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+def push_space(folder: Path, repository: str, *, model: str | None, private: bool) -> str:
+    """Makes a Space of a folder, or brings it up to date; returns the commit's address.
+
+    Args:
+        folder: of `write_space`, or of `static.write_page`.
+        repository: of the Space, as user/name.
+        model: the model's repository on the Hub, for the Space's header. None: it has none.
+
+    Raises:
+        UploadError: the Hub refuses, or can't be reached.
+    """
     header = {"sdk": "static", "app_file": "index.html"}
-    return _push(files, repository, header, model, private)
-
-
-def _push(
-    files: Mapping[str, Path | bytes],
-    repository: str,
-    header: Mapping[str, str],
-    model: str | None,
-    private: bool,
-) -> str:
+    if (folder / "app.py").is_file():
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        header = {"sdk": "gradio", "sdk_version": GRADIO, "python_version": python}
+        header["app_file"] = "app.py"
     card = SpaceCardData(
         title=repository.rpartition("/")[2],
         license="apache-2.0",
         models=[model] if model else None,
         **header,
     )
-    return upload(
-        {**files, README: signed(f"---\n{card.to_yaml()}\n---\n").encode()},
-        repository,
-        message=f"The page and {model or 'its model'}",
-        space=header["sdk"],
-        private=private,
-        replaces=OLD_PAGE,
-    )
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    files[README] = signed(f"---\n{card.to_yaml()}\n---\n").encode()
+    message = f"The page and {model or 'its model'}"
+    return upload(files, repository, message=message, space=header["sdk"], private=private)

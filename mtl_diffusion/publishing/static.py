@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_folder
 from .export import check_target
-from .onnx import FACTS, write_graphs
+from .onnx import FACTS, export_onnx
 
 PAGE = Path(__file__).with_name("page")
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"  # that the page is tested with
@@ -21,24 +21,23 @@ RUNTIME += [f"{name}.{end}" for name in RUNTIMES.values() for end in ("mjs", "wa
 
 
 def write_page(
-    pipe: MultiTaskPipeline, target: Path, *, name: str, package: Path | None = None, **options
-) -> Path:
+    pipe: MultiTaskPipeline, target: Path, *, name: str, package: Path | None = None
+) -> None:
     """Writes the page and the model, in float16, to a folder, which replaces an earlier page.
 
     Args:
         name: of the model, the page's heading.
         package: the unpacked npm package onnxruntime-web. None: npm downloads it.
-        options: those of `write_graphs`.
 
     Raises:
         ValueError: the model's images are not RGB; the package can't be had, or is of another
-            version; the target is a folder of something else; or as `write_graphs`.
+            version; the target is a folder of something else; or as `export_onnx`.
     """
-    check_target(target, FACTS)
+    check_target(target, FACTS, "--static")
     if (pipe.format.mode, pipe.format.dtype) != ("RGB", "uint8"):
         raise ValueError(
-            f"this model draws {pipe.format.words}; the page shows RGB of 8 bits: take the graphs "
-            "alone, mtl-diffusion export --format onnx"
+            f"--static: this model draws {pipe.format.words}; the page shows RGB of 8 bits: take "
+            "the graphs alone, mtl-diffusion export --format onnx"
         )
     with TemporaryDirectory() as temporary:
         package = package or _download(Path(temporary))
@@ -47,16 +46,15 @@ def write_page(
         if version != VERSION:
             kind = f"version {version}" if version else "no package"
             raise ValueError(
-                f"--onnxruntime_web {package} is {kind}; give the folder of {PACKAGE} {VERSION}, "
+                f"--onnxruntime_web: {package} is {kind}; give the folder of {PACKAGE} {VERSION}, "
                 "which has package.json and dist/"
             )
         with replaced_folder(target) as folder:
-            write_graphs(pipe, folder, name=name, half=True, **options)
+            export_onnx(pipe, folder, name=name, half=True)
             shutil.copytree(PAGE, folder, dirs_exist_ok=True)
             (folder / "ort").mkdir()
             for file in RUNTIME:
                 shutil.copyfile(package / "dist" / file, folder / "ort" / file)
-    return target
 
 
 def _download(folder: Path) -> Path:

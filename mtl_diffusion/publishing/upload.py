@@ -5,8 +5,7 @@ import json
 import logging
 import re
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,7 +21,6 @@ from ..pipeline.loading import replaced_by
 logger = logging.getLogger(__name__)
 
 DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt
-LONGEST_DELAY = 60.0  # seconds; the upper limit of a delay that the Hub requests
 # The base classes of lost connections and timeouts, in every HTTP library the client has used.
 _LOST_CONNECTION = {"TransportError", "RequestException", "ConnectionError", "TimeoutError"}
 README, GENERATED = "README.md", "README.generated.md"  # of the second name beside an edited one
@@ -44,7 +42,6 @@ def upload(
     space: str | None = None,
     private: bool = False,
     revision: str | None = None,
-    replaces: Sequence[str] = (),
 ) -> str:
     """Creates the repository if necessary, and replaces the model there in one commit.
 
@@ -58,10 +55,9 @@ def upload(
         space: its SDK, if the repository is a Space. None: it is a model's.
         private: whether a repository that is created here is private.
         revision: branch; created if it does not exist. None: main.
-        replaces: patterns of further files that are deleted, unless they are among `files`.
 
     Returns:
-        The commit's address.
+        The address of the commit, or of the newest one if nothing has changed.
 
     Raises:
         UploadError: the Hub refuses, at once; or it can't be reached, after the last attempt.
@@ -69,18 +65,11 @@ def upload(
     _refuse_secrets(files)
     api, of_kind = HfApi(), {"repo_type": "space" if space else "model"}
     asked = {"space_sdk": space, "private": private or None, "exist_ok": True, **of_kind}
-    created = _insist(lambda: api.create_repo(repository, **asked), repository)
-    name = created.repo_id
+    name = _insist(lambda: api.create_repo(repository, **asked), repository).repo_id
     if revision is not None:
         _insist(lambda: api.create_branch(name, branch=revision, exist_ok=True, **of_kind), name)
-    mark = f"upload {uuid.uuid4().hex}"
 
     def commit() -> str:
-        # If an answer was lost, the commit may have been made: look before trying again. A request
-        # that arrives later still is refused, because its parent is no longer the newest commit.
-        for entry in api.list_repo_commits(name, revision=revision, **of_kind):
-            if mark in entry.message:
-                return f"{created}/commit/{entry.commit_id}"
         head = api.repo_info(name, revision=revision, **of_kind)
         there = {entry.rfilename for entry in head.siblings}
 
@@ -90,9 +79,8 @@ def upload(
             copy = api.hf_hub_download(name, path, revision=head.sha, **of_kind)
             return Path(copy).read_text("utf-8", "replace")
 
-        patterns = [*replaces, *_replaced(files, read)]
+        patterns, sent = _replaced(files, read), dict(files)
         gone = [path for path in there - files.keys() if any(fnmatch(path, p) for p in patterns)]
-        sent = dict(files)
         if README in files and (card := read(README)) and is_edited(card):
             new = sent.pop(README)
             if card.encode() != _content(new):
@@ -100,11 +88,30 @@ def upload(
                 sent[GENERATED] = new
         operations = [CommitOperationDelete(path) for path in sorted(gone)]
         operations += [CommitOperationAdd(path, file) for path, file in sent.items()]
-        words = {"commit_message": message, "commit_description": mark}
+        # The client leaves out what has not changed. So a commit whose answer was lost is not made
+        # twice; one that arrives late is refused, as its parent is no longer the newest.
         where = {"revision": revision, "parent_commit": head.sha, **of_kind}
-        return api.create_commit(name, operations, **words, **where).commit_url
+        return api.create_commit(name, operations, commit_message=message, **where).commit_url
 
     return _insist(commit, name)
+
+
+def check_right_to_write(repository: str, private: bool) -> None:
+    """Creates a model's repository, unless it is there, and checks that it may be written to.
+
+    Raises:
+        UploadError: it may not, or the Hub can't be reached.
+    """
+    api = HfApi()
+    try:
+        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        # `HfApi.auth_check` asks only whether it may be read, before huggingface_hub 1.5.
+        address = f"{api.endpoint}/api/models/{name}/auth-check/write"
+        answer = get_session().get(address, headers=build_hf_headers())
+        if answer.status_code != 404:  # a Hub that has no such check
+            hf_raise_for_status(answer)
+    except Exception as error:  # no token, no network; its HTTP library depends on its version
+        raise UploadError(_explanation(error, repository)) from None
 
 
 def _replaced(files: Mapping[str, Path | bytes], read: Callable[[str], str]) -> list[str]:
@@ -149,17 +156,6 @@ def full_name(repository: str) -> str | None:
         return None
 
 
-def check_right_to_write(repository: str) -> None:
-    """Checks with the Hub that this account may write to a repository.
-
-    Raises:
-        HfHubHTTPError: it may not; 404: the Hub has no such check.
-    """
-    # `HfApi.auth_check` asks only whether it may read, before huggingface_hub 1.5.
-    address = f"{HfApi().endpoint}/api/models/{repository}/auth-check/write"
-    hf_raise_for_status(get_session().get(address, headers=build_hf_headers()))
-
-
 def _insist(request: Callable[[], T], repository: str) -> T:
     """Repeats a request as long as its failures look temporary."""
     delays = iter(DELAYS)
@@ -175,8 +171,6 @@ def _insist(request: Callable[[], T], repository: str) -> T:
             if delay is None or not may_pass:
                 # Without the cause: its traceback could contain a token that the Hub repeated.
                 raise UploadError(_explanation(error, repository)) from None
-            asked = cause.response.headers.get("Retry-After", "") if status else ""
-            delay = min(max(delay, float(asked) if asked.isdigit() else 0), LONGEST_DELAY)
             logger.warning("%s; next attempt in %g s", _explanation(error, repository), delay)
         time.sleep(delay)
 
@@ -191,20 +185,22 @@ def _failure(error: BaseException) -> tuple[BaseException, int | None]:
 
 def _explanation(error: Exception, repository: str) -> str:
     cause, status = _failure(error)
-    if status == 401 or isinstance(cause, LocalTokenNotFoundError):
-        return (
-            f"the Hub refuses {repository} (HTTP 401): you are not logged in, or the token is "
-            f"not valid. Run `hf auth login`, with a token that has the right to write {repository}"
-        )
-    if status == 403:
-        return (
-            f"the Hub refuses {repository} (HTTP 403): the token lacks the right to write "
-            f"{repository}. Give it that right (write access to the repository or to all of its "
-            "owner's) at https://huggingface.co/settings/tokens"
-        )
-    said = without_secrets(" ".join(str(cause).split()))[:400]
+    if isinstance(cause, LocalTokenNotFoundError):
+        status = 401
     what = f"HTTP {status}" if status else type(cause).__name__
-    return f"{repository} could not be uploaded ({what}): {said}"
+    if status == 401:
+        said = (
+            "you are not logged in, or the token is not valid. Run `hf auth login`, with a token "
+            f"that has the right to write {repository}"
+        )
+    elif status == 403:
+        said = (
+            "the token lacks the right to write there. Give it that right (write access to the "
+            "repository or to all of its owner's) at https://huggingface.co/settings/tokens"
+        )
+    else:
+        said = without_secrets(" ".join(str(cause).split()))[:400]
+    return f"{repository} can't be written on the Hub ({what}): {said}"
 
 
 def without_secrets(text: str) -> str:

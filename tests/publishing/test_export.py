@@ -60,7 +60,6 @@ def test_a_model_of_few_steps_stays_one(trained, tmp_path):
 
 
 def test_the_export_of_a_run_is_that_of_its_newest_checkpoint(trained, tmp_path):
-    assert export.of_checkpoint(trained / "checkpoints").step == 6
     folder = export.write(export.of_checkpoint(trained), tmp_path / "export")
     found, expected = files(folder), files(trained / "pipeline")
     assert found.keys() == expected.keys()

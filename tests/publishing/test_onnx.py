@@ -162,12 +162,6 @@ def test_what_cannot_be_exported(pipe, tmp_path, scheduler, given, words):
     assert not (tmp_path / "onnx").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(pipe, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is left alone"):
-        export_onnx(pipe, tmp_path)
-
-
 def test_the_ten_lines_of_python_in_the_docs(exported, tmp_path):
     page = (ROOT / "docs/publishing.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"^```python\n(import numpy.*?)^```", page, re.M | re.S)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from chromium import open_browser, requested
 from huggingface_hub import RepoCard
+from PIL import Image
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="it is in mtl_diffusion[onnx]")
 pytest.importorskip("onnxscript", reason="it is in mtl_diffusion[onnx]")
@@ -169,9 +170,17 @@ def test_every_task_to_its_pixels(page, folder):
 
 def test_files_are_opened(page, tmp_path):
     find(page, "#tab-inpaint")[0].click()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
     (tmp_path / "text.png").write_text("no picture")
-    find(page, "#inpaint input[type=file]")[0].send_keys(str(tmp_path / "text.png"))
-    WebDriverWait(page, SECONDS).until(lambda _: "can't be read" in said(page, "#inpaint .said"))
+    file, before = find(page, "#inpaint input[type=file]")[0], source(page, "inpaint")
+    file.send_keys(str(tmp_path / "picture.png"))
+    WebDriverWait(page, SECONDS).until(lambda _: (source(page, "inpaint") != before).any())
+    assert_same(source(page, "inpaint"), pixels.transpose(2, 0, 1)[None] / 255)
+    words = said(page, "#inpaint .said")
+    file.send_keys(str(tmp_path / "text.png"))
+    WebDriverWait(page, SECONDS).until(lambda _: said(page, "#inpaint .said") != words)
+    assert "can't be read" in said(page, "#inpaint .said")
 
 
 def test_the_ten_lines_of_javascript_in_the_docs(browser, folder, url):
@@ -186,8 +195,8 @@ def test_the_ten_lines_of_javascript_in_the_docs(browser, folder, url):
 
 
 def test_a_static_space(hub, folder, tmp_path):
-    code = "import pathlib, sys\nfrom mtl_diffusion.publishing.space import push_page\n"
-    code += "push_page(pathlib.Path(sys.argv[1]), 'me/page', model=None, private=True)"
+    code = "import pathlib, sys\nfrom mtl_diffusion.publishing.space import push_space\n"
+    code += "push_space(pathlib.Path(sys.argv[1]), 'me/page', model=None, private=True)"
     done = hub.run([sys.executable, "-c", code, folder], tmp_path)
     assert done.returncode == 0, done.stderr
     pushed = hub.tree("me/page", kind="space")
@@ -196,16 +205,18 @@ def test_a_static_space(hub, folder, tmp_path):
     assert pushed == files(folder)
 
 
-def test_the_package_that_the_page_needs(tmp_path, build_pipe, monkeypatch):
-    pipe = build_pipe()
-    with pytest.raises(ValueError, match=f"is no package; give the folder of {PACKAGE} {VERSION}"):
+def test_what_is_refused(tmp_path, pipe, build_pipe, monkeypatch):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=rf"--static: {tmp_path} is neither empty nor"):
+        write_page(pipe, tmp_path, name="x")
+    with pytest.raises(ValueError, match="--static: this model draws 8x8 pixels, mode L"):
+        write_page(build_pipe(image_mode="L"), tmp_path / "page", name="x")
+    with pytest.raises(
+        ValueError,
+        match=f"--onnxruntime_web: .* is no package; give the folder of {PACKAGE} {VERSION}",
+    ):
         write_page(pipe, tmp_path / "page", name="x", package=tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="Install npm, or run that command where it works"):
         write_page(pipe, tmp_path / "page", name="x")
     assert not (tmp_path / "page").exists()
-
-
-def test_a_script_as_short_as_promised():
-    script = (ROOT / "mtl_diffusion/publishing/page/page.js").read_text()
-    assert len(script.splitlines()) < 500

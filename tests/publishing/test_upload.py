@@ -9,7 +9,7 @@ from loopback_hub import READ_TOKEN, TOKEN
 
 # One process for all cases: the client reads its variables when it is imported.
 CLIENT = """
-import json, logging, os, sys, time
+import json, logging, os, sys
 from pathlib import Path
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 from mtl_diffusion.publishing import upload
@@ -22,13 +22,14 @@ for name, case in cases.items():
     if not os.environ["HF_TOKEN"]:
         del os.environ["HF_TOKEN"]
     sent = files | ({"notes.json": folder / "secret.json"} if case.pop("secret", False) else {})
-    repository, start = case.pop("repository", f"me/{name}"), time.monotonic()
-    for _ in range(case.pop("times", 1)):
-        try:
-            answer = {"address": upload.upload(sent, repository, message="Trained", **case)}
-        except upload.UploadError as error:
-            answer = {"error": str(error)}
-    answers[name] = answer | {"seconds": time.monotonic() - start}
+    repository, times = case.pop("repository", f"me/{name}"), case.pop("times", 1)
+    try:
+        if case.pop("check", False):
+            answers[name] = {"address": upload.check_right_to_write(repository, private=True)}
+        for _ in range(times if name not in answers else 0):
+            answers[name] = {"address": upload.upload(sent, repository, message="Trained", **case)}
+    except upload.UploadError as error:
+        answers[name] = {"error": str(error)}
 print(json.dumps(answers))
 """
 # Name of a case and of its repository -> the options of its upload, if it has any.
@@ -42,13 +43,17 @@ OPTIONS = {
     "bad-token": {"token": "hf_wrongwrongwrongwrong"},
     "read-only": {"token": READ_TOKEN},
     "secret": {"secret": True},
+    "checked": {"check": True},
+    "checked-by-an-old-hub": {"check": True},
+    "check-read-only": {"check": True, "token": READ_TOKEN},  # and the repository is there
+    "check-logged-out": {"check": True, "token": ""},
+    "check-500": {"check": True},
 }
 # Faults that pass, and those that do not: the request of the case, what happens to it, how often.
 PASSING = {
     "create-429": ("repos/create", 429, 1),  # of the first case, which is "plain"
     "preupload-500": ("me/preupload-500/preupload", 500, 1),
     "commit-429": ("me/commit-429/commit/", 429, 2),
-    "commit-429-wait": ("me/commit-429-wait/commit/", 429, 1),
     "commit-500": ("me/commit-500/commit/", 500, 3),
     "commit-reset": ("me/commit-reset/commit/", "reset", 2),
     "commit-lost": ("me/commit-lost/commit/", "lost", 1),
@@ -60,14 +65,17 @@ LASTING = {
     "reset-always": ("me/reset-always/commit/", "reset", 99),
     "commit-400": ("me/commit-400/commit/", 400, 1),
     "commit-403": ("me/commit-403/commit/", 403, 1),
+    "checked-by-an-old-hub": ("me/checked-by-an-old-hub/auth-check", 404, 1),
+    "check-500": ("me/check-500/auth-check", 500, 1),
 }
 
 
 @pytest.fixture(scope="module")
 def client(hub, tmp_path_factory):
     """What all cases answered, what was logged, and what was sent."""
-    for name, fault in (PASSING | LASTING).items():
-        hub.fail(*fault, **({"Retry_After": "1"} if name == "commit-429-wait" else {}))
+    for fault in (PASSING | LASTING).values():
+        hub.fail(*fault)
+    hub.create("me/check-read-only")
     folder = tmp_path_factory.mktemp("client")
     files = {
         "model.safetensors": b"\0" * 999,
@@ -77,15 +85,17 @@ def client(hub, tmp_path_factory):
     for name, content in files.items():
         (folder / name).write_bytes(content)
     (folder / "secret.json").write_text(json.dumps({"token": TOKEN}))
-    cases = OPTIONS | {name: {} for name in (*PASSING, *LASTING)}
+    cases = {name: {} for name in (*PASSING, *LASTING)} | OPTIONS
+    cases = {"plain": cases.pop("plain")} | cases
     command = [sys.executable, "-c", CLIENT, json.dumps(cases), folder]
     done = hub.run(command, folder / "home", GOOD=TOKEN)
     assert done.returncode == 0, done.stderr
+    assert not any(fault.times for fault in hub.faults if fault.times < 9), "a fault did not come"
     return json.loads(done.stdout.splitlines()[-1]), done.stderr, files
 
 
 def test_what_is_asked_for_ends_in_one_commit_also_after_a_fault(hub, client):
-    answers, log, files = client
+    answers, _, files = client
     for name in ("plain", "twice", "short", "private", "branch", *PASSING):
         branch = "v1" if name == "branch" else "main"
         assert "error" not in answers[name], answers[name]
@@ -94,23 +104,23 @@ def test_what_is_asked_for_ends_in_one_commit_also_after_a_fault(hub, client):
         assert hub.tree(f"me/{name}", branch) == files
         assert answers[name]["address"] == f"{hub.url}/me/{name}/commit/{commits[0].oid}"
     assert hub.commits("me/branch", "main") == []
-    private = [name for (_, name), found in hub.repositories.items() if found.private]
-    assert private == ["me/private"]
-    assert not any(fault.times for fault in hub.faults if fault.times < 9), "a fault did not come"
-    # The Hub asked for a wait.
-    assert answers["commit-429-wait"]["seconds"] > 1 and "next attempt in 1 s" in log
+    private = {name for (_, name), found in hub.repositories.items() if found.private}
+    assert private == {"me/private", "me/checked", "me/checked-by-an-old-hub", "me/check-500"}
 
 
 @pytest.mark.parametrize(
     "name, words, attempts",
     [
-        ("500-always", "me/500-always could not be uploaded", 4),  # the first and three delays
-        ("reset-always", "me/reset-always could not be uploaded", 4),
-        ("commit-400", r"me/commit-400 could not be uploaded \(HTTP 400\).*<token>", 1),
-        ("commit-403", "HTTP 403.*the token lacks the right to write me/commit-403", 1),
+        ("500-always", "me/500-always can't be written", 4),  # the first and three delays
+        ("reset-always", "me/reset-always can't be written", 4),
+        ("commit-400", r"me/commit-400 can't be written .*\(HTTP 400\).*<token>", 1),
+        ("commit-403", "me/commit-403 .*HTTP 403.*the token lacks the right to write there", 1),
         ("logged-out", "HTTP 401.*you are not logged in.*the right to write me/logged-out", 0),
         ("bad-token", "HTTP 401.*the right to write me/bad-token", 0),
-        ("read-only", "HTTP 403.*the token lacks the right to write me/read-only", 0),
+        ("read-only", "me/read-only .*HTTP 403.*the token lacks the right to write there", 0),
+        ("check-read-only", "HTTP 403.*the token lacks the right to write there", 0),
+        ("check-logged-out", "HTTP 401.*you are not logged in", 0),
+        ("check-500", "me/check-500 can't be written .*HTTP 500", 0),
         ("secret", "notes.json holds your token, so nothing is uploaded", 0),
     ],
 )
@@ -119,6 +129,10 @@ def test_what_does_not_pass_is_told(hub, client, name, words, attempts):
     sent = [request for request in hub.requests if f"POST /api/models/me/{name}/commit/" in request]
     assert len(sent) == attempts
     assert ("model", f"me/{name}") not in hub.repositories or hub.commits(f"me/{name}") == []
+
+
+def test_a_check_that_passes(client):
+    assert client[0]["checked"] == client[0]["checked-by-an-old-hub"] == {"address": None}
 
 
 def test_no_token_is_told(client):

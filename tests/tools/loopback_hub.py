@@ -56,7 +56,6 @@ class Fault:
     pattern: str
     kind: int | str
     times: int = 1
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 class LoopbackHub:
@@ -122,8 +121,8 @@ class LoopbackHub:
         files.pop(".gitattributes")
         return files
 
-    def fail(self, pattern: str, kind: int | str, times: int = 1, **headers: str) -> None:
-        self.faults.append(Fault(pattern, kind, times, headers))
+    def fail(self, pattern: str, kind: int | str, times: int = 1) -> None:
+        self.faults.append(Fault(pattern, kind, times))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -152,7 +151,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault is not None and fault.kind == "reset":
                 self.cut()
             elif fault is not None and not self.lost:
-                self.refuse(fault.kind, **fault.headers)
+                self.refuse(fault.kind)
             else:
                 self.answer(route)
 
@@ -287,14 +286,6 @@ class Handler(BaseHTTPRequestHandler):
             about["private"] = self.repository(kind, name).private
             self.json(about | {"siblings": [{"rfilename": path} for path in sorted(commit.tree)]})
 
-    def commits(self, kind, name, revision):
-        repository = self.repository(kind, name)
-        if repository:
-            common = {"authors": [{"user": USER}], "date": "2026-01-01T00:00:00.000Z"}
-            newest_first = reversed(repository.branches[revision])
-            told = ({"id": c.oid, "title": c.title, "message": c.message} for c in newest_first)
-            self.json([common | one for one in told])
-
     def listing(self, kind, name, revision, under=""):
         """The files and folders in a folder; those below it too, as `recursive=true` asks."""
         commit = self.commit_of(kind, name, revision)
@@ -356,7 +347,6 @@ _ROUTES = [
     ("POST", rf"{_REPO}/preupload/{_REVISION}", Handler.preupload),
     ("POST", rf"{_REPO}/commit/{_REVISION}", Handler.commit),
     ("POST", rf"{_REPO}/paths-info/{_REVISION}", Handler.paths_info),
-    ("GET", rf"{_REPO}/commits/{_REVISION}", Handler.commits),
     ("GET", rf"{_REPO}/revision/{_REVISION}", Handler.info),
     ("GET", rf"{_REPO}/tree/{_REVISION}(?:/(?P<under>.+))?", Handler.listing),
     ("GET", _REPO, Handler.info),
