@@ -1,11 +1,9 @@
 """Pairs of a source and its whole edit by a teacher, drawn once and kept in files."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -86,29 +84,16 @@ def chunk_file(folder: Path, index: int) -> Path:
     return folder / f"pairs-{index:05d}.safetensors"
 
 
-def save_chunk(path: Path, pairs: EditPairs, facts: dict) -> None:
-    """Writes a file of pairs. `facts`, such as the teacher's fingerprint, are kept with them."""
+def save_chunk(path: Path, pairs: EditPairs) -> None:
+    """Writes a file of pairs."""
     tensors = {name: tensor.contiguous() for name, tensor in vars(pairs).items()}
-    # Not by `save_file`, whose files only their owner can read.
-    path.write_bytes(save(tensors, metadata={"facts": json.dumps(facts)}))
+    path.write_bytes(save(tensors))  # not `save_file`, whose files only their owner can read
 
 
 def load_pairs(folder: Path, count: int) -> EditPairs:
     """The first `count` pairs of a folder."""
     files = [chunk_file(folder, index) for index in range(-(-count // CHUNK))]
     return EditPairs.cat([EditPairs(**load_file(file)) for file in files])[:count]
-
-
-def check_facts(folder: Path, facts: dict) -> None:
-    """Raises a ValueError if a file of the folder was drawn with other facts."""
-    for path in sorted(folder.glob(chunk_file(folder, 0).name.replace("00000", "*"))):
-        with safe_open(path, "pt") as file:
-            kept = json.loads(file.metadata()["facts"])
-        if kept != facts:
-            raise ValueError(
-                f"{path} was drawn with {kept}, this run has {facts}: give another output_dir, or "
-                "move that folder away, and the pairs are drawn anew"
-            )
 
 
 def missing_chunks(folder: Path, count: int) -> list[int]:

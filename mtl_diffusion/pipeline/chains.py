@@ -58,13 +58,3 @@ def first_latents(noise: Tensor, sigma: float) -> Tensor:
     coefficients = rows @ noise @ columns.T
     mean = coefficients.mean(1, keepdim=True)
     return rows.T @ (grey * mean + colour * (coefficients - mean)) @ columns
-
-
-def karras_levels(first: Tensor, steps: int, config) -> Tensor:
-    """The levels (steps, B, 1, 1, 1) of a Karras schedule from `first` (B, 1, 1, 1), without its 0.
-
-    Source: Karras et al. 2022, arXiv:2206.00364, eq. 5.
-    """
-    ramp = torch.linspace(0, 1, steps, device=first.device).view(-1, 1, 1, 1, 1)
-    high, low = first ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
-    return (high + ramp * (low - high)) ** config.rho

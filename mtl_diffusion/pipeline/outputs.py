@@ -23,12 +23,9 @@ class MultiTaskOutput(ImagePipelineOutput):
     class_labels: Optional[list] = None  # noqa: UP045, the form that diffusers 0.36 can read
 
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-
-
 def read_output_type(value, images: ImageFormat) -> str:
-    """One of `OUTPUT_TYPES`; "pil" where PIL has a mode for the images. None: the first."""
-    types = OUTPUT_TYPES if images.pil_mode else OUTPUT_TYPES[1:]
+    """An output type; "pil" where PIL has a mode for the images. None: the first."""
+    types = ["pil"] * (images.pil_mode is not None) + ["np", "pt", "latent"]
     value = types[0] if value is None else value
     if value not in types:
         raise wrong("output_type", value, f"one of {', '.join(types)} for images of {images.words}")

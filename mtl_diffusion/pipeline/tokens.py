@@ -47,10 +47,9 @@ class Vocabulary:
         for word, index in sorted(words.items(), key=lambda item: item[1]):
             if match := WORD.fullmatch(word):
                 kinds[match[1]][match[2]] = index
-        levels = kinds["strength"]
-        numbered = len(levels) > 1 and levels.keys() == {str(i) for i in range(len(levels))}
-        count = 1 + sum(map(len, kinds.values()))
-        if NULL not in words or sorted(words.values()) != [*range(count)] or not numbered:
+        levels = [kinds["strength"].get(str(i)) for i in range(len(kinds["strength"]))]
+        dense = sorted(words.values()) == [*range(1 + sum(map(len, kinds.values())))]
+        if NULL not in words or not dense or len(levels) < 2 or None in levels:
             raise ValueError(
                 f"the tokenizer's vocabulary has {len(words)} words; it needs {NULL}, two or more "
                 "strength levels, numbered from 0, tasks, classes and reserved words alone, and the"
@@ -60,7 +59,7 @@ class Vocabulary:
             null=words[NULL],
             tasks=kinds["task"],
             classes=kinds["class"],
-            strengths=tuple(levels[str(i)] for i in range(len(levels))),
+            strengths=tuple(levels),
             reserved=tuple(kinds["reserved"].values()),
             size=len(words),
         )

@@ -6,7 +6,6 @@ import torch
 from diffusers import EDMEulerScheduler
 from torch import Tensor, nn
 
-from ..pipeline.chains import karras_levels
 from ..pipeline.denoiser import build_conditioning, guided
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..pipeline.solver import from_level, initial
@@ -99,6 +98,16 @@ class Graph(nn.Module):
             x = scheduler.step(F, scheduler.timesteps[i], x).prev_sample
             x = torch.where(hint.mask > 0, x, source + sigmas[i + 1] * noise)
         return torch.where(hint.mask > 0, self.format.to_array(x), image)
+
+
+def karras_levels(first: Tensor, steps: int, config) -> Tensor:
+    """The levels (steps, B, 1, 1, 1) of a Karras schedule from `first` (B, 1, 1, 1), without its 0.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, eq. 5.
+    """
+    ramp = torch.linspace(0, 1, steps, device=first.device).view(-1, 1, 1, 1, 1)
+    high, low = first ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
+    return (high + ramp * (low - high)) ** config.rho
 
 
 class _Call:

@@ -6,12 +6,10 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..config import ConfigError
 from ..data.images import FRAME
 from ..editing.pairs import (
     CHUNK,
     EditPairs,
-    check_facts,
     chunk_file,
     draw_pairs,
     load_pairs,
@@ -30,22 +28,14 @@ BATCH = 64  # edits that are drawn at once
 def with_pairs(run: Run) -> Run:
     """The run with the pairs that its edits are learned from; those that are missing are drawn.
 
-    They are kept in files in the run's folder, so a run that is cut, here or later, draws none
-    twice. The processes share the files.
-
-    Raises:
-        ConfigError: the folder has pairs of another teacher or seed.
+    They are kept in the run's folder, in a folder for each teacher and seed, so a run that is cut,
+    here or later, draws none twice. The processes share the files.
     """
     config = run.config
     if run.teacher is None or Edit.name not in config.shares:
         return run
-    folder = Path(config.output_dir) / FOLDER
-    facts = {"teacher": run.unwrapped.teacher, "seed": config.seed}
-    try:
-        check_facts(folder, facts)  # before hours of drawing
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    _draw_missing(run, folder, facts)
+    folder = Path(config.output_dir) / FOLDER / f"{run.unwrapped.teacher}-{config.seed}"
+    _draw_missing(run, folder)
     run.accelerator.wait_for_everyone()
     pairs = load_pairs(folder, config.edit_pairs).to(run.accelerator.device)
     held = max(1, min(len(pairs) // 8, config.validation_images))
@@ -53,7 +43,7 @@ def with_pairs(run: Run) -> Run:
     return replace(run, mixture=mixture, held_out_pairs=pairs[:held])
 
 
-def _draw_missing(run: Run, folder: Path, facts: dict) -> None:
+def _draw_missing(run: Run, folder: Path) -> None:
     accelerator, config, data = run.accelerator, run.config, run.train_data
     folder.mkdir(parents=True, exist_ok=True)
     missing = missing_chunks(folder, config.edit_pairs)
@@ -83,5 +73,5 @@ def _draw_missing(run: Run, folder: Path, facts: dict) -> None:
                 parts.append(draw_pairs(run.teacher, *given))
             progress.update(BATCH * accelerator.num_processes)
         with replaced_file(chunk_file(folder, index)) as path:
-            save_chunk(path, EditPairs.cat(parts), facts)
+            save_chunk(path, EditPairs.cat(parts))
     progress.close()

@@ -35,18 +35,6 @@ def guidance(pipe, given, *scales):
     return guided(pipe.unet, pipe.scheduler, given, pipe.vocabulary.null, *scales)
 
 
-def test_conditioning_has_task_class_and_strength(pipe):
-    vocabulary = pipe.vocabulary
-    hint = Hint(randn(2, 3, 8, 8), torch.ones(2, 1, 8, 8), torch.tensor([1.0, torch.nan]))
-    given = build_conditioning(hint, TASKS["inpaint"], torch.tensor([2, -1]), vocabulary)
-    null = vocabulary.null
-    assert given.tokens.argmax(-1).tolist() == [
-        [vocabulary.tasks["inpaint"], vocabulary.classes["ship"], vocabulary.strengths[-1]],
-        [vocabulary.tasks["inpaint"], null, null],
-    ]
-    assert given.image is hint.image and given.mask is hint.mask and len(given) == 2
-
-
 @torch.no_grad()
 def test_predict_is_the_network_of_edm(pipe):
     """Table 1 of Karras et al. 2022, written out; D from F as in their equation 7."""
@@ -87,12 +75,11 @@ def test_everything_it_is_told_reaches_the_output(pipe, part):
     assert ((after - before).abs().amax((1, 2, 3)) > 1e-4).all()
 
 
-@pytest.mark.parametrize("shape", [(8,), (8, 3, 8, 8), ()])
-def test_sigma_of_another_shape_is_refused(pipe, shape):
+def test_sigma_of_another_shape_is_refused(pipe):
     """(B,) would broadcast along the width where B is the width, as it is here."""
     given = conditioning(pipe, 8)
     with pytest.raises(ValueError, match=r"sigma has shape .* must be \(8, 1, 1, 1\)"):
-        predict(pipe.unet, pipe.scheduler, randn(8, 3, 8, 8), torch.ones(shape), given)
+        predict(pipe.unet, pipe.scheduler, randn(8, 3, 8, 8), torch.ones(8), given)
 
 
 def without(given, null, image=False, word=False):
@@ -143,22 +130,6 @@ def test_guidance_is_its_formula_in_one_call(pipe, batches, s_C, s_I, evaluation
     assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert batches == [3 * evaluations]
     assert (nothing - image).abs().max() > 1e-2 and (F() - image).abs().max() > 1e-2
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("which", ["class", "image"])
-@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
-def test_guidance_is_continuous_in_each_scale(pipe, which, scale):
-    """Also at 0 and at 1, where a branch is left out."""
-    given = conditioning(pipe)
-
-    def D(scale):
-        scales = (scale, 1.5) if which == "class" else (2.0, scale)
-        return guidance(pipe, given, *scales)(X, 0.7)
-
-    slope = (D(scale + 1) - D(scale)).abs().max().item()
-    step = (D(scale + 1e-3) - D(scale)).abs().max().item()
-    assert slope > 1e-3 and step == pytest.approx(1e-3 * slope, rel=0.1)
 
 
 @torch.no_grad()

@@ -86,10 +86,6 @@ def truncated(folder, other):
     os.truncate(folder / WEIGHTS, 20_000)
 
 
-def pickled(folder, other):
-    torch.save(tensors_in(folder / WEIGHTS), folder / WEIGHTS)
-
-
 def only_bin(folder, other):
     torch.save(tensors_in(folder / WEIGHTS), folder / "unet" / "diffusion_pytorch_model.bin")
     (folder / WEIGHTS).unlink()
@@ -115,7 +111,6 @@ DAMAGES = [
     ),
     (changed(WEIGHTS, lambda t: t.update({GUARD: torch.ones(3, 1)})), GUARD),  # in diffusers' words
     (truncated, "diffusion_pytorch_model"),
-    (pickled, "diffusion_pytorch_model"),
     (only_bin, "has no weights as safetensors|no file named diffusion_pytorch_model"),
     (changed(TOKENIZER, drop_word), r"compare tokenizer/tokenizer\.json with .*unet/config\.json"),
     (changed(TOKENIZER, swap_words), "tokenizer.json is of another model.*cat>, <class:dog>"),

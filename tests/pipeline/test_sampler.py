@@ -50,17 +50,12 @@ def guided(low, high):
         ("inpaint", {}, [1, 1, 1, 1, 1, 1]),
         ("edit", {}, [2, 2, 2, 2, 2, 2]),
         ("edit", {"image_guidance_scale": 1.5}, [3, 3, 3, 3, 3, 3]),
-        ("colorize", {}, [1, 1, 1, 1, 1, 1]),
-        ("upscale", {}, [1, 1, 1, 1, 1, 1]),
         # In an interval: a step outside takes one evaluation.
         ("generate", guided(0, INF), [2, 2, 2, 2, 2, 2]),
         ("generate", guided(0.05, 6), [1, 1, 2, 2, 2, 1]),
-        ("generate", guided(0, 10), [1, 1, 2, 2, 2, 2]),
-        ("generate", guided(10, INF), [2, 2, 1, 1, 1, 1]),
         ("generate", guided(7, 20), [1, 1, 1, 1, 1, 1]),
         ("generate", guided(80, 80), [2, 1, 1, 1, 1, 1]),  # the schedule may have it as 79.99998
         ("generate", guided(0.002, 0.002), [1, 1, 1, 1, 1, 2]),
-        ("generate", guided(0, 0), [1, 1, 1, 1, 1, 1]),  # at noise level 0 nothing is evaluated
         (
             "edit",
             {"image_guidance_scale": 1.5, "guidance_interval": (0.05, 6), "strength": 1},
