@@ -11,8 +11,7 @@ class Inpaint(Task):
     required = frozenset({"image", "mask_image"})
     optional = frozenset({"class_label"})
     holes_from_data = True
-    # What is shown leaves little to decide: two steps complete the holes of photographs better than
-    # four, and those of the shapes nearly as well (docs/mtl-cifar10-fewstep.md).
+    # What is shown leaves little to decide: on CIFAR-10 two steps complete holes better than four.
     few_steps = 2
 
     def draw(self, n, size, class_dropout, generator):
