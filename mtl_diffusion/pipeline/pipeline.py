@@ -53,6 +53,7 @@ EDITS_AT_ONCE = "_edits_at_once"  # true where an edit is one evaluation
 FREQUENCIES = "_class_frequencies"  # class name -> share of the training data; NULL: without one
 TRANSLATIONS = "_translations"  # the names of the tasks of the class Translate
 LEARNED = (CHAINS, EDITS_AT_ONCE, FREQUENCIES, MARK, TRANSLATIONS)
+REMOVED = ("num_inversion_steps", "source_class")  # arguments of earlier versions
 # The state of a call that the pipeline has after it, as diffusers' pipelines do.
 STATE = ("_guidance_scale", "_image_guidance_scale", "_guidance_interval", "_num_timesteps")
 
@@ -196,6 +197,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006, diffusers' own
+        **unknown,
     ) -> MultiTaskOutput | tuple:
         """Draws images. A class, image, mask or strength may be a list, one entry a sample.
 
@@ -234,6 +236,9 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             ValueError: an argument is out of its range, or one that the task doesn't take; or the
                 latents don't stay finite.
         """
+        for name in unknown:
+            new = "mtl_diffusion.editing.whole.whole_edit, of the package, inverts an edit's source"
+            raise TypeError(f"there is no argument {name}; {new if name in REMOVED else 'omit it'}")
         self._check_vocabulary()
         given = {"class_label": class_label, "image": image, "mask_image": mask_image}
         given |= {"strength": strength, "image_guidance_scale": image_guidance_scale}

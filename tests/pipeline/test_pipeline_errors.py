@@ -103,6 +103,14 @@ def test_a_bad_call(three_tasks, task, changes, message):
         three_tasks(**{"task": task, "num_inference_steps": 1} | CALLS[task] | changes)
 
 
+@pytest.mark.parametrize(
+    "name, remedy", [("source_class", "mtl_diffusion.editing.whole.whole_edit"), ("prompt", "omit it")]
+)
+def test_an_argument_that_is_gone_or_unknown_is_refused(pipe, name, remedy):
+    with pytest.raises(TypeError, match=f"there is no argument {name}; {remedy}"):
+        pipe("generate", **{name: "cat"})
+
+
 def test_an_image_whose_file_is_closed_says_so(pipe, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
