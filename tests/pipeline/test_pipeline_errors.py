@@ -104,7 +104,8 @@ def test_a_bad_call(three_tasks, task, changes, message):
 
 
 @pytest.mark.parametrize(
-    "name, remedy", [("source_class", "mtl_diffusion.editing.whole.whole_edit"), ("prompt", "omit it")]
+    "name, remedy",
+    [("source_class", "mtl_diffusion.editing.whole.whole_edit"), ("prompt", "omit it")],
 )
 def test_an_argument_that_is_gone_or_unknown_is_refused(pipe, name, remedy):
     with pytest.raises(TypeError, match=f"there is no argument {name}; {remedy}"):
