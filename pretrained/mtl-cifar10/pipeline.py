@@ -1,3 +1,3 @@
-"""The code is in pipeline_ab0a46f5.py."""
+"""The code is in pipeline_c172bf95.py."""
 
-from .pipeline_ab0a46f5 import MultiTaskPipeline  # noqa
+from .pipeline_c172bf95 import MultiTaskPipeline  # noqa

@@ -1,57 +1,19 @@
-"""The pipeline: one model, several tasks.
-
-pipe = DiffusionPipeline.from_pretrained("user/model", trust_remote_code=True)
-pipe(task="generate", class_label="cat").images[0]
-pipe(task="inpaint", image=image, mask_image=mask).images[0]
-pipe(task="edit", image=image, class_label="dog", strength=0.7).images[0]
+"""The pipeline of this model, MultiTaskPipeline, and its tasks.
 
 Generated from the files of mtl_diffusion that are named below. It needs torch, diffusers,
 transformers, safetensors, PIL and numpy. Its name ends in a digest of its text: diffusers copies
 the code of all models to one folder, where another version of the same name would replace it.
 """
 
-import copy
-import hashlib
-import io
-import json
-import math
-import numbers
-import re
-import time
-import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, NamedTuple, Optional
-
-import numpy as np
-import torch
-from diffusers import (
-    DiffusionPipeline,
-    EDMDPMSolverMultistepScheduler,
-    EDMEulerScheduler,
-    ImagePipelineOutput,
-    UNet2DConditionModel,
-)
-from diffusers.utils.hub_utils import upload_folder
-from diffusers.utils.torch_utils import randn_tensor
-from PIL import ExifTags, Image, ImageCms
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, interpolate, pad
-from transformers import PreTrainedTokenizerBase
-
-
 # --------------------------------------------------------------------------------------------------
 # degradation.py
-#
-# Blur-and-noise degradation of the source, by strength.
 # --------------------------------------------------------------------------------------------------
+"""Blur-and-noise degradation of the source, by strength."""
 
+import math
+
+import torch
+from torch import Tensor
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], as in EDM; strength 1 is noise of it
 BLUR = 0.25  # standard deviation of the low-pass at strength 1, as a share of the shorter side
@@ -66,12 +28,9 @@ def dct_matrix(size: int, device: torch.device) -> Tensor:
 
 
 def low_pass(image: Tensor, std: Tensor) -> Tensor:
-    """Gaussian blur with reflecting borders: the heat kernel, diagonal under the DCT.
+    """Gaussian blur of (B, C, H, W) with reflecting borders: the heat kernel, diagonal in the DCT.
 
-    Args:
-        image: (B, C, H, W).
-        std: (B,) standard deviation of the blur in pixels, >= 0.
-
+    `std` is (B,), its standard deviation in pixels, >= 0.
     Source: Rissanen et al. 2023, Generative modelling with inverse heat dissipation, eq. 6.
     """
     rows, columns = (_heat_kernel(size, std) for size in image.shape[-2:])
@@ -117,14 +76,19 @@ def degrade(image: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------
 # chains.py
-#
-# Models that draw in few steps: the noise levels that they visit.
-#
-# A chain is the noise levels of one number of steps, the highest first. At each of its levels the
-# model has learned the jump to the next one, and from the last to the image: the end of the teacher's
-# probability-flow ODE from there. A jump is one Euler step, x' = (s'/s) x + (1 - s'/s) D(x; s). The
-# noise level tells the model which jump is asked for, so no level belongs to two chains.
 # --------------------------------------------------------------------------------------------------
+"""Models that draw in few steps: the noise levels that they visit.
+
+A chain is the noise levels of one number of steps, the highest first. At each of its levels the
+model has learned the jump to the next one, and from the last to the image: the end of the teacher's
+probability-flow ODE from there. A jump is one Euler step, x' = (s'/s) x + (1 - s'/s) D(x; s). The
+noise level tells the model which jump is asked for, so no level belongs to two chains.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 
 Chains = Sequence[Sequence[float]]
@@ -155,11 +119,7 @@ def first_latents(noise: Tensor, sigma: float) -> Tensor:
     variance that natural images have there, which falls as 1 / frequency^2 (Field 1987, Relations
     between the statistics of natural images and the response properties of cortical cells).
 
-    Args:
-        noise: (B, C, H, W) standard normal.
-
-    Returns:
-        (B, C, H, W), of the same directions in each frequency.
+    The noise is (B, C, H, W) standard normal; so are the latents, but for their scale.
     """
     (channels, height, width), device = noise.shape[1:], noise.device
     side = (height * width) ** 0.5
@@ -178,57 +138,18 @@ def first_latents(noise: Tensor, sigma: float) -> Tensor:
     return rows.T @ (grey * mean + colour * (coefficients - mean)) @ columns
 
 
-def check_chains(chains) -> None:
-    """Raises a ValueError if they are not lists of falling levels, with no level twice."""
-    try:
-        levels = [level for chain in chains for level in chain]
-        falling = all(list(chain) == sorted({*chain}, reverse=True) for chain in chains)
-        lengths = [len(chain) for chain in chains]
-        fits = levels and falling and all(level > 0 for level in levels) and 0 not in lengths
-        fits = fits and len({*levels}) == len(levels) and len({*lengths}) == len(lengths)
-    except TypeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"chains are {chains}; they must be lists of noise levels above 0, falling, no two of "
-            "one length and no level twice: compare model_index.json with that of the published "
-            "model"
-        )
-
-
-def karras_ramp(levels: Sequence[float], config) -> Tensor:
-    """Noise levels as EDMEulerScheduler takes them: the places in [0, 1] of its Karras schedule.
-
-    Args:
-        config: the scheduler's.
-    """
-    low, high = (config[name] ** (1 / config.rho) for name in ("sigma_min", "sigma_max"))
-    roots = torch.tensor(levels, dtype=torch.float64) ** (1 / config.rho)
-    return (high - roots) / (high - low)
-
-
-def karras_levels(first: Tensor, steps: int, config) -> Tensor:
-    """The noise levels of each sample's own Karras schedule, without the 0 at its end.
-
-    Args:
-        first: (B, 1, 1, 1), where they begin.
-        config: the scheduler's.
-
-    Returns:
-        (steps, B, 1, 1, 1).
-
-    Source: Karras et al. 2022, arXiv:2206.00364, eq. 5.
-    """
-    ramp = torch.linspace(0, 1, steps, device=first.device).view(-1, 1, 1, 1, 1)
-    high, low = first ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
-    return (high + ramp * (low - high)) ** config.rho
-
-
 # --------------------------------------------------------------------------------------------------
 # task.py
-#
-# The contract of a task: what training draws at random, and the input that it conditions on.
 # --------------------------------------------------------------------------------------------------
+"""The contract of a task: what training draws at random, and the input that it conditions on."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -278,18 +199,14 @@ class Task(ABC):
 
     Class attributes:
         name: the value of `pipe(task=name)`, and the name of the task's token.
-        required: arguments of the pipeline that the task needs.
-        optional: further arguments of the pipeline that it takes. Any other one is refused.
-        default_strength: the strength when sampling without one; None if the task takes none.
-        default_steps: steps when sampling without a number of them.
-        default_guidance_scale: the guidance scale when sampling without one; 1 is off.
-        default_guidance_interval: the lowest and highest noise level (sigma) of guidance when
-            sampling without them.
+        required, optional: arguments of the pipeline that it takes. Any other one is refused.
+        default_strength: in [0, 1]; None if the task takes none.
+        default_guidance_scale: 1 is off.
+        default_guidance_interval: the lowest and highest noise level (sigma) of guidance.
         draws_class: whether a sample without a class is one of a class that is drawn as often as
             the training data has it; else it is drawn with the null class.
         holes_from_data: whether training takes masks of the dataset, too, where it has some.
-        few_steps: steps of a model that draws in few steps, when sampling without a number of
-            them; None: those of its last chain.
+        few_steps: default_steps of a model of few steps; None: those of its last chain.
         at_once: whether such a model takes one step, and no other number.
     """
 
@@ -315,31 +232,24 @@ class Task(ABC):
         if not (isinstance(name, str) and name.isidentifier() and name.islower()):
             raise TypeError(f"{cls.__name__}.name must be a lower-case identifier, not {name!r}")
         if unknown := (cls.required | cls.optional) - Task.ARGUMENTS:
-            raise TypeError(
-                f"{cls.__name__} takes {sorted(unknown)}, but a task may take only "
-                f"{sorted(Task.ARGUMENTS)}"
-            )
-        if both := cls.required & cls.optional:
-            raise TypeError(f"{cls.__name__} has {sorted(both)} both as required and as optional")
-        takes_strength = "strength" in cls.required | cls.optional
-        default = cls.default_strength
-        if takes_strength and (default is None or not 0 <= default <= 1):
+            raise TypeError(f"{cls.__name__} takes {sorted(unknown)}, which no call has")
+        if "strength" in cls.required | cls.optional and cls.default_strength is None:
             raise TypeError(f"{cls.__name__} takes a strength: give a default_strength in [0, 1]")
-        if not cls.default_guidance_scale >= 0:
-            raise TypeError(f"{cls.__name__}.default_guidance_scale must be 0 or more; 1 is off")
 
-    @abstractmethod
     def draw(
         self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
     ) -> Choice:
         """Draws a training input for n samples, on the generator's device.
 
+        Unless a task says otherwise all is painted, and only the class is dropped.
+
         Args:
             n: number of samples, possibly 0.
             size: height and width of the images in pixels.
             class_dropout: probability in [0, 1) that the class token is dropped.
-            generator: the only source of randomness.
         """
+        mask = torch.ones(n, 1, *size, device=generator.device)
+        return Choice(mask, bernoulli(n, class_dropout, generator))
 
     @abstractmethod
     def condition(
@@ -348,23 +258,18 @@ class Task(ABC):
         """Builds the conditioning input. Training and sampling both call this.
 
         Args:
-            image: (B, C, H, W) in [-1, 1], the source. A task without a source gets zeros.
+            image: (B, C, H, W) in [-1, 1], the source; zeros for a task without one.
             mask: (B, 1, H, W) in {0, 1}, 1 = to be painted.
             strength: (B,) in [0, 1]. A task without a strength ignores it.
-            noise: (B, C, H, W) standard normal, for degrading the source. It is independent of
-                the noise of the diffusion, which a task never gets.
+            noise: (B, C, H, W) standard normal, for degrading the source; not the noise of the
+                diffusion, which a task never gets.
         """
 
     def start(self, strength: Tensor | None) -> Tensor | float:
-        """The noise level (sigma) where sampling starts, from the source with that much noise.
+        """The noise level (sigma) where sampling starts: (B,), or one for all.
 
-        Above the highest noise level of the sampler it starts from noise alone.
-
-        Args:
-            strength: (B,) in [0, 1], None if the task has none.
-
-        Returns:
-            (B,), or one level for all.
+        It starts from the source with that much noise; above the sampler's highest level, from
+        noise alone. The strength is (B,) in [0, 1], None if the task has none.
         """
         return math.inf
 
@@ -376,9 +281,12 @@ def bernoulli(n: int, probability: float, generator: torch.Generator) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------
 # colorize.py
-#
-# Colorization: the source's luminance is shown, degraded by the strength.
 # --------------------------------------------------------------------------------------------------
+"""Colorization: the source's luminance is shown, degraded by the strength."""
+
+from dataclasses import replace
+
+import torch
 
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights of PIL's convert("L")
@@ -390,39 +298,37 @@ class Colorize(Task):
     optional = frozenset({"class_label", "strength"})
     default_strength = 0.0
 
-    def draw(
-        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
-    ) -> Choice:
-        device = generator.device
+    def draw(self, n, size, class_dropout, generator):
         # Half the samples show the grey image as it is, which is what most users ask for.
-        strength = torch.rand(n, generator=generator, device=device)
-        return Choice(
-            mask=torch.ones(n, 1, *size, device=device),
-            strength=torch.where(bernoulli(n, 0.5, generator), strength, 0.0),
-            drop_class=bernoulli(n, class_dropout, generator),
-        )
+        strength = torch.rand(n, generator=generator, device=generator.device)
+        strength = torch.where(bernoulli(n, 0.5, generator), strength, 0.0)
+        return replace(super().draw(n, size, class_dropout, generator), strength=strength)
 
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+    def condition(self, image, mask, strength, noise):
         # Plain numbers: training would wait until a tensor of them is on the device.
         *rgb, rest = image.split([1, 1, 1, image.shape[1] - 3], dim=1)  # alpha is shown as it is
         grey = sum(weight * part for weight, part in zip(LUMA, rgb, strict=True))
         shown = torch.cat([grey, grey, grey, rest], dim=1)
-        return Hint(
-            image=degrade(shown, strength, noise),
-            mask=torch.ones_like(mask),
-            strength=strength,
-        )
+        return Hint(degrade(shown, strength, noise), torch.ones_like(mask), strength)
 
 
 # --------------------------------------------------------------------------------------------------
 # format.py
-#
-# The images of a model: their size, channels and depth, and how numbers stand for them.
-#
-# Three ranges occur. The network has [-1, 1]. A dataset stores the numbers of its files. Arrays that
-# a user gives and gets are floats in [0, 1], or in `value_range` where the model has one.
 # --------------------------------------------------------------------------------------------------
+"""The images of a model: their size, channels and depth, and how numbers stand for them.
 
+Three ranges occur. The network has [-1, 1]. A dataset stores the numbers of its files. Arrays that
+a user gives and gets are floats in [0, 1], or in `value_range` where the model has one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
 # The key in the configuration of the UNet. Absent: RGB of 8 bits, as in models of earlier versions.
 MARK = "_image_format"
@@ -472,9 +378,8 @@ class ImageFormat:
     @property
     def mark(self) -> dict[str, Any]:
         """What a UNet's configuration holds besides its size; nothing for RGB of 8 bits."""
-        default = asdict(ImageFormat.square(1))
-        known = {name: value for name, value in asdict(self).items() if value != default[name]}
-        known = {k: v for k, v in known.items() if k not in ("height", "width")}
+        known = {f.name: getattr(self, f.name) for f in fields(self)[2:]}
+        known = {f: known[f] for f in known if known[f] != getattr(ImageFormat, f)}
         return {MARK: known} if known else {}
 
     @property
@@ -528,25 +433,19 @@ class ImageFormat:
 
     def from_stored(self, images: Tensor) -> Tensor:
         """Stored numbers -> float32 in [-1, 1], of the same shape and on the same device."""
-        low, high = self.stored_range
-        return self._without_hidden((images.float() - low) / ((high - low) / 2) - 1)
+        return self._from(images, self.stored_range)
 
     def to_stored(self, images: Tensor) -> Tensor:
         """Images in [-1, 1] -> numbers to store, clipped and rounded: undoes `from_stored`."""
-        low, high = self.stored_range
-        numbers = (images.clamp(-1, 1) + 1) * ((high - low) / 2) + low
-        rounded = numbers if self.dtype == "float32" else numbers.round()
-        return rounded.to(getattr(torch, self.dtype))
+        return self._rounded(self._to(images, self.stored_range))
 
     def from_array(self, images: Tensor) -> Tensor:
         """A user's numbers -> float32 in [-1, 1]."""
-        low, high = self.array_range
-        return self._without_hidden(2 * ((images - low) / (high - low)) - 1)
+        return self._from(images, self.array_range)
 
     def to_array(self, images: Tensor) -> Tensor:
         """Images in about [-1, 1] -> a user's numbers, clipped."""
-        low, high = self.array_range
-        return (images / 2 + 0.5).clamp(0, 1) * (high - low) + low
+        return self._to(images, self.array_range)
 
     def stored_as_array(self, images: Tensor) -> Tensor:
         """Stored numbers -> a user's, the same ones if there is a `value_range`."""
@@ -554,15 +453,12 @@ class ImageFormat:
 
     def array_as_stored(self, images: Tensor) -> Tensor:
         """A user's numbers -> those to store, rounded; exact for what `stored_as_array` gave."""
-        numbers = images if self.value_range else images * HIGHEST[self.dtype]
-        rounded = numbers if self.dtype == "float32" else numbers.round()
-        return rounded.to(getattr(torch, self.dtype))
+        return self._rounded(images if self.value_range else images * HIGHEST[self.dtype])
 
     def from_pil(self, image: Image.Image) -> Tensor:
-        """A PIL image of `pil_mode` -> (1, C, H, W) in a user's numbers."""
+        """A PIL image of `pil_mode` -> (C, H, W) in a user's numbers."""
         pixels = torch.from_numpy(np.array(image, dtype=self.dtype))
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-        return self.stored_as_array(pixels[None])
+        return self.stored_as_array(torch.atleast_3d(pixels).permute(2, 0, 1))
 
     def to_pil(self, images: Tensor) -> list[Image.Image]:
         """(B, C, H, W) in a user's numbers -> PIL images; there is a `pil_mode`."""
@@ -601,28 +497,53 @@ class ImageFormat:
         if (height, width) == self.size or (self.fit == "pad" and inside and one_side):
             return
         smaller = ", or less in one of the two" if self.fit == "pad" else ""
-        how = f", for a PIL image with {name}.resize(({self.width}, {self.height}))"
         raise ValueError(
             f"{name} is {width}x{height} pixels; this model takes {self.width}x{self.height}"
-            f"{smaller}: resize it{how if name.isidentifier() else ''}"
+            f"{smaller}: resize it"
         )
 
-    def _without_hidden(self, images: Tensor) -> Tensor:
-        """Black where alpha is 0: files have anything there, which nobody sees."""
+    def _from(self, images: Tensor, ends: tuple[float, float]) -> Tensor:
+        low, high = ends
+        images = (images.float() - low) / ((high - low) / 2) - 1
         if self.mode != "RGBA":
             return images
+        # Colours under clear alpha are arbitrary in files, so they are made equal: black.
         seen = images[:, 3:] > -1
         return torch.cat([torch.where(seen, images[:, :3], -1.0), images[:, 3:]], dim=1)
+
+    def _to(self, images: Tensor, ends: tuple[float, float]) -> Tensor:
+        low, high = ends
+        return (images.clamp(-1, 1) + 1) * ((high - low) / 2) + low
+
+    def _rounded(self, numbers: Tensor) -> Tensor:
+        rounded = numbers if self.dtype == "float32" else numbers.round()
+        return rounded.to(getattr(torch, self.dtype))
 
 
 # --------------------------------------------------------------------------------------------------
 # components.py
-#
-# Checks of the components of a pipeline.
 # --------------------------------------------------------------------------------------------------
+"""The components of a pipeline: which are taken, and whether they belong together."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DConditionModel
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 
 SCHEDULERS = (EDMDPMSolverMultistepScheduler, EDMEulerScheduler)
+INDEX = "model_index.json"
+WORDS = "_vocabulary"  # in unet/config.json: the words the weights were trained with
+MODEL_ID = "_model_id"  # in the index and the configurations: the parts of one model have the same
+AGAIN = "download or save the model again"
+SHARD = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a part of the weights
 
 
 def plain_module(unet) -> nn.Module:
@@ -631,78 +552,176 @@ def plain_module(unet) -> nn.Module:
 
 
 def check_component(name: str, value) -> None:
-    """Checks the type and the settings of a component; other names are ignored.
+    """Checks the type of a component; other names are ignored.
 
     Raises:
         ValueError: the pipeline can't work with it.
     """
-    checks = {"unet": _check_unet, "tokenizer": _check_tokenizer, "scheduler": _check_scheduler}
-    if name in checks:
-        checks[name](value)
-
-
-def _check_unet(unet) -> None:
-    module = plain_module(unet)
-    if not isinstance(module, UNet2DConditionModel):
-        hint = ""
-        if isinstance(getattr(module, "module", None), UNet2DConditionModel):
-            hint = "; give its .module"
-        elif hasattr(module, "get_base_model"):
-            hint = "; give its .get_base_model(), which keeps the adapters"
-        raise ValueError(
-            f"unet is {_kind(unet)}; it must be a UNet2DConditionModel, compiled or not{hint}"
+    value, wanted = plain_module(value), None
+    if name == "unet" and not isinstance(value, UNet2DConditionModel):
+        wanted = (
+            "a UNet2DConditionModel, compiled or not: of a wrapper give its .module, or its "
+            ".get_base_model(), which keeps the adapters"
         )
-    config = module.config
-    images = ImageFormat.of(config)
-    if (config.in_channels, config.out_channels) != (images.input_channels, images.channels):
-        raise ValueError(
-            f"unet takes {config.in_channels} channels and gives {config.out_channels}; a unet for "
-            f"images of {images.words} takes {images.input_channels} and gives {images.channels}"
+    elif name == "tokenizer" and not isinstance(value, PreTrainedTokenizerBase):
+        wanted = (
+            "the tokenizer that was saved with the unet, such as "
+            "PreTrainedTokenizerFast.from_pretrained(folder, subfolder='tokenizer')"
         )
-
-
-def _check_tokenizer(tokenizer) -> None:
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ValueError(
-            f"tokenizer is {_kind(tokenizer)}; it must be the tokenizer that was saved with the "
-            "unet, such as PreTrainedTokenizerFast.from_pretrained(folder, subfolder='tokenizer')"
-        )
-
-
-def _check_scheduler(scheduler) -> None:
-    if not isinstance(scheduler, SCHEDULERS):
-        names = " or ".join(kind.__name__ for kind in SCHEDULERS)
-        raise ValueError(
-            f"scheduler is {_kind(scheduler)}; it must be {names}, such as "
+    elif name == "scheduler" and not isinstance(value, SCHEDULERS):
+        wanted = (
+            f"{' or '.join(one.__name__ for one in SCHEDULERS)}, such as "
             "EDMEulerScheduler.from_config(pipe.scheduler.config)"
         )
-    config = scheduler.config
-    numbers = [config[name] for name in ("sigma_min", "sigma_max", "sigma_data")]
-    low, high, data = (
-        n if isinstance(n, int | float) and math.isfinite(n) and n > 0 else None for n in numbers
-    )
-    if None in (low, high, data) or low >= high:
+    if wanted:
+        raise ValueError(f"{name} is of the type {type(value).__name__}; it must be {wanted}")
+    if name == "unet":
+        images, config = ImageFormat.of(value.config), value.config
+        if (config.in_channels, config.out_channels) != (images.input_channels, images.channels):
+            raise ValueError(
+                f"unet takes {config.in_channels} channels and gives {config.out_channels}; a unet "
+                f"for images of {images.words} takes {images.input_channels} and gives "
+                f"{images.channels}"
+            )
+
+
+def id_of(component) -> str | None:
+    """What says which model a UNet or a scheduler is of; None if it was saved before there was."""
+    return plain_module(component).config.get(MODEL_ID)
+
+
+def stamp(unet, scheduler, model_id: str) -> None:
+    """Notes that both are of a model."""
+    for part in (plain_module(unet), scheduler):
+        part.register_to_config(**{MODEL_ID: model_id})
+
+
+def digest_of(unet: nn.Module) -> str:
+    """12 hex digits of the sha256 of the weights: the id of a model that has none yet."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(plain_module(unet).state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
+
+
+def read_json(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def check_loaded(pipeline: str, unet, tokenizer) -> None:
+    """Checks the UNet and the tokenizer of a pipeline that was loaded.
+
+    diffusers only warns of a tensor that is missing, and initializes it at random.
+
+    Args:
+        pipeline: folder or name on the Hub, as it was given for loading.
+        unet: loaded now, or given by the user; only the files that were loaded now are checked.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or not finite; the weights aren't safetensors;
+            or they are of another model than another part.
+    """
+    module = plain_module(unet)
+    folder = Path(module.config.get("_name_or_path") or "unet")
+    cache = "models--" + str(pipeline).replace("/", "--")  # where the Hub's client keeps it
+    if folder.name == "unet" and (folder.parent == Path(pipeline) or cache in folder.parts):
+        _check_files(folder, module.config)
+        _check_ids(folder.parent)
+    _check_values(module.state_dict(), f"{folder}: ", f" after loading; {AGAIN}")
+    trained, words = module.config.get(WORDS), tokenizer.get_vocab()
+    if trained is not None and trained != words:
+        moved = sorted(w for w in {*trained, *words} if trained.get(w) != words.get(w))
         raise ValueError(
-            f"scheduler has sigma_min {numbers[0]}, sigma_max {numbers[1]} and sigma_data "
-            f"{numbers[2]}; they must be finite and above 0, sigma_min below sigma_max: compare "
-            "scheduler/scheduler_config.json with that of the published model"
+            f"{folder.with_name('tokenizer') / 'tokenizer.json'} is of another model than "
+            f"{folder}: they differ in the ids of {', '.join(moved[:8])}; {AGAIN}"
         )
 
 
-def _kind(value) -> str:
-    return "None" if value is None else f"of the type {type(value).__name__}"
+def plain_unet(unet) -> UNet2DConditionModel:
+    """The UNet, not compiled, for saving.
+
+    Raises:
+        ValueError: it has an adapter, or was changed in a way that its files couldn't describe.
+    """
+    module = plain_module(unet)
+    state = module.state_dict()
+    _check_values(state, "unet: ", "; it is not saved")
+    if names := _undescribed({name: tensor.shape for name, tensor in state.items()}, module.config):
+        raise ValueError(
+            f"unet has layers that its configuration does not describe ({names}): save adapters "
+            "with pipe.unet.save_lora_adapter(folder), or merge them into the weights with "
+            "pipe.unet.fuse_lora() and pipe.unet.unload_lora(), and save the pipeline before other "
+            "changes"
+        )
+    return module
+
+
+def _check_values(state: Mapping[str, Tensor], where: str, advice: str) -> None:
+    """Refuses tensors without values, and those of 16 bits and more that are not finite."""
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            raise ValueError(f"{where}{name} has no value{advice}")
+        if tensor.element_size() > 1 and not tensor.isfinite().all():
+            raise ValueError(f"{where}{name} has NaN or infinite values{advice}")
+
+
+def _check_ids(folder: Path) -> None:
+    """Refuses a folder with parts of two models. The scheduler may be one without an id."""
+    unet, scheduler, index = (
+        read_json(folder / name).get(MODEL_ID) if (folder / name).is_file() else None
+        for name in ("unet/config.json", "scheduler/scheduler_config.json", INDEX)
+    )
+    if index != unet or scheduler not in (unet, None):
+        raise ValueError(
+            f"{folder / 'unet'} is of another model than its scheduler or {INDEX}: their "
+            f"{MODEL_ID} is {unet}, {scheduler} and {index}; {AGAIN}"
+        )
+
+
+def _check_files(folder: Path, config: Mapping) -> None:
+    """Compares the tensors in the files of a UNet's folder with those that it has."""
+    found: dict[str, dict] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+        found.setdefault(SHARD.sub("", file.name), {}).update(shapes)  # parts count as one file
+    if not found:
+        raise ValueError(f"{folder} has no weights as safetensors; save them with save_pretrained")
+    for file, shapes in found.items():
+        if names := _undescribed(shapes, config):
+            raise ValueError(
+                f"{folder / file} does not have the tensors of its config.json; missing, "
+                f"unexpected or of another shape: {names}; {AGAIN}"
+            )
+
+
+def _undescribed(shapes: Mapping[str, Sequence[int]], config: Mapping) -> str:
+    """Names of tensors that a UNet's configuration describes otherwise; "" if there are none."""
+    with torch.device("meta"):
+        described = UNet2DConditionModel.from_config(config).state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in described.items()}
+    given = {name: tuple(shape) for name, shape in shapes.items()}
+    return ", ".join(sorted(n for n in {*expected, *given} if expected.get(n) != given.get(n))[:8])
 
 
 # --------------------------------------------------------------------------------------------------
 # tokens.py
-#
-# The meaning of the tokens, read from the tokenizer's vocabulary.
-#
-# Ids are stored in the vocabulary alone. Its words are `<null>`, `<task:NAME>`, `<class:NAME>`,
-# `<strength:I>` for the levels I / (L - 1), and `<reserved:I>`: ids that a new task or class can
-# take without changing a shape.
 # --------------------------------------------------------------------------------------------------
+"""The meaning of the tokens, read from the tokenizer's vocabulary.
 
+Ids are stored in the vocabulary alone. Its words are `<null>`, `<task:NAME>`, `<class:NAME>`,
+`<strength:I>` for the levels I / (L - 1), and `<reserved:I>`: ids that a new task or class can
+take without changing a shape.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
 
 NULL = "<null>"
 WORD = re.compile(r"<(task|class|strength|reserved):(.+)>", re.DOTALL)
@@ -714,8 +733,7 @@ class Vocabulary:
 
     Attributes:
         null: id of the null token; it replaces tokens that are dropped.
-        tasks: task name -> id.
-        classes: class name -> id, in the order of the class labels.
+        tasks, classes: name -> id; classes in the order of the class labels.
         strengths: ids of the strength levels, from 0 to 1.
         reserved: ids that are free.
         size: number of ids, V.
@@ -735,30 +753,23 @@ class Vocabulary:
         Raises:
             ValueError: the words aren't those of such a vocabulary.
         """
-        if sorted(words.values()) != list(range(len(words))) or NULL not in words:
-            raise ValueError(
-                f"the tokenizer's vocabulary has {len(words)} words; it needs {NULL} and the ids "
-                f"0..{len(words) - 1}, each once. Load a tokenizer that was saved with this model."
-            )
         kinds = {"task": {}, "class": {}, "strength": {}, "reserved": {}}
         for word, index in sorted(words.items(), key=lambda item: item[1]):
-            if word == NULL:
-                continue
-            match = WORD.fullmatch(word)
-            if match is None:
-                raise ValueError(f"the tokenizer's vocabulary has the word {word!r}, of no kind")
-            kinds[match[1]][match[2]] = index
-        levels = kinds["strength"]
-        if len(levels) < 2 or set(levels) != {str(i) for i in range(len(levels))}:
+            if match := WORD.fullmatch(word):
+                kinds[match[1]][match[2]] = index
+        levels = [kinds["strength"].get(str(i)) for i in range(len(kinds["strength"]))]
+        dense = sorted(words.values()) == [*range(1 + sum(map(len, kinds.values())))]
+        if NULL not in words or not dense or len(levels) < 2 or None in levels:
             raise ValueError(
-                f"the tokenizer's vocabulary has the strength levels {sorted(levels)}; it needs "
-                "two or more, numbered from 0"
+                f"the tokenizer's vocabulary has {len(words)} words; it needs {NULL}, two or more "
+                "strength levels, numbered from 0, tasks, classes and reserved words alone, and the"
+                " ids from 0 on, each once. Load a tokenizer that was saved with this model."
             )
         return cls(
             null=words[NULL],
             tasks=kinds["task"],
             classes=kinds["class"],
-            strengths=tuple(levels[str(i)] for i in range(len(levels))),
+            strengths=tuple(levels),
             reserved=tuple(kinds["reserved"].values()),
             size=len(words),
         )
@@ -768,20 +779,15 @@ class Vocabulary:
         table = _table((*self.classes.values(), self.null), labels.device)
         return table[torch.where(labels < 0, len(self.classes), labels)]
 
-    def tokens(self, task: Tensor | int, label: Tensor, strength: Tensor | None) -> Tensor:
-        """The three tokens of B samples, as distributions over the vocabulary.
+    def tokens(self, task: int, label: Tensor, strength: Tensor | None) -> Tensor:
+        """Distributions over the vocabulary (B, 3, V) float32: task, class, strength.
 
         Args:
-            task: (B,) ids, or one id for all.
-            label: (B,) class ids, not labels.
+            task: an id. label: (B,) class ids, not labels.
             strength: (B,) in [0, 1], NaN or None for null. Two neighbouring levels share it.
-
-        Returns:
-            (B, 3, V) float32: task, class, strength; each row sums to 1.
         """
-        task = torch.full_like(label, task) if isinstance(task, int) else task
         null = self._one_hot(torch.full_like(label, self.null))
-        ids = self._one_hot(torch.stack([task, label], 1))
+        ids = self._one_hot(torch.stack([torch.full_like(label, task), label], 1))
         if strength is None:
             return torch.cat([ids, null[:, None]], dim=1)
         known = ~strength.isnan()
@@ -808,20 +814,49 @@ def _table(ids: tuple[int, ...], device: torch.device) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------
 # denoiser.py
-#
-# The denoiser: its conditioning, EDM preconditioning around a stock UNet, and guidance.
-#
-# Notation of Karras et al. 2022, arXiv:2206.00364:
-#     D(x; sigma) = c_skip x + c_out F(c_in x, c_noise).
-# The scheduler holds c_skip, c_out, c_in and c_noise, for training too.
 # --------------------------------------------------------------------------------------------------
+"""The denoiser: its conditioning, EDM preconditioning around a stock UNet, and guidance.
+
+Notation of Karras et al. 2022, arXiv:2206.00364:
+    D(x; sigma) = c_skip x + c_out F(c_in x, c_noise).
+The scheduler holds c_skip, c_out, c_in and c_noise, for training too.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 
 TASK, CLASS, STRENGTH = range(3)  # places in the sequence of tokens
 
 
+class Samples:
+    """A dataclass of tensors with an entry for each sample; a field may be None."""
+
+    def __len__(self) -> int:
+        return len(next(iter(vars(self).values())))
+
+    def __getitem__(self, rows):
+        return self._each(lambda part: part[rows])
+
+    def to(self, device: torch.device):
+        return self._each(lambda part: part.to(device))
+
+    def _each(self, change):
+        parts = vars(self).values()
+        return type(self)(*(None if part is None else change(part) for part in parts))
+
+    @classmethod
+    def cat(cls, several: Sequence):
+        return cls(*map(torch.cat, zip(*(vars(one).values() for one in several), strict=True)))
+
+
 @dataclass(frozen=True)
-class Conditioning:
+class Conditioning(Samples):
     """The inputs of the denoiser besides the noisy image, for B samples.
 
     Attributes:
@@ -833,18 +868,6 @@ class Conditioning:
     image: Tensor
     mask: Tensor
     tokens: Tensor
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def __getitem__(self, rows) -> "Conditioning":
-        return Conditioning(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-    @staticmethod
-    def cat(parts: list["Conditioning"]) -> "Conditioning":
-        return Conditioning(
-            *(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Conditioning))
-        )
 
     def without(self, place: int, null: int, rows: Tensor | None = None) -> "Conditioning":
         """Sets the token at a place to null, for all samples or for the rows (B,) bool."""
@@ -867,15 +890,9 @@ class Conditioning:
 def build_conditioning(
     hint: Hint, task: Task, label: Tensor, vocabulary: Vocabulary
 ) -> Conditioning:
-    """A task's conditioning image and tokens, encoded for the UNet.
-
-    Args:
-        label: (B,) class labels in 0..K-1, negative for none.
-    """
-    tokens = vocabulary.tokens(
-        vocabulary.tasks[task.name], vocabulary.class_ids(label), hint.strength
-    )
-    return Conditioning(image=hint.image, mask=hint.mask, tokens=tokens)
+    """A task's conditioning, for class labels (B,) in 0..K-1, negative for none."""
+    words = vocabulary.tasks[task.name], vocabulary.class_ids(label), hint.strength
+    return Conditioning(hint.image, hint.mask, vocabulary.tokens(*words))
 
 
 def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
@@ -902,98 +919,63 @@ def predict(unet, scheduler, noisy: Tensor, sigma: Tensor, conditioning: Conditi
     channels = torch.cat([noisy, shown, conditioning.mask], dim=1).to(unet.dtype)
     tokens = conditioning.tokens.to(unet.dtype)
     timestep = scheduler.precondition_noise(sigma).flatten().to(unet.dtype)  # (B,)
-    output = unet(
-        channels,
-        timestep,
-        encoder_hidden_states=tokens,
-        class_labels=tokens.flatten(1),
-        return_dict=False,
-    )[0]
-    return output.float()
+    words = {"encoder_hidden_states": tokens, "class_labels": tokens.flatten(1)}
+    return unet(channels, timestep, **words, return_dict=False)[0].float()
 
 
-class Weight(NamedTuple):
-    """The weight of an answer, inside an interval of noise levels; elsewhere it is 0.
+class Term(NamedTuple):
+    """The answer to one conditioning, and its weight inside an interval of noise levels.
 
     Attributes:
-        value: a number, or (B, 1, 1, 1) or (B, 1, H, W).
-        low, high: both included; numbers, or (B, 1, 1, 1).
+        weight: a number, or (B, 1, 1, 1) or (B, 1, H, W).
+        low, high: both included; numbers, or (B, 1, 1, 1). Elsewhere the weight is 0.
     """
 
-    value: float | Tensor
+    conditioning: Conditioning
+    weight: float | Tensor = 1.0
     low: float | Tensor = 0.0
     high: float | Tensor = math.inf
 
-    def at(self, sigma: float | Tensor) -> float | Tensor:
+    def weight_at(self, sigma: float | Tensor) -> float | Tensor:
         """The weight at a noise level, or at one of each sample (B, 1, 1, 1)."""
-        if not isinstance(self.value, Tensor) and not self.value:
+        if not isinstance(self.weight, Tensor) and not self.weight:
             return 0.0
         slack = 1 + 1e-5  # schedules are rounded: a sigma_max of 80 comes out as 79.99998
-        return self.value * ((self.low / slack <= sigma) & (sigma <= self.high * slack))
+        return self.weight * ((self.low / slack <= sigma) & (sigma <= self.high * slack))
 
 
 @dataclass(frozen=True)
-class _Sum:
-    """Answers of one network to several conditionings, each with weights that are added up."""
+class Denoiser:
+    """D(x; sigma) of the network and a conditioning, or a weighted sum of several such answers.
+
+    `a + scale * (b - c)` guides a denoiser by the difference of two, and `within` limits the
+    difference to some noise levels. A sum that is called has weights that add up to 1 everywhere.
+    All conditionings are evaluated in one batch, and those without weight are not.
+    """
 
     unet: object
     scheduler: object
-    answers: tuple[tuple[Conditioning, tuple[Weight, ...]], ...]
-
-    def _plus(self, other: "_Sum") -> tuple[tuple[Conditioning, tuple[Weight, ...]], ...]:
-        """The answers of both; one conditioning is evaluated once."""
-        merged = {id(one): (one, weights) for one, weights in self.answers}
-        for one, weights in other.answers:
-            _, before = merged.get(id(one), (None, ()))
-            merged[id(one)] = (one, before + weights)
-        return tuple(merged.values())
-
-    def __getitem__(self, rows) -> "_Sum":
-        """Those samples of all answers and weights."""
-
-        def of(value):
-            return value[rows] if isinstance(value, Tensor) else value
-
-        answers = [(c[rows], tuple(Weight(*map(of, w)) for w in ws)) for c, ws in self.answers]
-        return replace(self, answers=tuple(answers))
-
-    def _times(self, factor: float | Tensor) -> "_Sum":
-        return self._with(lambda weight: weight._replace(value=factor * weight.value))
-
-    def _with(self, change) -> "_Sum":
-        answers = ((c, tuple(change(weight) for weight in weights)) for c, weights in self.answers)
-        return replace(self, answers=tuple(answers))
-
-
-class Direction(_Sum):
-    """A difference of two denoisers, by which a third one is guided; it may be scaled."""
-
-    def __rmul__(self, scale: float | Tensor) -> "Direction":
-        """Scaled by a number, or by (B, 1, 1, 1) or (B, 1, H, W)."""
-        return self._times(scale)
-
-    def within(self, low: float | Tensor, high: float | Tensor) -> "Direction":
-        """Zero outside of the noise levels low to high. Kynkaanniemi et al. 2024, 2404.07724."""
-        return self._with(lambda weight: weight._replace(low=low, high=high))
-
-
-class Denoiser(_Sum):
-    """D(x; sigma) of the network and a conditioning, or of a guided composition of several.
-
-    `a + scale * (b - c)` guides a denoiser by the difference of two. All conditionings of a
-    composition are evaluated in one batch; one whose weight is 0 is not evaluated.
-    """
+    terms: tuple[Term, ...]
 
     @classmethod
     def of(cls, unet, scheduler, conditioning: Conditioning) -> "Denoiser":
         """The denoiser of one conditioning; for unet and scheduler see `predict`."""
-        return cls(unet, scheduler, ((conditioning, (Weight(1.0),)),))
+        return cls(unet, scheduler, (Term(conditioning),))
 
-    def __sub__(self, other: "Denoiser") -> Direction:
-        return Direction(self.unet, self.scheduler, self._plus(other._times(-1.0)))
+    def __add__(self, other: "Denoiser") -> "Denoiser":
+        return replace(self, terms=self.terms + other.terms)
 
-    def __add__(self, direction: Direction) -> "Denoiser":
-        return replace(self, answers=self._plus(direction))
+    def __sub__(self, other: "Denoiser") -> "Denoiser":
+        return self + -1.0 * other
+
+    def __rmul__(self, scale: float | Tensor) -> "Denoiser":
+        """Scaled by a number, or by (B, 1, 1, 1) or (B, 1, H, W)."""
+        terms = (term._replace(weight=scale * term.weight) for term in self.terms)
+        return replace(self, terms=tuple(terms))
+
+    def within(self, low: float | Tensor, high: float | Tensor) -> "Denoiser":
+        """Zero outside of the noise levels low to high. Kynkaanniemi et al. 2024, 2404.07724."""
+        return replace(self, terms=tuple(t._replace(low=low, high=high) for t in self.terms))
 
     def __call__(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """D, (B, C, H, W) float32.
@@ -1011,9 +993,12 @@ class Denoiser(_Sum):
         With noise levels of each sample, each conditioning is evaluated for those samples alone
         where its weight is not 0; the host then waits for the weights.
         """
+        weights: dict[int, list] = {}  # of equal conditionings, which are evaluated once
+        for term in self.terms:
+            found = weights.setdefault(id(term.conditioning), [term.conditioning, 0])
+            found[1] = found[1] + term.weight_at(sigma)
         levels, parts = _levels(sigma, x), []
-        for conditioning, weights in self.answers:
-            weight = sum(each.at(sigma) for each in weights)
+        for conditioning, weight in weights.values():
             if not isinstance(weight, Tensor):
                 if weight:
                     parts.append((slice(None), weight, conditioning))
@@ -1028,8 +1013,6 @@ class Denoiser(_Sum):
             torch.cat([levels[rows] for rows, _, _ in parts]),
             Conditioning.cat([conditioning for _, _, conditioning in parts]),
         ).split([conditioning.mask.shape[0] for _, _, conditioning in parts])
-        if len(parts) == 1 and isinstance(weight := parts[0][1], float) and weight == 1:
-            return F[0]
         total = torch.zeros_like(x)
         for (rows, weight, _), part in zip(parts, F, strict=True):
             if isinstance(rows, slice):
@@ -1039,43 +1022,34 @@ class Denoiser(_Sum):
         return total
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """What guidance composes: the denoisers of image and class, of the image alone, of neither."""
+def guided(
+    unet,
+    scheduler,
+    conditioning: Conditioning,
+    null: int,
+    scale: float | Tensor,
+    image_scale: float | Tensor = 1.0,
+    interval: tuple[float | Tensor, float | Tensor] = (0.0, math.inf),
+) -> Denoiser:
+    """D(0,0) + s_I [D(I,0) - D(0,0)] + s_C [D(I,c) - D(I,0)] in an interval, else D(I,c).
 
-    both: Denoiser
-    image: Denoiser
-    neither: Denoiser
+    A scale of 1 is off: one evaluation of both, two where s_I is 1, else three.
 
-    @classmethod
-    def of(cls, unet, scheduler, conditioning: Conditioning, null: int) -> "Guidance":
-        """That of a conditioning; `null` is the id of the null token."""
-        image = conditioning.without(CLASS, null)
-        each = conditioning, image, image.without_image(null)
-        return cls(*(Denoiser.of(unet, scheduler, one) for one in each))
+    Args:
+        null: id of the null token.
+        scale: s_C, the class's. image_scale: s_I, the condition image's.
+        interval: the lowest and the highest noise level.
 
-    def __getitem__(self, rows) -> "Guidance":
-        return Guidance(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-    def denoiser(
-        self,
-        scale: float | Tensor,
-        image_scale: float | Tensor = 1.0,
-        interval: tuple[float | Tensor, float | Tensor] = (0.0, math.inf),
-    ) -> Denoiser:
-        """D(0,0) + s_I [D(I,0) - D(0,0)] + s_C [D(I,c) - D(I,0)] in an interval, else D(I,c).
-
-        A scale of 1 is off: one evaluation of both, two where s_I is 1, else three.
-
-        Args:
-            scale: s_C, the class's. image_scale: s_I, the condition image's.
-            interval: the lowest and the highest noise level.
-
-        Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
-        """
-        by_class = (scale - 1) * (self.both - self.image)
-        by_image = (image_scale - 1) * (self.image - self.neither)
-        return self.both + by_class.within(*interval) + by_image.within(*interval)
+    Source: Brooks et al. 2023, InstructPix2Pix, eq. 3.
+    """
+    image = conditioning.without(CLASS, null)
+    neither = image.without_image(null)
+    both, image, neither = (
+        Denoiser.of(unet, scheduler, one) for one in (conditioning, image, neither)
+    )
+    by_class = (scale - 1) * (both - image)
+    by_image = (image_scale - 1) * (image - neither)
+    return both + by_class.within(*interval) + by_image.within(*interval)
 
 
 def _levels(sigma: float | Tensor, x: Tensor) -> Tensor:
@@ -1087,13 +1061,15 @@ def _levels(sigma: float | Tensor, x: Tensor) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------
 # masks.py
-#
-# The kinds of masks that inpainting learns: (B, 1, H, W) in {0, 1}, 1 = to be painted.
-#
-# Every kind is drawn for the whole batch at once, on the generator's device, without a loop over
-# samples and without waiting for the device.
 # --------------------------------------------------------------------------------------------------
+"""The kinds of masks that inpainting learns: (B, 1, H, W) in {0, 1}, 1 = to be painted.
 
+Every kind is drawn for the whole batch at once, on the generator's device, without a loop over
+samples and without waiting for the device.
+"""
+
+import torch
+from torch import Tensor
 
 Size = tuple[int, int]  # height and width in pixels
 
@@ -1170,14 +1146,7 @@ def pixels(n: int, size: Size, generator: torch.Generator) -> Tensor:
     return _uniform((n, 1, *size), 0.0, 1.0, generator) < share
 
 
-MASKS: dict[str, Callable[[int, Size, torch.Generator], Tensor]] = {
-    "center": center,
-    "boxes": boxes,
-    "strokes": strokes,
-    "half": half,
-    "border": border,
-    "pixels": pixels,
-}
+MASKS = {kind.__name__: kind for kind in (center, boxes, strokes, half, border, pixels)}
 
 
 def draw_masks(n: int, size: Size, generator: torch.Generator, kind: str | None = None) -> Tensor:
@@ -1186,8 +1155,6 @@ def draw_masks(n: int, size: Size, generator: torch.Generator, kind: str | None 
     Args:
         kind: a key of `MASKS`, or None for a random kind a sample.
     """
-    if kind is not None and kind not in MASKS:
-        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(MASKS)}")
     kinds = list(MASKS) if kind is None else [kind]
     drawn = torch.stack([MASKS[name](n, size, generator) for name in kinds])
     which = torch.randint(len(kinds), (n,), generator=generator, device=generator.device)
@@ -1199,13 +1166,17 @@ def draw_masks(n: int, size: Size, generator: torch.Generator, kind: str | None 
 
 # --------------------------------------------------------------------------------------------------
 # edit.py
-#
-# Class-guided editing: a source and a class go in, the source turned into that class comes out.
-#
-# There are no edited pairs to learn from. The first stage of training shows a degraded image with its
-# own class (`Edit`); sampling gives another class, and starts from the source with noise. The second
-# stage learns from whole edits that the first one made (`EditAtOnce`): one evaluation is an edit.
 # --------------------------------------------------------------------------------------------------
+"""Class-guided editing: a source and a class go in, the source turned into that class comes out.
+
+There are no edited pairs to learn from. The first stage of training shows a degraded image with its
+own class (`Edit`); sampling gives another class, and starts from the source with noise. The second
+stage learns from whole edits that the first one made (`EditAtOnce`): one evaluation is an edit.
+"""
+
+import math
+
+import torch
 
 
 # Noise level where sampling starts, over that of the degradation. With less noise fewer edits reach
@@ -1223,29 +1194,24 @@ class Edit(Task):
     default_steps = 12
     default_guidance_scale = 4.0
 
-    def draw(
-        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
-    ) -> Choice:
+    def draw(self, n, size, class_dropout, generator):
         device = generator.device
         region = torch.rand(n, generator=generator, device=device) < REGION_SHARE
-        mask = draw_masks(n, size, generator)
+        mask = torch.where(region[:, None, None, None], draw_masks(n, size, generator), 1.0)
         # Guidance needs F(I, 0) and F(0, 0). Class and image are each dropped with the probability
         # class_dropout: half of the time alone, half of the time together.
         u = torch.rand(n, generator=generator, device=device)
-        return Choice(
-            mask=torch.where(region[:, None, None, None], mask, torch.ones_like(mask)),
-            strength=torch.rand(n, generator=generator, device=device),
-            drop_class=u < class_dropout,
-            drop_image=(u >= 0.5 * class_dropout) & (u < 1.5 * class_dropout),
-        )
+        dropped = (u >= 0.5 * class_dropout) & (u < 1.5 * class_dropout)
+        strength = torch.rand(n, generator=generator, device=device)
+        return Choice(mask, u < class_dropout, strength, dropped)
 
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+    def condition(self, image, mask, strength, noise):
         # Strength 0 degrades nothing: nothing is painted, and the source comes out unchanged.
         mask = mask * (strength > 0)[:, None, None, None]
         shown = torch.where(mask > 0, degrade(image, strength, noise), image)
         return Hint(image=shown, mask=mask, strength=strength)
 
-    def start(self, strength: Tensor) -> Tensor:
+    def start(self, strength):
         return START * noise_level(strength)
 
 
@@ -1261,19 +1227,21 @@ class EditAtOnce(Edit):
     few_steps = 1
     at_once = True
 
-    def condition(self, image: Tensor, mask: Tensor, strength: Tensor, noise: Tensor) -> Hint:
+    def condition(self, image, mask, strength, noise):
         mask = mask * (strength > 0)[:, None, None, None]
         return Hint(image=image, mask=mask, strength=strength.clamp(max=STRONGEST))
 
-    def start(self, strength: Tensor) -> float:
+    def start(self, strength):
         return math.inf
 
 
 # --------------------------------------------------------------------------------------------------
 # generate.py
-#
-# Generation without a source, with a class or without.
 # --------------------------------------------------------------------------------------------------
+"""Generation without a source, with a class or without."""
+
+import torch
+
 
 
 class Generate(Task):
@@ -1284,25 +1252,17 @@ class Generate(Task):
     # At higher noise levels guidance costs diversity. Kynkäänniemi et al. 2024, arXiv:2404.07724.
     default_guidance_interval = (0.28, 2.9)
 
-    def draw(
-        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
-    ) -> Choice:
-        return Choice(
-            mask=torch.ones(n, 1, *size, device=generator.device),
-            drop_class=bernoulli(n, class_dropout, generator),
-        )
-
-    def condition(
-        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
-    ) -> Hint:
+    def condition(self, image, mask, strength, noise):
         return Hint(image=torch.zeros_like(image), mask=torch.ones_like(mask))
 
 
 # --------------------------------------------------------------------------------------------------
 # inpaint.py
-#
-# Inpainting: the known pixels are shown, the others are painted.
 # --------------------------------------------------------------------------------------------------
+"""Inpainting: the known pixels are shown, the others are painted."""
+
+from dataclasses import replace
+
 
 
 class Inpaint(Task):
@@ -1310,40 +1270,28 @@ class Inpaint(Task):
     required = frozenset({"image", "mask_image"})
     optional = frozenset({"class_label"})
     holes_from_data = True
-    # What is shown leaves little to decide: two steps complete the holes of photographs better than
-    # four, and those of the shapes nearly as well (docs/mtl-cifar10-fewstep.md).
+    # What is shown leaves little to decide: on CIFAR-10 two steps complete holes better than four.
     few_steps = 2
 
-    def draw(
-        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
-    ) -> Choice:
-        return Choice(
-            mask=draw_masks(n, size, generator),
-            drop_class=bernoulli(n, class_dropout, generator),
-        )
+    def draw(self, n, size, class_dropout, generator):
+        mask = draw_masks(n, size, generator)
+        return replace(super().draw(n, size, class_dropout, generator), mask=mask)
 
-    def condition(
-        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
-    ) -> Hint:
+    def condition(self, image, mask, strength, noise):
         return Hint(image=image * (1 - mask), mask=mask)
 
 
 # --------------------------------------------------------------------------------------------------
 # rgb.py
-#
-# Any image that Pillow opens -> RGB of 8 bits as a model means it: upright, in sRGB, opaque.
 # --------------------------------------------------------------------------------------------------
+"""Any image that Pillow opens -> RGB of 8 bits as a model means it: upright, in sRGB, opaque."""
 
+import io
+from functools import lru_cache
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageOps
+
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> Pillow's mode
 
 
@@ -1362,8 +1310,7 @@ def read_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
         ValueError: the pixels are floating point numbers, or integers outside 0 to 65,535.
         OSError: the file of an image that is not loaded yet is damaged.
     """
-    turn = _turn(image)
-    profile = image.info.get("icc_profile")
+    profile, orientation = image.info.get("icc_profile"), _orientation(image)
     if image.mode.startswith("I"):
         image = _upper_8_bits(image)
     if image.mode == "F":
@@ -1371,39 +1318,34 @@ def read_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
             "its pixels are floating point numbers, whose range is not known; save it as integers"
         )
     rgb = _srgb(image, profile)
-    if alpha:
+    if alpha or image.has_transparency_data:
         rgb.putalpha(image.convert("RGBA").getchannel("A"))
-    elif image.has_transparency_data:
-        rgb.putalpha(image.convert("RGBA").getchannel("A"))
+    if not alpha and rgb.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
         rgb = Image.alpha_composite(white, rgb).convert("RGB")
-    return rgb if turn is None else rgb.transpose(turn)
+    if orientation in range(2, 9):
+        rgb = Image.fromarray(np.asarray(rgb))  # without the other tags, which may be damaged
+        rgb.getexif()[ExifTags.Base.Orientation] = orientation
+        rgb = ImageOps.exif_transpose(rgb)
+    return rgb
 
 
-def is_transparent(image: Image.Image) -> bool:
-    """Whether a pixel is not opaque."""
-    if image.mode.startswith("I"):  # has no alpha, but may have a colour that is transparent
-        return np.isin(image.info.get("transparency", -1), np.asarray(image)).item()
-    return image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """The turn that EXIF's orientation asks for, or None. Other tags may be damaged."""
+def _orientation(image: Image.Image) -> int | None:
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # no orientation can be read
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # none can be read
         return None
 
 
 def _upper_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits as 8 bits, white where it is transparent: `convert` would clip it at 255."""
+    """Grey of 16 bits as 8 bits, with its transparency: `convert` would clip it at 255."""
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError(f"it has values from {grey.min()} to {grey.max()}, not 0 to 65535")
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey = np.where(grey == clear, 65535, grey)
-    return Image.fromarray((grey >> 8).astype(np.uint8))
+    eight = Image.fromarray((grey >> 8).astype(np.uint8))
+    if isinstance(clear := image.info.get("transparency"), int):
+        eight.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
+    return eight
 
 
 def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -1437,17 +1379,26 @@ def _transform(profile: bytes) -> tuple[ImageCms.ImageCmsTransform, str]:
 
 # --------------------------------------------------------------------------------------------------
 # inputs.py
-#
-# Reads the arguments of the pipeline as tensors; errors name what came and what to do.
 # --------------------------------------------------------------------------------------------------
+"""Reads the arguments of the pipeline as tensors; errors name what came and what to do."""
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
 
 
-MAX_COUNT = 10_000  # of steps, and of images for each sample
 UNSET = -2  # the label of a sample without one; any negative number is no class for the network
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Inputs(Samples):
     """The arguments of a call as tensors, one entry a sample.
 
     Attributes:
@@ -1463,54 +1414,44 @@ class Inputs:
     frame: Tensor
     strength: Tensor | None
 
-    def to(self, device: torch.device) -> "Inputs":
-        parts = (self.image, self.mask, self.label, self.frame, self.strength)
-        return Inputs(*(part if part is None else part.to(device) for part in parts))
-
 
 def read_inputs(
-    task: Task,
-    class_label,
-    image,
-    mask_image,
-    strength,
-    classes: Sequence[str],
-    images: ImageFormat,
-    n: int,
+    task: Task, given: Mapping, classes: Sequence[str], images: ImageFormat, n: int
 ) -> Inputs:
     """The arguments of a call as tensors of one length, each entry n times.
 
     Without a source the image is zero and all of it is painted.
     """
-    parts = {"class_label": read_labels(class_label, classes)}
+    parts = {"class_label": read_labels(given["class_label"], classes)}
     if "class_label" in task.required and (parts["class_label"] < 0).any():
         raise ValueError(f"class_label has None in it; task {task.name!r} needs a class")
-    strength = task.default_strength if strength is None else strength
+    strength = task.default_strength if given["strength"] is None else given["strength"]
     if strength is not None:
-        parts["strength"] = read_numbers(strength, 0, 1, "strength")
-    if image is not None:
-        parts["image"] = torch.cat(read_images(image, images), dim=1)  # the frame is a channel here
-    if mask_image is not None:
-        parts["mask_image"] = read_masks(mask_image, images)
-    blank = torch.full((1, *images.shape), images.array_range[0])
-    parts.setdefault("image", torch.cat([blank, torch.ones(1, 1, *images.size)], dim=1))
-    parts.setdefault("mask_image", torch.ones(1, 1, *images.size))
-    parts = {name: part.repeat_interleave(n, 0) for name, part in repeat_to_batch(parts).items()}
-    pixels, frame = parts["image"].split([images.channels, 1], dim=1)
-    return Inputs(pixels, parts["mask_image"], parts["class_label"], frame, parts.get("strength"))
-
-
-def check_callback(callback, inputs, known: Sequence[str]) -> None:
-    """Refuses a callback_on_step_end that is no function, and tensors that it can't get."""
-    if callback is not None and not callable(callback):
+        entries = _entries(strength, "strength")
+        parts["strength"] = torch.tensor([read_number(one, 0, 1, "strength") for one in entries])
+    pixels = torch.full((1, *images.shape), images.array_range[0])
+    frame = mask = torch.ones(1, 1, *images.size)
+    if given["image"] is not None:
+        pixels, frame = read_images(given["image"], images)
+    if given["mask_image"] is not None:
+        mask = read_masks(given["mask_image"], images)
+    parts |= {"image": pixels, "mask_image": mask}
+    lengths = {name: len(part) for name, part in parts.items()}
+    size = max(lengths.values())
+    if any(length not in (1, size) for length in lengths.values()):
         raise ValueError(
-            f"callback_on_step_end is {shown(callback)}; it must be a function or None"
+            "the arguments have different lengths: "
+            + ", ".join(f"{name} {length}" for name, length in lengths.items())
+            + "; give each of them once, or as often as the longest"
         )
-    if not isinstance(inputs, list | tuple) or any(name not in known for name in inputs):
-        raise ValueError(
-            f"callback_on_step_end_tensor_inputs is {shown(inputs)}; it must be a list, and may "
-            f"have {', '.join(known)}"
-        )
+
+    def repeated(part: Tensor | None) -> Tensor | None:
+        if part is not None:
+            part = part.expand(size, *part.shape[1:]).repeat_interleave(n, 0)
+        return part
+
+    each = (pixels, mask, parts["class_label"], frame, parts.get("strength"))
+    return Inputs(*map(repeated, each))
 
 
 def read_images(value, images: ImageFormat, name: str = "image") -> tuple[Tensor, Tensor]:
@@ -1521,27 +1462,21 @@ def read_images(value, images: ImageFormat, name: str = "image") -> tuple[Tensor
     Arrays and tensors are floats in `images.array_range`, which is what `output_type="np"` and
     `"pt"` give.
     """
-    read = [_image(item, images, name) for item in _items(value, name, "image")]
+    read = [_image(item, images, name) for item in _items(value, name)]
     middle = sum(images.array_range) / 2
-    padded = [pad(one, images.padding(one.shape[-2:]), value=middle) for one in read]
-    frames = [pad(one[:, :1] * 0 + 1, images.padding(one.shape[-2:])) for one in read]
-    return torch.cat(padded), torch.cat(frames)
+    padded = [_padded(one, images, name, middle) for one in read]
+    frames = [_padded(torch.ones_like(one[:1]), images, name) for one in read]
+    return torch.stack(padded), torch.stack(frames)
 
 
 def read_masks(value, images: ImageFormat, name: str = "mask_image") -> Tensor:
     """Masks as (B, 1, H, W) float32 in {0, 1}: white (1) is repainted, black (0) is kept.
 
-    Takes opaque PIL images, and arrays or tensors of floats in [0, 1] or booleans: one mask as
-    (H, W), or with its one channel; several as (B, 1, H, W), (B, H, W, 1) or a list. Values of one
-    half and more are white. Warns of masks without black or white.
+    Takes opaque PIL images, and arrays or tensors as `read_images`, of one channel and of floats in
+    [0, 1] or booleans; also (H, W). Values of one half and more are white.
     """
-    read = [_mask(item, images, name) for item in _items(value, name, "mask")]
-    masks = torch.cat([pad(one, images.padding(one.shape[-2:])) for one in read])
-    for share, meaning in ((0.0, "nothing is repainted"), (1.0, "nothing is kept")):
-        if found := (masks.mean(dim=(1, 2, 3)) == share).sum():
-            color = "black" if share == 0 else "white"
-            warnings.warn(f"{name}: {found} of {len(masks)} all {color}: {meaning}", stacklevel=5)
-    return masks
+    read = [_mask(item, name) for item in _items(value, name)]
+    return torch.stack([_padded(one, images, name) for one in read])
 
 
 def read_labels(value, classes: Sequence[str], name: str = "class_label") -> Tensor:
@@ -1549,244 +1484,146 @@ def read_labels(value, classes: Sequence[str], name: str = "class_label") -> Ten
 
     -1 is the null class, and None becomes `UNSET`.
     """
-    items = _entries(value, name, "a class name, a number or None")
-    return torch.tensor([_label(item, classes, name) for item in items])
-
-
-def read_numbers(value, low: float, high: float, name: str) -> Tensor:
-    """One number or a list of them as (B,) float32, each in [low, high]."""
-    items = _entries(value, name, f"a number from {low} to {high}")
-    read = [read_number(item, low, high, name) for item in items]
-    return torch.tensor(read, dtype=torch.float32)
+    return torch.tensor([_label(item, classes, name) for item in _entries(value, name)])
 
 
 def read_number(value, low: float, high: float, name: str) -> float:
-    """A finite number in [low, high]. True and False are not numbers."""
-    number = _number(value)
-    if number is None or not math.isfinite(number) or not low <= number <= high:
+    """A finite number in [low, high]."""
+    if not isinstance(value, numbers.Real) or not low <= value <= min(high, 1e38):
         upper = f"to {high}" if math.isfinite(high) else "upwards"
-        raise ValueError(f"{name} is {shown(value)}; it must be a number from {low} {upper}")
-    return number
+        raise wrong(name, value, f"a number from {low} {upper}")
+    return float(value)
 
 
 def read_interval(value, name: str) -> tuple[float, float]:
     """Two numbers, 0 <= low <= high; high may be infinite."""
-    is_pair = isinstance(value, list | tuple) and len(value) == 2
-    ends = [_number(end) for end in value] if is_pair else [None]
-    if None in ends or not 0 <= ends[0] <= ends[1]:
-        raise ValueError(
-            f"{name} is {shown(value)}; it must be two numbers, the lower one first and 0 or more, "
-            "such as (0.28, 2.9), or None"
-        )
-    return ends[0], ends[1]
+    try:
+        low, high = map(float, value)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not 0 <= low <= high:
+        wanted = "two numbers, the lower one first and 0 or more, such as (0.28, 2.9), or None"
+        raise wrong(name, value, wanted)
+    return low, high
 
 
-def read_count(value, name: str, least: int = 1) -> int:
-    """A whole number from `least` to `MAX_COUNT`. True and False are not numbers."""
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or not least <= value <= MAX_COUNT:
-        raise ValueError(
-            f"{name} is {shown(value)}; it must be a whole number from {least} to {MAX_COUNT:,}"
-        )
+def read_count(value, name: str) -> int:
+    """A whole number from 1."""
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise wrong(name, value, "a whole number from 1")
     return int(value)
 
 
-def repeat_to_batch(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Repeats arguments that were given once, so that each has one entry a sample."""
-    lengths = {name: len(part) for name, part in parts.items()}
-    size = max(lengths.values())
-    if any(length not in (1, size) for length in lengths.values()):
-        raise ValueError(
-            "the arguments have different lengths: "
-            + ", ".join(f"{name} {length}" for name, length in lengths.items())
-            + "; give each of them once, or as often as the longest"
-        )
-    return {name: part.expand(size, *part.shape[1:]) for name, part in parts.items()}
+def wrong(name: str, value, wanted: str) -> ValueError:
+    """The error for an argument. It shows the value on one line, shortened."""
+    text = " ".join(repr(value).split())
+    text = text if len(text) <= 80 else f"{text[:77]}..."
+    return ValueError(f"{name} is {text}; it must be {wanted}")
 
 
-def dense(value: Tensor, name: str) -> Tensor:
-    """The tensor on the CPU, without its gradient.
-
-    Raises:
-        ValueError: it is sparse, nested, quantized or on the meta device.
-    """
-    if value.layout is not torch.strided or value.is_nested or value.is_quantized or value.is_meta:
-        kind = "without values (on the meta device)" if value.is_meta else "sparse or quantized"
-        raise ValueError(f"{name} is a tensor that is {kind}; give a dense one, as to_dense() does")
-    return value.detach().cpu()
-
-
-def shown(value) -> str:
-    """A value in an error message: its repr on one line, shortened."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # such as an integer of more digits than Python prints
-        text = f"a {type(value).__name__} that cannot be printed"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _number(value) -> float | None:
-    """A real number as a float, infinite if it is too large; None for anything else."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
-def _entries(value, name: str, wanted: str) -> list:
+def _entries(value, name: str) -> list:
     """The entries of a list, tuple, array or tensor; any other value is its only entry."""
-    if isinstance(value, Tensor):
-        value = dense(value, name)
     items = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
     items = list(items) if isinstance(items, list | tuple) else [items]
     if not items:
-        raise ValueError(f"{name} is an empty list; give {wanted}")
+        raise ValueError(f"{name} is an empty list; leave it out, or give an entry for each sample")
     return items
 
 
-def _items(value, name: str, kind: str) -> list:
+def _items(value, name: str) -> list:
     """A batch as a list of single pictures."""
-    if isinstance(value, list | tuple):
-        if not value:
-            raise ValueError(f"{name} is an empty list; give at least one {kind}")
-        return [item for part in value for item in _items(part, name, kind)]
+    if isinstance(value, list | tuple) and value:
+        return [item for part in value for item in _items(part, name)]
     if isinstance(value, Image.Image):
         return [value]
-    if not isinstance(value, np.ndarray | Tensor) or (
-        isinstance(value, np.ndarray) and value.dtype.kind not in "biufc"  # numbers and booleans
-    ):
-        raise ValueError(
-            f"{name} is a {type(value).__name__}"
-            f"{f' of {value.dtype}' if isinstance(value, np.ndarray) else ''}; it must be a PIL "
-            "image, a numpy array of floats, a tensor, or a list of these"
-        )
-    if isinstance(value, Tensor):
-        value = dense(value, name)
-    if value.ndim > 2 and len(value) == 0:
-        raise ValueError(f"{name} is an empty batch; give at least one {kind}")
+    if not isinstance(value, Tensor | np.ndarray) or (value.ndim > 2 and not len(value)):
+        kinds = "a PIL image, a numpy array of floats, a tensor"
+        raise wrong(name, value, f"{kinds}, or a list or batch of one or more")
+    value = value.detach().cpu() if isinstance(value, Tensor) else value
     return list(value) if value.ndim == 4 else [value]
 
 
+def _padded(image: Tensor, images: ImageFormat, name: str, value: float = 0.0) -> Tensor:
+    """(C, H, W) of the model's size."""
+    images.check_size(*image.shape[1:], name)
+    return pad(image, images.padding(image.shape[1:]), value=value)
+
+
 def _image(item, images: ImageFormat, name: str) -> Tensor:
-    """(1, C, H, W), not padded yet."""
-    if isinstance(item, Image.Image):
-        wanted = images.pil_mode
-        if wanted is None:
-            raise ValueError(
-                f"{name} is a PIL image of mode {item.mode}; PIL has no mode for this model's "
-                f"images ({images.words}): give an array of floats"
-            )
-        if images.dtype == "uint8":
-            item = _rgb(item, name, wanted)
-        elif item.mode != wanted and (wanted, item.mode) != ("I;16", "I"):
-            raise ValueError(
-                f"{name} is a PIL image of mode {item.mode}; it must be {wanted}: give a file of "
-                "that depth, or an array of floats"
-            )
-        images.check_size(item.height, item.width, name)
-        return images.from_pil(item)
-    channels, pixels = images.channels, _floats(item, name, images.array_range)
-    if isinstance(item, np.ndarray):
-        if pixels.ndim != 3 or pixels.shape[-1] != channels:
-            raise ValueError(
-                f"{name} is an array of shape {item.shape}; it must be (H, W, {channels}), or "
-                f"(B, H, W, {channels})"
-            )
-        pixels = pixels.permute(2, 0, 1)
-    elif pixels.ndim != 3 or pixels.shape[0] != channels:
+    """(C, H, W), not padded yet."""
+    if not isinstance(item, Image.Image):
+        return _planes(item, images.channels, name, images.array_range)
+    wanted = images.pil_mode
+    if wanted and images.dtype == "uint8":
+        read = _rgb(item, name, alpha=wanted == "RGBA")
+        item = read.convert("L") if wanted == "L" else read
+    elif item.mode != wanted and (wanted, item.mode) != ("I;16", "I"):
         raise ValueError(
-            f"{name} is a tensor of shape {tuple(item.shape)}; it must be ({channels}, H, W), or "
-            f"(B, {channels}, H, W): the channels come first"
+            f"{name} is a PIL image of mode {item.mode}; of {images.words} PIL "
+            f"{f'has the mode {wanted}' if wanted else 'has no mode'}: give an array of floats"
         )
-    images.check_size(*pixels.shape[1:], name)
-    return pixels[None]
+    return images.from_pil(item)
 
 
-def _mask(item, images: ImageFormat, name: str) -> Tensor:
-    if isinstance(item, Image.Image):
-        rgb = _rgb(item, name)
-        if is_transparent(item):
+def _mask(item, name: str) -> Tensor:
+    """(1, H, W) in {0, 1}, not padded yet."""
+    is_pil = isinstance(item, Image.Image)
+    if is_pil:
+        rgba = _rgb(item, name, alpha=True)
+        if rgba.getextrema()[3][0] < 255:
             raise ValueError(
                 f"{name} is transparent in places, and a mask is black and white: put it on a "
                 "black background if what is transparent is kept, on a white one if it is repainted"
             )
-        images.check_size(rgb.height, rgb.width, name)
-        deep = item.mode.startswith("I")
-        white, grey = (65535, item) if deep else (255, rgb.convert("L"))
-        mask = torch.from_numpy(np.array(grey, np.float32)) / white
-        advice = "make white what is to be repainted, and black what is kept"
+        mask = torch.from_numpy(np.array(rgba.convert("L"), np.float32))[None] / 255
     else:
-        advice = f"give {name} > 0 if it is 0 where it is kept"
-        is_bool = item.dtype == (torch.bool if isinstance(item, Tensor) else bool)
-        mask = _tensor(item).float() if is_bool else _floats(item, name)
-        white = 1
-        if mask.ndim == 3:
-            # (3, H, W) could be one mask in color or three masks: so it is refused.
-            channel = 0 if len(mask) == 1 else -1
-            if mask.shape[channel] != 1:
-                raise ValueError(
-                    f"{name} has shape {tuple(item.shape)}; a mask has one channel, or none: give "
-                    "several as a list or as (B, 1, H, W), and one in color as its mean over the "
-                    "channels"
-                )
-            mask = mask.squeeze(channel)
-        if mask.ndim != 2:
-            raise ValueError(
-                f"{name} has shape {tuple(item.shape)}; it must be (H, W), or a list of that"
-            )
-        images.check_size(*mask.shape, name)
-    brightest = mask.max().item()
+        is_bool = str(item.dtype) in ("bool", "torch.bool")
+        mask = _planes(item * 1.0 if is_bool else item, 1, name)
+    brightest, white = mask.max().item() if mask.numel() else 0, 255 if is_pil else 1
     if 0 < brightest < 0.5:
         raise ValueError(
-            f"{name} has values up to {brightest * white:.3g}, so nothing would be repainted; "
-            f"white is {white}: {advice}"
+            f"{name} has values up to {brightest * white:.3g}, so nothing would be repainted: make "
+            f"white what is to be repainted ({white}), and black what is kept (0)"
         )
-    return (mask >= 0.5).float()[None, None]
+    return (mask >= 0.5).float()
 
 
-def _rgb(image: Image.Image, name: str, mode: str = "RGB") -> Image.Image:
-    """A PIL image in this mode, of 8 bits. It reads its file when its pixels are first needed."""
+def _rgb(image: Image.Image, name: str, alpha: bool) -> Image.Image:
+    """A PIL image as `read_rgb` has it, which reads its file when its pixels are first needed."""
     try:
         image.load()
+        return read_rgb(image, alpha)
     except (AssertionError, ValueError, OSError, SyntaxError) as error:
+        cause = str(error) or "its file was closed before load()"
         raise ValueError(
-            f"{name} is a PIL image whose file is closed or damaged ({error}); call load() before "
-            "it is closed"
+            f"{name} is a PIL image of mode {image.mode} that can't be read: {cause}"
         ) from error
-    try:
-        read = read_rgb(image, alpha=mode == "RGBA")
-        return read.convert("L") if mode == "L" else read
-    except ValueError as error:
-        raise ValueError(f"{name} is a PIL image of mode {image.mode}: {error}") from error
 
 
-def _tensor(item: np.ndarray | Tensor) -> Tensor:
-    """On the CPU, from arrays of any byte order and strides."""
-    if isinstance(item, Tensor):
-        return item.detach().cpu()
-    if item.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
-            item = item.astype(np.float32)
-    return torch.from_numpy(np.array(item, dtype=item.dtype.newbyteorder("=")))
-
-
-def _floats(
-    item: np.ndarray | Tensor, name: str, allowed: tuple[float, float] = (0.0, 1.0)
+def _planes(
+    item: np.ndarray | Tensor, channels: int, name: str, allowed: tuple[float, float] = (0, 1)
 ) -> Tensor:
-    is_float = item.dtype.kind == "f" if isinstance(item, np.ndarray) else item.is_floating_point()
-    (low, high), plain = allowed, allowed == (0.0, 1.0)
-    if not is_float:
+    """(C, H, W) float32 of an array (H, W, C) or a tensor (C, H, W); of one channel also (H, W)."""
+    (low, high), is_array = allowed, isinstance(item, np.ndarray)
+    plain = (low, high) == (0, 1)
+    if not (item.dtype.kind == "f" if is_array else item.is_floating_point()):
         advice = "divide by 255, or give PIL images" if plain else "give x.astype(np.float32)"
         raise ValueError(
             f"{name} has the type {item.dtype}; arrays and tensors must be floats in "
             f"[{low:g}, {high:g}]: {advice}"
         )
-    pixels = _tensor(item).float()
-    if not pixels.isfinite().all():
-        raise ValueError(f"{name} has NaN or infinite values; it must lie in [{low:g}, {high:g}]")
-    if pixels.numel() and (pixels.min() < low or pixels.max() > high):
+    pixels = torch.from_numpy(np.array(item, np.float32)) if is_array else item.float()
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    elif is_array and pixels.ndim == 3:
+        pixels = pixels.permute(2, 0, 1)
+    if pixels.ndim != 3 or len(pixels) != channels:
+        sides = f"H, W, {channels}" if is_array else f"{channels}, H, W"
+        raise ValueError(
+            f"{name} is {'an array' if is_array else 'a tensor'} of shape {tuple(item.shape)}; it "
+            f"must be ({sides}), or (B, {sides})"
+        )
+    if not ((low <= pixels) & (pixels <= high)).all():
         advice = "divide 0..255 by 255, map [-1, 1] by x / 2 + 0.5"
         raise ValueError(
             f"{name} has values from {pixels.min():.3g} to {pixels.max():.3g}; it must lie in "
@@ -1796,266 +1633,28 @@ def _floats(
 
 
 def _label(item, classes: Sequence[str], name: str) -> int:
-    is_index = isinstance(item, numbers.Integral) and not isinstance(item, bool)
     if item is None:
         return UNSET
-    if is_index and item == -1:
-        return -1
-    if not classes:
-        raise ValueError(
-            f"{name} is {shown(item)}; this model has no classes: leave it out, or give None"
-        )
-    if isinstance(item, str):
-        if item not in classes:
-            known = ", ".join(classes[:20])
-            more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
-            raise ValueError(f"{name} is {shown(item)}; this model knows {known}{more}")
+    if isinstance(item, str) and item in classes:
         return list(classes).index(item)
-    if not is_index or not 0 <= item < len(classes):
-        raise ValueError(
-            f"{name} is {shown(item)}; it must be a class name, a number from 0 to "
-            f"{len(classes) - 1}, -1 for the null class, or None"
-        )
-    return int(item)
-
-
-# --------------------------------------------------------------------------------------------------
-# parts.py
-#
-# What a saved model is made of, and whether its parts belong together.
-# --------------------------------------------------------------------------------------------------
-
-
-INDEX = "model_index.json"
-WORDS = "_vocabulary"  # in unet/config.json: the words the weights were trained with
-MODEL_ID = "_model_id"  # in the index and the configurations: the parts of one model have the same
-AGAIN = "download or save the model again"
-SHARD = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a part of the weights
-FUSED = re.compile(r"\.to_q?kv\.(weight|bias)$")  # copies that fuse_qkv_projections() adds
-FINITE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def replaced_by(names: Sequence[str], index: Mapping, model_id: str | None) -> list[str]:
-    """Patterns of the files of a folder or a repository that a model replaces.
-
-    Args:
-        names: the files of the new model, with the weights of one variant.
-        index: model_index.json that is there; empty if there is none.
-        model_id: that of the new model. Other variants of the same model stay.
-    """
-    weights, code = "unet/diffusion_pytorch_model", f"pipeline_{'[0-9a-f]' * 8}.py"
-    stem = next(Path(name).stem for name in names if name.endswith(".safetensors"))
-    variant = SHARD.sub("", stem).partition(".")[2]
-    there = index.get(MODEL_ID)
-    if there != model_id and (there or not variant):  # of an older index the model is not known
-        return [code, f"{weights}*"]
-    if variant:
-        ends = (f".{variant}.*", f".{variant}-*", f".*.index.{variant}.json")
-    else:
-        ends = ("-*", ".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
-    return [code, *(weights + end for end in ends)]
-
-
-def id_of(component) -> str | None:
-    """What says which model a UNet or a scheduler is of; None if it was saved before there was."""
-    return plain_module(component).config.get(MODEL_ID)
-
-
-def stamp(unet, scheduler, model_id: str) -> None:
-    """Notes that both are of a model."""
-    for part in (plain_module(unet), scheduler):
-        part.register_to_config(**{MODEL_ID: model_id})
-
-
-def digest_of(unet: nn.Module) -> str:
-    """12 hex digits of the sha256 of the weights: the id of a model that has none yet."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(unet.state_dict().items()):
-        digest.update(name.encode())
-        if type(tensor) in (Tensor, nn.Parameter):
-            plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(plain.numpy())
-    return digest.hexdigest()[:12]
-
-
-def read_json(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def check_loaded(pipeline: str, unet, tokenizer) -> None:
-    """Checks the UNet and the tokenizer of a pipeline that was loaded.
-
-    diffusers only warns of a tensor that is missing, and initializes it at random.
-
-    Args:
-        pipeline: folder or name on the Hub, as it was given for loading.
-        unet: loaded now, or given by the user; only the files that were loaded now are checked.
-
-    Raises:
-        ValueError: a tensor is missing, unexpected, of another shape or not finite; the weights
-            aren't safetensors; or they were trained with another vocabulary.
-    """
-    module = plain_module(unet)
-    folder = Path(module.config.get("_name_or_path") or "unet")
-    cache = "models--" + str(pipeline).replace("/", "--")  # where the Hub's client keeps it
-    if folder.name == "unet" and (folder.parent == Path(pipeline) or cache in folder.parts):
-        check_files(folder)
-        check_ids(folder.parent)
-    check_values(module.state_dict(), f"{folder}: ", f" after loading; {AGAIN}")
-    trained, words = module.config.get(WORDS), tokenizer.get_vocab()
-    if trained is not None and trained != words:
-        moved = sorted(w for w in {*trained, *words} if trained.get(w) != words.get(w))
-        raise ValueError(
-            f"{folder.with_name('tokenizer') / 'tokenizer.json'} is of another model than "
-            f"{folder}: they differ in the ids of {', '.join(moved[:8])}; {AGAIN}"
-        )
-
-
-def check_values(state: Mapping[str, Tensor], where: str, advice: str) -> None:
-    """Refuses tensors without values, and plain ones that are not finite."""
-    for name, tensor in state.items():
-        if tensor.is_meta:
-            raise ValueError(f"{where}{name} has no value{advice}")
-        is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in FINITE_DTYPES
-        if is_plain and not tensor.isfinite().all():
-            raise ValueError(f"{where}{name} has NaN or infinite values{advice}")
-
-
-def check_ids(folder: Path) -> None:
-    """Refuses a folder with parts of two models. The scheduler may be one without an id.
-
-    Raises:
-        ValueError: it names the files.
-    """
-    unet, scheduler, index = (
-        read_json(folder / name).get(MODEL_ID) if (folder / name).is_file() else None
-        for name in ("unet/config.json", "scheduler/scheduler_config.json", INDEX)
-    )
-    other = INDEX if index != unet else "scheduler" if scheduler not in (unet, None) else None
-    if other:
-        raise ValueError(
-            f"{folder / 'unet'} is of another model than {folder / other}: their {MODEL_ID} is "
-            f"{unet} and {index if other == INDEX else scheduler}; {AGAIN}"
-        )
-
-
-def check_variant(folder: Path, variant: str | None) -> None:
-    """Refuses a UNet's folder that has weights of other variants only.
-
-    Raises:
-        ValueError: it names those.
-    """
-    stems = {SHARD.sub("", file.stem) for file in folder.glob("*.safetensors")}
-    variants = sorted(stem.partition(".")[2] for stem in stems)
-    if variants and (variant or "") not in variants:
-        asked = f"of the variant {variant!r}" if variant else "without a variant"
-        choice = f"variant={variants[0]!r}" if variants[0] else "no variant"
-        raise ValueError(f"{folder} has no weights {asked}; load it with {choice}")
-
-
-def check_files(folder: Path) -> None:
-    """Compares the files of weights in a UNet's folder with its configuration.
-
-    Raises:
-        ValueError: it names the file and the tensor.
-    """
-    found: dict[Path, dict[str, list[int]]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        whole = file.with_name(SHARD.sub("", file.name))  # the parts of a file count as one
-        if whole != file and whole.exists():
-            raise ValueError(f"{whole} and {file.name} are of two models; delete the older one")
-        found.setdefault(whole, {}).update(_shapes_in(file))
-    if not found:
-        others = sorted(file.name for file in folder.glob("*.bin"))
-        raise ValueError(
-            f"{folder} has no weights as safetensors, only {', '.join(others) or 'other files'}; "
-            "save them again with `save_pretrained`"
-        )
-    expected = _shapes_of(read_json(folder / "config.json"))
-    for file, shapes in found.items():
-        _compare(str(file), shapes, expected, AGAIN)
-
-
-def plain_unet(unet) -> UNet2DConditionModel:
-    """The UNet as its configuration describes it, for saving; its tensors are shared.
-
-    It differs from the one given if that is compiled or has fused projections.
-
-    Raises:
-        ValueError: it has an adapter, or was changed in a way that its files couldn't describe.
-    """
-    module = plain_module(unet)
-    if adapters := getattr(module, "peft_config", None):
-        raise ValueError(
-            f"unet has the adapters {', '.join(adapters)}, which save_pretrained can't save: save "
-            "them with pipe.unet.save_lora_adapter(folder), or merge them into the weights with "
-            "pipe.unet.fuse_lora() and pipe.unet.unload_lora()"
-        )
-    state, expected = module.state_dict(), _shapes_of(module.config)
-    if any(".base_layer." in name for name in state):
-        raise ValueError(
-            "unet has the layers of an adapter that was deleted: call pipe.unet.unload_lora() too"
-        )
-    kept = {name: tensor for name, tensor in state.items() if not FUSED.search(name)}
-    advice = "save the pipeline before its unet is changed"
-    _compare("unet", {name: list(t.shape) for name, t in kept.items()}, expected, advice)
-    check_values(kept, "unet: ", "; it is not saved")
-    if len(kept) == len(state):
-        return module
-    with torch.device("meta"):
-        plain = UNet2DConditionModel.from_config(module.config)
-    plain.load_state_dict(kept, assign=True)
-    return plain
-
-
-def _shapes_of(config: Mapping) -> dict[str, list[int]]:
-    """Tensor -> shape of a UNet with this configuration."""
-    with torch.device("meta"):
-        state = UNet2DConditionModel.from_config(dict(config)).state_dict()
-    return {name: list(tensor.shape) for name, tensor in state.items()}
-
-
-def _shapes_in(file: Path) -> dict[str, list[int]]:
-    """Tensor -> shape of a safetensors file."""
-    try:
-        with safe_open(file, "pt") as tensors:
-            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a whole safetensors file ({error}); {AGAIN}") from error
-
-
-def _compare(where: str, found: Mapping, expected: Mapping, advice: str) -> None:
-    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected)
-    for kind, names in (("lacks", missing), ("has the unexpected", unexpected)):
-        if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            raise ValueError(f"{where} {kind} {', '.join(names[:4])}{more}; {advice}")
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise ValueError(
-                f"{where} has {name} of shape {found[name]}; the configuration says {shape}; "
-                f"{advice}"
-            )
+    if isinstance(item, numbers.Integral) and -1 <= item < len(classes):
+        return int(item)
+    wanted = "None, for this model has no classes"
+    if classes:
+        more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
+        known = f"a class that this model knows ({', '.join(classes[:20])}{more})"
+        wanted = f"{known}, a number from 0 to {len(classes) - 1}, -1 for the null class, or None"
+    raise wrong(name, item, wanted)
 
 
 # --------------------------------------------------------------------------------------------------
 # source.py
-#
-# The text of this file, for saving the model again.
 # --------------------------------------------------------------------------------------------------
+"""The text of this file, for saving the model again."""
 
+from pathlib import Path
 
-def _own_text() -> str:
-    """Reads this file, which another load may be copying at this moment, up to its last line."""
-    for _ in range(100):
-        text = Path(__file__).read_text(encoding="utf-8")
-        if text.endswith("# The end.\n"):
-            break
-        time.sleep(0.01)
-    return text
-
-
-SOURCE = _own_text()
+SOURCE = Path(__file__).read_text(encoding="utf-8")
 
 
 def source() -> str:
@@ -2065,16 +1664,22 @@ def source() -> str:
 
 # --------------------------------------------------------------------------------------------------
 # loading.py
-#
-# Saves a pipeline as a folder that loads without this package.
 # --------------------------------------------------------------------------------------------------
+"""Saves a pipeline as a folder that loads without this package."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from diffusers.utils.hub_utils import upload_folder
 
 
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 # Local paths and options that the libraries note in a configuration when they load it.
 LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only")
-CARD = "README.md"
-SAVING = ".saving-"  # prefix of a folder in the target where a model is written first
 
 
 class SelfContained:
@@ -2101,46 +1706,10 @@ class SelfContained:
         )
         return {f"{module}.py": source(), "pipeline.py": entry}
 
-    def __setattr__(self, name: str, value):
-        super().__setattr__(name, value)
-        if name in ("unet", "scheduler"):
-            parts = (self.__dict__.get("unet"), self.__dict__.get("scheduler"))
-            ids = [id_of(part) for part in parts if part is not None]
-            if len(ids) == 2 and None not in ids and ids[0] != ids[1]:
-                warnings.warn(
-                    f"unet is of the model {ids[0]} and scheduler of {ids[1]}: its noise levels "
-                    "may not be those that the unet was trained with",
-                    stacklevel=3,
-                )
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in diffusers, with an error that names the file where diffusers' own does not."""
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (ValueError, RuntimeError, OSError):
-            folder = Path(pretrained_model_name_or_path, "unet")
-            if folder.is_dir() and "unet" not in kwargs:
-                check_variant(folder, kwargs.get("variant"))
-                check_files(folder)
-            raise
-
-    @classmethod
-    def from_pipe(cls, pipeline, **kwargs):
-        """As in diffusers, but the components, which both share, keep their type."""
-        if not {"torch_dtype", "dtype"} & kwargs.keys():
-            kwargs["torch_dtype"] = pipeline.dtype
-        return super().from_pipe(pipeline, **kwargs)
-
     def to(self, *args, **kwargs):
-        """As in diffusers.
-
-        Raises:
-            ValueError: there is no such device, or it is "meta", which would drop the weights.
-        """
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, str | torch.device):
-                check_device(value)
+        """As in diffusers; "meta" is refused, because the weights would be lost there."""
+        if "meta" in map(str, (*args, *kwargs.values())):
+            raise ValueError("device is meta, where tensors have no values; give cpu or cuda")
         return super().to(*args, **kwargs)
 
     def save_pretrained(
@@ -2152,10 +1721,14 @@ class SelfContained:
         push_to_hub: bool = False,
         **kwargs,
     ):
-        """As in diffusers, in safetensors only. The files are read again and compared.
+        """As in diffusers, in safetensors only.
 
         A model that is there is replaced as a whole, once this one is written; of the same model
         other variants stay. Files that belong to no model stay too.
+
+        Args:
+            push_to_hub: then calls the method of this name, with the further arguments. `repo_id`
+                is by default the name of the folder.
 
         Raises:
             ValueError: safe_serialization is False, or a component can't be saved so that it loads.
@@ -2166,23 +1739,31 @@ class SelfContained:
                 "safe_serialization is False; weights are saved as safetensors only, because a "
                 "pickle can run code where it is loaded"
             )
-        target = Path(save_directory)
-        if target.parts[:1] and target.parts[0].startswith("~"):
-            raise ValueError(
-                f"save_directory is {str(target)!r}; Python does not expand ~: give "
-                "Path(save_directory).expanduser()"
-            )
-        options = {"variant": variant, "max_shard_size": max_shard_size, **kwargs}
-        if (unet := plain_unet(self.unet)) is not self.unet:
-            plain = type(self)(unet, self.tokenizer, self.scheduler)
-            return plain.save_pretrained(target, True, push_to_hub=push_to_hub, **options)
+        target, unet = Path(save_directory).expanduser(), plain_unet(self.unet)
         stamp(unet, self.scheduler, id_of(unet) or digest_of(unet))
-        if push_to_hub:
-            options.setdefault("repo_id", target.name)
         target.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=SAVING, dir=target) as folder:
-            super().save_pretrained(folder, True, push_to_hub=push_to_hub, **options)
+        with TemporaryDirectory(prefix=".saving-", dir=target) as folder:
+            super().save_pretrained(folder, True, variant, max_shard_size)
             self._move(Path(folder), target)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", target.name), variant=variant, **kwargs)
+
+    def _move(self, new: Path, target: Path) -> None:
+        """Moves a model that was saved to its place; what it replaces goes."""
+        files = {path.relative_to(new): path for path in new.rglob("*.*")}
+        index, unet = {}, plain_module(self.unet)
+        with suppress(OSError, ValueError):  # there is none, or a damaged one
+            index = read_json(target / INDEX)
+        if unet.config.get("_name_or_path") == str(target / "unet"):
+            index.setdefault(MODEL_ID, id_of(unet))  # it was loaded from there, maybe without an id
+        patterns = replaced_by([*map(Path.as_posix, files)], index, id_of(unet))
+        # The index goes first and comes last: a mixture of two models can't be loaded.
+        (target / INDEX).unlink(missing_ok=True)
+        for old in (path for pattern in patterns for path in target.glob(pattern)):
+            old.unlink()
+        for name in sorted(files, key=lambda name: name.name == INDEX):
+            (target / name).parent.mkdir(exist_ok=True)
+            files[name].replace(target / name)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Writes model_index.json and the source files; `save_pretrained` calls it last."""
@@ -2203,69 +1784,23 @@ class SelfContained:
                     weights.chmod(file.stat().st_mode)
         # transformers 4 repeats the configuration here, differently after a loading.
         (folder / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
-        check_files(folder / "unet")  # before the index and an upload, which make it count
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
-    def _upload_folder(
-        self,
-        working_dir,
-        repo_id,
-        token=None,
-        commit_message=None,
-        create_pr=False,
-        subfolder=None,
-    ):
-        """Uploads the model in one commit, and deletes what it replaces.
-
-        diffusers has written a card: that of the repository, with its own tags. One that lies
-        where the model is saved goes before it.
-        """
-        folder = Path(working_dir)
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")]
-        if folder.name.startswith(SAVING):
-            folder = self._move(folder, folder.parent)
-        index = {}
+    def _upload_folder(self, working_dir, repo_id, *, token=None, subfolder=None, **kwargs):
+        """Uploads the model in one commit, and deletes what it replaces."""
+        folder, index = Path(working_dir), {}
         with suppress(OSError, ValueError):  # no model is there
             index = type(self).load_config(repo_id, token=token, subfolder=subfolder)
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")]
+        kwargs["commit_message"] = kwargs.get("commit_message") or f"Upload {type(self).__name__}"
         return upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             token=token,
-            commit_message=commit_message or f"Upload {type(self).__name__}",
-            create_pr=create_pr,
             path_in_repo=subfolder,
-            allow_patterns=names,
             delete_patterns=replaced_by(names, index, id_of(self.unet)),
+            **kwargs,
         )
-
-    def _move(self, new: Path, target: Path) -> Path:
-        """Moves a model that was saved to its place; what it replaces goes.
-
-        The index goes first and comes last, so that a mixture of two models can't be loaded.
-        """
-        files = sorted(new.rglob("*.*"), key=lambda path: path.name == INDEX)
-        if not files:
-            return target  # for an upload it was moved before
-        names = [file.relative_to(new).as_posix() for file in files]
-        own, index = id_of(self.unet), {}
-        with suppress(OSError, ValueError):  # no index, or a damaged one
-            index = read_json(target / INDEX)
-        if Path(self.unet.config.get("_name_or_path") or "") == target / "unet":
-            index = {MODEL_ID: own} | index  # it was loaded from there, where it had no id yet
-        patterns = replaced_by(names, index, own)
-        (target / INDEX).unlink(missing_ok=True)
-        for folder in {(target / name).parent for name in names} - {target}:
-            if folder.is_symlink():  # to the folder of another model, which stays as it is
-                folder.unlink()
-            folder.mkdir(exist_ok=True)
-        for old in (path for pattern in patterns for path in target.glob(pattern)):
-            old.unlink()
-        for file, name in zip(files, names, strict=True):
-            if name == CARD and (target / name).exists():
-                file.unlink()
-            else:
-                file.replace(target / name)
-        return target
 
     def to_json_string(self) -> str:
         """The text of model_index.json, with the class named as a file of the folder has it."""
@@ -2291,69 +1826,67 @@ class SelfContained:
         super().register_to_config(**kwargs)
 
 
-def check_device(device: str | torch.device) -> None:
-    """Refuses a device that is not there.
-
-    Raises:
-        ValueError: it is "meta", or a GPU that torch can't use.
-    """
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}; give cpu, cuda or cuda:1, for example") from error
-    if place.type == "meta":
-        raise ValueError("device is meta, where the weights would be lost; give cpu or cuda")
-    if place.type == "cuda" and (place.index or 0) >= (count := torch.cuda.device_count()):
-        raise ValueError(f"device is {device}, but torch finds {count} GPUs here; give cpu")
-
-
 def tidy(text: str, changes: dict) -> str:
     """A configuration in JSON with some entries changed, and without the traces of a loading."""
     table = {key: value for key, value in json.loads(text).items() if key not in LOADING_TRACES}
     return json.dumps(table | changes, indent=2, sort_keys=True) + "\n"
 
 
+def replaced_by(names: Sequence[str], index: Mapping, model_id: str | None) -> list[str]:
+    """Patterns of the files of a folder or a repository that a model replaces.
+
+    Args:
+        names: the files of the new model, with the weights of one variant.
+        index: model_index.json that is there; empty if there is none.
+        model_id: that of the new model. Other variants of the same model stay.
+    """
+    weights, code = "unet/diffusion_pytorch_model", f"pipeline_{'[0-9a-f]' * 8}.py"
+    stem = next(Path(name).stem for name in names if name.endswith(".safetensors"))
+    variant = SHARD.sub("", stem).partition(".")[2]
+    there = index.get(MODEL_ID)
+    if there != model_id and (there or not variant):  # of an older index the model is not known
+        return [code, f"{weights}*"]
+    if variant:
+        ends = (f".{variant}.*", f".{variant}-*", f".*.index.{variant}.json")
+    else:
+        ends = ("-*", ".safetensors", ".safetensors.index.json")
+    return [code, *(weights + end for end in ends)]
+
+
 # --------------------------------------------------------------------------------------------------
 # noise.py
-#
-# The noise of a call: the initial latents, and what is drawn besides them.
 # --------------------------------------------------------------------------------------------------
+"""The noise of a call: the initial latents, and what is drawn besides them."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
 
 
 def initial_latents(
     latents: Tensor | None, generator, shape: tuple[int, int, int, int], device: torch.device
 ) -> Tensor:
-    """Standard normal noise, drawn or as it was given, in float32 on the device.
+    """Standard normal noise (B, C, H, W), drawn or as it was given, in float32 on the device.
 
     Images are drawn one after the other, so that the first of four is the only one of one.
-
-    Args:
-        latents: of this shape, or None: they are drawn.
-        generator: one, one for each image, or None for torch's own.
-        shape: (B, C, H, W).
     """
     each = generator if isinstance(generator, list) else [generator] * shape[0]
-    if len(each) != shape[0]:
-        raise ValueError(
-            f"generator has {len(each)} entries for {shape[0]} images; give one, or one each"
-        )
-    if generator is not None and not all(isinstance(item, torch.Generator) for item in each):
-        raise ValueError(
-            f"generator is {shown(generator)}; it must be a torch.Generator or a list of them, "
-            "such as torch.Generator().manual_seed(0)"
-        )
+    kinds = {torch.Generator} if generator is not None else {type(None)}
+    if len(each) != shape[0] or {type(item) for item in each} != kinds:
+        wanted = f"a torch.Generator, or a list of one for each of {shape[0]} images"
+        raise wrong("generator", generator, wanted)
     if latents is None:
         return randn_tensor(shape, None if generator is None else each, device, torch.float32)
     found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-    if (
-        found != shape
-        or not latents.is_floating_point()
-        or not (read := dense(latents, "latents").float()).isfinite().all()
-    ):
+    if found != shape or not latents.is_floating_point() or not latents.isfinite().all():
         raise ValueError(
             f"latents are {found}; they must be a tensor of shape {shape}, of finite floats"
         )
-    return read.to(device)
+    return latents.detach().to(device, torch.float32)
 
 
 def own_generators(latents: Tensor, purpose: str = "") -> list[torch.Generator]:
@@ -2371,9 +1904,7 @@ def own_generators(latents: Tensor, purpose: str = "") -> list[torch.Generator]:
 def draw_classes(latents: Tensor, weights: Sequence[float]) -> Tensor:
     """A class for each image, drawn from its latents: (B,) in 0..K-1, or -1 for the null class.
 
-    Args:
-        latents: (B, C, H, W).
-        weights: K + 1 relative frequencies, that of the null class last.
+    `weights` are K + 1 relative frequencies, that of the null class last.
     """
     edges = torch.tensor(weights, dtype=torch.float64).cumsum(0)
     own = own_generators(latents, "class")
@@ -2384,9 +1915,16 @@ def draw_classes(latents: Tensor, weights: Sequence[float]) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------
 # outputs.py
-#
-# Reads `output_type`, and makes images of that type.
 # --------------------------------------------------------------------------------------------------
+"""Reads `output_type`, and makes images of that type."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from diffusers import ImagePipelineOutput
+from torch import Tensor
+
 
 
 @dataclass
@@ -2401,20 +1939,12 @@ class MultiTaskOutput(ImagePipelineOutput):
     class_labels: Optional[list] = None  # noqa: UP045, the form that diffusers 0.36 can read
 
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-
-
 def read_output_type(value, images: ImageFormat) -> str:
-    """One of `OUTPUT_TYPES`; None is "pil" where PIL has a mode for the images, else "np"."""
-    value = ("pil" if images.pil_mode else "np") if value is None else value
-    if not isinstance(value, str) or value not in OUTPUT_TYPES:
-        raise ValueError(
-            f"output_type is {shown(value)}; it must be one of {', '.join(OUTPUT_TYPES)}"
-        )
-    if value == "pil" and images.pil_mode is None:
-        raise ValueError(
-            f"output_type is 'pil'; PIL has no mode for images of {images.words}: give 'np' or 'pt'"
-        )
+    """An output type; "pil" where PIL has a mode for the images. None: the first."""
+    types = ["pil"] * (images.pil_mode is not None) + ["np", "pt", "latent"]
+    value = types[0] if value is None else value
+    if value not in types:
+        raise wrong("output_type", value, f"one of {', '.join(types)} for images of {images.words}")
     return value
 
 
@@ -2430,17 +1960,13 @@ def to_output(latents: Tensor, mask: Tensor, source: Inputs, output_type: str, f
     if output_type == "latent":
         return latents
     images = torch.where(mask > 0, form.to_array(latents), source.image)
-    frame = source.frame
-    sizes = torch.stack([frame.amax(3).sum((1, 2)), frame.amax(2).sum((1, 2))], 1).int().tolist()
-    if all(size == sizes[0] for size in sizes):
-        return _typed(_cut(images, sizes[0], form), output_type, form)
-    each = zip(images.split(1), sizes, strict=True)
-    return [_typed(_cut(image, size, form), output_type, form)[0] for image, size in each]
-
-
-def _cut(images: Tensor, size: list[int], form: ImageFormat) -> Tensor:
-    left, _, top, _ = form.padding(size)
-    return images[..., top : top + size[0], left : left + size[1]]
+    if form.fit != "pad":
+        return _typed(images, output_type, form)
+    frames = zip(images.split(1), source.frame[:, 0] > 0, strict=True)
+    each = [image[:, :, frame.any(1)][..., frame.any(0)] for image, frame in frames]
+    if len({one.shape for one in each}) == 1:
+        return _typed(torch.cat(each), output_type, form)
+    return [_typed(one, output_type, form)[0] for one in each]
 
 
 def _typed(images: Tensor, output_type: str, form: ImageFormat):
@@ -2451,17 +1977,21 @@ def _typed(images: Tensor, output_type: str, form: ImageFormat):
 
 # --------------------------------------------------------------------------------------------------
 # solver.py
-#
-# Solves the probability-flow ODE with the pipeline's scheduler, known pixels held in place.
 # --------------------------------------------------------------------------------------------------
+"""Solves the probability-flow ODE with the pipeline's scheduler, known pixels held in place."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
 
 
 def solve(
     call,
     source: Tensor,
     noise: Tensor,
-    hint: Hint,
-    guidance: Guidance,
+    conditioning: Conditioning,
     start: list[float],
     steps: int | list[float],
     generators: list[torch.Generator],
@@ -2476,46 +2006,51 @@ def solve(
         call: the pipeline's copy for this call. A callback may change its state.
         source: (B, C, H, W) in [-1, 1], the known pixels where the mask is 0.
         noise: (B, C, H, W) standard normal.
-        hint: what is shown, and where is painted.
-        guidance: what the call's guidance composes.
         start: (B,) noise levels, of the source. From sigma_max on it is noise alone.
         steps: their number, or the noise levels that they start at.
         generators: one for each image, for schedulers that add noise.
 
-    Returns:
-        (B, C, H, W) float32.
-
     Raises:
         ValueError: the latents are not finite after a step.
     """
-    highest = call.scheduler.config.sigma_max
+    highest, null = call.scheduler.config.sigma_max, call.vocabulary.null
     schedulers = {
         level: from_level(level, call.scheduler, steps, noise.device) for level in sorted({*start})
     }
     call._num_timesteps = sum(len(scheduler.timesteps) for scheduler in schedulers.values())
-
-    def end_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
-        if callback is not None:
-            tensors = {name: {"latents": x}[name] for name in callback_inputs}
-            x = _replaced(x, callback(call, step, timestep, tensors), step)
-        progress.update()
-        return x
-
-    x, done = torch.empty_like(noise), 0
+    solved, finite = torch.empty_like(noise), []
     with call.progress_bar(total=call._num_timesteps) as progress:
         for level, scheduler in schedulers.items():
             vars(call)["scheduler"] = scheduler  # a callback may look at it; it needs no check
+            sigmas = scheduler.sigmas.tolist()
             rows = [i for i, own in enumerate(start) if own == level]
-            image, mask = source[rows], hint.mask[rows]
-            first = scheduler.sigmas[0].item()
-            free = (mask > 0) & (level >= highest)
-            few = not isinstance(steps, int)
-            latents = initial(image, noise[rows], hint.image[rows], free, first, few)
-            own = [generators[i] for i in rows]
-            parts = (image, noise[rows], mask, guidance[rows], own)
-            x[rows] = _solve(call, latents, *parts, done, end_step)
-            done += len(scheduler.timesteps)
-    return x
+            known, fresh, given = source[rows], noise[rows], conditioning[rows]
+            random, free = [generators[i] for i in rows], given.mask > 0
+            start_free, few = free & (level >= highest), not isinstance(steps, int)
+            x = initial(known, fresh, given.image, start_free, sigmas[0], few)
+            for i, timestep in enumerate(scheduler.timesteps):
+                if call.interrupt:
+                    break
+                # A callback may have changed the scales.
+                scales = call.guidance_scale, call.image_guidance_scale, call.guidance_interval
+                denoiser = guided(call.unet, scheduler, given, null, *scales)
+                F = denoiser.output(x, sigmas[i])
+                x = scheduler.step(F, timestep, x, generator=random).prev_sample
+                x = torch.where(free, x, known + sigmas[i + 1] * fresh)
+                if callback is not None:
+                    tensors = dict.fromkeys(callback_inputs, x)
+                    answer = callback(call, len(finite), timestep, tensors) or {}
+                    x = answer.get("latents", x).to(x)
+                finite.append(x.isfinite().all())
+                progress.update()
+            solved[rows] = x
+    # Read here, because the host would wait in each step.
+    if bad := [step for step, is_finite in enumerate(finite, 1) if not is_finite]:
+        raise ValueError(
+            f"the latents are not finite after step {bad[0]} of {call._num_timesteps}; the likely "
+            f"cause: {_likely_cause(call)}"
+        )
+    return solved
 
 
 def initial(
@@ -2537,67 +2072,6 @@ def initial(
     return torch.where(free, alone, source + sigma * noise)
 
 
-def step_down(
-    denoiser: Denoiser,
-    scheduler,
-    i: int,
-    sigmas: Sequence[float] | Tensor,
-    x: Tensor,
-    source: Tensor,
-    noise: Tensor,
-    mask: Tensor,
-    generators: list[torch.Generator] | None = None,
-) -> Tensor:
-    """Step i of the scheduler; known pixels are exact after it.
-
-    Args:
-        sigmas: all noise levels of the scheduler; each is one for all, or (B, 1, 1, 1).
-    """
-    F = denoiser.output(x, sigmas[i])
-    x = scheduler.step(F, scheduler.timesteps[i], x, generator=generators).prev_sample
-    return torch.where(mask > 0, x, source + sigmas[i + 1] * noise)
-
-
-def _solve(
-    call,
-    x: Tensor,
-    source: Tensor,
-    noise: Tensor,
-    mask: Tensor,
-    guidance: Guidance,
-    generators: list[torch.Generator],
-    done: int,
-    end_step: Callable[[int, Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Goes down the noise levels of the call's scheduler.
-
-    Args:
-        x: (B, C, H, W) latents of the first level.
-        done: steps of the call before these.
-        end_step: (step of the call, timestep, latents) -> latents.
-    """
-    scheduler = call.scheduler
-    sigmas = scheduler.sigmas.tolist()
-    # The first step with values that aren't finite, on the device: to read it in the loop would
-    # wait for each step.
-    first_bad = torch.full((), len(sigmas), device=x.device)
-    for i, timestep in enumerate(scheduler.timesteps):
-        if call.interrupt:
-            break
-        # A callback may have changed the scales.
-        scales = call.guidance_scale, call.image_guidance_scale, call.guidance_interval
-        parts = (scheduler, i, sigmas, x, source, noise, mask, generators)
-        x = step_down(guidance.denoiser(*scales), *parts)
-        x = end_step(done + i, timestep, x)
-        first_bad = torch.where(x.isfinite().all(), first_bad, first_bad.clamp(max=i))
-    if (step := int(first_bad)) < len(sigmas):
-        raise ValueError(
-            f"the latents are not finite after step {done + step + 1} of {call._num_timesteps}; "
-            f"the likely cause: {_likely_cause(call)}"
-        )
-    return x
-
-
 def from_level(start: float, scheduler, steps: int | list[float], device: torch.device):
     """A scheduler that begins at the start; of given noise levels, at the lowest from there on."""
     config = scheduler.config
@@ -2609,51 +2083,40 @@ def from_level(start: float, scheduler, steps: int | list[float], device: torch.
         above = [level for level in steps if level >= start]
         levels = steps[max(len(above) - 1, 0) :]
         own = type(scheduler).from_config(config)
-        own.set_timesteps(len(levels), device=device, sigmas=karras_ramp(levels, config))
+        # As it takes them: the places in [0, 1] of its Karras schedule.
+        low, high = (config[name] ** (1 / config.rho) for name in ("sigma_min", "sigma_max"))
+        roots = torch.tensor(levels, dtype=torch.float64) ** (1 / config.rho)
+        ramp = (high - roots) / (high - low)
+        own.set_timesteps(len(levels), device=device, sigmas=ramp)
     own.set_begin_index(0)
     own.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
     return own
 
 
-def _replaced(latents: Tensor, answer: dict | None, step: int) -> Tensor:
-    """The latents, or those that a callback returned to replace them."""
-    if answer is None:
-        return latents
-    new = answer.get("latents", latents) if isinstance(answer, dict) else None
-    if not isinstance(new, Tensor) or new.shape != latents.shape:
-        raise ValueError(
-            "callback_on_step_end returned neither None nor a dict whose latents have the shape "
-            f"{tuple(latents.shape)}"
-        )
-    if new is not latents and not new.isfinite().all():
-        raise ValueError(
-            f"callback_on_step_end returned latents that are not finite after step {step + 1}"
-        )
-    return new.to(latents)
-
-
 def _likely_cause(call) -> str:
     """Why the latents of a call are not finite."""
-    module = plain_module(call.unet)
-    for name, weight in module.named_parameters():
-        if not weight.is_meta and not weight.float().isfinite().all():
+    for name, weight in plain_module(call.unet).named_parameters():
+        if not weight.is_meta and not weight.isfinite().all():  # an offloaded one has no values
             return f"the weights of the unet are not finite ({name}): load the model again"
     for name in ("guidance_scale", "image_guidance_scale"):
         if getattr(call, name) > 30:
             return f"{name} is {getattr(call, name):g}: lower it"
-    if module.dtype == torch.float16:
+    if call.unet.dtype == torch.float16:
         return "float16 overflows: use pipe.to(torch.bfloat16) or pipe.to(torch.float32)"
     return "latents that are far from standard normal, or a callback that changes the pipeline"
 
 
 # --------------------------------------------------------------------------------------------------
 # translate.py
-#
-# Translation: an image of another kind is shown, and its counterpart is painted.
-#
-# A segmentation map becomes an image, a sketch a photograph, or the other way round. The pairs are
-# columns of the dataset; each column is a task with a name of its own.
 # --------------------------------------------------------------------------------------------------
+"""Translation: an image of another kind is shown, and its counterpart is painted.
+
+A segmentation map becomes an image, a sketch a photograph, or the other way round. The pairs are
+columns of the dataset; each column is a task with a name of its own.
+"""
+
+import torch
+
 
 
 class Translate(Task):
@@ -2666,33 +2129,29 @@ class Translate(Task):
     def __init__(self, name: str):
         self.name = name
 
-    def draw(
-        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
-    ) -> Choice:
-        device = generator.device
-        u = torch.rand(n, generator=generator, device=device)  # as edit drops its class and source
-        return Choice(
-            mask=torch.ones(n, 1, *size, device=device),
-            drop_class=u < class_dropout,
-            drop_image=(u >= 0.5 * class_dropout) & (u < 1.5 * class_dropout),
-        )
+    def draw(self, n, size, class_dropout, generator):
+        mask = torch.ones(n, 1, *size, device=generator.device)
+        u = torch.rand(n, generator=generator, device=generator.device)
+        dropped = (u >= 0.5 * class_dropout) & (u < 1.5 * class_dropout)  # as edit drops its source
+        return Choice(mask, u < class_dropout, drop_image=dropped)
 
-    def condition(
-        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
-    ) -> Hint:
+    def condition(self, image, mask, strength, noise):
         return Hint(image=image, mask=torch.ones_like(mask))
 
 
 # --------------------------------------------------------------------------------------------------
 # upscale.py
-#
-# Super-resolution: the source is shown at a quarter of its resolution.
-#
-# The image given to the pipeline has the full size, as in every task, and `condition` reduces it. Who
-# has only the small image enlarges it first, by repeating pixels:
-# `small.resize((width, height), Image.Resampling.NEAREST)`. The mean of equal pixels is the
-# pixel, so the network is shown the small image itself. Other filters give it a blurred one.
 # --------------------------------------------------------------------------------------------------
+"""Super-resolution: the source is shown at a quarter of its resolution.
+
+The image given to the pipeline has the full size, as in every task, and `condition` reduces it. Who
+has only the small image enlarges it first, by repeating pixels:
+`small.resize((width, height), Image.Resampling.NEAREST)`. The mean of equal pixels is the
+pixel, so the network is shown the small image itself. Other filters give it a blurred one.
+"""
+
+import torch
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 
 FACTOR = 4  # of the resolution, in each direction
@@ -2703,21 +2162,9 @@ class Upscale(Task):
     required = frozenset({"image"})
     optional = frozenset({"class_label"})
 
-    def draw(
-        self, n: int, size: tuple[int, int], class_dropout: float, generator: torch.Generator
-    ) -> Choice:
-        return Choice(
-            mask=torch.ones(n, 1, *size, device=generator.device),
-            drop_class=bernoulli(n, class_dropout, generator),
-        )
-
-    def condition(
-        self, image: Tensor, mask: Tensor, strength: Tensor | None, noise: Tensor
-    ) -> Hint:
+    def condition(self, image, mask, strength, noise):
         size = image.shape[-2:]
-        small = adaptive_avg_pool2d(
-            image, [max(side // FACTOR, 1) for side in size]
-        )  # means of 4x4 pixels
+        small = adaptive_avg_pool2d(image, [max(side // FACTOR, 1) for side in size])  # means
         # A pixel becomes a block of its colour, so that the network's input has the full size.
         return Hint(image=interpolate(small, size, mode="nearest"), mask=torch.ones_like(mask))
 
@@ -2725,6 +2172,23 @@ class Upscale(Task):
 # --------------------------------------------------------------------------------------------------
 # pipeline.py
 # --------------------------------------------------------------------------------------------------
+"""The pipeline: one model, several tasks.
+
+pipe = DiffusionPipeline.from_pretrained("user/model", trust_remote_code=True)
+pipe(task="generate", class_label="cat").images[0]
+pipe(task="inpaint", image=image, mask_image=mask).images[0]
+pipe(task="edit", image=image, class_label="dog", strength=0.7).images[0]
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Optional
+
+import torch
+from diffusers import DiffusionPipeline, EDMEulerScheduler, UNet2DConditionModel
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
 
 
 # All tasks, by name. A new task is a file of its own and a line here.
@@ -2739,7 +2203,6 @@ TASKS: dict[str, Task] = {
     )
 }
 
-
 # What is true of the weights, besides their words, is kept in the configuration of the UNet. Names
 # with an underscore pass through diffusers' loading and saving.
 CHAINS = "_chains"  # of a model of few steps: the noise levels that each number of steps visits
@@ -2747,11 +2210,9 @@ EDITS_AT_ONCE = "_edits_at_once"  # true where an edit is one evaluation
 FREQUENCIES = "_class_frequencies"  # class name -> share of the training data; NULL: without one
 TRANSLATIONS = "_translations"  # the names of the tasks of the class Translate
 LEARNED = (CHAINS, EDITS_AT_ONCE, FREQUENCIES, MARK, TRANSLATIONS)
-# Arguments of earlier versions, and what takes their place.
-REMOVED = {
-    name: "mtl_diffusion.editing.whole.whole_edit, of the package, inverts the source of an edit"
-    for name in ("num_inversion_steps", "source_class")
-}
+REMOVED = ("num_inversion_steps", "source_class")  # arguments of earlier versions
+# The state of a call that the pipeline has after it, as diffusers' pipelines do.
+STATE = ("_guidance_scale", "_image_guidance_scale", "_guidance_interval", "_num_timesteps")
 
 
 class MultiTaskPipeline(SelfContained, DiffusionPipeline):
@@ -2770,9 +2231,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012, the name and type are diffusers'
 
-    # The state of a call, in the shallow copy that it runs on. `_caller` is what was copied.
-    _caller = None
-    _interrupt = False
+    # The state of a call, in the shallow copy that it runs on.
+    _interrupt, _caller = False, None  # the pipeline that it is a copy of
     _guidance_scale = _image_guidance_scale = 1.0
     _guidance_interval = (0.0, math.inf)
     _num_timesteps = 0
@@ -2785,28 +2245,20 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         chains: Optional[list] = None,  # noqa: UP045, the form that diffusers 0.36 can read
     ):
         super().__init__()
-        components = {"unet": unet, "tokenizer": tokenizer, "scheduler": scheduler}
-        for name, component in components.items():
-            check_component(name, component)
-        self.register_modules(**components)
-        self._running: dict[int, MultiTaskPipeline] = {}  # the copies of calls that have not ended
+        self.register_modules(unet=unet, tokenizer=tokenizer, scheduler=scheduler)
         if chains is not None:
             self.register_to_config(chains=chains)
-        if self.chains is not None:
-            check_chains(self.chains)
         self._check_vocabulary()
 
     def __setattr__(self, name: str, value):
-        if name.startswith("_"):  # the state of a call, and no component
-            object.__setattr__(self, name, value)
-            if name == "_interrupt" and value and self._caller is None:
-                for call in list(self._running.values()):
-                    call._interrupt = True
-            return
-        check_component(name, value)
+        if name in ("unet", "tokenizer", "scheduler"):
+            check_component(name, value)
         super().__setattr__(name, value)
-        if name == "tokenizer":
-            self.vocabulary = Vocabulary.of(value.get_vocab())
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The ids of the tasks, classes and strengths."""
+        return Vocabulary.of(self.tokenizer.get_vocab())
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -2869,32 +2321,19 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         """guidance_interval of a task, if it is not given."""
         return self.spec(task).default_guidance_interval
 
-    @property
-    def guidance_scale(self) -> float:
-        return self._guidance_scale
-
-    @property
-    def image_guidance_scale(self) -> float:
-        return self._image_guidance_scale
-
-    @property
-    def guidance_interval(self) -> tuple[float, float]:
-        return self._guidance_interval
-
-    @property
-    def num_timesteps(self) -> int:
-        return self._num_timesteps
+    guidance_scale = property(lambda self: self._guidance_scale)
+    image_guidance_scale = property(lambda self: self._image_guidance_scale)
+    guidance_interval = property(lambda self: self._guidance_interval)
+    num_timesteps = property(lambda self: self._num_timesteps)
 
     @property
     def interrupt(self) -> bool:
         """Whether a call ends after its current evaluation, with the image that it has by then.
 
-        `pipe._interrupt = True` asks for it: on the pipeline that a callback gets it ends that
-        call, and on the pipeline itself, as from another thread, all calls that run.
+        `pipe._interrupt = True` asks for it: on the pipeline that a callback gets for that call and
+        those inside it, and on the pipeline itself, as from another thread, for all calls that run.
         """
-        # A call inside the callback of another one ends with it.
-        outer = self._caller is not None and self._caller._caller is not None
-        return self._interrupt or (outer and self._caller.interrupt)
+        return self._interrupt or (self._caller is not None and self._caller.interrupt)
 
     @torch.no_grad()
     def __call__(
@@ -2915,8 +2354,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006, diffusers' own
-        **removed,
-    ) -> ImagePipelineOutput | tuple:
+        **unknown,
+    ) -> MultiTaskOutput | tuple:
         """Draws images. A class, image, mask or strength may be a list, one entry a sample.
 
         Args:
@@ -2954,62 +2393,48 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             ValueError: an argument is out of its range, or one that the task doesn't take; or the
                 latents don't stay finite.
         """
-        for name in removed:
-            raise TypeError(f"there is no argument {name}; {REMOVED.get(name, 'leave it out')}")
+        for name in unknown:
+            new = "mtl_diffusion.editing.whole.whole_edit, of the package, inverts an edit's source"
+            raise TypeError(f"there is no argument {name}; {new if name in REMOVED else 'omit it'}")
         self._check_vocabulary()
-        self._check_task(
-            task,
-            image=image,
-            mask_image=mask_image,
-            class_label=class_label,
-            strength=strength,
-            image_guidance_scale=image_guidance_scale,
-        )
+        given = {"class_label": class_label, "image": image, "mask_image": mask_image}
+        given |= {"strength": strength, "image_guidance_scale": image_guidance_scale}
+        self._check_task(task, given)
         images = self.format
         output_type = read_output_type(output_type, images)
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        check_callback(*callback, self._callback_tensor_inputs)
+        if not {*callback[1]} <= {*self._callback_tensor_inputs}:
+            wanted = f"a list with {self._callback_tensor_inputs} or nothing in it"
+            raise wrong("callback_on_step_end_tensor_inputs", callback[1], wanted)
         call = self._copy_for_call()
         call._set_guidance(task, guidance_scale, image_guidance_scale, guidance_interval)
         steps = self._read_steps(task, num_inference_steps)
         spec, device = self.spec(task), self._execution_device
         count = read_count(num_images_per_prompt, "num_images_per_prompt")
-        given = (class_label, image, mask_image, strength)
-        source = read_inputs(spec, *given, self.class_names, images, count).to(device)
+        source = read_inputs(spec, given, self.class_names, images, count).to(device)
         noise = initial_latents(latents, generator, tuple(source.image.shape), device)
-        own = own_generators(noise)
-        label = self._draw_unset(source.label, noise) if spec.draws_class else source.label
+        own, label = own_generators(noise), source.label
+        if spec.draws_class:
+            shares = self.class_frequencies
+            weights = [shares.get(name, 0.0) for name in (*self.class_names, NULL)]
+            label = torch.where(label == UNSET, draw_classes(noise, weights).to(device), label)
         known = images.from_array(source.image)
         own_noise = randn_tensor(noise.shape, own, device, torch.float32)
         hint = spec.condition(known, source.mask, source.strength, own_noise)
         if images.fit == "pad":
             hint = hint.within(source.frame, known)
         conditioning = build_conditioning(hint, spec, label, self.vocabulary)
-        guidance = Guidance.of(self.unet, call.scheduler, conditioning, self.vocabulary.null)
         start = spec.start(source.strength)
         start = start.tolist() if isinstance(start, Tensor) else [start] * len(noise)
-        self._running[id(call)] = call
-        try:
-            latents = solve(call, known, noise, hint, guidance, start, steps, own, *callback)
-        finally:
-            del self._running[id(call)]
+        latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
 
         self.maybe_free_model_hooks()
-        if self._caller is None:  # after a call, diffusers' pipelines have its values
-            for name in ("_guidance_scale", "_image_guidance_scale", "_guidance_interval"):
-                setattr(self, name, getattr(call, name))
-            self._num_timesteps = call._num_timesteps
+        if self._caller is None:  # no call inside a callback
+            vars(self).update((name, getattr(call, name)) for name in STATE)
         drawn = to_output(latents, hint.mask, source, output_type, images)
         names = [*self.class_names, None]  # a negative number is no class
         labels = [names[max(number, -1)] for number in label.tolist()]
         return MultiTaskOutput(drawn, labels) if return_dict else (drawn,)
-
-    def _draw_unset(self, label: Tensor, noise: Tensor) -> Tensor:
-        """The labels, with a class in place of those that are not set."""
-        shares = self.class_frequencies
-        weights = [shares.get(name, 0.0) for name in (*self.class_names, NULL)]
-        drawn = draw_classes(noise, weights) if self.class_names else torch.full_like(label, -1)
-        return torch.where(label == UNSET, drawn.to(label), label)
 
     def _set_guidance(self, task: str, scale, image_scale, interval) -> None:
         """Reads the arguments of guidance; None: the default of the task and the model."""
@@ -3045,9 +2470,9 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
     def _copy_for_call(self) -> "MultiTaskPipeline":
         """A shallow copy for the state of one call. `solve` gives it schedulers of its own."""
         if self._caller is None:
-            self._interrupt = False  # of earlier calls; those that run were told when it was set
+            self._interrupt = False  # of earlier calls
         call = copy.copy(self)
-        call._caller, call._interrupt = self, False
+        call._interrupt, call._caller = False, self
         return call
 
     def _check_vocabulary(self) -> None:
@@ -3059,23 +2484,18 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
                 "tokenizer/tokenizer.json with encoder_hid_dim in unet/config.json"
             )
 
-    def _check_task(self, task: str, **arguments) -> None:
+    def _check_task(self, task: str, arguments: dict) -> None:
         """Refuses a task the model has not learned, and arguments that don't fit the task."""
-        if not isinstance(task, str) or task not in self.tasks:
-            untrained = f"; {task} is a task, but this model has not learned it"
-            raise ValueError(
-                f"task is {shown(task)}; this model knows {', '.join(self.tasks)}"
-                + (untrained if isinstance(task, str) and task in TASKS else "")
-            )
+        if task not in self.tasks:
+            raise wrong("task", task, f"one that this model knows: {', '.join(self.tasks)}")
         spec = self.spec(task)
         given = {name for name, value in arguments.items() if value is not None}
         if missing := spec.required - given:
             raise ValueError(f"task {task!r} needs {', '.join(sorted(missing))}; give it too")
         if unknown := given - spec.required - spec.optional:
             takes = ", ".join(sorted(spec.required | spec.optional))
-            raise ValueError(
-                f"task {task!r} takes no {', '.join(sorted(unknown))}; it takes {takes}"
-            )
+            raise ValueError(f"task {task!r} takes no {', '.join(sorted(unknown))}; only {takes}")
+
 
 
 # diffusers runs this file again, in the same module, for each pipeline that it loads. What the
@@ -3085,4 +2505,3 @@ if _first is not None and _first["SOURCE"] == SOURCE:
     globals().update(_first)
 else:
     _FIRST_RUN = dict(globals())
-# The end.
