@@ -138,9 +138,9 @@ FULL = partial(limit_before_step, 4, 30_000)
 def test_a_periodic_save_that_fails_is_logged_and_tried_again(reference, tmp_path):
     code, run = train(tmp_path / "run", *SHORT, FULL, partial(limit_before_step, 7, -1))
     assert code == 0 and run.steps == [9, STEPS], run.text
-    file = run.folder / "checkpoints" / ".writing-step-6" / "unet.safetensors"
+    folder = run.folder / "checkpoints" / "step-6"
     assert (
-        f"the checkpoint of step 6 could not be written: [Errno 27] File too large: '{file}'. "
+        f"the checkpoint of step 6 could not be written: [Errno 27] File too large: '{folder}'. "
         "Older ones are untouched; training goes on, and the next one is tried"
     ) in run.text
     assert run.state() == reference.state()
