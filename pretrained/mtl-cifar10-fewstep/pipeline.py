@@ -1,3 +1,3 @@
-"""The code is in pipeline_25ba52dd.py."""
+"""The code is in pipeline_c172bf95.py."""
 
-from .pipeline_25ba52dd import MultiTaskPipeline  # noqa
+from .pipeline_c172bf95 import MultiTaskPipeline  # noqa
