@@ -102,6 +102,8 @@ def export(args: Namespace) -> tuple[str | None, bool]:
 
 def publish_page(args: Namespace, model: str | None, private: bool) -> None:
     """Makes a Space, or writes the page that runs in the browser to its folder, a Space or both."""
+    import torch
+
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
     from mtl_diffusion.publishing.space import push_space, write_space
 
@@ -116,6 +118,7 @@ def publish_page(args: Namespace, model: str | None, private: bool) -> None:
             name = args.space or model or Path(pipeline).resolve().name
             write_page(pipe, folder, name=name, package=args.onnxruntime_web)
         else:
+            pipe.to(torch.float16 if args.half else torch.float32)
             write_space(pipe, folder, name=args.space)
         if args.static not in (None, TO_SPACE):
             print(f"The page is in {folder}; try it: python -m http.server -d {folder}")

@@ -234,11 +234,14 @@ def test_a_save_that_fails_leaves_the_model_that_is_there(other, damaged, monkey
 
 
 def test_links_are_replaced_and_not_written_through(other, folder, tmp_path):
-    """The cache of the Hub has links in place of files."""
     before = files(folder)
     shutil.copytree(folder, tmp_path / "links", copy_function=os.symlink)
-    other.save_pretrained(tmp_path / "links")
-    assert torch.equal(weights_of(installed(tmp_path / "links")), weights_of(other))
+    (tmp_path / "linked").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "linked" / path.name).symlink_to(path)
+    for target in (tmp_path / "links", tmp_path / "linked"):
+        other.save_pretrained(target)
+        assert torch.equal(weights_of(installed(target)), weights_of(other))
     assert files(folder) == before
 
 

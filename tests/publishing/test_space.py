@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import tomllib
+import torch
 from huggingface_hub import RepoCard
 from loopback_hub import TOKEN
+from safetensors.torch import load
 from stranger import NOT_INSTALLED, files
 
 from mtl_diffusion.publishing.space import GRADIO
@@ -40,7 +42,7 @@ def pushed(hub, pipeline, tmp_path_factory):
     hub.create("me/page", "space", private=True)
     hub.add("me/page", {name: b"{}" for name in OLD} | MINE, kind="space")
     for _ in range(2):
-        done = hub.run([*command, "--space", "me/page", "--private"], home)
+        done = hub.run([*command, "--half", "--space", "me/page", "--private"], home)
         assert done.returncode == 0, done.stderr
     space = hub.repositories["space", "me/page"]
     assert space.private and len(space.branches["main"]) == 3  # the second call changed nothing
@@ -55,6 +57,8 @@ def test_what_a_space_is_made_of(pushed, pipeline):
     model = {f"pipeline/{name}" for name in files(pipeline)} - {"pipeline/notes.txt"}
     own = {"README.md", "app.py", "requirements.txt"}
     assert set(pushed) == own | page | model | set(MINE)
+    weights = load(pushed["pipeline/unet/diffusion_pytorch_model.safetensors"]).values()
+    assert {tensor.dtype for tensor in weights} == {torch.float16}
     assert pushed["page/demo/page.py"] == (demo / "page.py").read_bytes()
     header = RepoCard(pushed["README.md"].decode()).data.to_dict()
     assert header["title"] == "page" and header["app_file"] == "app.py"
