@@ -1,3 +1,3 @@
-"""The code is in pipeline_c172bf95.py."""
+"""The code is in pipeline_12f0445c.py."""
 
-from .pipeline_c172bf95 import MultiTaskPipeline  # noqa
+from .pipeline_12f0445c import MultiTaskPipeline  # noqa

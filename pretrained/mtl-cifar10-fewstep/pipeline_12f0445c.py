@@ -1759,10 +1759,13 @@ class SelfContained:
         patterns = replaced_by([*map(Path.as_posix, files)], index, id_of(unet))
         # The index goes first and comes last: a mixture of two models can't be loaded.
         (target / INDEX).unlink(missing_ok=True)
+        for part in {(target / name).parent for name in files} - {target}:
+            if part.is_symlink():  # to the folder of another model, which stays as it is
+                part.unlink()
+            part.mkdir(exist_ok=True)
         for old in (path for pattern in patterns for path in target.glob(pattern)):
             old.unlink()
         for name in sorted(files, key=lambda name: name.name == INDEX):
-            (target / name).parent.mkdir(exist_ok=True)
             files[name].replace(target / name)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
