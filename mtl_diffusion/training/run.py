@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from ..pipeline.pipeline import (
     TRANSLATIONS,
     MultiTaskPipeline,
 )
+from ..pipeline.task import Task
 from ..pipeline.tokens import NULL, Vocabulary
 from ..tools.rng import generator
 from .alignment import Alignment
@@ -172,19 +173,9 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         if teacher is not None:
             teacher.unet.compile()  # in the default mode: its batches are of any size
 
-    weighting = Uncertainty(len(tasks)) if config.task_weighting == "uncertainty" else None
-    parts = (unet, scheduler, weighting)
-    if teacher is None:
-        # A stream keeps no images; the held-out split has nearly the same mean.
-        seen = held_out if config.streaming else train_data
-        objective = Objective(*parts, _alignment(config, unet, seen, device)).to(device)
-        draw = partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
-    else:
-        how = (teacher, tasks, chains, config.teacher_steps)
-        classifier = classifier_of(config, "edit_classifier", device)
-        objective = Distillation(*parts, *how, classifier).to(device)
-        draw = partial(draw_level, levels=objective.starts, whole=objective.whole)
-
+    # A stream keeps no images; the held-out split has nearly the same mean.
+    seen = held_out if config.streaming else train_data
+    objective, draw = _objective(config, unet, scheduler, tasks, teacher, seen, device)
     if accelerator.scaler is not None:  # a new one: a rehearsal may have used it
         accelerator.scaler = torch.amp.GradScaler(device.type)
     optimizer = build_optimizer(config, objective)
@@ -215,6 +206,27 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
         clock=Clock(accelerator),
         first_length=config.max_train_steps,
     )
+
+
+def _objective(
+    config: TrainConfig,
+    unet: UNet2DConditionModel,
+    scheduler,
+    tasks: Sequence[Task],
+    teacher: MultiTaskPipeline | None,
+    seen: ImageDataset,
+    device: torch.device,
+) -> tuple[Objective | Distillation, Callable]:
+    """The loss of a step, and the function that draws its noise levels."""
+    weighting = Uncertainty(len(tasks)) if config.task_weighting == "uncertainty" else None
+    parts = (unet, scheduler, weighting)
+    if teacher is None:
+        objective = Objective(*parts, _alignment(config, unet, seen, device)).to(device)
+        return objective, partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
+    classifier = classifier_of(config, "edit_classifier", device)
+    how = (teacher, tasks, unet.config[CHAINS], config.teacher_steps)
+    objective = Distillation(*parts, *how, classifier).to(device)
+    return objective, partial(draw_level, levels=objective.starts, whole=objective.whole)
 
 
 def _data(config: TrainConfig, decoder: Decoder) -> tuple[ImageDataset | ImageStream, ImageDataset]:

@@ -5,6 +5,7 @@ import re
 import signal
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 from forked import (
@@ -58,6 +59,23 @@ def test_a_signal_finishes_the_step_and_saves_once(name, reference, tmp_path):
     assert run.wait() == STOPPED, run.text
     assert f"stopped by {name} after step {run.steps[-1]}; run again to go on" in run.text
     assert len(run.steps) == 2 and 3 < run.steps[-1] <= 6 and "Traceback" not in run.text
+    assert ends_like(reference, run)
+
+
+def signal_in_save():
+    write = Path.write_bytes
+
+    def interrupted(path, content):
+        if "step-3" in str(path):
+            signal_myself()
+        return write(path, content)
+
+    Path.write_bytes = interrupted
+
+
+def test_a_signal_while_it_saves(reference, tmp_path):
+    run = Run(tmp_path / "run", *SHORT, signal_in_save, partial(slow_steps, 0.05))
+    assert run.wait() == STOPPED and run.steps[0] == 3 and len(run.steps) == 2, run.text
     assert ends_like(reference, run)
 
 

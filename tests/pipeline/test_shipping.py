@@ -127,7 +127,7 @@ def test_versions_live_side_by_side_and_can_be_pickled(folder, gentle, tmp_path)
     first, other = trusted(folder), trusted(gentle)
     assert type(trusted(folder)) is type(first) is not type(other)
     for pipe, scale, where in ((first, 2.0, folder), (other, 1.25, gentle)):
-        again = pickle.loads(pickle.dumps(pipe))
+        again = pickle.loads(pickle.dumps(pipe))  # what this test wrote itself
         assert type(again) is type(pipe) and default_guidance(again) == scale
         text = inspect.getsource(type(pipe))
         (file,) = where.glob("pipeline_*.py")
