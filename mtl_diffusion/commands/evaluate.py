@@ -38,7 +38,7 @@ def parse() -> tuple[argparse.Namespace, Settings]:
     add("--mask_column", help="masks of the images: one more kind of hole, dataset")
     pairs = "the columns that a model makes images of, each as from_map=map"
     add("--condition_columns", nargs="+", type=_pair, default=[], help=pairs)
-    parts = "generate, likelihood, inpaint, edit, translate; default: all that apply"
+    parts = "generate, inpaint, edit, translate; default: all that apply"
     add("--parts", nargs="+", help=parts)
     add("--at_least", type=float, help="fail if a task's class accuracy is below this share")
     add("--preset", choices=list(PRESETS), default="standard", help="how much is measured")

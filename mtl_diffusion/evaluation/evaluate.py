@@ -18,16 +18,13 @@ from .edit import EDIT, FOUND, Edit
 from .features import FeatureSpace
 from .generate import Generate
 from .inpaint import Inpaint
-from .likelihood import Likelihood
 from .parts import Context, Part
 from .settings import Settings
 from .translate import Translate
 
-PARTS: dict[str, type[Part]] = {
-    part.name: part for part in (Generate, Likelihood, Inpaint, Edit, Translate)
-}
+PARTS: dict[str, type[Part]] = {part.name: part for part in (Generate, Inpaint, Edit, Translate)}
 # The figures of a summary.
-FIGURES = ("frechet_distance_to_train", "frechet_distance", "precision", "recall", "bits_per_dim")
+FIGURES = ("frechet_distance_to_train", "frechet_distance", "precision", "recall")
 FIGURES += ("radial_power_largest_difference", "class_accuracy", "source_class_kept", "same_class")
 FIGURES += ("psnr_in_hole", "ssim_in_hole", "ssim_to_source", "feature_distance", "largest_share")
 FIGURES += ("strength", "guidance_scale")
@@ -37,10 +34,6 @@ def parts_for(pipe: MultiTaskPipeline) -> list[str]:
     """The parts of the scorecard that a model can have, by its tasks and classes."""
     possible = {name for name, part in PARTS.items() if part.task in pipe.tasks}
     possible |= {Translate.name} if pipe.translations else set()
-    # A model of few steps is no denoiser at other noise levels than its own, and floats that were
-    # measured have no bins.
-    if pipe.chains is not None or pipe.format.dtype == "float32":
-        possible.discard("likelihood")
     if len(pipe.class_names) < 2:
         possible.discard("edit")
     return [name for name in PARTS if name in possible]
@@ -142,7 +135,6 @@ def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
     repaint = {kind: entry.get("repaint", {}) for kind, entry in inpaint.items()}
     found = {
         "generate": {name: generate[name] for name in main},
-        "likelihood": {"held_out": results.get("likelihood", {})},
         "inpaint": inpaint,
         "edit": ways.pop(EDIT, {}),
         "baselines": {

@@ -36,10 +36,6 @@ class Settings(BaseModel):
     """Also inpaint and edit by other methods with the same weights."""
     baseline_guidance_scale: Annotated[FiniteFloat, Field(ge=0)] = 8.0
     """Class guidance of the other methods of editing; 1 is off."""
-    likelihood_images: Count = 512
-    """Held-out images whose bits per dimension are measured."""
-    likelihood_steps: Annotated[int, Field(ge=4, multiple_of=4)] = 64
-    """Steps of the solver that measures them, a multiple of 4."""
     batch_size: Count = 250
     """Images at a time. With another one, nothing that was drawn before is used again."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -52,7 +48,7 @@ class Settings(BaseModel):
 
 
 PRESETS = {
-    # Six minutes for a model of 8 million parameters at 32 pixels on two cores: 14,300 images pass
+    # Six minutes for a model of 8 million parameters at 32 pixels on two cores: 14,000 images pass
     # through the network, of which two cores evaluate 45 a second. The rest is decoding.
     "smoke": Settings(
         num_images=100,
@@ -63,8 +59,6 @@ PRESETS = {
         edit_images=25,
         num_strengths=5,
         baselines=False,
-        likelihood_images=10,
-        likelihood_steps=16,
         batch_size=50,
     ),
     "standard": Settings(),
@@ -72,7 +66,6 @@ PRESETS = {
         num_images=50_000,
         inpaint_images=5_000,
         edit_images=10_000,
-        likelihood_images=5_000,
         batch_size=500,
     ),
 }

@@ -22,7 +22,6 @@ NAMES = {
     "feature_distance": "feature distance",
     "psnr": "PSNR to the true image",
     "ssim": "SSIM to the true image",
-    "bits_per_dim": "bits per dimension",
     "largest_share": "largest share found",
     "evaluations": "evaluations",
 }
@@ -36,7 +35,6 @@ METHODS = {
 # Part of the scorecard -> the sentence before its table.
 TITLES = {
     "generate": "**Samples**, and real held-out images:",
-    "likelihood": "**Likelihood** of held-out images:",
     "inpaint": (
         "**Inpainting** of held-out images, by the kind of hole. A hole has many good answers: "
         "PSNR and SSIM favour their average."

@@ -42,7 +42,7 @@ def test_one_command_makes_both_models_and_what_is_done_is_not_done_again(tmp_pa
         "TRAIN_FLAGS": words(**same, max_train_steps=2, num_attention_heads=1),
         "FEW_FLAGS": words(**same, **few),
         "FIGURES": "--preset smoke --num_images 10 --edit_images 4 --inpaint_images 2 "
-        "--likelihood_images 2 --num_strengths 2 --reference_images 40 --batch_size 10",
+        "--num_strengths 2 --reference_images 40 --batch_size 10",
     }
     first = flagship(**variables)
     assert first.returncode == 0, first.stderr

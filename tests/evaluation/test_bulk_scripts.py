@@ -30,8 +30,6 @@ TINY = {
     "edit_images": 8,
     "num_strengths": 2,
     "baseline_guidance_scale": 3.0,
-    "likelihood_images": 3,
-    "likelihood_steps": 4,
     "batch_size": 4,
 }
 
@@ -91,7 +89,7 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
             # A sum may round otherwise at another address, and then a pixel differs by 1 of 255.
             torch.testing.assert_close(values, drawn[1][path], rtol=0, atol=1)
             differing += (values != drawn[1][path]).sum()
-        else:  # bits per dimension, and features
+        else:  # features
             torch.testing.assert_close(values, drawn[1][path], rtol=1e-3, atol=1e-4)
     assert differing <= 5
     assert one["generate"]["by_class_steps_3"]["evaluations"] == 3
@@ -104,7 +102,6 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     assert one["edit"]["whole_edit"]["strength_0.5"]["evaluations"] == 8 + 2 * 2 + 3 * 2
     assert one["edit"]["sdedit"]["strength_0.5"]["evaluations"] == 2 * 2
     assert one["inpaint"]["center"]["repaint"]["evaluations"] > 2
-    assert one["likelihood"]["n"] == 3 and one["likelihood"]["bits_per_dim"] > 0
     assert {path.name for path in (work / "one").glob("*.png")} == {
         "quality_against_evaluations.png",
         "inpaint.png",
@@ -131,9 +128,8 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
 
 
 REFUSED = (
-    (("--parts", "generate", "dance"), "parts are dance; this pipeline can have generate, likeli"),
+    (("--parts", "generate", "dance"), "parts are dance; this pipeline can have generate, inpaint"),
     (("--num_images=3", "--seed=x"), "num_images is 3: Input should be greater than or equal"),
-    (("--dtype=bfloat16", "--parts", "likelihood"), "dtype is bfloat16; the likelihood is a sum"),
 )
 
 

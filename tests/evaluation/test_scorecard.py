@@ -222,7 +222,7 @@ def test_a_model_without_edit_has_no_edit_part():
             translations=translations,
         )
 
-    assert parts_for(pipe("generate", "inpaint")) == ["generate", "likelihood", "inpaint"]
+    assert parts_for(pipe("generate", "inpaint")) == ["generate", "inpaint"]
     assert parts_for(pipe("edit")) == ["edit"]
     assert parts_for(pipe("edit", classes=("one",))) == []
     assert parts_for(pipe("from_map", translations=("from_map",))) == ["translate"]

@@ -12,7 +12,6 @@ SUMMARY = {
         ),
         "floor": {"frechet_distance_to_train": 0.25, "n": 1000},
     },
-    "likelihood": {"held_out": figure("bits_per_dim", 4.5)},
     "inpaint": {
         "floor": {"frechet_distance": 2.5, "n": 1000},
         "center": figure("psnr_in_hole", 18.25),

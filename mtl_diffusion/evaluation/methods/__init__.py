@@ -1,4 +1,4 @@
-"""Baselines and the likelihood: what needs nothing but a denoiser D(x, sigma).
+"""Baselines: what needs nothing but a denoiser D(x, sigma).
 
 Everywhere:
     D, source, target: denoisers, see denoisers.py; source has the class of the image, or none, and
