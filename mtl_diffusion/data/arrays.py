@@ -13,6 +13,12 @@ from ..pipeline.format import ImageFormat
 
 _NUMPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Red, green and blue of the labels 0 to 255: PASCAL VOC's, whose bits are spread over the three.
+PALETTE = [
+    sum((label >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
+    for label in range(256)
+    for channel in range(3)
+]
 
 
 def is_array(data: bytes) -> bool:
@@ -24,6 +30,26 @@ def to_bytes(array: np.ndarray) -> bytes:
     """The file of an array."""
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def with_palette(data: bytes) -> bytes:
+    """A map of labels, the file of an array (H, W) of integers, as a PNG with `PALETTE`.
+
+    Other files are returned as they are.
+
+    Raises:
+        ValueError: it has other labels than 0 to 255.
+    """
+    labels = np.load(io.BytesIO(data), allow_pickle=False) if is_array(data) else np.empty(0)
+    if labels.ndim != 2 or labels.dtype.kind not in "uib":
+        return data
+    if labels.min() < 0 or labels.max() > 255:
+        found = f"from {labels.min()} to {labels.max()}"
+        raise ValueError(f"it is a map of labels {found}; the palette has colours for 0 to 255")
+    picture, file = Image.fromarray(labels.astype(np.uint8)), io.BytesIO()
+    picture.putpalette(PALETTE)
+    picture.save(file, "PNG")
     return file.getvalue()
 
 

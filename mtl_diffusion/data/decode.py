@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..pipeline.format import MODES, ImageFormat
 from ..pipeline.rgb import read_rgb
-from .arrays import is_array, read_array, to_bytes
+from .arrays import is_array, read_array, to_bytes, with_palette
 from .columns import ARRAYS, DataError, Rows
 
 FRAME = "frame"  # the layer that is 0 in padding and 1 inside the image: (N, 1, H, W) uint8
@@ -118,8 +118,8 @@ class Decoder:
     Args:
         images: the format that they are to have.
         threads: number of threads.
-        nearest: resize without mixing pixels, as masks need it. None: where there is a palette, as
-            maps of labels have it.
+        nearest: resize without mixing pixels, as masks need it. None: only maps of labels, which
+            have a palette, or are arrays of integers and get one.
     """
 
     def __init__(self, images: ImageFormat, threads: int, nearest: bool | None = False):
@@ -227,6 +227,8 @@ def decode(
     """
     data = encoded.read()
     try:
+        if nearest is None and (form.mode, form.dtype) in (("RGB", "uint8"), ("RGBA", "uint8")):
+            data = with_palette(data)
         image, facts = read(data, form)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
         raise encoded.fault(error) from error

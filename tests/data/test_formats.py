@@ -200,3 +200,23 @@ def test_masks_of_another_size_are_refused(tmp_path):
     config = write_masks(tmp_path, size=(16, 16))
     with pytest.raises(ValueError, match=r"mask_column: row .* mask of 16x16 pixels, .* has 8x8"):
         load_splits(config, ImageFormat(8, 8, "L"))
+
+
+def test_arrays_of_labels_are_conditions_in_the_colours_of_voc(tmp_path):
+    labels = RANDOM.choice([0, 1, 15], (20, 16, 16))
+    labels[0, :8] = 255
+    types = {"image": datasets.Image(), "map": datasets.Array2D((16, 16), "int64")}
+    images = [Image.fromarray(numbers(8, 8, 3)) for _ in labels]
+    rows = {"image": images, "map": list(labels)}
+    datasets.Dataset.from_dict(rows, datasets.Features(types)).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    fields = {"resolution": 8, "image_column": "image", "condition_columns": {"from_map": "map"}}
+    config = TrainConfig(dataset_name=str(tmp_path), **fields)
+    form = ImageFormat.square(8)
+    known = {(0, 0, 0), (128, 0, 0), (192, 128, 128), (224, 224, 192)}  # labels 0, 1, 15 and 255
+    shown = torch.cat([part.conditions["from_map"] for part in load_splits(config, form)])
+    assert set(map(tuple, shown.permute(0, 2, 3, 1).reshape(-1, 3).tolist())) == known
+
+    with pytest.raises(ValueError, match=r"labels from -1 to 0; the palette has .* 0 to 255"):
+        Decoder(form, 1, nearest=None)([Encoded.of(np.array([[-1, 0]]), "row 0")], 1)
