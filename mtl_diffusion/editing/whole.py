@@ -33,6 +33,7 @@ def whole_edit(
     guidance_scale: float = Edit.default_guidance_scale,
     steps: int = Edit.default_steps,
     inversion_steps: int = 8,
+    local: bool = True,
 ) -> Tensor:
     """Edits in `inversion_steps` evaluations, 4 for the weights, and 3 for each of the steps.
 
@@ -47,6 +48,7 @@ def whole_edit(
         strength: (B,) in [0, 1]; from `STRONGEST` on it acts as that.
         generator: one, or one for each image, for the noise of the degradation and of the weights.
         guidance_scale: of generate's direction; 0 is off, which gives the source back.
+        local: whether each pixel has a weight of its own; otherwise all weights are 1.
 
     Returns:
         (B, C, H, W) in [-1, 1].
@@ -80,9 +82,9 @@ def whole_edit(
     hint = Generate().condition(blank, torch.ones_like(mask), None, blank)
     toward = build_conditioning(hint, Generate(), label, words)
     away = toward.without(CLASS, words.null)
-    weight = guidance_scale * relevance(
-        class_difference(pipe, source, toward, away, generator), mask
-    )
+    weight = guidance_scale
+    if local:
+        weight *= relevance(class_difference(pipe, source, toward, away, generator), mask)
     direction = Denoiser.of(*network, toward) - Denoiser.of(*network, away)
     edited[rows] = ode_end(base + weight * direction, x, start, torch.zeros_like(start), steps)
     return torch.where(painted, edited.clamp(-1, 1), image)

@@ -6,6 +6,7 @@ the same, to the bit, for any number of processes and of interruptions.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,10 +56,12 @@ class Drawn:
     Attributes:
         values: (N, ...) on the CPU, such as images (N, C, H, W).
         evaluations: of the network for one row; each branch of guidance is one.
+        seconds: that one row took.
     """
 
     values: Tensor
     evaluations: float
+    seconds: float = 0.0
 
 
 def digest(value: Any) -> str:
@@ -118,12 +121,13 @@ class Bulk:
 
     def read(self, job: Job) -> Drawn:
         """The outcome of a job that `draw` has finished."""
-        values, evaluations = [], 0
+        values, evaluations, seconds = [], 0, 0.0
         for path, _ in self._chunks(job):
             with safe_open(path, "pt") as file:
                 values.append(file.get_tensor("values"))
                 evaluations += int(file.metadata()["evaluations"])
-        return Drawn(torch.cat(values), evaluations / len(job))
+                seconds += float(file.metadata()["seconds"])
+        return Drawn(torch.cat(values), evaluations / len(job), seconds / len(job))
 
     def _chunks(self, job: Job) -> Iterator[tuple[Path, range]]:
         folder = self.folder / f"{job.name}-{digest([self.model, job.same])}"
@@ -136,8 +140,9 @@ class Bulk:
     def _write(self, path: Path, job: Job, rows: range) -> None:
         """Computes a chunk; its file is written atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        begun = time.perf_counter()
         with evaluations_of(self.unet) as seen:
             values = job.draw(rows, **job.same, **job.of(rows)).cpu()
+        facts = {"evaluations": str(seen[0]), "seconds": str(time.perf_counter() - begun)}
         with replaced_file(path) as part:
-            tensors = {"values": values.contiguous()}
-            part.write_bytes(save(tensors, {"evaluations": str(seen[0])}))
+            part.write_bytes(save({"values": values.contiguous()}, facts))

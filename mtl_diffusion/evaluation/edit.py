@@ -9,7 +9,7 @@ of its edits do, interpolated linearly between the neighbouring strengths that w
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +21,23 @@ from ..pipeline.pipeline import TASKS
 from .bulk import Drawn, Job
 from .distances import feature_distance, psnr, ssim
 from .methods.ddim_inversion import ddim_inversion
-from .methods.denoisers import generate_denoiser, noise_levels
+from .methods.denoisers import generate_denoiser, local_weights, noise_levels
 from .methods.flowedit import flowedit
+from .methods.one_stage import one_stage
 from .methods.sdedit import sdedit
 from .parts import Context, Part, mean
 
 EDIT, WHOLE, BASELINES = "edit", "whole_edit", ("sdedit", "ddim_inversion", "flowedit")
 INVERSION_STEPS = 8  # of DDIM inversion
 FOUND = {f"class_found_{share:g}": share for share in (0.5, 0.7, 0.9)}  # result -> share
+
+
+class Way(NamedTuple):
+    """A method, its guidance scale of the class, and whether `local_weights` multiply that."""
+
+    method: str
+    guidance: float
+    local: bool = False
 
 
 class Edit(Part):
@@ -43,59 +52,76 @@ class Edit(Part):
         count = context.settings.num_strengths
         even = (k / count for k in range(1, count + 1))
         self.strengths = sorted({*even, TASKS["edit"].default_strength})
-        self.ways = [EDIT, *((WHOLE, *BASELINES) if context.has_baselines else ())]
-
-    def guidance(self, way: str) -> float:
-        """The guidance scale of the class."""
-        baseline = self.context.settings.baseline_guidance_scale
-        return baseline if way in BASELINES else self.context.pipe.default_guidance(EDIT)
+        guidance = context.pipe.default_guidance(EDIT)
+        self.ways = {EDIT: Way(EDIT, guidance)}
+        if context.has_baselines:
+            scale = context.settings.baseline_guidance_scale
+            self.ways |= {WHOLE: Way(WHOLE, guidance, local=True)}
+            self.ways |= {name: Way(name, scale) for name in BASELINES}
 
     def jobs(self) -> list[Job]:
-        return [self._job(way, strength) for way in self.ways for strength in self.strengths]
-
-    def _job(self, way: str, strength: float) -> Job:
-        same = {"way": way, "strength": strength, "guidance": self.guidance(way)}
-        same["steps"] = self.steps(EDIT)
         each = {"image": self.sources, "class_label": self.asked.tolist()}
         each["source_class"] = self.own.tolist()
-        return Job(f"{way}-{strength:g}", self._edited, same, each)
+        return [
+            Job(
+                f"{name}-{strength:g}",
+                self._edited,
+                {**way._asdict(), "strength": strength, "steps": self.steps(EDIT)},
+                each,
+            )
+            for name, way in self.ways.items()
+            for strength in self.strengths
+        ]
 
     def _edited(
-        self, rows, image: Tensor, class_label, source_class, way, strength, guidance, steps
+        self, rows, image: Tensor, class_label, source_class, strength, steps, **way
     ) -> Tensor:
         """Edits (b, C, H, W) as stored of these sources and classes, into the class labels."""
-        if way == EDIT:
+        method, guidance, local = Way(**way)
+        if method == EDIT and not local:
             given = {"image": image, "class_label": class_label, "strength": strength}
             given |= {"guidance_scale": guidance, "num_inference_steps": steps}
             return self.context.sample(rows, EDIT, **given)
         pipe, random = self.context.pipe, self.context.generators(EDIT, rows=rows)
         image = pipe.format.from_stored(image.to(pipe.device))
         asked, own = torch.tensor([class_label, source_class], device=pipe.device)
-        if way == WHOLE:
+        if method == WHOLE:
             strengths = torch.full((len(image),), strength, device=pipe.device)
             given = (torch.ones_like(image[:, :1]), asked, own, strengths)
-            edited = whole_edit(pipe, image, *given, random, guidance, steps)
+            edited = whole_edit(pipe, image, *given, random, guidance, steps, local=local)
             return pipe.format.to_stored(edited)
+        if local:
+            noise = self.context.generators(EDIT, "weights", rows=rows)
+            guidance = guidance * local_weights(pipe, image, asked, noise)
         source, target = generate_denoiser(pipe, own), generate_denoiser(pipe, asked, guidance)
         sigmas = noise_levels(pipe.scheduler, steps)
         # From the noise level where edit starts, in as many steps.
         start = min(TASKS[EDIT].start(torch.tensor(strength)).item(), sigmas[0])
-        if way == "flowedit":
+        if method == EDIT:
+            edited = one_stage(pipe, image, asked, strength, guidance, steps, random)
+        elif method == "flowedit":
             edited = flowedit(source, target, image, sigmas, strength, random)
-        elif way == "sdedit":
+        elif method == "sdedit":
             edited = sdedit(target, image, start, steps, random)
         else:
             edited = ddim_inversion(source, target, image, start, steps, INVERSION_STEPS)
         return pipe.format.to_stored(edited)
 
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
-        others, results, lines = self.own != self.asked, {}, {}
+        results = self.measure(drawn)
+        self.plot(results, folder / "edit_curves.png")
+        self._picture(drawn, folder)
+        return results
+
+    def measure(self, drawn: Mapping[str, Drawn]) -> dict[str, Any]:
+        """Way -> its figures at each strength, and those where shares of the edits are found."""
+        others, results = self.own != self.asked, {}
         self.features, _ = self.context.seen(self.sources)
-        for way in self.ways:
-            shared, entries = {"guidance_scale": self.guidance(way)}, {}
+        for name, way in self.ways.items():
+            shared, entries = {"guidance_scale": way.guidance}, {}
             curve = [self._figures(Drawn(self.sources, 0.0), 0.0)]
             for strength in self.strengths:
-                entry = drawn[f"{way}-{strength:g}"]
+                entry = drawn[f"{name}-{strength:g}"]
                 curve.append(self._figures(entry, strength))
                 entries[f"strength_{strength:g}"] = {
                     "num_inference_steps": self.steps(EDIT),
@@ -105,17 +131,20 @@ class Edit(Part):
                     "control": _means(curve[-1], ~others),
                 }
             of_others = [{name: v[others] for name, v in figures.items()} for figures in curve]
-            equal = {name: at_class_found(of_others, share) for name, share in FOUND.items()}
-            results[way] = entries | {name: shared | entry for name, entry in equal.items()}
-            lines[way] = [(e["ssim_to_source"], e["class_accuracy"]) for e in entries.values()]
-        curves(
-            lines,
-            "SSIM to the source: how much of it is left",
-            f"share whose class is the one asked for (n = {int(others.sum())})",
-            folder / "edit_curves.png",
-        )
-        self._picture(drawn, folder)
+            for found, share in FOUND.items():
+                entries[found] = shared | at_class_found(of_others, share)
+            results[name] = entries
         return results
+
+    def plot(self, results: Mapping[str, Any], path: Path) -> None:
+        """A curve for each way of what `measure` gives, over the strengths."""
+        found = {way: list(entries.values())[: -len(FOUND)] for way, entries in results.items()}
+        lines = {
+            way: [(e["ssim_to_source"], e["class_accuracy"]) for e in entries]
+            for way, entries in found.items()
+        }
+        y = f"share whose class is the one asked for (n = {int((self.own != self.asked).sum())})"
+        curves(lines, "SSIM to the source: how much of it is left", y, path)
 
     def _figures(self, entry: Drawn, strength: float) -> dict[str, Tensor]:
         """Figure -> values (N,), one for each edit of the sources."""

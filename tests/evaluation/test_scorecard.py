@@ -11,7 +11,7 @@ from diffusers import EDMEulerScheduler
 
 from mtl_diffusion.data.images import ImageDataset, condition_of
 from mtl_diffusion.evaluation.bulk import Drawn, evaluations_of
-from mtl_diffusion.evaluation.edit import Edit, pairs
+from mtl_diffusion.evaluation.edit import Edit, Way, pairs
 from mtl_diffusion.evaluation.evaluate import context, parts_for
 from mtl_diffusion.evaluation.features import FeatureSpace
 from mtl_diffusion.evaluation.generate import Generate, memorisation
@@ -262,5 +262,5 @@ def test_a_model_of_few_steps_has_its_own_steps_and_no_other_solver(given, build
         "by_class_steps_1": 1,
         "by_class_steps_2": 2,
     }
-    assert Edit(few).ways == ["edit"] and Edit(few).guidance("edit") == 1
+    assert Edit(few).ways == {"edit": Way("edit", 1)}
     assert not few.has_baselines

@@ -12,21 +12,38 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...pipeline.denoiser import build_conditioning, guided
+from ...editing.whole import class_difference, relevance
+from ...pipeline.denoiser import CLASS, Conditioning, build_conditioning, guided
 from ...pipeline.pipeline import TASKS, MultiTaskPipeline
 
 Denoise = Callable[[Tensor, Tensor | float], Tensor]
 
 
 def generate_denoiser(
-    pipe: MultiTaskPipeline, label: Tensor, guidance_scale: float = 1.0
+    pipe: MultiTaskPipeline, label: Tensor, guidance_scale: float | Tensor = 1.0
 ) -> Denoise:
-    """D(x, sigma) of generate, for class labels (B,) int64, -1 for none. A guidance of 1 is off."""
-    unet, scheduler, task = pipe.unet, pipe.scheduler, TASKS["generate"]
-    blank = torch.zeros(len(label), *pipe.format.shape, device=unet.device)
+    """D(x, sigma) of generate, for class labels (B,) int64, -1 for none.
+
+    A guidance of 1 is off; it may be (B, 1, H, W).
+    """
+    null, conditioning = pipe.vocabulary.null, _conditioning(pipe, label)
+    return guided(pipe.unet, pipe.scheduler, conditioning, null, guidance_scale)
+
+
+@torch.no_grad()
+def local_weights(pipe: MultiTaskPipeline, image: Tensor, label: Tensor, generators) -> Tensor:
+    """(B, 1, H, W) the weights of local guidance, which multiply a scale: see `relevance`."""
+    toward = _conditioning(pipe, label)
+    away = toward.without(CLASS, pipe.vocabulary.null)
+    difference = class_difference(pipe, image, toward, away, generators)
+    return relevance(difference, torch.ones_like(difference))
+
+
+def _conditioning(pipe: MultiTaskPipeline, label: Tensor) -> Conditioning:
+    task, device = TASKS["generate"], pipe.unet.device
+    blank = torch.zeros(len(label), *pipe.format.shape, device=device)
     hint = task.condition(blank, blank[:, :1], None, blank)
-    conditioning = build_conditioning(hint, task, label.to(unet.device), pipe.vocabulary)
-    return guided(unet, scheduler, conditioning, pipe.vocabulary.null, guidance_scale)
+    return build_conditioning(hint, task, label.to(device), pipe.vocabulary)
 
 
 def noise_levels(scheduler, steps: int) -> tuple[float, ...]:
