@@ -1,1 +1,1 @@
-"""Models that differ in how they were trained, compared; those that are missing are trained."""
+"""Models that differ in how they were trained, compared; and one model's methods of editing."""

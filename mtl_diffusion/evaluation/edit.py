@@ -61,16 +61,11 @@ class Edit(Part):
 
     def jobs(self) -> list[Job]:
         each = {"image": self.sources, "class_label": self.asked.tolist()}
-        each["source_class"] = self.own.tolist()
+        each["source_class"], same = self.own.tolist(), {"steps": self.steps(EDIT)}
         return [
-            Job(
-                f"{name}-{strength:g}",
-                self._edited,
-                {**way._asdict(), "strength": strength, "steps": self.steps(EDIT)},
-                each,
-            )
+            Job(f"{name}-{s:g}", self._edited, {**way._asdict(), **same, "strength": s}, each)
             for name, way in self.ways.items()
-            for strength in self.strengths
+            for s in self.strengths
         ]
 
     def _edited(
