@@ -6,24 +6,28 @@ methods are compared where they reach the class equally often: at the strength w
 of its edits do, interpolated linearly between the neighbouring strengths that were measured.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..editing.whole import whole_edit
 from ..pictures.grids import grid, to_pictures
 from ..pictures.plots import curves
+from ..pipeline.denoiser import build_conditioning
+from ..pipeline.noise import initial_latents, own_generators
 from ..pipeline.pipeline import TASKS
+from ..pipeline.solver import solve
 from .bulk import Drawn, Job
 from .distances import feature_distance, psnr, ssim
 from .methods.ddim_inversion import ddim_inversion
 from .methods.denoisers import generate_denoiser, local_weights, noise_levels
 from .methods.flowedit import flowedit
-from .methods.one_stage import one_stage
 from .methods.sdedit import sdedit
 from .parts import Context, Part, mean
 
@@ -183,6 +187,24 @@ def pairs(context: Context) -> tuple[Tensor, Tensor, Tensor]:
     own = labels[rows]
     asked = (own + 1 + torch.tensor([turn for turn, _ in turns])) % count
     return context.test.images[rows], own, asked
+
+
+def one_stage(
+    pipe, image: Tensor, label: Tensor, strength: float, scale: Tensor, steps: int, generators: list
+) -> Tensor:
+    """The edit of a pipeline of many steps, with a scale (B, 1, H, W), which a call does not take.
+
+    `image` is (B, C, H, W) in [-1, 1], and so is the edit, but not clipped; `label` is (B,).
+    """
+    noise, task = initial_latents(None, generators, tuple(image.shape), image.device), TASKS[EDIT]
+    own, strengths = own_generators(noise), torch.full((len(image),), strength, device=image.device)
+    degrading = randn_tensor(noise.shape, own, image.device, torch.float32)
+    hint = task.condition(image, torch.ones_like(image[:, :1]), strengths, degrading)
+    conditioning = build_conditioning(hint, task, label, pipe.vocabulary)
+    call = copy.copy(pipe)
+    call._guidance_scale = scale
+    start = task.start(strengths).tolist()
+    return solve(call, image, noise, conditioning, start, steps, own, None, [])
 
 
 def at_class_found(curve: Sequence[Mapping[str, Tensor]], share: float) -> dict[str, Any]:
