@@ -15,7 +15,7 @@ import json
 import os
 from dataclasses import replace
 
-from mtl_diffusion.evaluation.settings import Settings
+from mtl_diffusion.evaluation.settings import Settings, among
 from mtl_diffusion.tools import flags
 
 
@@ -36,7 +36,8 @@ def main() -> None:
     add("--classifier", type=os.path.expanduser, action="append", required=True, help=trained)
     add("--tune_images", type=rows, required=True, help="rows of the split that choose the scales")
     add("--images", type=rows, required=True, help="rows of the split that are reported")
-    add("--guidance_scales", type=float, nargs="+", default=[2, 4, 6, 8], help="to choose from")
+    scales = [2.0, 4.0, 6.0, 8.0]
+    add("--guidance_scales", type=float, nargs="+", default=scales, help="to choose from")
     for name in ("num_strengths", "num_inference_steps", "batch_size", "dtype"):
         text = Settings.model_fields[name].description
         add(f"--{name}", type=flags.value, default=Settings.model_fields[name].default, help=text)
@@ -53,7 +54,7 @@ def main() -> None:
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
     with flags.refusals():
-        settings = Settings(**{k: v for k, v in vars(args).items() if k in Settings.model_fields})
+        settings = among(vars(args), Settings())
         pipe = MultiTaskPipeline.from_pretrained(args.pipeline)
         pipe.to("cuda" if torch.cuda.is_available() else "cpu")
         pipe.set_progress_bar_config(disable=True)

@@ -15,9 +15,7 @@ import os
 import sys
 from dataclasses import replace
 
-from pydantic import ValidationError
-
-from mtl_diffusion.evaluation.settings import PRESETS, Settings
+from mtl_diffusion.evaluation.settings import PRESETS, Settings, among
 from mtl_diffusion.tools import flags
 
 
@@ -49,12 +47,8 @@ def parse() -> tuple[argparse.Namespace, Settings]:
         group.add_argument(f"--{name}", type=flags.value, default=argparse.SUPPRESS, help=text)
     args = parser.parse_args()
     args.condition_columns = dict(args.condition_columns)
-    given = {name: value for name, value in vars(args).items() if name in Settings.model_fields}
-    try:
-        return args, Settings(**{**vars(PRESETS[args.preset]), **given})
-    except ValidationError as error:
-        faults = error.errors()
-        parser.error("; ".join(f"{e['loc'][0]} is {e['input']!r}: {e['msg']}" for e in faults))
+    with flags.refusals():
+        return args, among(vars(args), PRESETS[args.preset])
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -3,9 +3,10 @@
 A field is documented once, under it; that text is its `--help`.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -69,3 +70,17 @@ PRESETS = {
         batch_size=500,
     ),
 }
+
+
+def among(arguments: Mapping[str, Any], others: Settings) -> Settings:
+    """The settings that are among some arguments, and the others.
+
+    Raises:
+        ValueError: an argument is not allowed.
+    """
+    given = {name: value for name, value in arguments.items() if name in Settings.model_fields}
+    try:
+        return Settings(**{**vars(others), **given})
+    except ValidationError as error:
+        faults = (f"{e['loc'][0]} is {e['input']!r}: {e['msg']}" for e in error.errors())
+        raise ValueError("; ".join(faults)) from error

@@ -189,6 +189,8 @@ def test_the_script_writes_a_table_for_each_classifier(pipe, tmp_path, monkeypat
 
     assert command("--tune_images", "0:2", "--images", "2") == 2
     assert "argument --images: '2' is not FIRST:END" in capsys.readouterr().err
+    assert command("--tune_images", "0:2", "--images", "2:6", "--batch_size", 0) == 2
+    assert "compare_edits: batch_size is 0: Input should be greater" in capsys.readouterr().err
     assert command("--tune_images", "0:3", "--images", "2:6") == 2
     assert "compare_edits: tune_images are 0:3, images 2:6" in capsys.readouterr().err
     assert command("--tune_images", "0:2", "--images", "2:6") == 0
