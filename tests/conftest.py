@@ -66,3 +66,20 @@ def reference(tmp_path_factory):
     code, run = train(tmp_path_factory.mktemp("reference") / "run", *SHORT)
     assert code == 0, run.text
     return run
+
+
+@pytest.fixture
+def no_validation(monkeypatch):
+    """Runs in this process that do not validate."""
+    from mtl_diffusion import loop
+
+    monkeypatch.setattr(loop, "validate", lambda run, step, **options: None)
+
+
+@pytest.fixture
+def forking_python(tmp_path_factory):
+    """The path of a file in place of Python's: see `forked.python_of_forks`."""
+    from forked import python_of_forks
+
+    with python_of_forks(tmp_path_factory.mktemp("python")) as python:
+        yield python

@@ -151,7 +151,7 @@ def test_every_seed_is_compared_with_the_first_arm_that_has_the_task():
 
 
 @pytest.mark.slow
-def test_a_whole_comparison_and_the_same_again(tmp_path, monkeypatch, capsys):
+def test_a_whole_comparison_and_the_same_again(tmp_path, monkeypatch, capsys, forking_python):
     """A new task, from a model of two others; then again, which trains nothing."""
     arms, folder = tmp_path / "arms.yaml", tmp_path / "out"
     token = "token: {from: old, tasks: {colorize: 1}, train_only: tokens}"
@@ -159,6 +159,7 @@ def test_a_whole_comparison_and_the_same_again(tmp_path, monkeypatch, capsys):
     fields = {**RUN, "dataset_name": write_shapes(tmp_path / "data", 40, 16)}
     given = ["--arms", arms, "--output_dir", folder, "--seeds", 0, "--num_images", 8]
     given += flags(**fields)
+    monkeypatch.setattr(sys, "executable", forking_python)  # which its runs are started with
 
     def command(*more):
         return run_script("compare_tasks.py", *given, *more, monkeypatch=monkeypatch)

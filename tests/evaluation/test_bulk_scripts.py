@@ -1,17 +1,15 @@
 """scripts/evaluate.py as it is run, by one process and by two."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import call
 from huggingface_hub import ModelCard
 from in_process import run_script
 from safetensors.torch import load_file
-from tiny import flags
+from tiny import flags, write_shapes
 
 from mtl_diffusion.classifiers.training import train_classifier
 from mtl_diffusion.config import TrainConfig
@@ -36,9 +34,9 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def work(build_pipe, tmp_path_factory):
-    """An untrained pipeline, and a classifier that hardly is, of the shapes at 8 pixels."""
+    """A few shapes of 8 pixels, an untrained pipeline, and a classifier that hardly is."""
     work = tmp_path_factory.mktemp("work")
-    data = load_images("shapes", split="train[:200]", resolution=8)
+    data = load_images(write_shapes(work / "data", 200, 100), split="train", resolution=8)
     build_pipe(classes=data.class_names).save_pretrained(work / "pipeline")
     classifier = train_classifier(data, epochs=1, batch_size=50, width=4)
     classifier.save(work / "classifier", {"accuracy": 0.3, "n": 1000})
@@ -49,7 +47,7 @@ def evaluation(work, name, *more):
     """The arguments of evaluate.py."""
     return [
         *("--pipeline", work / "pipeline", "--classifier", work / "classifier"),
-        *("--output_dir", work / name, *flags(**TINY), *more),
+        *("--dataset_name", work / "data", "--output_dir", work / name, *flags(**TINY), *more),
     ]
 
 
@@ -68,11 +66,8 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     work, build_pipe, tmp_path, monkeypatch
 ):
     assert in_process(work, "one", monkeypatch) == 0
-    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
-    launch += " --mixed_precision no --dynamo_backend no --main_process_port 0"
-    command = [sys.executable, *launch.split(), ROOT / "scripts/evaluate.py"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *evaluation(work, "two")], env=environment, check=True)
+    script = [ROOT / "scripts/evaluate.py", *evaluation(work, "two")]
+    assert call(script, tmp_path / "log", processes=2) == [0, 0], (tmp_path / "log").read_text()
     one, two = (json.loads((work / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     drawn = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from forked import SHORT, STEPS, Run, die, free_port
+from forked import SHORT, Run, die, free_port
 from launches import Launch
 from tables import write_images
 
@@ -61,36 +61,43 @@ def launch(tmp_path):
     for each in launches:
         with suppress(ProcessLookupError):
             os.killpg(each.launcher.pid, signal.SIGKILL)
-        each.launcher.wait()
+        each.launcher.join()
 
 
 @pytest.fixture
-def endless(launch, tmp_path):
-    """Starts a launch of a run that does not end by itself, on sixty images in folders."""
+def pictures(tmp_path):
+    """Sixty images in folders."""
     places = [("train", i) for i in range(60)] + [("test", i) for i in range(10)]
     names = [f"{split}/class {i % 5}/{i}.png" for split, i in places]
-    data = {"dataset_name": write_images(tmp_path / "pictures", *names)}
-    data |= {"max_train_steps": 100_000, "checkpointing_steps": 100_000}
+    return write_images(tmp_path / "pictures", *names)
+
+
+@pytest.fixture
+def endless(launch, pictures):
+    """Starts a launch of a run that does not end by itself."""
+    steps = {"max_train_steps": 100_000, "checkpointing_steps": 100_000}
     plain = ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
-    return lambda *launcher: launch(*plain, *launcher, **data)
+    return lambda *launcher: launch(*plain, *launcher, **steps, dataset_name=pictures)
 
 
-TWO = ("--multi_gpu", "--num_processes=2", "--main_process_port=0")
+def num_processes(launch, step):
+    facts = json.loads((launch.folder / f"checkpoints/step-{step}/facts.json").read_text())
+    return facts["num_processes"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("machines", [1, 2])
-def test_the_files_start_two_processes(machines, launch):
-    """On one machine; or on two, whose launchers meet at an address, and here both are this one."""
-    started, name = [], "two_cpu_processes" if machines == 1 else "two_machines_8gpu"
-    common = (f"--config_file={CONFIGS / name}.yaml", f"--main_process_port={free_port()}")
-    for rank in range(machines):
-        meet = ("--num_processes=2", "--main_process_ip=127.0.0.1", f"--machine_rank={rank}")
-        started.append(launch(*common, *(meet if machines == 2 else ()), num_processes=2))
-    for each in started:
-        assert each.launcher.wait(300) == 0, each.text
-    facts = json.loads((each.folder / f"checkpoints/step-{STEPS}/facts.json").read_text())
-    assert facts["num_processes"] == 2
+def test_a_file_starts_two_processes_on_two_machines(launch, pictures):
+    """Their launchers meet at an address, and here both are this machine."""
+    file = f"--config_file={CONFIGS}/two_machines_8gpu.yaml"
+    meet = (
+        "--num_processes=2",
+        "--main_process_ip=127.0.0.1",
+        f"--main_process_port={free_port()}",
+    )
+    run = {"num_processes": 2, "max_train_steps": 2, "dataset_name": pictures}
+    started = [launch(file, *meet, f"--machine_rank={rank}", **run) for rank in range(2)]
+    assert [each.wait(300) for each in started] == [0, 0], [each.text for each in started]
+    assert num_processes(started[0], 2) == 2
 
 
 @pytest.mark.slow
@@ -106,14 +113,15 @@ def test_a_launcher_of_one_process(name, endless):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 def test_a_launcher_of_two_processes(name, endless):
-    launch = endless(*TWO)
-    pids, _ = launch.stop(name)
-    assert len(pids) == 2 and launch.launcher.returncode != 0, launch.text
+    launch = endless(f"--config_file={CONFIGS}/two_cpu_processes.yaml", "--main_process_port=0")
+    pids, step = launch.stop(name)
+    assert len(pids) == 2 and launch.launcher.exitcode != 0, launch.text
+    assert num_processes(launch, step) == 2
 
 
 @pytest.mark.slow
 def test_the_launch_that_starts_one_process_instead_of_two(endless):
     launch = endless("--cpu", "--num_processes=2")
-    assert launch.launcher.wait(120) != 0
+    assert launch.wait() != 0
     assert "accelerate launch started one process, and set MASTER_ADDR" in launch.text
     assert not launch.steps

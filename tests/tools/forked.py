@@ -1,6 +1,6 @@
-"""Real runs of scripts/train.py that share one start-up, and the faults that are done to them.
+"""Real runs of the scripts that share one start-up, and the faults that are done to them.
 
-A server imports torch and this package once; each run is a fork of it, of a model of 8 channels.
+A server imports torch and this package once; each run is a fork of it.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -38,8 +38,8 @@ ARGUMENTS = {
 }
 STATE = ("unet", "ema", "optimizer", "weighting")
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
     ["mtl_diffusion.loop", "mtl_diffusion.config.command_line", "forked"]
 )
 
@@ -51,16 +51,8 @@ class Run:
         """faults: callables that are called in each process before the script is."""
         self.folder, self.log = Path(folder), Path(f"{folder}.log")
         argv = flags(**{"output_dir": folder} | ARGUMENTS | arguments)
-        variables = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}
-        variables |= {"MASTER_PORT": str(free_port())}
-        variables |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
         self.log.write_text("")
-        self.processes = []
-        for rank in range(processes):
-            own = variables | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
-            given = (argv, str(self.log), faults, own if processes > 1 else {})
-            self.processes.append(_context.Process(target=_child, args=given))
-            self.processes[-1].start()
+        self.processes = start([SCRIPT, *argv], self.log, processes, (few_images, *faults))
 
     def wait(self, seconds=120):
         """Exit codes, -9 for a SIGKILL; one code if there is one process."""
@@ -100,6 +92,54 @@ class Run:
         return {file.stem: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+def start(argv, log, processes=1, faults=()):
+    """A script and its flags in forks, with the variables of their ranks if there are several."""
+    variables = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}
+    variables |= {"MASTER_PORT": str(free_port())}
+    variables |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+    started = []
+    for rank in range(processes):
+        own = variables | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+        given = (list(map(str, argv)), log, faults, own if processes > 1 else {})
+        started.append(context.Process(target=_child, args=given))
+        started[-1].start()
+    return started
+
+
+def call(argv, log, processes=1):
+    """Exit codes of a script that ends by itself; its output is appended to the log."""
+    started = start(argv, log, processes)
+    for process in started:
+        process.join()
+    return [process.exitcode for process in started]
+
+
+@contextmanager
+def python_of_forks(folder):
+    """A file in place of Python's: the scripts that others start with it are forks, too."""
+    asked, answered, log, python = (
+        folder / name for name in ("asked", "answered", "log", "python")
+    )
+    os.mkfifo(asked)
+    os.mkfifo(answered)
+    lines = [f'printf "%s\\0" "$@" > {asked}', f"code=$(cat {answered})", f"cat {log} >&2"]
+    python.write_text("\n".join(["#!/usr/bin/env bash", *lines, "exit $code"]))
+    python.chmod(0o755)
+
+    def serve():
+        while argv := asked.read_text().split("\0")[:-1]:
+            log.write_text("")
+            answered.write_text(str(*call(argv, log)))
+
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    try:
+        yield str(python)
+    finally:
+        asked.write_text("")
+        server.join()
+
+
 def train(folder, *faults, **arguments):
     """A run to its end: (exit code, Run)."""
     run = Run(folder, *faults, **arguments)
@@ -114,22 +154,23 @@ def free_port():
 
 def _child(argv, log, faults, variables):
     os.environ |= variables
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    write_to(log)
+    os.chdir(SCRIPT.parents[1])
     # Under nohup, or in the background of a shell, the tests ignore signals that a run must heed.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    import mtl_diffusion.data.shapes
-    import mtl_diffusion.data.source
-
     tqdm.set_lock(threading.RLock())  # its own is one of several processes, which a kill leaks
-    few = partial(mtl_diffusion.data.shapes.shapes, num_train=60, num_test=8)
-    mtl_diffusion.data.source.shapes = few
     for fault in faults:
         fault()
-    sys.argv = [str(SCRIPT), *argv]
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def write_to(log):
+    """The output of this process goes into a file."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
 
 
 def rank():
@@ -141,6 +182,12 @@ def kill_myself():
 
 
 # --- faults -------------------------------------------------------------------------------------
+
+
+def few_images():
+    import mtl_diffusion.data.source as source
+
+    source.shapes = partial(source.shapes, num_train=60, num_test=8)
 
 
 def leave_out(name):

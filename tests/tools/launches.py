@@ -3,45 +3,33 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
-from forked import ARGUMENTS, SCRIPT, Run
+from accelerate.commands import accelerate_cli
+from forked import ARGUMENTS, SCRIPT, Run, context, write_to
 from tiny import flags
 
 from mtl_diffusion.checkpoints.store import load_latest
 
 
-def heed_interrupts():
-    """In the background of a shell the tests ignore SIGINT, and what they start would, too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Launch(Run):
-    """A real `accelerate launch`, in a session of its own."""
+    """A real `accelerate launch`, in a session of its own; what it starts are real processes."""
 
     def __init__(self, folder, log, *launcher, **arguments):
         self.folder, self.log = Path(folder), Path(log)
-        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *launcher]
-        command += [str(SCRIPT), *flags(**ARGUMENTS | {"output_dir": folder} | arguments)]
-        variables = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        variables |= {"PYTHONPATH": str(SCRIPT.parents[1])}
-        with open(self.log, "w") as file:
-            self.launcher = subprocess.Popen(
-                command,
-                stdout=file,
-                stderr=file,
-                env=os.environ | variables,
-                start_new_session=True,
-                preexec_fn=heed_interrupts,
-            )
+        self.log.write_text("")
+        flags_of_run = flags(**ARGUMENTS | {"output_dir": folder} | arguments)
+        command = ["accelerate", "launch", *launcher, str(SCRIPT), *flags_of_run]
+        self.launcher = context.Process(target=_launch, args=(command, log))
+        self.launcher.start()
+        self.processes = [self.launcher]
 
     def wait_for_training(self):
         """Ids of the processes that train, by rank."""
 
         def trains():
-            assert self.launcher.poll() is None, self.text
+            assert self.launcher.is_alive(), self.text
             return re.search(r"[1-9]\d*\.?\d*k?/800k", self.text)
 
         self.wait_for(trains, 120)
@@ -52,7 +40,7 @@ class Launch(Run):
     def wait_for_end(self, pids):
         """Until none of the processes is left."""
         self.wait_for(lambda: not any(map(running, pids)), 120)
-        self.launcher.wait(120)
+        self.launcher.join(120)
 
     def stop(self, name):
         """Sends a signal, SIGINT to the whole group as a terminal does, and waits for the end."""
@@ -63,6 +51,16 @@ class Launch(Run):
         (step,) = self.steps  # saved once
         assert load_latest(self.folder / "checkpoints")[0].step == step
         return pids, step
+
+
+def _launch(command, log):
+    os.setsid()
+    write_to(log)
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(SCRIPT.parents[1])}
+    # In the background of a shell the tests ignore SIGINT, and what they start would, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = command
+    accelerate_cli.main()
 
 
 def running(pid):
