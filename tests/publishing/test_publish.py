@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import sys
 import time
 
@@ -29,25 +28,11 @@ TRAIN = ARGUMENTS | {
     "hub_strategy": "checkpoint",
     "hub_model_id": "me/trained",
 }
-CALLS = """
-import contextlib, io, json, os, runpy, sys
-from mtl_diffusion.publishing import upload
-upload.DELAYS = (0.01,)
-answers = []
-for argv in json.loads(os.environ["CALLS"]):
-    sys.argv = ["publish.py", *argv]
-    said, code = io.StringIO(), 0
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            runpy.run_path("scripts/publish.py", run_name="__main__")
-        except SystemExit as stop:
-            code, _ = 1, said.write(stop.code)
-    answers.append([code, said.getvalue()])
+INSTALLED = """
 from mtl_diffusion import MultiTaskPipeline
 pipe = MultiTaskPipeline.from_pretrained("me/cli", revision="v1")
 pipe.push_to_hub("me/installed")
 answers.append([0, type(pipe).__module__])
-print(json.dumps(answers))
 """
 
 
@@ -88,8 +73,8 @@ def test_a_run_publishes_its_checkpoints_while_it_goes_on(hub, work):
 
 
 @pytest.fixture(scope="module")
-def calls(hub, trained, work):
-    """What scripts/publish.py answers, several times in one process: (code, output) each."""
+def calls(hub, trained, work, publish):
+    """What scripts/publish.py answers, [code, output] of each call; and their folders."""
     (work / "metrics.json").write_text(json.dumps(METRICS))
     hub.fail("me/broken/commit/", 500, times=2)
     # There is another model, in parts, with a card that was edited.
@@ -105,13 +90,10 @@ def calls(hub, trained, work):
     ]
     folders = [work / f"export {i}" for i in range(len(calls))]
     argvs = [
-        [str(word) for word in ("--checkpoint", source, "--output_dir", folder, *rest)]
+        ["--checkpoint", source, "--output_dir", folder, *rest]
         for (source, *rest), folder in zip(calls, folders, strict=True)
     ]
-    done = hub.run([sys.executable, "-c", CALLS], work / "cli", CALLS=json.dumps(argvs))
-    assert done.returncode == 0, done.stderr
-    assert TOKEN not in done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), folders
+    return publish(*argvs, "again", then=INSTALLED), folders
 
 
 def test_publishing_a_checkpoint(hub, calls):
@@ -134,12 +116,9 @@ def test_a_model_replaces_the_one_that_is_there(hub, calls):
     assert "README.md of me/over was edited, and is kept" in calls[0][2][1]
 
 
-def test_a_failed_push_leaves_the_export_and_a_command_that_works(hub, calls, trained, work):
+def test_a_failed_push_leaves_the_export_and_a_command_that_works(hub, calls):
     (code, said), folder = calls[0][1], calls[1][1]
     assert code == 1 and "me/broken can't be written on the Hub (HTTP 500)" in said
     assert (folder / "model_index.json").exists()
-    command = shlex.split(said.splitlines()[-1])
-    assert command[:3] == ["python", "scripts/publish.py", "--checkpoint"]
-    done = hub.run([sys.executable, *command[1:]], work / "again")
-    assert done.returncode == 0, done.stderr
+    assert calls[0][3][0] == 0, calls[0][3]
     assert [commit.title for commit in hub.commits("me/broken", "v2")] == ["Trained for 4 steps"]

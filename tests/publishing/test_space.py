@@ -35,18 +35,15 @@ def pipeline(build_pipe, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pushed(hub, pipeline, tmp_path_factory):
+def pushed(hub, pipeline, publish):
     """The files of the Space, after two calls that push it."""
-    command = [sys.executable, "scripts/publish.py", "--pipeline", pipeline]
-    home = tmp_path_factory.mktemp("home")
     hub.create("me/page", "space", private=True)
     hub.add("me/page", {name: b"{}" for name in OLD} | MINE, kind="space")
-    for _ in range(2):
-        done = hub.run([*command, "--half", "--space", "me/page", "--private"], home)
-        assert done.returncode == 0, done.stderr
+    call = ["--pipeline", pipeline, "--half", "--space", "me/page", "--private"]
+    (code, said), (again, same) = publish(call, call)
+    assert code == again == 0 and f"{hub.url}/spaces/me/page" in same, said + same
     space = hub.repositories["space", "me/page"]
     assert space.private and len(space.branches["main"]) == 3  # the second call changed nothing
-    assert f"{hub.url}/spaces/me/page" in done.stdout
     return hub.tree("me/page", kind="space")
 
 
