@@ -1,9 +1,8 @@
 """Which columns are read, and what the classes are."""
 
 import datasets
-import numpy as np
 import pytest
-from tables import IMAGE, NAMED, encoded, load, noise, write_images, write_parquet, write_table
+from tables import IMAGE, NAMED, encoded, load, write_images, write_parquet, write_table
 
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data.stream import open_streams
@@ -65,25 +64,6 @@ def test_files_that_number_their_classes_differently(tmp_path, part, names):
     config = TrainConfig(dataset_name=str(folder), streaming=True, resolution=8)
     with pytest.raises(ValueError, match=message):
         open_streams(config, ["train_split"])
-
-
-def test_a_column_of_paths(tmp_path):
-    """A table in CSV has no type of images: the column is named, and may hold paths."""
-    write_images(tmp_path / "d", "pics/0.png", "pics/1.png")
-    (tmp_path / "d/train.csv").write_text("file,label\npics/1.png,b\npics/0.png,a\n")
-    data = load(tmp_path / "d", image_column="file")
-    assert np.array_equal(data.images[0].permute(1, 2, 0), noise(8, 8, 3, seed=1))
-    assert data.class_names == ("a", "b") and data.labels.tolist() == [1, 0]
-
-
-def test_images_without_labels(tmp_path):
-    columns = {"image": encoded(), "caption": ["a cat"] * 4}
-    features = {"image": IMAGE, "caption": datasets.Value("string")}
-    data = load(write_parquet(tmp_path / "d", columns, features))
-    assert data.class_names == () and data.labels.tolist() == [-1] * 4
-    among = data.relabelled(("cat", "dog"))
-    assert among.class_names == ("cat", "dog") and among.labels.tolist() == [-1] * 4
-    assert among.fingerprint == data.fingerprint
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Image
 from PIL import Image as Picture
 from tables import write_parquet
-from tiny import own_state
+from tiny import flags, own_state
 
 from mtl_diffusion import MultiTaskPipeline, TrainConfig, train
 from mtl_diffusion.config.command_line import parse
@@ -17,43 +17,44 @@ from mtl_diffusion.config.command_line import parse
 pytestmark = pytest.mark.slow
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-STEPS = 20
 SMALL = {
-    "block_out_channels": "[8,8,8]",
     "norm_num_groups": 4,
     "token_dim": 8,
     "total_batch_size": 8,
-    "max_train_steps": STEPS,
+    "max_train_steps": 2,
     "lr_warmup_steps": 1,
-    "validation_images": 4,
+    "gallery": False,
     "report_to": "none",
     "num_threads": 1,
 }
-OTHERS = {
-    "digits": {"block_out_channels": "[8,8]"},
-    "emoji": {"block_out_channels": "[8,8,8,8]", "max_train_steps": 2, "gallery": False},
-}
+CHANNELS = {"digits": "[8,8]", "emoji": "[8,8,8,8]", "cifar100": "[8,8,8]"}
 
 
-def trained(name: str, data: Path, tmp_path: Path) -> tuple[TrainConfig, MultiTaskPipeline]:
-    given = SMALL | {"dataset_name": data, "output_dir": tmp_path / "run"} | OTHERS.get(name, {})
-    flags = [f"--{key}={value}" for key, value in given.items()]
-    config = parse(["--config", str(CONFIGS / f"{name}.yaml"), *flags])
-    with own_state():
-        train(config)
-    return config, MultiTaskPipeline.from_pretrained(tmp_path / "run/pipeline")
+@pytest.fixture
+def trained(tmp_path, no_validation):
+    """Trains with a config on the folder `data`."""
+
+    def trained(name: str) -> tuple[TrainConfig, MultiTaskPipeline]:
+        given = SMALL | {"dataset_name": tmp_path / "data", "output_dir": tmp_path / "run"}
+        given["block_out_channels"] = CHANNELS[name]
+        config = parse(["--config", str(CONFIGS / f"{name}.yaml"), *flags(**given)])
+        with own_state():
+            train(config)
+        return config, MultiTaskPipeline.from_pretrained(tmp_path / "run/pipeline")
+
+    return trained
 
 
-def test_a_dataset_of_the_hub_with_two_columns_of_labels(tmp_path):
+def test_a_dataset_of_the_hub_with_two_columns_of_labels(trained, tmp_path):
     random, names = np.random.default_rng(0), {"fine_label": 100, "coarse_label": 20}
     features = {
         label: ClassLabel(names=[f"{label} {i}" for i in range(n)]) for label, n in names.items()
     }
     for split in ("train", "test"):
-        rows = {label: [i % n for i in range(200)] for label, n in names.items()}
-        rows["img"] = list(random.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8))
+        rows = {label: [i % n for i in range(100)] for label, n in names.items()}
+        rows["img"] = list(random.integers(0, 256, (100, 32, 32, 3), dtype=np.uint8))
         write_parquet(tmp_path / "data", rows, {"img": Image()} | features, split)
-    config, pipe = trained("cifar100", tmp_path / "data", tmp_path)
+    config, pipe = trained("cifar100")
     assert pipe.size == config.resolution == 32
     assert pipe.class_names == tuple(features["fine_label"].names)
 
@@ -70,7 +71,7 @@ def script(tmp_path, monkeypatch):
     return run
 
 
-def test_digits_of_scikit_learn(tmp_path, script):
+def test_digits_of_scikit_learn(trained, tmp_path, script):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     script("digits.py")
     (file,) = (tmp_path / "data").iterdir()
@@ -78,7 +79,7 @@ def test_digits_of_scikit_learn(tmp_path, script):
     assert len(rows) == 1797 and rows.features["label"].names == [*"0123456789"]
     image = np.asarray(rows[0]["image"])
     assert image.shape == (8, 8) and image.max() > 200 and rows[0]["label"] == 0
-    _, pipe = trained("digits", tmp_path / "data", tmp_path)
+    _, pipe = trained("digits")
     assert pipe.size == 8 and pipe.class_names == (*"0123456789",)
 
 
@@ -103,7 +104,7 @@ def write_package(folder: Path, count: int = 100) -> None:
     (folder / "emoji.json").write_text(json.dumps(emoji))
 
 
-def test_emoji_of_npm(tmp_path, script, capsys):
+def test_emoji_of_npm(trained, tmp_path, script, capsys):
     with pytest.raises(SystemExit):
         script("emoji.py", "--package", tmp_path)
     assert "npm pack emoji-datasource-google" in capsys.readouterr().err
@@ -123,7 +124,7 @@ def test_emoji_of_npm(tmp_path, script, capsys):
         tones.add(tone)
     assert tones == {*"abcde"}
 
-    _, pipe = trained("emoji", tmp_path / "data", tmp_path)
+    _, pipe = trained("emoji")
     assert pipe.class_names == ("Flags", "People & Body")
     assert (pipe.format.mode, pipe.size) == ("RGBA", 64)
     assert pipe.tasks == ("generate", "inpaint", "edit", "colorize")

@@ -53,14 +53,7 @@ def test_all_start_up_faults_come_in_one_message(tmp_path):
     assert code == [2, 2] and "num_processes: found 3; 2 were started" in run.text
 
 
-def test_a_launcher_that_starts_one_process_instead_of_two(tmp_path):
-    address = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
-    two = partial(variables, **address, MASTER_PORT="29500")
-    code, run = train(tmp_path / "run", two)
-    assert code == 2 and "num_processes: found null; accelerate launch started one" in run.text
-    for fault, given in ((two, {"num_processes": 1}), (partial(variables, **address), {})):
-        code, run = train(tmp_path / "run", *SHORT, fault, max_train_steps=1, **given)
-        assert code == 0, run.text
+def test_variables_of_a_launcher_that_cannot_be(tmp_path):
     code, run = train(tmp_path / "run", partial(variables, WORLD_SIZE="two"))
     assert code == 2 and "num_processes: the launcher's variables can't be used" in run.text
     (fault,) = preflight._process_faults(TrainConfig(), 1, started=2)

@@ -8,16 +8,23 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import accelerate.commands.launch as launch_of_accelerate
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from forked import SHORT, Run, die, free_port
 from launches import Launch
 from tables import write_images
 
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.launch.preflight import _process_faults
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs/accelerate"
 STOPPED = 75
+PLAIN = ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
 
 
 def test_a_rank_that_dies_ends_the_other(tmp_path):
@@ -76,8 +83,7 @@ def pictures(tmp_path):
 def endless(launch, pictures):
     """Starts a launch of a run that does not end by itself."""
     steps = {"max_train_steps": 100_000, "checkpointing_steps": 100_000}
-    plain = ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
-    return lambda *launcher: launch(*plain, *launcher, **steps, dataset_name=pictures)
+    return lambda *launcher: launch(*PLAIN, *launcher, **steps, dataset_name=pictures)
 
 
 def num_processes(launch, step):
@@ -119,9 +125,17 @@ def test_a_launcher_of_two_processes(name, endless):
     assert num_processes(launch, step) == 2
 
 
-@pytest.mark.slow
-def test_the_launch_that_starts_one_process_instead_of_two(endless):
-    launch = endless("--cpu", "--num_processes=2")
-    assert launch.wait() != 0
-    assert "accelerate launch started one process, and set MASTER_ADDR" in launch.text
-    assert not launch.steps
+def test_the_launch_that_starts_one_process_instead_of_two(monkeypatch):
+    """accelerate gives it the variables of several, and a run that has them is refused."""
+    started = []
+    monkeypatch.setattr(launch_of_accelerate, "simple_launcher", started.append)
+    words = ["--cpu", "--num_processes=2", *PLAIN, "train.py"]
+    launch_command(launch_command_parser().parse_args(words))
+    command, environment = prepare_simple_launcher_cmd_env(*started)
+    assert command[-1] == "train.py"
+    monkeypatch.setattr(os, "environ", environment)
+    (fault,) = _process_faults(TrainConfig(), 1, started=1)
+    assert "num_processes: found null; accelerate launch started one process, and set" in fault
+    assert not list(_process_faults(TrainConfig(num_processes=1), 1, started=1))
+    del environment["MASTER_PORT"]
+    assert not list(_process_faults(TrainConfig(), 1, started=1))

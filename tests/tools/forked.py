@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from small_checkpoints import steps
-from tiny import MODEL, flags
+from tiny import MODEL, few_steps, flags
 from tqdm import tqdm
 
 from mtl_diffusion.checkpoints.saver import THREAD
@@ -52,7 +52,7 @@ class Run:
         self.folder, self.log = Path(folder), Path(f"{folder}.log")
         argv = flags(**{"output_dir": folder} | ARGUMENTS | arguments)
         self.log.write_text("")
-        self.processes = start([SCRIPT, *argv], self.log, processes, (few_images, *faults))
+        self.processes = start([SCRIPT, *argv], self.log, processes, (in_a_hurry, *faults))
 
     def wait(self, seconds=120):
         """Exit codes, -9 for a SIGKILL; one code if there is one process."""
@@ -184,10 +184,12 @@ def kill_myself():
 # --- faults -------------------------------------------------------------------------------------
 
 
-def few_images():
+def in_a_hurry():
+    """Sixty images, and pictures in three steps."""
     import mtl_diffusion.data.source as source
 
     source.shapes = partial(source.shapes, num_train=60, num_test=8)
+    few_steps(setattr)
 
 
 def leave_out(name):

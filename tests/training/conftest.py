@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from tiny import RUN, own_state, write_shapes
+from tiny import RUN, few_steps, own_state, write_shapes
 
 from mtl_diffusion import loop
 from mtl_diffusion.config import TrainConfig
@@ -18,6 +18,13 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def base(data):
     return TrainConfig(dataset_name=data, **RUN)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hurry():
+    with pytest.MonkeyPatch.context() as patch:
+        few_steps(patch.setattr)
+        yield
 
 
 @pytest.fixture

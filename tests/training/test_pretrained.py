@@ -121,8 +121,9 @@ def further(config, published, tmp_path):
     )
 
 
-def test_new_words_take_reserved_ids_and_old_ones_keep_theirs(further, published, monkeypatch):
-    monkeypatch.setattr(loop, "validate", lambda run, step, **options: None)
+def test_new_words_take_reserved_ids_and_old_ones_keep_theirs(
+    further, published, monkeypatch, no_validation
+):
     runs, run_loop = [], loop.loop
     monkeypatch.setattr(loop, "loop", lambda run, *rest: runs.append(run) or run_loop(run, *rest))
     train(further)

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from tables import write_images
 
-from mtl_diffusion import loop
 from mtl_diffusion.config import ConfigError
 from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
@@ -22,11 +21,6 @@ def config(config, tmp_path):
     write_images(tmp_path / "flowers", *(f"{i}.png" for i in range(24)))
     tasks = {"generate": 1, "inpaint": 1, "colorize": 1}
     return replace(config, dataset_name=str(tmp_path / "flowers"), tasks=tasks, max_train_steps=2)
-
-
-@pytest.fixture
-def unwatched(monkeypatch):
-    monkeypatch.setattr(loop, "validate", lambda run, step, **options: None)
 
 
 def test_images_without_labels(config, capsys, tmp_path):
@@ -60,7 +54,7 @@ def test_images_without_labels(config, capsys, tmp_path):
     assert Image.open(published / "gallery.png").width > 64
 
 
-def test_they_can_be_streamed(config, tmp_path, unwatched):
+def test_they_can_be_streamed(config, tmp_path, no_validation):
     write_images(tmp_path / "split", *(f"{s}/{i}.png" for s in ("train", "test") for i in range(8)))
     train(replace(config, dataset_name=str(tmp_path / "split"), streaming=True))
     assert MultiTaskPipeline.from_pretrained(Path(config.output_dir) / "pipeline").class_names == ()
@@ -76,7 +70,7 @@ def test_what_needs_classes_is_refused(config):
         train(replace(config, balance_classes=True))
 
 
-def test_one_class(config, tmp_path, unwatched):
+def test_one_class(config, tmp_path, no_validation):
     write_images(tmp_path / "one", *(f"rose/{i}.png" for i in range(12)))
     train(replace(config, dataset_name=str(tmp_path / "one"), tasks={"generate": 1, "edit": 1}))
     pipe = MultiTaskPipeline.from_pretrained(Path(config.output_dir) / "pipeline")
@@ -85,7 +79,7 @@ def test_one_class(config, tmp_path, unwatched):
     assert pipe("edit", image=image, class_label="rose", num_inference_steps=2).images
 
 
-def test_an_unlabelled_dataset_for_a_model_that_has_classes(config, tmp_path, unwatched):
+def test_an_unlabelled_dataset_for_a_model_that_has_classes(config, tmp_path, no_validation):
     """The words stay, and the new images have none of them."""
     write_images(tmp_path / "pets", *(f"{'ab'[i % 2]}/{i}.png" for i in range(12)))
     named = replace(config, dataset_name=str(tmp_path / "pets"), output_dir=str(tmp_path / "named"))
