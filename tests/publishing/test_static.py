@@ -24,7 +24,7 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 from stranger import files  # noqa: E402
-from test_onnx import few_steps, session  # noqa: E402
+from test_onnx import SMALL, few_steps, session  # noqa: E402
 
 from mtl_diffusion.commands import publish  # noqa: E402
 from mtl_diffusion.publishing.static import PACKAGE, VERSION, write_page  # noqa: E402
@@ -45,7 +45,8 @@ def folder(build_pipe, tmp_path_factory):
     if "ONNXRUNTIME_WEB" not in os.environ:
         pytest.skip(f"set ONNXRUNTIME_WEB to the folder of the npm package {PACKAGE} {VERSION}")
     package = Path(os.environ["ONNXRUNTIME_WEB"])
-    pipe = few_steps(build_pipe(tasks=("generate", "inpaint", "edit")), _edits_at_once=True)
+    pipe = build_pipe(tasks=("generate", "inpaint", "edit"), **SMALL)
+    few_steps(pipe, _edits_at_once=True)
     saved, target = (tmp_path_factory.mktemp("static") / name for name in ("tiny", "page"))
     pipe.save_pretrained(saved)
     flags = ["--pipeline", saved, "--static", target, "--onnxruntime_web", package]
