@@ -93,6 +93,9 @@ class TrainConfig:
     """Bands that pictures show as red, green and blue, counted from 0. None: the first three."""
     random_flip: bool = True
     """Mirror half of the training images left to right."""
+    augmentation: Fraction = 0.0
+    """Probability, 0 to 1, that a training image is mirrored, scaled, rotated or shifted, each of
+    them. The network is told, so samples are not. 0: never."""
     balance_classes: bool = False
     """Draw an image of each class equally often, however many images the classes have."""
     streaming: bool = False

@@ -112,6 +112,7 @@ def _tasks(c: TrainConfig, known_tasks: Collection[str]) -> Faults:
     """The tasks and their proportions, and what the objective has no use for."""
     if c.objective == "distillation":
         unused = {"alignment_classifier": None, "sigma_mean": -1.2, "sigma_std": 1.2}
+        unused["augmentation"] = 0.0
         yield from _only(c, unused, "objective", "set objective to denoising")
     else:
         unused = {"teacher_model_name_or_path": None, "edit_classifier": None}

@@ -19,6 +19,7 @@ from ..pipeline.tokens import Vocabulary
 from ..pipeline.translate import Translate
 from ..tools.rng import generator
 from ..tools.tensors import to_device
+from .augment import AMOUNTS, augmented, draw_amounts
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -55,6 +56,7 @@ class Draw(Samples):
         noise: (B, C, H, W) standard normal, for the tasks' `condition`.
         pairs: B edits by a teacher, for the samples of edit; None: edit learns from the images.
         from_data: (B,) bool, the hole is a mask of the dataset; None: it has none.
+        amounts: (B, 6) of the augmentation; None: there is none.
     """
 
     task: Tensor
@@ -66,6 +68,7 @@ class Draw(Samples):
     noise: Tensor
     pairs: EditPairs | None = None
     from_data: Tensor | None = None
+    amounts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Mixture:
         pairs: whole edits by a teacher, which the edit task then learns; None: it learns to
             restore degraded images.
         dataset_holes: share of the samples whose hole is a mask of the dataset.
+        augmentation: probability of each change of the augmentation.
     """
 
     tasks: tuple[Task, ...]
@@ -91,6 +95,7 @@ class Mixture:
     task_dropout: float = 0.0
     pairs: EditPairs | None = None
     dataset_holes: float = 0.0
+    augmentation: float = 0.0
 
     def draw(self, seed: int, step: int, batch_size: int, device: torch.device) -> Draw:
         """Draws for a whole global batch, from the key (seed, step)."""
@@ -121,6 +126,10 @@ class Mixture:
             random = generator(seed, step, "dataset holes", device=device)
             u = torch.rand(batch_size, generator=random, device=device)
             draw = replace(draw, from_data=u < self.dataset_holes)
+        if self.augmentation:
+            random = generator(seed, step, "augmentation", device=device)
+            amounts = draw_amounts(batch_size, self.augmentation, random)
+            draw = replace(draw, amounts=amounts)
         return draw
 
     def counts(self, task: Tensor) -> Tensor:
@@ -136,6 +145,8 @@ class Mixture:
         Returns:
             (b, C, H, W) in [-1, 1], the images or a teacher's edits; and the conditioning.
         """
+        if draw.amounts is not None:
+            batch = augmented(batch, draw.amounts)
         targets, parts, device = [], [], batch.images.device
         order = draw.task.argsort(stable=True)  # the samples, ordered by task
         sizes = self.counts(draw.task).tolist()
@@ -159,6 +170,9 @@ class Mixture:
             .without(CLASS, null, draw.drop_class)
             .without(TASK, null, draw.drop_task)
         )
+        if draw.amounts is not None:  # they are told whether the task is or not
+            for name, amount in zip(AMOUNTS, draw.amounts.T, strict=True):
+                conditioning.tokens[:, TASK, self.vocabulary.augments[name]] = amount
         return torch.cat(targets)[back], conditioning
 
     def learns_pairs(self, task: Task) -> bool:

@@ -132,9 +132,12 @@ def build_tokenizer(
 
 
 def extend_tokenizer(
-    tokenizer: PreTrainedTokenizerFast, tasks: Iterable[str], classes: Iterable[str]
+    tokenizer: PreTrainedTokenizerFast,
+    tasks: Iterable[str],
+    classes: Iterable[str],
+    augments: Iterable[str] = (),
 ) -> PreTrainedTokenizerFast:
-    """The same ids, with reserved ones given to the tasks and classes that have no word yet.
+    """The same ids, with reserved ones given to the names that have no word yet.
 
     Raises:
         ValueError: there are more new words than reserved ids.
@@ -143,11 +146,12 @@ def extend_tokenizer(
     vocabulary = Vocabulary.of(words)
     new = [f"<task:{name}>" for name in tasks if name not in vocabulary.tasks]
     new += [f"<class:{name}>" for name in classes if name not in vocabulary.classes]
+    new += [f"<augment:{name}>" for name in augments if name not in vocabulary.augments]
     if len(new) > len(vocabulary.reserved):
         raise ValueError(
-            f"pretrained_model_name_or_path has {len(vocabulary.reserved)} reserved tokens, and "
-            f"{len(new)} new words need one: {', '.join(new)}. Start from a model with more "
-            "reserved tokens, or drop some tasks or classes."
+            f"the model has {len(vocabulary.reserved)} reserved tokens, and {len(new)} new words "
+            f"need one: {', '.join(new)}. Take a model with more (reserved_tokens), or drop some "
+            "tasks, classes, or the augmentation."
         )
     word_of = {index: word for word, index in words.items()}
     word_of |= zip(vocabulary.reserved, new, strict=False)

@@ -33,6 +33,7 @@ from ..pipeline.task import Task
 from ..pipeline.tokens import NULL, Vocabulary
 from ..tools.rng import generator
 from .alignment import Alignment
+from .augment import AMOUNTS
 from .clock import Clock
 from .distillation import Distillation, draw_level
 from .ema import EMA
@@ -198,6 +199,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
             class_dropout=config.class_dropout,
             task_dropout=config.task_dropout,
             dataset_holes=config.dataset_holes if config.mask_column else 0.0,
+            augmentation=config.augmentation,
         ),
         loader=_loader(config, train_data, decoder, accelerator),
         train_data=train_data,
@@ -259,11 +261,12 @@ def _network(
 
     The new ones are a function of the configuration and its seed.
     """
-    tasks = tuple(config.shares)
+    tasks, augments = tuple(config.shares), AMOUNTS if config.augmentation else ()
     if pipeline is not None:
-        return extend_tokenizer(pipeline.tokenizer, tasks, class_names), pipeline.unet
+        return extend_tokenizer(pipeline.tokenizer, tasks, class_names, augments), pipeline.unet
     sizes = (config.strength_levels, config.reserved_tokens)
     tokenizer = build_tokenizer(tasks, class_names, *sizes)
+    tokenizer = extend_tokenizer(tokenizer, (), (), augments)
     # Modules draw their initial weights from the global generator: key it, and restore it.
     with torch.random.fork_rng():
         torch.manual_seed(generator(config.seed, "weights").initial_seed())
