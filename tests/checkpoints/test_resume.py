@@ -25,6 +25,7 @@ VARIANTS = {
         "processes": 2,
         "per_device_batch_size": 3,
         "mixed_precision": "bf16",
+        "augmentation": 0.4,
         "total_batch_size": 9,  # shares of four and five, so of two microbatches each
     },
 }

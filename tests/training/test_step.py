@@ -34,7 +34,8 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.fixture
 def config(config):
     tasks = {"generate": 1, "inpaint": 1, "edit": 1, "colorize": 1, "upscale": 1}
-    return replace(config, tasks=tasks, dropout=0.1, max_train_steps=100)
+    more = {"dropout": 0.1, "augmentation": 0.3, "reserved_tokens": 6}
+    return replace(config, tasks=tasks, **more, max_train_steps=100)
 
 
 @pytest.fixture

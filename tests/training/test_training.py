@@ -105,7 +105,7 @@ def test_accumulation_and_checkpointing_change_nothing_but_rounding(weights):
 
 def test_two_processes_train_as_one_does(tmp_path):
     # Seven samples: the processes' shares differ, and so do the tasks' counts in them.
-    cut = {"total_batch_size": 7, "per_device_batch_size": 3, "dropout": 0.0}
+    cut = {"total_batch_size": 7, "per_device_batch_size": 3, "dropout": 0.0, "augmentation": 0.4}
     found = []
     for processes in (1, 2):
         code, run = forked(tmp_path / str(processes), *SHORT, processes=processes, **CALM, **cut)
