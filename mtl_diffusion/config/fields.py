@@ -94,8 +94,9 @@ class TrainConfig:
     random_flip: bool = True
     """Mirror half of the training images left to right."""
     augmentation: Fraction = 0.0
-    """Probability, 0 to 1, that a training image is mirrored, scaled, rotated or shifted, each of
-    them. The network is told, so samples are not. 0: never."""
+    """Probability, 0 to 1, of each change of a training image: mirroring, scaling, rotation, shift.
+    The network is told how much, so samples have none. It keeps few images from being learned by
+    heart, and takes six of reserved_tokens."""
     balance_classes: bool = False
     """Draw an image of each class equally often, however many images the classes have."""
     streaming: bool = False

@@ -149,9 +149,9 @@ def extend_tokenizer(
     new += [f"<augment:{name}>" for name in augments if name not in vocabulary.augments]
     if len(new) > len(vocabulary.reserved):
         raise ValueError(
-            f"the model has {len(vocabulary.reserved)} reserved tokens, and {len(new)} new words "
-            f"need one: {', '.join(new)}. Take a model with more (reserved_tokens), or drop some "
-            "tasks, classes, or the augmentation."
+            f"reserved_tokens: the model has {len(vocabulary.reserved)} reserved tokens, and "
+            f"{len(new)} new words need one: {', '.join(new)}; take a model with more, or drop some"
+            " tasks, classes or the augmentation"
         )
     word_of = {index: word for word, index in words.items()}
     word_of |= zip(vocabulary.reserved, new, strict=False)
