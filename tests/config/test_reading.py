@@ -39,12 +39,9 @@ def test_values_are_those_of_yaml_1_2(write, name, text, value):
         assert getattr(parse(given), name) == value
 
 
-def test_a_switch_stands_bare_or_takes_a_value():
+def test_switches_lists_and_mappings_as_flags():
     config = parse(["--dry_run", "--push_to_hub", "true", "--use_ema=false", "--compile"])
     assert (config.dry_run, config.push_to_hub, config.use_ema, config.compile) == (1, 1, 0, 1)
-
-
-def test_lists_and_mappings_as_flags():
     config = parse(argv("block_out_channels=[8,16] norm_num_groups=4 tasks={generate:1,edit:1}"))
     assert config.block_out_channels == [8, 16] and config.tasks == {"generate": 1, "edit": 1}
     assert parse(["--tasks", '{"edit": 1}']).tasks == {"edit": 1}

@@ -173,15 +173,13 @@ def test_a_dataset_that_cannot_be_found(name):
         load(name)
 
 
-def test_an_empty_folder_and_a_file(tmp_path):
+def test_an_empty_folder_a_file_and_a_configuration_that_is_not_there(tmp_path, imagefolder):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"dataset_name: .* doesn't contain any data files"):
-        load(tmp_path)
+        load(tmp_path / "empty")
     (tmp_path / "d.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match=r"(?s)dataset_name: .*d\.parquet.*Give .* a local folder"):
         load(tmp_path / "d.parquet")
-
-
-def test_a_configuration_that_is_not_there(imagefolder):
     for name in ("shapes", imagefolder):
         with pytest.raises(ValueError, match=r"dataset_config_name.*nonsense"):
             load(name, dataset_config_name="nonsense")

@@ -131,14 +131,14 @@ def test_the_fingerprint_tells_data_apart_not_places(folder, stream, tmp_path):
 # What is refused
 
 
-def test_classes_without_names(tmp_path):
+def test_classes_without_names_and_a_label_outside_of_them(tmp_path):
+    (tmp_path / "rows.csv").write_text("image,label\na.png,0\n")
+    with pytest.raises(ValueError, match="does not declare its columns"):
+        open_stream(str(tmp_path))
     features = FEATURES | {"label": datasets.Value("int64")}
     message = r"label_column: 'label' \(int64\) has no names.*streaming"
     with pytest.raises(ValueError, match=message):
-        open_stream(write(tmp_path / "d", [3], features))
-
-
-def test_a_label_outside_its_names_is_located(tmp_path):
+        open_stream(write(tmp_path / "numbers", [3], features))
     stream = open_stream(write(tmp_path / "d", [3, 2], labels=[0, 1, 2, 0, -1]))
     message = r"label_column: row 1 of train-00001-of-00002\.parquet of 'train' has the label"
     with pytest.raises(ValueError, match=message):
@@ -151,12 +151,6 @@ def test_a_split_that_is_not_there_or_is_trained_on(folder):
     config = TrainConfig(dataset_name=folder, streaming=True, validation_split="train")
     with pytest.raises(ValueError, match=r"validation_split: train is trained on, too; .* another"):
         open_streams(config)
-
-
-def test_columns_that_are_not_declared(tmp_path):
-    (tmp_path / "rows.csv").write_text("image,label\na.png,0\n")
-    with pytest.raises(ValueError, match="does not declare its columns"):
-        open_stream(str(tmp_path))
 
 
 # Batches

@@ -85,11 +85,9 @@ def test_the_corrected_command_works(sample, tmp_path):
     assert code == 2 and "holds images of other settings (image)" in said
 
 
-def test_a_class_may_be_called_like_a_number_or_have_quotes(sample, tmp_path):
+def test_classes_with_quotes_or_of_digits_and_one_mask_for_all(sample, tmp_path):
     assert sample("--class_label", "7", "men's shoes", "0")[0] == 0
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
-
-
-def test_one_mask_serves_for_all(sample, tmp_path, work):
-    assert sample(*MASKED, "mask.png", "--num_images", "3")[0] == 0
-    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    masked = (*MASKED, "mask.png", "--num_images", "3", "--output_dir", tmp_path / "masked")
+    assert sample(*masked)[0] == 0
+    assert len(list((tmp_path / "masked").glob("*.png"))) == 3

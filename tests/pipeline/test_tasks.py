@@ -51,12 +51,9 @@ def test_draw_and_condition_keep_the_contract(task, n):
         assert known.any()
 
 
-def test_generate_shows_nothing():
+def test_generate_shows_nothing_and_inpaint_nothing_of_the_hole():
     hint = condition("generate", images(50), draw("generate").mask)
     assert (hint.image == 0).all() and (hint.mask == 1).all()
-
-
-def test_inpaint_shows_nothing_of_the_hole():
     mask = draw("inpaint").mask
     hint = condition("inpaint", images(50), mask)
     assert (hint.image[mask.expand(-1, 3, -1, -1) == 1] == 0).all()
@@ -102,9 +99,7 @@ def test_colorize_shows_the_luma_of_pillow():
 def test_upscale_shows_the_means_of_pillow():
     small = np.asarray(picture().reduce(4), dtype=np.float32)
     check_shown(condition("upscale", SOURCE, ONES), small.repeat(4, 0).repeat(4, 1))
-
-
-def test_upscale_shows_a_small_image_that_was_enlarged_by_repeating_pixels():
+    # Of a small image that was enlarged by repeating pixels they are that image.
     enlarged = picture().reduce(4).resize((SIZE, SIZE), Image.Resampling.NEAREST)
     source = 2 * as_tensor(enlarged)[None] - 1
     torch.testing.assert_close(condition("upscale", source, ONES).image, source)

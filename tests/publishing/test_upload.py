@@ -131,10 +131,7 @@ def test_what_does_not_pass_is_told(hub, client, name, words, attempts):
     assert ("model", f"me/{name}") not in hub.repositories or hub.commits(f"me/{name}") == []
 
 
-def test_a_check_that_passes(client):
+def test_a_check_passes_and_no_token_is_told(client):
     assert client[0]["checked"] == client[0]["checked-by-an-old-hub"] == {"address": None}
-
-
-def test_no_token_is_told(client):
     for token in (TOKEN, READ_TOKEN, "hf_wrong"):
         assert token not in json.dumps(client[0]) + client[1]
