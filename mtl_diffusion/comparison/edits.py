@@ -39,7 +39,8 @@ def compare_edits(
 
     Args:
         contexts: one for each classifier; the first one's chooses the scales.
-        tuned_on, rows: of the held-out split: where scales are chosen, and what is reported.
+        tuned_on: rows of the held-out split, on which scales are chosen.
+        rows: other ones, which are reported.
 
     Returns:
         What `Edit.measure` gives for each of `KINDS` at its best scale, by each classifier; and at
