@@ -154,6 +154,10 @@ class TrainConfig:
     """With distillation: exported pipeline that is learned from, a folder or a name on the Hub.
     Then pretrained_model_name_or_path may be a model of few steps, which goes on learning. None:
     pretrained_model_name_or_path."""
+    teacher_guidance_interval: Range | None = None
+    """With distillation: lowest and highest noise level where the teacher is guided by the class,
+    such as [0, 1000] for all. Few steps learn such samples sooner, which are less diverse. None:
+    those of each task."""
     edit_pairs: PositiveInt = 4096
     """With distillation: training images that the teacher edits before the first step, in many
     evaluations each; from these pairs edit is learned, as one evaluation."""

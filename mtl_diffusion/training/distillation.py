@@ -55,6 +55,7 @@ class Distillation(Objective):
         chains: noise levels, see `pipeline/chains.py`.
         teacher_steps: of the solver, for each jump.
         classifier: in whose last features edits agree, too; None: in pixels alone.
+        interval: noise levels where the teacher is guided; None: those of each task.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Distillation(Objective):
         chains: Chains,
         teacher_steps: int,
         classifier: Classifier | None = None,
+        interval: Sequence[float] | None = None,
     ):
         super().__init__(unet, scheduler, weighting)
         teacher.unet.eval().requires_grad_(False)
@@ -78,7 +80,10 @@ class Distillation(Objective):
         starts, ends = torch.tensor(jumps(chains)).T
         self.register_buffer("starts", starts.contiguous(), persistent=False)
         self.register_buffer("ends", ends.contiguous(), persistent=False)
-        guidance = [(t.default_guidance_scale, *t.default_guidance_interval) for t in tasks]
+        guidance = [
+            (task.default_guidance_scale, *(interval or task.default_guidance_interval))
+            for task in tasks
+        ]
         self.register_buffer("guidance", torch.tensor(guidance), persistent=False)
         names = [task.name for task in tasks]
         self.whole = names.index(Edit.name) if Edit.name in names else -1

@@ -227,7 +227,8 @@ def _objective(
         return objective, partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
     classifier = classifier_of(config, "edit_classifier", device)
     how = (teacher, tasks, unet.config[CHAINS], config.teacher_steps)
-    objective = Distillation(*parts, *how, classifier).to(device)
+    interval = config.teacher_guidance_interval
+    objective = Distillation(*parts, *how, classifier, interval).to(device)
     return objective, partial(draw_level, levels=objective.starts, whole=objective.whole)
 
 

@@ -41,10 +41,13 @@ def classifier():
 
 @pytest.fixture
 def objective(build_pipe):
+    return objective_of(build_pipe, teacher_steps=60)
+
+
+def objective_of(build_pipe, **more):
     pipe = build_pipe()
     tasks = [TASKS[name] for name in ("generate", "inpaint", "edit")]
-    given = (pipe.unet, pipe.scheduler, None, build_pipe(), tasks, CHAINS)
-    return Distillation(*given, teacher_steps=60)
+    return Distillation(pipe.unet, pipe.scheduler, None, build_pipe(), tasks, CHAINS, **more)
 
 
 def inputs(objective, n=7):
@@ -80,8 +83,9 @@ def test_an_euler_step_to_the_target_arrives_where_the_flow_does(objective, monk
         torch.testing.assert_close(found, flowed, rtol=0, atol=most)
 
 
-def test_each_sample_is_taught_with_the_guidance_of_its_task(objective):
-    objective.teacher_steps = 2
+@pytest.mark.parametrize("interval", [None, (0.5, 1000.0)])
+def test_each_sample_is_taught_with_the_guidance_of_its_task(build_pipe, interval):
+    objective = objective_of(build_pipe, teacher_steps=2, interval=interval)
     image, noise, sigma, conditioning, task = inputs(objective)
     D, _ = objective.target(image, noise, sigma, conditioning, task)
     ends = objective.ends.view_as(sigma)
@@ -89,7 +93,7 @@ def test_each_sample_is_taught_with_the_guidance_of_its_task(objective):
         own = TASKS[("generate", "inpaint")[task[i]]]
         teacher = objective._teacher
         network, null = (teacher.unet, teacher.scheduler), teacher.vocabulary.null
-        scales = own.default_guidance_scale, 1.0, own.default_guidance_interval
+        scales = own.default_guidance_scale, 1.0, interval or own.default_guidance_interval
         D_own = guided(*network, conditioning[[i]], null, *scales)
         x, level, end = image[[i]] + sigma[[i]] * noise[[i]], sigma[[i]], ends[[i]]
         with torch.no_grad():
