@@ -18,7 +18,7 @@ def names(lines):
 RANGES = {
     "resolution": ["7", "[8, -8]", "[8]"],
     "image_mode": ["0", "CMYK", "true"],
-    "value_range": ["[1, 0]", "[.nan, 1]", "1"],
+    "value_range teacher_guidance_interval": ["[1, 0]", "[.nan, 1]", "1"],
     "shown_bands": ["[0]", "[-1, 0, 1]", "1"],
     "strength_levels": ["1", "1000000"],
     "block_out_channels": ["[0]", "[-8, 8]", "[]"],
