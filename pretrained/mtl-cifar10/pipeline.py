@@ -1,3 +1,3 @@
-"""The code is in pipeline_12f0445c.py."""
+"""The code is in pipeline_21ee06fd.py."""
 
-from .pipeline_12f0445c import MultiTaskPipeline  # noqa
+from .pipeline_21ee06fd import MultiTaskPipeline  # noqa

@@ -711,8 +711,8 @@ def _undescribed(shapes: Mapping[str, Sequence[int]], config: Mapping) -> str:
 """The meaning of the tokens, read from the tokenizer's vocabulary.
 
 Ids are stored in the vocabulary alone. Its words are `<null>`, `<task:NAME>`, `<class:NAME>`,
-`<strength:I>` for the levels I / (L - 1), and `<reserved:I>`: ids that a new task or class can
-take without changing a shape.
+`<strength:I>` for the levels I / (L - 1), `<augment:NAME>` for the amounts of an augmentation in
+training, and `<reserved:I>`: ids that a new word can take without changing a shape.
 """
 
 import re
@@ -724,7 +724,7 @@ import torch
 from torch import Tensor
 
 NULL = "<null>"
-WORD = re.compile(r"<(task|class|strength|reserved):(.+)>", re.DOTALL)
+WORD = re.compile(r"<(task|class|strength|augment|reserved):(.+)>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -735,6 +735,7 @@ class Vocabulary:
         null: id of the null token; it replaces tokens that are dropped.
         tasks, classes: name -> id; classes in the order of the class labels.
         strengths: ids of the strength levels, from 0 to 1.
+        augments: name -> id, of what training tells of an augmentation; else nothing has them.
         reserved: ids that are free.
         size: number of ids, V.
     """
@@ -743,6 +744,7 @@ class Vocabulary:
     tasks: dict[str, int]
     classes: dict[str, int]
     strengths: tuple[int, ...]
+    augments: dict[str, int]
     reserved: tuple[int, ...]
     size: int
 
@@ -753,7 +755,7 @@ class Vocabulary:
         Raises:
             ValueError: the words aren't those of such a vocabulary.
         """
-        kinds = {"task": {}, "class": {}, "strength": {}, "reserved": {}}
+        kinds = {"task": {}, "class": {}, "strength": {}, "augment": {}, "reserved": {}}
         for word, index in sorted(words.items(), key=lambda item: item[1]):
             if match := WORD.fullmatch(word):
                 kinds[match[1]][match[2]] = index
@@ -770,6 +772,7 @@ class Vocabulary:
             tasks=kinds["task"],
             classes=kinds["class"],
             strengths=tuple(levels),
+            augments=kinds["augment"],
             reserved=tuple(kinds["reserved"].values()),
             size=len(words),
         )
