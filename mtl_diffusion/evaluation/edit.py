@@ -55,7 +55,7 @@ class Edit(Part):
         self.sources, self.own, self.asked = pairs(context)
         count = context.settings.num_strengths
         even = (k / count for k in range(1, count + 1))
-        self.strengths = sorted({*even, TASKS["edit"].default_strength})
+        self.strengths = sorted({*even, context.pipe.spec(EDIT).default_strength})
         guidance = context.pipe.default_guidance(EDIT)
         self.ways = {EDIT: Way(EDIT, guidance)}
         if context.has_baselines:
@@ -161,7 +161,8 @@ class Edit(Part):
 
     def _picture(self, drawn: Mapping[str, Drawn], folder: Path) -> None:
         """Writes edit.png: a source of each class, and its edits into another class."""
-        names, strength = self.context.pipe.class_names, TASKS["edit"].default_strength
+        pipe = self.context.pipe
+        names, strength = pipe.class_names, pipe.spec(EDIT).default_strength
         shown = [self.sources, *(drawn[f"{way}-{strength:g}"].values for way in self.ways)]
         first = (self.own != self.asked).nonzero()[: len(names), 0].tolist()
         columns = (to_pictures(images[first], self.context.pipe.format) for images in shown)

@@ -9,7 +9,7 @@ from accelerate import PartialState
 
 from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
-from ..pipeline.pipeline import TASKS, MultiTaskPipeline
+from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import write_text
 from ..tools.names import public
 from ..tools.tensors import weights_digest
@@ -130,7 +130,7 @@ def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
     """
     generate, inpaint, edit = (results.get(part, {}) for part in ("generate", "inpaint", "edit"))
     main = ["floor", *(job.name for job in Generate(context).main)] if generate else []
-    chosen = [f"strength_{TASKS[EDIT].default_strength:g}", *FOUND]
+    chosen = [f"strength_{context.pipe.spec(EDIT).default_strength:g}", *FOUND]
     ways = {way: {name: entries[name] for name in chosen} for way, entries in edit.items()}
     repaint = {kind: entry.get("repaint", {}) for kind, entry in inpaint.items()}
     found = {

@@ -58,6 +58,7 @@ class EditAtOnce(Edit):
     """
 
     name = "edit"
+    default_strength = 0.9  # a learned edit is weaker than its teacher's of the same strength
     few_steps = 1
     at_once = True
 

@@ -22,7 +22,7 @@ from mtl_diffusion.evaluation.translate import Translate
 from mtl_diffusion.pipeline.chains import default_chains
 from mtl_diffusion.pipeline.format import ImageFormat
 from mtl_diffusion.pipeline.masks import MASKS
-from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 
 NAMES = ("red", "green", "blue")
 
@@ -63,6 +63,7 @@ def given():
             format=ImageFormat.square(16),
             device=torch.device("cpu"),
             default_steps=lambda task: 18,
+            spec=TASKS.get,
             default_guidance=lambda task: 3.0,
             default_guidance_interval=lambda task: (0.28, 2.9),
         ),
