@@ -52,14 +52,15 @@ class Edit(Task):
 class EditAtOnce(Edit):
     """The edit of a model that was taught whole edits: the source is shown as it is.
 
-    It is answered in one evaluation from noise alone. At strength 1, where nothing of the source
-    is left in the teacher's edits, they are random, and their mean is a blur: so the strength acts
-    as `STRONGEST` from there on.
+    It is answered in one evaluation from noise alone, which is soft where the teacher's edits
+    differ. By default generate sharpens it in a second one, and keeps less of it. At strength 1,
+    where nothing of the source is left in the teacher's edits, they are random, and their mean is a
+    blur: so the strength acts as `STRONGEST` from there on.
     """
 
     name = "edit"
     default_strength = 0.9  # a learned edit is weaker than its teacher's of the same strength
-    few_steps = 1
+    few_steps = 2
     at_once = True
 
     def condition(self, image, mask, strength, noise):

@@ -64,7 +64,7 @@ class Task(ABC):
             the training data has it; else it is drawn with the null class.
         holes_from_data: whether training takes masks of the dataset, too, where it has some.
         few_steps: default_steps of a model of few steps; None: those of its last chain.
-        at_once: whether such a model takes one step, and no other number.
+        at_once: whether such a model takes one step, and by generate a second one.
     """
 
     name: ClassVar[str]

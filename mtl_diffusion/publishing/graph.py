@@ -34,7 +34,8 @@ class Graph(nn.Module):
         call = pipe._copy_for_call()
         call._set_guidance(task, None, None, None)
         self.scales = call.guidance_scale, call.image_guidance_scale, call.guidance_interval
-        self.steps = call._read_steps(task, num_inference_steps)
+        steps = 1 if pipe.spec(task).at_once else num_inference_steps
+        self.steps = call._read_steps(task, steps)
         self.vocabulary, self.spec = pipe.vocabulary, pipe.spec(task)
         self.scheduler = from_level(torch.inf, pipe.scheduler, self.steps, torch.device("cpu"))
         self.sigmas = self.scheduler.sigmas.tolist()

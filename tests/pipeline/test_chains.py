@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from diffusers.utils.torch_utils import randn_tensor
 from drawing import randn, remade, sample
 from scipy.fft import dctn, idctn
 from scipy.linalg import sqrtm
@@ -13,6 +14,7 @@ from scipy.linalg import sqrtm
 from mtl_diffusion.evaluation.bulk import evaluations_of
 from mtl_diffusion.pipeline.chains import default_chains, first_latents, jumps
 from mtl_diffusion.pipeline.denoiser import Denoiser, build_conditioning, predict
+from mtl_diffusion.pipeline.noise import own_generators
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 from mtl_diffusion.pipeline.task import Hint
 
@@ -126,8 +128,8 @@ def test_an_edit_starts_at_the_lowest_level_that_has_enough_noise(few, steps, st
 def test_an_edit_at_once_is_the_answer_to_noise_with_the_source_shown(at_once, strength, told):
     edit = {"image": SOURCE, "mask_image": MASK, "class_label": "dog", "strength": strength}
     with evaluations_of(at_once.unet) as seen:
-        drawn = sample(at_once, "edit", "latent", **edit, latents=NOISE, num_inference_steps=None)
-    assert seen == [1] and at_once.default_steps("edit") == 1
+        drawn = sample(at_once, "edit", "latent", **edit, latents=NOISE, num_inference_steps=1)
+    assert seen == [1]
     hint = Hint(2 * SOURCE - 1, MASK, torch.tensor([float(told)]))
     given = build_conditioning(hint, TASKS["edit"], torch.tensor([1]), at_once.vocabulary)
     D = Denoiser.of(at_once.unet, at_once.scheduler, given)(80 * NOISE, 80.0)
@@ -135,10 +137,27 @@ def test_an_edit_at_once_is_the_answer_to_noise_with_the_source_shown(at_once, s
     torch.testing.assert_close(drawn, torch.where(painted, D, 2 * SOURCE - 1), atol=1e-4, rtol=1e-3)
 
 
+@torch.no_grad()
+def test_its_second_step_is_the_last_jump_of_generate(at_once):
+    edit = {"image": SOURCE, "mask_image": MASK, "class_label": "dog", "latents": NOISE}
+    once = sample(at_once, "edit", "latent", **edit, num_inference_steps=1)
+    with evaluations_of(at_once.unet) as seen:
+        twice = sample(at_once, "edit", "latent", **edit, num_inference_steps=None)
+    assert seen == [2]
+    own, blank = own_generators(NOISE), torch.zeros_like(NOISE)
+    randn_tensor(NOISE.shape, own)  # of the degradation, which this edit has not
+    noise = randn_tensor(NOISE.shape, own)
+    hint = Hint(blank, torch.ones_like(MASK))
+    given = build_conditioning(hint, TASKS["generate"], torch.tensor([1]), at_once.vocabulary)
+    D = Denoiser.of(at_once.unet, at_once.scheduler, given)(once + 0.8 * noise, 0.8)
+    expected = torch.where(MASK > 0, D, 2 * SOURCE - 1)
+    torch.testing.assert_close(twice, expected, atol=1e-4, rtol=1e-3)
+
+
 def test_another_number_of_steps_or_scheduler_is_refused(few, at_once):
     with pytest.raises(ValueError, match=r"num_inference_steps is 3; .* in 1, 2, 4 steps"):
         few(num_inference_steps=3)
-    with pytest.raises(ValueError, match="is 4; this model does edit in 1 step"):
+    with pytest.raises(ValueError, match="is 4; this model does edit in 1, 2 steps"):
         sample(at_once, "edit", num_inference_steps=4)
     with pytest.raises(ValueError, match="this model of few steps takes EDMEulerScheduler: "):
         remade(few, EDMDPMSolverMultistepScheduler())()
