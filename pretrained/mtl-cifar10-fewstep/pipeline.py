@@ -1,3 +1,3 @@
-"""The code is in pipeline_21ee06fd.py."""
+"""The code is in pipeline_28645139.py."""
 
-from .pipeline_21ee06fd import MultiTaskPipeline  # noqa
+from .pipeline_28645139 import MultiTaskPipeline  # noqa

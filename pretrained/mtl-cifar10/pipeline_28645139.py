@@ -207,7 +207,7 @@ class Task(ABC):
             the training data has it; else it is drawn with the null class.
         holes_from_data: whether training takes masks of the dataset, too, where it has some.
         few_steps: default_steps of a model of few steps; None: those of its last chain.
-        at_once: whether such a model takes one step, and no other number.
+        at_once: whether such a model takes one step, and by generate a second one.
     """
 
     name: ClassVar[str]
@@ -1221,13 +1221,15 @@ class Edit(Task):
 class EditAtOnce(Edit):
     """The edit of a model that was taught whole edits: the source is shown as it is.
 
-    It is answered in one evaluation from noise alone. At strength 1, where nothing of the source
-    is left in the teacher's edits, they are random, and their mean is a blur: so the strength acts
-    as `STRONGEST` from there on.
+    It is answered in one evaluation from noise alone, which is soft where the teacher's edits
+    differ. By default generate sharpens it in a second one, and keeps less of it. At strength 1,
+    where nothing of the source is left in the teacher's edits, they are random, and their mean is a
+    blur: so the strength acts as `STRONGEST` from there on.
     """
 
     name = "edit"
-    few_steps = 1
+    default_strength = 0.9  # a learned edit is weaker than its teacher's of the same strength
+    few_steps = 2
     at_once = True
 
     def condition(self, image, mask, strength, noise):
@@ -2315,9 +2317,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         """num_inference_steps of a task, if it is not given."""
         if self.chains is None:
             return self.spec(task).default_steps
-        lengths = [len(levels) for levels in self.chains]
-        few = self.spec(task).few_steps
-        return few if few in lengths else lengths[-1]
+        lengths, few = self._lengths(task), self.spec(task).few_steps
+        return few if few in lengths else max(lengths)
 
     def default_guidance(self, task: str) -> float:
         """guidance_scale of a task, if it is not given: a model of few steps has it built in."""
@@ -2432,7 +2433,17 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         conditioning = build_conditioning(hint, spec, label, self.vocabulary)
         start = spec.start(source.strength)
         start = start.tolist() if isinstance(start, Tensor) else [start] * len(noise)
+        steps, last = (steps[:1], steps[1:]) if spec.at_once else (steps, [])
         latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
+        if last:  # an edit is the mean of many: generate makes it one of them
+            known = latents
+            noise = randn_tensor(noise.shape, own, device, torch.float32)
+            blank = torch.zeros_like(known)
+            plain = Generate().condition(blank, torch.ones_like(source.mask), None, blank)
+            conditioning = build_conditioning(plain, Generate(), label, self.vocabulary)
+            start = last * len(noise)
+            latents = solve(call, known, noise, conditioning, start, last, own, *callback)
+            latents = torch.where(hint.mask > 0, latents, known)
 
         self.maybe_free_model_hooks()
         if self._caller is None:  # no call inside a callback
@@ -2463,15 +2474,21 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
                 " takes EDMEulerScheduler: pipe.scheduler = "
                 "EDMEulerScheduler.from_config(pipe.scheduler.config)"
             )
-        lengths = {len(levels): levels for levels in self.chains}
-        if self.spec(task).at_once:
-            lengths = {1: lengths[1]}
+        lengths = self._lengths(task)
         if steps not in lengths:
             raise ValueError(
                 f"num_inference_steps is {steps}; this model does {task} in "
                 f"{', '.join(map(str, lengths))} steps"
             )
-        return list(lengths[steps])
+        return lengths[steps]
+
+    def _lengths(self, task: str) -> dict[int, list[float]]:
+        """Of a model of few steps: each number of steps of a task, and the levels they start at."""
+        lengths = {len(levels): list(levels) for levels in self.chains}
+        if not self.spec(task).at_once:
+            return lengths
+        once = {1: lengths[1]}
+        return once | ({2: [*lengths[1], lengths[2][-1]]} if "generate" in self.tasks else {})
 
     def _copy_for_call(self) -> "MultiTaskPipeline":
         """A shallow copy for the state of one call. `solve` gives it schedulers of its own."""
