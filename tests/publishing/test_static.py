@@ -162,7 +162,7 @@ def test_every_task_to_its_pixels(page, folder):
     slider.send_keys(Keys.ARROW_LEFT * 9)
     find(page, "#edit select option")[2].click()
     strength = float(slider.get_attribute("value"))
-    assert strength == pytest.approx(0.71)
+    assert strength == pytest.approx(0.81)
     WebDriverWait(page, SECONDS).until(lambda _: np.abs(results(page, "edit") - before).max())
     inputs = {"image": source(page, "edit"), "mask": np.ones((1, 1, 8, 8), np.float32)}
     inputs |= {"strength": np.float32([strength]), "class": np.array([2])}
