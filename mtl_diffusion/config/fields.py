@@ -95,8 +95,8 @@ class TrainConfig:
     """Mirror half of the training images left to right."""
     augmentation: Fraction = 0.0
     """Probability, 0 to 1, of each change of a training image: mirroring, scaling, rotation, shift.
-    The network is told how much, so samples have none. It keeps few images from being learned by
-    heart, and takes six of reserved_tokens."""
+    The network is conditioned on the amounts, which are zero in sampling. It works against
+    memorising few images, and takes six of reserved_tokens."""
     balance_classes: bool = False
     """Draw an image of each class equally often, however many images the classes have."""
     streaming: bool = False

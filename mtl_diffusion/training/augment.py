@@ -1,4 +1,4 @@
-"""Augmentation whose amounts the network is told, so that samples, which are told none, have none.
+"""Augmentation on whose amounts the network is conditioned; in sampling they are zero.
 
 Karras et al. 2022, arXiv:2206.00364, appendix F.2.
 """

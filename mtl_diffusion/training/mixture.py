@@ -170,7 +170,7 @@ class Mixture:
             .without(CLASS, null, draw.drop_class)
             .without(TASK, null, draw.drop_task)
         )
-        if draw.amounts is not None:  # they are told whether the task is or not
+        if draw.amounts is not None:  # given also where the task token is dropped
             for name, amount in zip(AMOUNTS, draw.amounts.T, strict=True):
                 conditioning.tokens[:, TASK, self.vocabulary.augments[name]] = amount
         return torch.cat(targets)[back], conditioning

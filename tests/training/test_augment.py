@@ -1,4 +1,4 @@
-"""An augmentation that the network is told: what it does to images, and what a run of it leaves."""
+"""Augmentation with its amounts as a condition: what it does to images, and what a run leaves."""
 
 import math
 from dataclasses import replace
