@@ -51,7 +51,7 @@ def unet_of(folder: str | Path, name: str = "unet") -> dict:
 
 
 def few_steps(set_attribute: Callable[[type, str, object], None]) -> None:
-    """Models of many steps draw in three by default: pictures that nobody looks at."""
+    """Models of many steps draw in three by default: their pictures are not compared."""
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 
     own = MultiTaskPipeline.default_steps
