@@ -51,7 +51,7 @@ class Context:
         configs = (pipe.config, pipe.unet.config, pipe.scheduler.config)
         return {
             "weights": weights_digest(pipe.unet),
-            "code": [type(pipe).code_files(), CODE],
+            "code": [type(pipe).module_name(), CODE],
             "scheduler": type(pipe.scheduler).__name__,
             "vocabulary": pipe.tokenizer.get_vocab(),
             "configs": [{k: v for k, v in c.items() if k not in TRACES} for c in configs],

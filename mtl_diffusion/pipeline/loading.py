@@ -1,32 +1,45 @@
-"""Saves a pipeline as a folder that loads without this package."""
+"""Saves a pipeline as a folder that loads without this package, and checks what is loaded."""
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DConditionModel
 from diffusers.utils.hub_utils import upload_folder
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from .components import (
-    INDEX,
-    MODEL_ID,
-    SHARD,
-    WORDS,
-    check_loaded,
-    digest_of,
-    id_of,
-    plain_module,
-    plain_unet,
-    read_json,
-    stamp,
-)
 from .source import source
 
+INDEX = "model_index.json"
+# Patterns of what a model replaces in a folder or a repository; pipeline.py is of earlier exports.
+REPLACED = (f"pipeline_{'[0-9a-f]' * 8}.py", "pipeline.py", "unet/diffusion_pytorch_model*")
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
-# Local paths and options that the libraries note in a configuration when they load it.
-LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only")
+# Local paths and options that the libraries note in a configuration when they load it; and an
+# entry of earlier exports.
+LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only", "_model_id")
+
+WORDS = "_vocabulary"  # in unet/config.json: the words the weights were trained with
+AGAIN = "download or save the model again"
+SHARD = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a part of the weights
+# Of each component the types, and what to give.
+WANTED = {
+    "unet": (
+        (UNet2DConditionModel,),
+        "compiled or not: of a wrapper give its .module, or its .get_base_model(), which keeps the "
+        "adapters",
+    ),
+    "tokenizer": ((PreTrainedTokenizerBase,), "the one that was saved with the unet"),
+    "scheduler": (
+        (EDMDPMSolverMultistepScheduler, EDMEulerScheduler),
+        "such as EDMEulerScheduler.from_config(pipe.scheduler.config)",
+    ),
+}
 
 
 class SelfContained:
@@ -40,25 +53,6 @@ class SelfContained:
         """The name of the file with the code. A digest keeps those of two versions apart."""
         return f"pipeline_{hashlib.sha256(source().encode()).hexdigest()[:8]}"
 
-    @classmethod
-    def code_files(cls) -> dict[str, str]:
-        """File name -> text of the code in an exported folder.
-
-        All code is in the first file. pipeline.py is where diffusers looks for the class that
-        `custom_pipeline="user/model"` asks for.
-        """
-        module = cls.module_name()
-        entry = (
-            f'"""The code is in {module}.py."""\n\nfrom .{module} import {cls.__name__}  # noqa\n'
-        )
-        return {f"{module}.py": source(), "pipeline.py": entry}
-
-    def to(self, *args, **kwargs):
-        """As in diffusers; "meta" is refused, because the weights would be lost there."""
-        if "meta" in map(str, (*args, *kwargs.values())):
-            raise ValueError("device is meta, where tensors have no values; give cpu or cuda")
-        return super().to(*args, **kwargs)
-
     def save_pretrained(
         self,
         save_directory,
@@ -68,59 +62,39 @@ class SelfContained:
         push_to_hub: bool = False,
         **kwargs,
     ):
-        """As in diffusers, in safetensors only.
+        """As in diffusers, but always in safetensors: a pickle can run code where it is loaded.
 
-        A model that is there is replaced as a whole, once this one is written; of the same model
-        other variants stay. Files that belong to no model stay too.
+        A model that is there is replaced as a whole, once this one is written. Files that belong to
+        no model stay.
 
         Args:
+            variant: a part of the weights' name. The folder must have no weights yet.
             push_to_hub: then calls the method of this name, with the further arguments. `repo_id`
                 is by default the name of the folder.
 
         Raises:
-            ValueError: safe_serialization is False, or a component can't be saved so that it loads.
+            ValueError: a component can't be saved so that it loads; or the folder has weights, and
+                a variant would replace them.
             OSError: a full disk, for example; what is there is unchanged.
         """
-        if not safe_serialization:
+        target = Path(save_directory).expanduser()
+        plain_unet(self.unet)
+        if variant and any(target.glob("unet/*.safetensors")):
             raise ValueError(
-                "safe_serialization is False; weights are saved as safetensors only, because a "
-                "pickle can run code where it is loaded"
+                f"{target} has weights already; save the variant {variant} in a folder of its own"
             )
-        target, unet = Path(save_directory).expanduser(), plain_unet(self.unet)
-        stamp(unet, self.scheduler, id_of(unet) or digest_of(unet))
         target.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".saving-", dir=target) as folder:
             super().save_pretrained(folder, True, variant, max_shard_size)
-            self._move(Path(folder), target)
+            _move(Path(folder), target)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", target.name), variant=variant, **kwargs)
 
-    def _move(self, new: Path, target: Path) -> None:
-        """Moves a model that was saved to its place; what it replaces goes."""
-        files = {path.relative_to(new): path for path in new.rglob("*.*")}
-        index, unet = {}, plain_module(self.unet)
-        with suppress(OSError, ValueError):  # there is none, or a damaged one
-            index = read_json(target / INDEX)
-        if unet.config.get("_name_or_path") == str(target / "unet"):
-            index.setdefault(MODEL_ID, id_of(unet))  # it was loaded from there, maybe without an id
-        patterns = replaced_by([*map(Path.as_posix, files)], index, id_of(unet))
-        # The index goes first and comes last: a mixture of two models can't be loaded.
-        (target / INDEX).unlink(missing_ok=True)
-        for part in {(target / name).parent for name in files} - {target}:
-            if part.is_symlink():  # to the folder of another model, which stays as it is
-                part.unlink()
-            part.mkdir(exist_ok=True)
-        for old in (path for pattern in patterns for path in target.glob(pattern)):
-            old.unlink()
-        for name in sorted(files, key=lambda name: name.name == INDEX):
-            files[name].replace(target / name)
-
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Writes model_index.json and the source files; `save_pretrained` calls it last."""
+        """Writes model_index.json and the code; `save_pretrained` calls it last."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in self.code_files().items():
-            (folder / name).write_text(text, encoding="utf-8")
+        (folder / f"{self.module_name()}.py").write_text(source(), encoding="utf-8")
         changes = {
             # transformers 5 writes a class name that 4.x doesn't know.
             "tokenizer": {"tokenizer_class": TOKENIZER_CLASS},
@@ -136,28 +110,16 @@ class SelfContained:
         (folder / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
-    def _upload_folder(self, working_dir, repo_id, *, token=None, subfolder=None, **kwargs):
+    def _upload_folder(self, working_dir, repo_id, *, subfolder=None, **kwargs):
         """Uploads the model in one commit, and deletes what it replaces."""
-        folder, index = Path(working_dir), {}
-        with suppress(OSError, ValueError):  # no model is there
-            index = type(self).load_config(repo_id, token=token, subfolder=subfolder)
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")]
-        kwargs["commit_message"] = kwargs.get("commit_message") or f"Upload {type(self).__name__}"
-        return upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            token=token,
-            path_in_repo=subfolder,
-            delete_patterns=replaced_by(names, index, id_of(self.unet)),
-            **kwargs,
-        )
+        kwargs |= {"path_in_repo": subfolder, "delete_patterns": list(REPLACED)}
+        return upload_folder(repo_id=repo_id, folder_path=working_dir, **kwargs)
 
     def to_json_string(self) -> str:
         """The text of model_index.json, with the class named as a file of the folder has it."""
         changes = {
             "_class_name": [self.module_name(), type(self).__name__],
             "tokenizer": ["transformers", TOKENIZER_CLASS],
-            MODEL_ID: id_of(self.unet),
         }
         return tidy(super().to_json_string(), changes)
 
@@ -182,22 +144,113 @@ def tidy(text: str, changes: dict) -> str:
     return json.dumps(table | changes, indent=2, sort_keys=True) + "\n"
 
 
-def replaced_by(names: Sequence[str], index: Mapping, model_id: str | None) -> list[str]:
-    """Patterns of the files of a folder or a repository that a model replaces.
+def _move(new: Path, target: Path) -> None:
+    """Moves a model that was saved to its place; what it replaces goes."""
+    files = {path.relative_to(new): path for path in new.rglob("*.*")}
+    # The index goes first and comes last: a mixture of two models can't be loaded.
+    (target / INDEX).unlink(missing_ok=True)
+    for part in {(target / name).parent for name in files} - {target}:
+        if part.is_symlink():  # to the folder of another model, which stays as it is
+            part.unlink()
+        part.mkdir(exist_ok=True)
+    for old in (path for pattern in REPLACED for path in target.glob(pattern)):
+        old.unlink()
+    for name in sorted(files, key=lambda name: name.name == INDEX):
+        files[name].replace(target / name)
+
+
+def plain_module(unet) -> nn.Module:
+    """The module that `torch.compile` wrapped, or the module itself."""
+    return getattr(unet, "_orig_mod", unet)
+
+
+def check_component(name: str, value) -> None:
+    """Refuses, by a ValueError, a component of another type than `WANTED` has."""
+    value, (types, advice) = plain_module(value), WANTED[name]
+    if not isinstance(value, types):
+        names = " or ".join(one.__name__ for one in types)
+        raise ValueError(
+            f"{name} is of the type {type(value).__name__}; it must be {names}, {advice}"
+        )
+
+
+def check_loaded(pipeline: str, unet, tokenizer) -> None:
+    """Checks the UNet and the tokenizer of a pipeline that was loaded.
+
+    diffusers only warns of a tensor that is missing, and initializes it at random.
 
     Args:
-        names: the files of the new model, with the weights of one variant.
-        index: model_index.json that is there; empty if there is none.
-        model_id: that of the new model. Other variants of the same model stay.
+        pipeline: folder or name on the Hub, as it was given for loading.
+        unet: loaded now, or given by the user; only the files that were loaded now are checked.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or not finite; the weights aren't safetensors;
+            or the tokenizer is of another model.
     """
-    weights, code = "unet/diffusion_pytorch_model", f"pipeline_{'[0-9a-f]' * 8}.py"
-    stem = next(Path(name).stem for name in names if name.endswith(".safetensors"))
-    variant = SHARD.sub("", stem).partition(".")[2]
-    there = index.get(MODEL_ID)
-    if there != model_id and (there or not variant):  # of an older index the model is not known
-        return [code, f"{weights}*"]
-    if variant:
-        ends = (f".{variant}.*", f".{variant}-*", f".*.index.{variant}.json")
-    else:
-        ends = ("-*", ".safetensors", ".safetensors.index.json")
-    return [code, *(weights + end for end in ends)]
+    module = plain_module(unet)
+    folder = Path(module.config.get("_name_or_path") or "unet")
+    cache = "models--" + str(pipeline).replace("/", "--")  # where the Hub's client keeps it
+    if folder.name == "unet" and (folder.parent == Path(pipeline) or cache in folder.parts):
+        _check_files(folder, module.config)
+    _check_values(module.state_dict(), f"{folder}: ", f" after loading; {AGAIN}")
+    trained, words = module.config.get(WORDS), tokenizer.get_vocab()
+    if trained is not None and trained != words:
+        moved = sorted(w for w in {*trained, *words} if trained.get(w) != words.get(w))
+        raise ValueError(
+            f"{folder.with_name('tokenizer') / 'tokenizer.json'} is of another model than "
+            f"{folder}: they differ in the ids of {', '.join(moved[:8])}; {AGAIN}"
+        )
+
+
+def plain_unet(unet) -> UNet2DConditionModel:
+    """The UNet, not compiled, for saving.
+
+    Raises:
+        ValueError: it has an adapter, or was changed in a way that its files couldn't describe.
+    """
+    module = plain_module(unet)
+    state = module.state_dict()
+    _check_values(state, "unet: ", "; it is not saved")
+    if names := _undescribed({name: tensor.shape for name, tensor in state.items()}, module.config):
+        raise ValueError(
+            f"unet has layers that its configuration does not describe ({names}): save adapters "
+            "with pipe.unet.save_lora_adapter(folder), or merge them into the weights with "
+            "pipe.unet.fuse_lora() and pipe.unet.unload_lora(), and save the pipeline before other "
+            "changes"
+        )
+    return module
+
+
+def _check_values(state: Mapping[str, Tensor], where: str, advice: str) -> None:
+    """Refuses tensors without values, and those of 16 bits and more that are not finite."""
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            raise ValueError(f"{where}{name} has no value{advice}")
+        if tensor.element_size() > 1 and not tensor.isfinite().all():
+            raise ValueError(f"{where}{name} has NaN or infinite values{advice}")
+
+
+def _check_files(folder: Path, config: Mapping) -> None:
+    """Compares the tensors in the files of a UNet's folder with those that it has."""
+    found: dict[str, dict] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+        found.setdefault(SHARD.sub("", file.name), {}).update(shapes)  # parts count as one file
+    if not found:
+        raise ValueError(f"{folder} has no weights as safetensors; save them with save_pretrained")
+    for file, shapes in found.items():
+        if names := _undescribed(shapes, config):
+            raise ValueError(
+                f"{folder / file} does not have the tensors of its config.json; missing, "
+                f"unexpected or of another shape: {names}; {AGAIN}"
+            )
+
+
+def _undescribed(shapes: Mapping[str, Sequence[int]], config: Mapping) -> str:
+    """Names of tensors that a UNet's configuration describes otherwise; "" if there are none."""
+    with torch.device("meta"):
+        described = UNet2DConditionModel.from_config(config).state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in described.items()}
+    given = {name: tuple(shape) for name, shape in shapes.items()}
+    return ", ".join(sorted(n for n in {*expected, *given} if expected.get(n) != given.get(n))[:8])

@@ -18,14 +18,13 @@ from torch import Tensor
 
 from .chains import Chains
 from .colorize import Colorize
-from .components import check_component
 from .denoiser import build_conditioning
 from .edit import Edit, EditAtOnce
 from .format import MARK, ImageFormat
 from .generate import Generate
 from .inpaint import Inpaint
 from .inputs import UNSET, read_count, read_inputs, read_interval, read_number, wrong
-from .loading import SelfContained
+from .loading import WANTED, SelfContained, check_component
 from .noise import draw_classes, initial_latents, own_generators
 from .outputs import MultiTaskOutput, read_output_type, to_output
 from .solver import solve
@@ -94,7 +93,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         self._check_vocabulary()
 
     def __setattr__(self, name: str, value):
-        if name in ("unet", "tokenizer", "scheduler"):
+        if name in WANTED:
             check_component(name, value)
         super().__setattr__(name, value)
 

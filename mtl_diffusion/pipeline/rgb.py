@@ -52,21 +52,15 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _upper_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits as 8 bits, with its transparency: `convert` would clip it at 255."""
+    """Grey of 16 bits as 8 bits: `convert` would clip it at 255."""
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError(f"it has values from {grey.min()} to {grey.max()}, not 0 to 65535")
-    eight = Image.fromarray((grey >> 8).astype(np.uint8))
-    if isinstance(clear := image.info.get("transparency"), int):
-        eight.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
-    return eight
+    return Image.fromarray((grey >> 8).astype(np.uint8))
 
 
 def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """The colours of an image of 8 bits, without its transparency."""
-    if image.mode == "LAB":
-        spaces = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, *spaces, outputMode="RGB")
     # By way of RGBA, as Pillow warns of palettes with transparency where it would be lost.
     rgb = (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
     if not profile:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .chains import first_latents
-from .components import plain_module
 from .denoiser import Conditioning, guided
+from .loading import plain_module
 
 
 def solve(

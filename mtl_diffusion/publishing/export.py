@@ -16,7 +16,7 @@ from ..checkpoints.resume import check_facts, sources_on_hub
 from ..checkpoints.store import MANIFEST, CheckpointError, load, load_latest
 from ..config import TrainConfig, from_dict
 from ..pictures import grids
-from ..pipeline.components import INDEX, digest_of, stamp
+from ..pipeline.loading import INDEX, REPLACED
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_folder
 from ..training.model import SCHEDULERS, tokenizer_of
@@ -31,7 +31,7 @@ PIPELINE, PUBLISHED = "pipeline", "published"
 GALLERY, METRICS = "gallery.png", "metrics.json"
 # The files of an exported folder that are uploaded. Nothing else is.
 UPLOADED = ("unet/*.safetensors", "unet/*.json", "tokenizer/*.json", "scheduler/*.json", INDEX)
-UPLOADED += ("pipeline.py", f"pipeline_{'[0-9a-f]' * 8}.py", README, GENERATED, GALLERY, METRICS)
+UPLOADED += (REPLACED[0], README, GENERATED, GALLERY, METRICS)
 LAST_WAIT = 30.0  # seconds that a stopping run waits for an upload
 
 
@@ -110,7 +110,6 @@ def write(
     """
     check_target(target)
     pipeline = trained.pipeline
-    stamp(pipeline.unet, pipeline.scheduler, digest_of(pipeline.unet))
     if half:
         unet = copy.deepcopy(pipeline.unet).half()
         chains = pipeline.config.get("chains")  # where a version before 0.2 kept them

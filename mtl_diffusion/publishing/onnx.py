@@ -20,8 +20,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from .. import __version__
-from ..pipeline.components import plain_unet
 from ..pipeline.format import ImageFormat
+from ..pipeline.loading import plain_unet
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_folder
 from .export import check_target

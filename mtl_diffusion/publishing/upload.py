@@ -1,12 +1,10 @@
 """Uploads files to a repository on the Hub: one commit, bounded retries, no secret in a message."""
 
 import hashlib
-import json
 import logging
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
@@ -15,8 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from ..pipeline.components import INDEX, MODEL_ID
-from ..pipeline.loading import replaced_by
+from ..pipeline.loading import INDEX, REPLACED
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +76,7 @@ def upload(
             copy = api.hf_hub_download(name, path, revision=head.sha, **of_kind)
             return Path(copy).read_text("utf-8", "replace")
 
-        patterns, sent = _replaced(files, read), dict(files)
+        patterns, sent = _replaced(files), dict(files)
         gone = [path for path in there - files.keys() if any(fnmatch(path, p) for p in patterns)]
         if README in files and (card := read(README)) and is_edited(card):
             new = sent.pop(README)
@@ -114,17 +111,10 @@ def check_right_to_write(repository: str, private: bool) -> None:
         raise UploadError(_explanation(error, repository)) from None
 
 
-def _replaced(files: Mapping[str, Path | bytes], read: Callable[[str], str]) -> list[str]:
-    """Patterns of the files in a repository that a new model replaces; `read` reads one there."""
-    index = next((name for name in files if name.endswith(INDEX)), None)
-    if index is None:
-        return []
-    new_id, old = json.loads(_content(files[index])).get(MODEL_ID), {}
-    with suppress(ValueError):  # there is none, or a damaged one
-        old = json.loads(read(index))
-    under = index.removesuffix(INDEX)
-    names = [name.removeprefix(under) for name in files if name.startswith(under)]
-    return [under + pattern for pattern in replaced_by(names, old, new_id)]
+def _replaced(files: Mapping[str, Path | bytes]) -> list[str]:
+    """Patterns of the files in a repository that a new model replaces."""
+    folders = (name.removesuffix(INDEX) for name in files if name.endswith(INDEX))
+    return [folder + pattern for folder in folders for pattern in REPLACED]
 
 
 def _content(file: Path | bytes) -> bytes:

@@ -91,6 +91,6 @@ def test_what_another_pipeline_drew_is_not_scored(build_pipe, monkeypatch, tmp_p
     other_kind = drawer(again)
     again.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, rho=5.0)
     other_levels = drawer(again)
-    changed = {"pipeline_12345678.py": "# edits start elsewhere"}
-    monkeypatch.setattr(MultiTaskPipeline, "code_files", classmethod(lambda cls: changed))
+    changed = "pipeline_12345678"  # edits start elsewhere
+    monkeypatch.setattr(MultiTaskPipeline, "module_name", classmethod(lambda cls: changed))
     assert len({first, other_kind, other_levels, drawer(pipe)}) == 4

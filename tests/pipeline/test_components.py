@@ -35,10 +35,6 @@ def nothing(component):
     return None
 
 
-def of_four_channels(unet):
-    return UNet2DConditionModel.from_config({**unet.config, "in_channels": 4})
-
-
 def wrapped(unet):
     peft = pytest.importorskip("peft")
     return peft.get_peft_model(unet, peft.LoraConfig(target_modules=["to_q"]))
@@ -51,11 +47,14 @@ def euler(scheduler):
 @pytest.mark.parametrize(
     "name, build, words",
     [
-        ("unet", nothing, "unet is of the type NoneType; it must be a UNet2DConditionModel"),
+        ("unet", nothing, "unet is of the type NoneType; it must be UNet2DConditionModel"),
         ("unet", torch.nn.DataParallel, r"unet is of the type DataParallel; .* give its \.module"),
         ("unet", wrapped, r"type PeftModel; .* its \.get_base_model\(\), which keeps the"),
-        ("unet", of_four_channels, "unet takes 4 channels and gives 3; .* takes 7 and gives 3"),
-        ("tokenizer", nothing, "tokenizer is of the type NoneType; it must be the tokenizer"),
+        (
+            "tokenizer",
+            nothing,
+            "tokenizer .* NoneType; it must be PreTrainedTokenizerBase, the",
+        ),
         ("scheduler", euler, "type EulerDiscreteScheduler; it must be EDMDPMSolver.* or EDMEulerS"),
     ],
 )
@@ -104,13 +103,6 @@ def test_components_of_ones_own_are_taken(pipe, folder, tmp_path):
     torch.nn.init.constant_(unet.conv_in.bias, float("inf"))
     with pytest.raises(ValueError, match=r"unet: conv_in\.bias has NaN or infinite values"):
         MultiTaskPipeline.from_pretrained(folder, unet=unet)
-
-
-def test_the_weights_are_not_lost_on_the_device_meta(mine):
-    for device in ("meta", torch.device("meta")):
-        with pytest.raises(ValueError, match="device is meta, where tensors have no values"):
-            mine.to(device)
-    assert mine.device.type == "cpu"
 
 
 # What is saved loads again
@@ -176,19 +168,16 @@ def remove_values(unet):
 
 
 @pytest.mark.parametrize(
-    "change, options, words",
+    "change, words",
     [
-        (add_layer, {}, r"unet has layers that .*mid_block\.extra\.weight"),
-        (remove_values, {}, r"unet: conv_out\.weight has no value; it is not saved"),
-        (add_adapter, {}, r"unet has layers that .* pipe\.unet\.save_lora_adap"),
-        (delete_adapter, {}, r"pipe\.unet\.unload_lora\(\)"),
-        (None, {"safe_serialization": False}, "is False; weights are saved as safetensors only"),
+        (add_layer, r"unet has layers that .*mid_block\.extra\.weight"),
+        (remove_values, r"unet: conv_out\.weight has no value; it is not saved"),
+        (add_adapter, r"unet has layers that .* pipe\.unet\.save_lora_adap"),
+        (delete_adapter, r"pipe\.unet\.unload_lora\(\)"),
     ],
 )
-def test_what_would_not_load_is_not_saved(mine, tmp_path, monkeypatch, change, options, words):
-    monkeypatch.chdir(tmp_path)
-    if change:
-        change(mine.unet)
+def test_what_would_not_load_is_not_saved(mine, tmp_path, change, words):
+    change(mine.unet)
     with pytest.raises(ValueError, match=words):
-        mine.save_pretrained("saved", **options)
+        mine.save_pretrained(tmp_path / "saved")
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, EDMEulerScheduler
+from diffusers import DiffusionPipeline
 from safetensors.torch import load as read
 from safetensors.torch import save_file
 from stranger import files
@@ -17,9 +17,8 @@ from mtl_diffusion import MultiTaskPipeline
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 HALF = "unet/diffusion_pytorch_model.fp16.safetensors"
-TOKENIZER, LEVELS = "tokenizer/tokenizer.json", "scheduler/scheduler_config.json"
-GUARD = "conv_out.bias"
-PARTS = {"max_shard_size": 20_000}
+TOKENIZER, GUARD = "tokenizer/tokenizer.json", "conv_out.bias"
+PARTS, FP16 = {"max_shard_size": 20_000}, {"variant": "fp16"}
 
 installed = MultiTaskPipeline.from_pretrained
 trusted = partial(DiffusionPipeline.from_pretrained, trust_remote_code=True)
@@ -37,13 +36,6 @@ def other(build_pipe):
     return build_pipe(seed=1)
 
 
-@pytest.fixture(scope="module")
-def other_folder(other, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("other")
-    other.save_pretrained(folder)
-    return folder
-
-
 def weights_of(pipe):
     return pipe.unet.conv_out.weight.detach().float()
 
@@ -53,13 +45,13 @@ def tensors_in(path):
     return read(path.read_bytes())
 
 
-# --- damages, each a function of a folder and of that of another model ---------------------------
+# --- damages, each a function of a folder -------------------------------------------------------
 
 
 def changed(file, change):
     """What is in a file of JSON or of tensors is changed."""
 
-    def damage(folder, other=None):
+    def damage(folder):
         path = folder / file
         if path.suffix == ".json":
             content = json.loads(path.read_text())
@@ -73,20 +65,11 @@ def changed(file, change):
     return damage
 
 
-def exchanged(part):
-    def damage(folder, other):
-        shutil.rmtree(folder / part, ignore_errors=True)
-        copy = shutil.copytree if (other / part).is_dir() else shutil.copy
-        copy(other / part, folder / part)
-
-    return damage
-
-
-def truncated(folder, other):
+def truncated(folder):
     os.truncate(folder / WEIGHTS, 20_000)
 
 
-def only_bin(folder, other):
+def only_bin(folder):
     torch.save(tensors_in(folder / WEIGHTS), folder / "unet" / "diffusion_pytorch_model.bin")
     (folder / WEIGHTS).unlink()
 
@@ -101,7 +84,6 @@ def drop_word(table):
     del words[max(words, key=words.get)]
 
 
-ANOTHER = r"unet is of another model than .*: their _model_id is"
 DAMAGES = [
     (changed(WEIGHTS, lambda t: t.pop(GUARD)), rf"{WEIGHTS} does not .*: {GUARD}; "),
     (changed(WEIGHTS, lambda t: t.update(a=torch.ones(1))), rf"{WEIGHTS} does not .*: a; "),
@@ -114,14 +96,13 @@ DAMAGES = [
     (only_bin, "has no weights as safetensors|no file named diffusion_pytorch_model"),
     (changed(TOKENIZER, drop_word), r"compare tokenizer/tokenizer\.json with .*unet/config\.json"),
     (changed(TOKENIZER, swap_words), "tokenizer.json is of another model.*cat>, <class:dog>"),
-    *((exchanged(part), ANOTHER) for part in ("unet", "scheduler", "model_index.json")),
 ]
 
 
 @both_ways
 @pytest.mark.parametrize("damage, words", DAMAGES)
-def test_a_damage_is_refused_by_name(damaged, other_folder, damage, words, load):
-    damage(damaged, other_folder)
+def test_a_damage_is_refused_by_name(damaged, damage, words, load):
+    damage(damaged)
     with pytest.raises((ValueError, OSError, RuntimeError), match=words):
         load(damaged)
 
@@ -129,22 +110,18 @@ def test_a_damage_is_refused_by_name(damaged, other_folder, damage, words, load)
 # --- variants and parts -------------------------------------------------------------------------
 
 
-def test_variants(damaged):
-    """Both precisions in one folder."""
-    installed(damaged, torch_dtype=torch.float16).save_pretrained(damaged, variant="fp16")
+def test_a_variant(folder, damaged, tmp_path):
+    half = installed(folder, torch_dtype=torch.float16)
+    with pytest.raises(ValueError, match="has weights already; save the variant fp16 in a folder"):
+        half.save_pretrained(damaged, **FP16)
+    half.save_pretrained(tmp_path / "half", **FP16)
     for load in (installed, trusted):
-        half = load(damaged, variant="fp16", torch_dtype=torch.float16)
-        full = load(damaged)
-        assert half.unet.dtype == torch.float16 and full.unet.dtype == torch.float32
-        weights = full.unet.state_dict()
-        for name, tensor in half.unet.state_dict().items():
-            assert torch.equal(tensor, weights[name].half())
-    changed(HALF, lambda tensors: tensors.pop(GUARD))(damaged)
+        again = load(tmp_path / "half", **FP16, torch_dtype=torch.float16)
+        assert again.unet.dtype == torch.float16
+        assert torch.equal(weights_of(again), weights_of(half))
+    changed(HALF, lambda tensors: tensors.pop(GUARD))(tmp_path / "half")
     with pytest.raises(ValueError, match=rf"{HALF} does not have .*: {GUARD}"):
-        installed(damaged, variant="fp16")
-    (damaged / WEIGHTS).unlink()
-    with pytest.raises(OSError, match="no file named diffusion_pytorch_model"):
-        installed(damaged)
+        installed(tmp_path / "half", **FP16)
 
 
 def test_weights_in_parts(pipe, tmp_path):
@@ -162,63 +139,16 @@ def test_weights_in_parts(pipe, tmp_path):
 # --- one model, and no mixture of two -----------------------------------------------------------
 
 
-WITH_ID = ("model_index.json", "unet/config.json", LEVELS)
-
-
-def ids_in(folder):
-    return {json.loads((folder / name).read_text())["_model_id"] for name in WITH_ID}
-
-
-def test_the_parts_of_a_model_have_one_id(folder, other, other_folder, tmp_path):
-    (one,), (two,) = ids_in(folder), ids_in(other_folder)
-    assert one != two and len(one) == 12
-    half = installed(folder, torch_dtype=torch.float16)
-    half.scheduler = EDMEulerScheduler.from_config(half.scheduler.config)
-    half.save_pretrained(tmp_path / "half")
-    assert ids_in(tmp_path / "half") == {one}
-    mixed = installed(folder, unet=other.unet)  # a part that is given by hand
-    mixed.save_pretrained(tmp_path / "mixed")  # which is one model from now on
-    assert ids_in(tmp_path / "mixed") == {two}
-
-
-@both_ways
-def test_a_model_from_before_ids_loads(damaged, load):
-    for name in WITH_ID:
-        changed(name, lambda table: table.pop("_model_id"))(damaged)
-    before = load(damaged)
-    before.to(torch.float16).save_pretrained(damaged, variant="fp16")
-    assert len(list(damaged.glob("unet/*.safetensors"))) == 2  # it is the same model
-    for name in WITH_ID:
-        changed(name, lambda table: table.pop("_model_id"))(damaged)
-    load(damaged).save_pretrained(damaged)
-    assert len(list(damaged.glob("unet/*.safetensors"))) == 2
-
-
-FP16 = {"variant": "fp16"}
-
-
-@pytest.mark.parametrize(
-    "old, new", [({}, PARTS), (PARTS, FP16), (FP16, FP16 | PARTS), (FP16 | PARTS, {})]
-)
+@pytest.mark.parametrize("old, new", [({}, PARTS), (PARTS, {}), (FP16 | PARTS, {})])
 def test_a_model_replaces_another_one_as_a_whole(pipe, other, tmp_path, old, new):
     other.save_pretrained(tmp_path, **old)
     (tmp_path / "notes.txt").write_text("mine")
     pipe.save_pretrained(tmp_path / "alone", **new)
     pipe.save_pretrained(tmp_path, **new)
-    loaded = installed(tmp_path, variant=new.get("variant"))
+    loaded = installed(tmp_path)
     assert torch.equal(weights_of(loaded), weights_of(pipe))
     names = [{p.name for p in (f / "unet").iterdir()} for f in (tmp_path, tmp_path / "alone")]
     assert names[0] == names[1] and (tmp_path / "notes.txt").read_text() == "mine"
-
-
-def test_other_variants_of_the_same_model_stay(pipe, tmp_path):
-    for form in (FP16 | PARTS, PARTS, {}):
-        pipe.save_pretrained(tmp_path, **form)
-    names = {path.name for path in (tmp_path / "unet").iterdir()}
-    assert "diffusion_pytorch_model.safetensors.index.fp16.json" in names
-    assert len(names) > 4 and "diffusion_pytorch_model.safetensors.index.json" not in names
-    for variant in (None, "fp16"):
-        assert torch.equal(weights_of(installed(tmp_path, variant=variant)), weights_of(pipe))
 
 
 def test_a_save_that_fails_leaves_the_model_that_is_there(other, damaged, monkeypatch):

@@ -1,6 +1,5 @@
 """A pipeline from a checkpoint alone, written to a folder."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,11 +98,6 @@ def test_an_export_replaces_what_an_export_wrote_and_nothing_else(trained, tmp_p
     assert theirs == ours | set(OTHERS) and (folder / "link").is_symlink()
     assert all((folder / name).read_text() == "mine" for name in OTHERS)
     assert (folder / "README.md").read_text() != card and "link" not in theirs
-    # Of the same model another variant stays.
-    half = MultiTaskPipeline.from_pretrained(folder).to(torch.float16)
-    half.save_pretrained(folder, variant="fp16")
-    export.write(export.of_checkpoint(trained), folder, pictures=False)
-    assert (folder / UNET.replace(".safe", ".fp16.safe")).exists()
 
 
 def test_a_card_that_was_edited_is_kept(trained, tmp_path):
@@ -116,16 +110,6 @@ def test_a_card_that_was_edited_is_kept(trained, tmp_path):
         export.write(model, folder, pictures=False)
         assert (folder / "README.md").read_text() == edited != generated
         assert (folder / "README.generated.md").read_text() == generated
-
-
-def test_a_model_that_is_trained_on_is_another_one(trained, tmp_path):
-    first = export.write(export.of_checkpoint(trained), tmp_path / "first", pictures=False)
-    pipe = MultiTaskPipeline.from_pretrained(first)
-    torch.nn.init.zeros_(pipe.unet.conv_out.bias)
-    model = replace(export.of_checkpoint(trained), pipeline=pipe)
-    second = export.write(model, tmp_path / "second", pictures=False)
-    ids = [json.loads((f / "model_index.json").read_text())["_model_id"] for f in (first, second)]
-    assert ids[0] != ids[1] and pipe.scheduler.config._model_id == ids[1]
 
 
 def test_only_the_allowed_files_are_uploaded(trained, tmp_path):

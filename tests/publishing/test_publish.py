@@ -60,7 +60,7 @@ def test_a_run_publishes_its_checkpoints_while_it_goes_on(hub, work):
 
     published = hub.tree("me/trained")
     assert published == files(folder / "pipeline")
-    assert {"README.md", "gallery.png", *MultiTaskPipeline.code_files()} < set(published)
+    assert {"README.md", "gallery.png", f"{MultiTaskPipeline.module_name()}.py"} < set(published)
     searched = [path.read_bytes() for path in work.rglob("*") if path.is_file()]
     assert len(searched) > 40 and TOKEN not in log
     assert not any(TOKEN.encode() in content for content in [*searched, *published.values()])

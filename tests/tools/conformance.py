@@ -23,17 +23,6 @@ from mtl_diffusion.training.model import build_scheduler, build_tokenizer, build
 
 diffusers.pipelines.MultiTaskPipeline = MultiTaskPipeline
 
-# --- what is overridden, and why ----------------------------------------------------------------
-
-# They save with safe_serialization=False, which this pipeline refuses: pickles can run code.
-save = MultiTaskPipeline.save_pretrained
-
-
-def save_as_safetensors(pipe, folder, safe_serialization=True, **options):
-    save(pipe, folder, **options)
-
-
-MultiTaskPipeline.save_pretrained = save_as_safetensors
 # Of parts that this pipeline doesn't have. All but the first would pass and do nothing.
 LEFT_OUT = {
     "test_multi_vae": "left out: the pipeline has no VAE to exchange",
