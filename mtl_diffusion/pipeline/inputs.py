@@ -227,12 +227,11 @@ def _planes(
 ) -> Tensor:
     """(C, H, W) float32 of an array (H, W, C) or a tensor (C, H, W); of one channel also (H, W)."""
     (low, high), is_array = allowed, isinstance(item, np.ndarray)
-    plain = (low, high) == (0, 1)
+    advice = ": divide 0..255 by 255, map [-1, 1] by x / 2 + 0.5" if (low, high) == (0, 1) else ""
     if not (item.dtype.kind == "f" if is_array else item.is_floating_point()):
-        advice = "divide by 255, or give PIL images" if plain else "give x.astype(np.float32)"
         raise ValueError(
             f"{name} has the type {item.dtype}; arrays and tensors must be floats in "
-            f"[{low:g}, {high:g}]: {advice}"
+            f"[{low:g}, {high:g}]{advice}"
         )
     pixels = torch.from_numpy(np.array(item, np.float32)) if is_array else item.float()
     if pixels.ndim == 2:
@@ -246,10 +245,9 @@ def _planes(
             f"must be ({sides}), or (B, {sides})"
         )
     if not ((low <= pixels) & (pixels <= high)).all():
-        advice = "divide 0..255 by 255, map [-1, 1] by x / 2 + 0.5"
         raise ValueError(
             f"{name} has values from {pixels.min():.3g} to {pixels.max():.3g}; it must lie in "
-            f"[{low:g}, {high:g}]: {advice if plain else 'this model has that value_range'}"
+            f"[{low:g}, {high:g}]{advice}"
         )
     return pixels
 
@@ -261,9 +259,6 @@ def _label(item, classes: Sequence[str], name: str) -> int:
         return list(classes).index(item)
     if isinstance(item, numbers.Integral) and -1 <= item < len(classes):
         return int(item)
-    wanted = "None, for this model has no classes"
-    if classes:
-        more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
-        known = f"a class that this model knows ({', '.join(classes[:20])}{more})"
-        wanted = f"{known}, a number from 0 to {len(classes) - 1}, -1 for the null class, or None"
-    raise wrong(name, item, wanted)
+    known = ", ".join([*classes[:20], *["..."] * (len(classes) > 20)])
+    wanted = f"a class that this model knows ({known or 'there is none'}) or its number from 0"
+    raise wrong(name, item, f"{wanted}, -1 for the null class, or None")

@@ -1,6 +1,7 @@
 """Components that users build, replace or change: taken or refused, and saved so that they load."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -15,9 +16,7 @@ from drawing import sample
 
 from mtl_diffusion import MultiTaskPipeline
 
-
-def load(folder, **options):
-    return DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **options)
+load = partial(DiffusionPipeline.from_pretrained, trust_remote_code=True)
 
 
 def draw(pipe):
@@ -50,15 +49,11 @@ def euler(scheduler):
         ("unet", nothing, "unet is of the type NoneType; it must be UNet2DConditionModel"),
         ("unet", torch.nn.DataParallel, r"unet is of the type DataParallel; .* give its \.module"),
         ("unet", wrapped, r"type PeftModel; .* its \.get_base_model\(\), which keeps the"),
-        (
-            "tokenizer",
-            nothing,
-            "tokenizer .* NoneType; it must be PreTrainedTokenizerBase, the",
-        ),
+        ("tokenizer", nothing, "NoneType; it must be PreTrainedTokenizerBase, the one that"),
         ("scheduler", euler, "type EulerDiscreteScheduler; it must be EDMDPMSolver.* or EDMEulerS"),
     ],
 )
-def test_another_type_is_refused_wherever_it_is_given(mine, folder, name, build, words):
+def test_another_type_is_refused_wherever_it_is_given(mine, name, build, words):
     before = getattr(mine, name)
     other = build(before)
     with pytest.raises(ValueError, match=words):
@@ -66,9 +61,6 @@ def test_another_type_is_refused_wherever_it_is_given(mine, folder, name, build,
     assert getattr(mine, name) is before
     with pytest.raises(ValueError, match=words):
         MultiTaskPipeline(**{**mine.components, name: other})
-    if name != "tokenizer" and build not in (torch.nn.DataParallel, wrapped):  # diffusers stops
-        with pytest.raises(ValueError, match=words):
-            load(folder, **{name: other})
 
 
 def test_a_tokenizer_of_another_model_is_refused(mine, folder, build_pipe):
@@ -108,24 +100,13 @@ def test_components_of_ones_own_are_taken(pipe, folder, tmp_path):
 # What is saved loads again
 
 
-def compiled(pipe):
-    pipe.unet = torch.compile(pipe.unet, backend="eager")
-
-
-def of_euler(pipe):
-    pipe.scheduler = EDMEulerScheduler.from_config(pipe.scheduler.config)
-
-
-@pytest.mark.parametrize("change", [compiled, of_euler])
-def test_a_changed_pipeline_is_saved_so_that_it_loads(mine, pipe, tmp_path, change):
-    change(mine)
+def test_a_changed_pipeline_is_saved_so_that_it_loads(mine, pipe, tmp_path):
+    mine.unet = torch.compile(mine.unet, backend="eager")
+    mine.scheduler = EDMEulerScheduler.from_config(mine.scheduler.config)
     mine.save_pretrained(tmp_path)
     again = load(tmp_path)
     check_same(again, mine)
-    assert type(again.unet) is UNet2DConditionModel
-    assert type(again.scheduler) is type(mine.scheduler)
-    if change is not of_euler:
-        check_same(mine, pipe)
+    assert type(again.unet) is UNet2DConditionModel and type(again.scheduler) is EDMEulerScheduler
     mine.scheduler = EDMDPMSolverMultistepScheduler.from_config(again.scheduler.config)
     check_same(mine, pipe)
 

@@ -51,14 +51,11 @@ FORMS = [
     ("mask_image", [Image.fromarray(255 * HOLES[0].astype(np.uint8)), Image.fromarray(HOLES[1])]),
     ("mask_image", [*HOLES]),
     ("mask_image", HOLES[..., None].astype(">f4")),
-    ("mask_image", [HOLES[0, ..., None], torch.from_numpy(HOLES[1])]),
     ("mask_image", torch.from_numpy(HOLES[:, None] * 0.2 + 0.4)),  # grey is cut at one half
     ("class_label", [0, 2]),
-    ("class_label", np.array([0, 2])),
     ("class_label", torch.tensor([0, 2])),
     ("class_label", ["cat", np.int64(2)]),
     ("strength", [np.float32(0.5), 0.75]),
-    ("strength", torch.tensor([0.5, 0.75])),
     ("num_inference_steps", np.int64(STEPS)),
     ("guidance_interval", [0.1, np.inf]),
 ]

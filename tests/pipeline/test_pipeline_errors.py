@@ -15,55 +15,31 @@ NAN_IMAGE = torch.full((3, 8, 8), NAN)
 
 # Task, argument, value, and what the error says after the argument's name.
 BAD = [
-    ("generate", "task", "draw", r"is 'draw'; .* this model knows: generate, .*edit$"),
     ("generate", "task", "colorize", "is 'colorize'; it must be one that this model knows"),
     ("generate", "class_label", "bird", r"is 'bird'; .* this model knows \(cat, dog, ship\)"),
-    ("generate", "class_label", 3, "is 3; .*from 0 to 2"),
+    ("generate", "class_label", 3, "is 3; .* number from 0"),
     ("edit", "class_label", ["cat", None], "has None in it; task 'edit' needs a class"),
     ("edit", "image", PIL.resize((9, 8)), "is 9x8 pixels; this model takes 8x8"),
     ("edit", "image", PIL.convert("F"), "is a PIL image of mode F .* its pixels are floating"),
-    ("edit", "image", np.zeros((8, 8, 3), np.uint8), "has the type uint8.*divide by 255"),
+    ("edit", "image", np.zeros((8, 8, 3), np.uint8), "has the type uint8.*divide 0..255"),
     ("edit", "image", 255 * TENSOR, r"has values from .* \[0, 1\]"),
     ("edit", "image", NAN_IMAGE, "has values from nan to nan"),
     ("edit", "image", TENSOR.permute(1, 2, 0), r"is a tensor of shape \(8, 8, 3\)"),
-    ("edit", "image", [], r"is \[\]; it must be a PIL image, .* of one or more"),
     ("edit", "image", TENSOR[None][:0], r"is tensor\(.*; it must be .* of one or more"),
     ("edit", "image", "cat.png", "is 'cat.png'; it must be a PIL image"),
-    ("edit", "image", np.zeros((8, 8, 3), complex), "has the type complex128"),
-    ("inpaint", "mask_image", Image.new("L", (8, 9)), "is 8x9 pixels"),
     ("inpaint", "mask_image", torch.ones(3, 8, 8), r"is a tensor .*; it must be \(1, H, W\)"),
     ("inpaint", "mask_image", np.ones((8, 8, 3)), r"is an array .*; it must be \(H, W, 1\)"),
-    ("inpaint", "mask_image", np.ones((8, 8), np.uint8), "has the type uint8"),
-    ("inpaint", "mask_image", 255 * torch.ones(8, 8), "has values from 255 to 255"),
-    ("inpaint", "mask_image", True, "is True; it must be a PIL image"),
     ("inpaint", "mask_image", Image.new("RGBA", (8, 8)), "is transparent in places"),
-    ("inpaint", "mask_image", Image.new("LA", (8, 8)), "is transparent in places"),
     # Masks whose white is not white.
-    *(
-        (
-            "inpaint",
-            "mask_image",
-            mask,
-            rf"has values up to {most}, .*make white what is .*\({white}\)",
-        )
-        for mask, most, white in (
-            (Image.new("L", (8, 8), 1), 1, 255),
-            (Image.new("RGB", (8, 8), "red"), 76, 255),
-            (torch.full((8, 8), 0.3), r"0\.3", 1),
-        )
-    ),
+    ("inpaint", "mask_image", Image.new("L", (8, 8), 1), r"has values up to 1, .*\(255\)"),
+    ("inpaint", "mask_image", torch.full((8, 8), 0.3), r"has values up to 0\.3, .*\(1\)"),
     ("edit", "strength", 1.5, r"is 1\.5; it must be a number from 0 to 1"),
     ("edit", "strength", [0.5, "1"], "is '1'"),
     ("generate", "num_inference_steps", 0, "is 0; it must be a whole number from 1"),
     ("generate", "guidance_scale", -1, "is -1; it must be a number from 0 upwards"),
     ("generate", "guidance_interval", 1.0, r"is 1\.0; it must be two numbers"),
     ("generate", "guidance_interval", (3, 1), r"is \(3, 1\); .*lower one first"),
-    (
-        "generate",
-        "generator",
-        [torch.Generator()] * 2,
-        r"is \[.*; it must be .* for each of 1 images",
-    ),
+    ("generate", "generator", [torch.Generator()] * 2, r"is \[.*; it must be .* each of 1 images"),
     ("generate", "generator", 42, "is 42; it must be a torch.Generator, or a list"),
     ("generate", "latents", torch.ones(2, 3, 8, 8), r"are \(2, 3, 8, 8\).*\(1, 3, 8, 8\)"),
     ("generate", "latents", NAN_IMAGE[None], "are .* finite"),
@@ -76,10 +52,8 @@ UNFIT = [
     ("inpaint", {"image": None}, "task 'inpaint' needs image;"),
     ("edit", {"class_label": None}, "task 'edit' needs class_label"),
     ("generate", {"image": PIL}, "task 'generate' takes no image; only class_label"),
-    ("generate", {"image_guidance_scale": 1.0}, "takes no image_guidance_scale"),
     ("generate", {"strength": 0.5, "mask_image": PIL}, "takes no mask_image, strength"),
     ("edit", {"class_label": ["cat"] * 2, "strength": [0.1] * 3}, "class_label 2, strength 3"),
-    ("inpaint", {"image": [PIL] * 2, "mask_image": torch.ones(3, 1, 8, 8)}, "mask_image 3"),
 ]
 
 

@@ -60,14 +60,6 @@ def test_generate_shows_nothing_and_inpaint_nothing_of_the_hole():
     assert torch.equal(hint.mask, mask) and (mask == 0).any((1, 2, 3)).all()
 
 
-def test_edit_of_strength_one_shows_nothing_of_the_source_in_the_mask():
-    mask = ONES.clone()
-    mask[..., 4:] = 0
-    one, two = (condition("edit", images(1, seed), mask, torch.ones(1)) for seed in (1, 2))
-    assert torch.equal(one.image[..., :4], two.image[..., :4])
-    assert not torch.equal(one.image[..., 4:], two.image[..., 4:])
-
-
 def test_edit_drops_what_guidance_needs():
     n, p = 10000, 0.2
     choice = draw("edit", n, class_dropout=p)
