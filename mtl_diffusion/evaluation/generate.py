@@ -25,7 +25,7 @@ class Generate(Part):
     def main(self) -> list[Job]:
         """Those of the summary; the last is that of a class, at the model's defaults."""
         pipe, steps = self.context.pipe, self.steps(self.task)
-        guided = pipe.default_guidance(self.task), pipe.default_guidance_interval(self.task)
+        guided = pipe.default_guidance(self.task), pipe.spec(self.task).default_guidance_interval
         jobs = [
             self._job("null_class", steps),
             self._job("without_a_class", steps, *guided),

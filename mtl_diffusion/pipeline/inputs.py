@@ -44,23 +44,23 @@ def read_inputs(
 
     Without a source the image is zero and all of it is painted.
     """
-    parts = {"class_label": read_labels(given["class_label"], classes)}
-    if "class_label" in task.required and (parts["class_label"] < 0).any():
+    label = read_labels(given["class_label"], classes)
+    if "class_label" in task.required and (label < 0).any():
         raise ValueError(f"class_label has None in it; task {task.name!r} needs a class")
     strength = task.default_strength if given["strength"] is None else given["strength"]
     if strength is not None:
         entries = _entries(strength, "strength")
-        parts["strength"] = torch.tensor([read_number(one, 0, 1, "strength") for one in entries])
+        strength = torch.tensor([read_number(one, 0, 1, "strength") for one in entries])
     pixels = torch.full((1, *images.shape), images.array_range[0])
     frame = mask = torch.ones(1, 1, *images.size)
     if given["image"] is not None:
         pixels, frame = read_images(given["image"], images)
     if given["mask_image"] is not None:
         mask = read_masks(given["mask_image"], images)
-    parts |= {"image": pixels, "mask_image": mask}
-    lengths = {name: len(part) for name, part in parts.items()}
+    parts = {"class_label": label, "strength": strength, "image": pixels, "mask_image": mask}
+    lengths = {name: len(part) for name, part in parts.items() if part is not None}
     size = max(lengths.values())
-    if any(length not in (1, size) for length in lengths.values()):
+    if not {*lengths.values()} <= {1, size}:
         raise ValueError(
             "the arguments have different lengths: "
             + ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -72,8 +72,7 @@ def read_inputs(
             part = part.expand(size, *part.shape[1:]).repeat_interleave(n, 0)
         return part
 
-    each = (pixels, mask, parts["class_label"], frame, parts.get("strength"))
-    return Inputs(*map(repeated, each))
+    return Inputs(*map(repeated, (pixels, mask, label, frame, strength)))
 
 
 def read_images(value, images: ImageFormat, name: str = "image") -> tuple[Tensor, Tensor]:

@@ -158,10 +158,6 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         """guidance_scale of a task, if it is not given: a model of few steps has it built in."""
         return 1.0 if self.chains else self.spec(task).default_guidance_scale
 
-    def default_guidance_interval(self, task: str) -> tuple[float, float]:
-        """guidance_interval of a task, if it is not given."""
-        return self.spec(task).default_guidance_interval
-
     guidance_scale = property(lambda self: self._guidance_scale)
     image_guidance_scale = property(lambda self: self._image_guidance_scale)
     guidance_interval = property(lambda self: self._guidance_interval)
@@ -214,8 +210,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
-                None: `pipe.default_guidance_interval(task)`; (0, math.inf) is everywhere. Source:
-                Kynkäänniemi et al. 2024, arXiv:2404.07724.
+                None: `pipe.spec(task).default_guidance_interval`; (0, math.inf) is everywhere.
+                Source: Kynkäänniemi et al. 2024, arXiv:2404.07724.
             num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches. None:
                 `pipe.default_steps(task)`. A model of few steps takes the lengths of
                 `pipe.chains`, and leaves out the first steps of an edit that is not strong.
@@ -291,7 +287,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         """Reads the arguments of guidance; None: the default of the task and the model."""
         scale = self.default_guidance(task) if scale is None else scale
         image_scale = 1.0 if image_scale is None else image_scale
-        interval = self.default_guidance_interval(task) if interval is None else interval
+        interval = self.spec(task).default_guidance_interval if interval is None else interval
         self._guidance_scale = read_number(scale, 0, math.inf, "guidance_scale")
         self._image_guidance_scale = read_number(image_scale, 0, math.inf, "image_guidance_scale")
         self._guidance_interval = read_interval(interval, "guidance_interval")

@@ -65,7 +65,6 @@ def given():
             default_steps=lambda task: 18,
             spec=TASKS.get,
             default_guidance=lambda task: 3.0,
-            default_guidance_interval=lambda task: (0.28, 2.9),
         ),
         classifier=FakeClassifier(),
         space=FeatureSpace("moments", "abc", {}, embed),

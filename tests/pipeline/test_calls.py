@@ -61,13 +61,13 @@ def test_a_callback_can_stop_its_call(pipe, which):
     assert len(seen) == STEPS and not pipe.interrupt
 
 
-def test_one_call_is_stopped_and_not_another(pipe):
+def test_one_call_is_stopped_and_not_the_one_around_it(pipe):
     expected = draw(pipe)
 
-    def callback(running, step, timestep, tensors):
-        def stop(inner, *_):
-            inner._interrupt = True
+    def stop(inner, *_):
+        inner._interrupt = True
 
+    def callback(running, *_):
         draw(pipe, callback_on_step_end=stop)
         assert not running.interrupt
 

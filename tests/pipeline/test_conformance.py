@@ -19,11 +19,6 @@ from mtl_diffusion.pipeline.pipeline import TASKS
 SUITE = Path(__file__).parents[1] / "tools" / "conformance.py"
 # That there is no GPU, in the suite's words; or, in ours, that the pipeline lacks what is tested.
 REASONS = ("accelerator", "xformers", "left out")
-    "requires a hardware accelerator",
-    "requires accelerator+PyTorch",
-    "xformers",
-    "left out",
-)
 
 
 @pytest.mark.slow

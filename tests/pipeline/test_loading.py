@@ -175,16 +175,6 @@ def test_links_are_replaced_and_not_written_through(other, folder, tmp_path):
     assert files(folder) == before
 
 
-def test_an_upload_that_fails_leaves_what_was_saved(pipe, tmp_path, monkeypatch):
-    def refused(self, repo_id, **options):
-        raise ConnectionError(repo_id)
-
-    monkeypatch.setattr(type(pipe), "push_to_hub", refused)
-    with pytest.raises(ConnectionError, match="me/name"):
-        pipe.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/name")
-    assert torch.equal(weights_of(installed(tmp_path)), weights_of(pipe))
-
-
 def test_weights_are_as_readable_as_the_rest(pipe, tmp_path, monkeypatch):
     """Also in a folder of the user's home."""
     monkeypatch.setenv("HOME", str(tmp_path))
