@@ -3,7 +3,6 @@
 import json
 import subprocess
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,34 +19,18 @@ _DATA = ("dataset_name", "dataset_config_name", "train_split", "validation_split
 _DATA += ("image_column", "label_column")
 
 
-def loss_of(
-    pipe: MultiTaskPipeline,
-    data: ImageDataset,
-    num_images: int,
-    token: int | None = None,
-    seed: int = 0,
-) -> dict[str, dict[str, torch.Tensor]]:
-    """`held_out_loss` of all tasks of a pipeline; noise and corruption are the same for any.
-
-    Args:
-        token: id that all tasks have in place of their own.
-    """
-    tasks, vocabulary = tuple(pipe.spec(name) for name in pipe.tasks), pipe.vocabulary
-    if token is not None:
-        vocabulary = replace(vocabulary, tasks=dict.fromkeys(vocabulary.tasks, token))
-    mixture = Mixture(tasks, (1.0,) * len(tasks), vocabulary, pipe.format)
-    objective = Objective(pipe.unet, pipe.scheduler)
-    data = data.relabelled(pipe.class_names)
-    return held_out_loss(objective, pipe.unet, mixture, data, num_images, seed)
-
-
 def losses(run: Path, data: ImageDataset, num_images: int) -> dict[str, dict[str, float]]:
     """Task -> noise level -> held-out loss, of the model that was trained in the folder `run`."""
     pipe = MultiTaskPipeline.from_pretrained(run / PIPELINE)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    tasks = tuple(pipe.spec(name) for name in pipe.tasks)
+    mixture = Mixture(tasks, (1.0,) * len(tasks), pipe.vocabulary, pipe.format)
+    objective = Objective(pipe.unet, pipe.scheduler)
+    data = data.relabelled(pipe.class_names)
+    found = held_out_loss(objective, pipe.unet, mixture, data, num_images)
     return {
         task: {level: loss.mean().item() for level, loss in levels.items()}
-        for task, levels in loss_of(pipe, data, num_images).items()
+        for task, levels in found.items()
     }
 
 

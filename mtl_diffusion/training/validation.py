@@ -117,14 +117,13 @@ def held_out_loss(
     mixture: Mixture,
     dataset: ImageDataset,
     num_images: int,
-    seed: int = 0,
     rank: int = 0,
     world: int = 1,
 ) -> dict[str, dict[str, Tensor]]:
     """Task -> noise level -> losses (N,), each over the same N images, noise and corruption.
 
-    Noise, masks and strengths are functions of (seed, task), the same at every call and every
-    noise level. So two models, or two noise levels, differ in nothing else.
+    Noise, masks and strengths are functions of the task, the same at every call and every noise
+    level. So two models, or two noise levels, differ in nothing else.
 
     Args:
         objective: gives the targets and the noise levels.
@@ -145,7 +144,7 @@ def held_out_loss(
     mine = mine.split(BATCH) if len(mine) else ()  # a process may have no image
     highest, losses = max(objective.levels.values()), {}
     for i, task in enumerate(mixture.tasks):
-        random = generator(seed, task.name, "held out", device=device)
+        random = generator(0, task.name, "held out", device=device)
         choice = task.draw(n, form.size, 0.0, random)
         corruption, noise = torch.randn(2, n, *form.shape, generator=random, device=device)
         place = torch.rand(n, 1, 1, 1, generator=random, device=device)  # within a noise level

@@ -10,7 +10,6 @@ import pytest
 from in_process import run_script
 from metrics import SUMMARY
 from PIL import Image
-from tables import write_images
 from tiny import RUN, flags, write_shapes
 
 from mtl_diffusion.commands import evaluate
@@ -20,7 +19,6 @@ from mtl_diffusion.comparison.measure import scores
 from mtl_diffusion.comparison.report import changes, loss_table, scorecard_table
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.evaluation.settings import PRESETS
-from mtl_diffusion.pipeline.pipeline import TASKS
 
 SHIPPED = Path(__file__).parents[2] / "configs/comparisons"
 BASE = TrainConfig(max_train_steps=4)
@@ -178,23 +176,3 @@ def test_a_whole_comparison_and_the_same_again(tmp_path, monkeypatch, capsys, fo
     assert command() == 0 and (folder / "comparison.md").read_text() == table
     assert {path: path.stat().st_mtime_ns for path in runs} == runs and len(runs) >= 2
     assert "old.seed0: training exited with 2" in command("--learning_rate", "0.5")
-
-
-def test_task_tokens_writes_a_table_and_a_plot(pipe, tmp_path, monkeypatch, capsys):
-    pipe.save_pretrained(tmp_path / "pipeline")
-    folders = [f"{split}/{name}" for split in ("train", "test") for name in pipe.class_names]
-    data = write_images(
-        tmp_path / "data", *(f"{folder}/{i}.png" for folder in folders for i in "12")
-    )
-    given = ["--pipeline", tmp_path / "pipeline", "--dataset_name", data]
-    given += ["--num_images", 6, "--output_dir", tmp_path / "out"]
-    assert run_script("task_tokens.py", *given, monkeypatch=monkeypatch) == 0
-    report = json.loads((tmp_path / "out/task_tokens.json").read_text())
-    assert report["num_images"] == 6 and list(report["right"]) == list(TASKS)
-    pairs = {f"{a}, {b}" for a in TASKS for b in [*TASKS, "null"] if a != b}
-    assert set(report["excess"]) == pairs
-    for cells in report["excess"].values():
-        assert np.shape(cells) == (len(report["levels"]), 2)
-        assert all(excess != 0 and error > 0 for excess, error in cells)
-    more, error = report["excess"]["edit, null"][0]
-    assert f"| edit, null | {more:+.1f} ± {error:.1f} |" in capsys.readouterr().out
