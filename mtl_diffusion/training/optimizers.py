@@ -92,45 +92,37 @@ class Muon(torch.optim.Optimizer):
         for weight, count in zip(hidden, parts, strict=True):
             rows = weight.shape[0] // count
             by_shape[rows, weight[0].numel()].append((weight, count))
-        self._weights: list[nn.Parameter] = []  # in the order of the stacks
-        self._momenta: list[Tensor] = []  # a stack of matrices for each shape
-        self._updates: list[Tensor] = []  # likewise; first the gradients are written there
-        self._by_weight: list[Tensor] = []  # views of the latter, each of the shape of its weight
+        # Of each shape: the weights, the matrices in each of them, and their momenta in one stack.
+        self._stacks: list[tuple[list[nn.Parameter], list[int], Tensor]] = []
         for (rows, columns), members in by_shape.items():
-            counts = [count for _, count in members]
-            momentum, update = members[0][0].new_zeros(2, sum(counts), rows, columns)
-            self._momenta.append(momentum)
-            self._updates.append(update)
-            views = zip(members, momentum.split(counts), update.split(counts), strict=True)
-            for (weight, _), own_momentum, own_update in views:
-                self._weights.append(weight)
-                # A view, too: loading into it changes the stack.
-                self.state[weight]["momentum"] = _as_weight(own_momentum, weight)
-                self._by_weight.append(_as_weight(own_update, weight))
+            weights, counts = map(list, zip(*members, strict=True))
+            momentum = weights[0].new_zeros(sum(counts), rows, columns)
+            for weight, part in zip(weights, momentum.split(counts), strict=True):
+                # A view: loading into it changes the stack.
+                self.state[weight]["momentum"] = _as_weight(part, weight)
+            self._stacks.append((weights, counts, momentum))
 
     @torch.no_grad()
     def step(self) -> None:
         """Updates the parameters from their `.grad`, which all of them must have."""
         self._adamw.found_inf = self.found_inf
         self._adamw.step()
-        if not self._weights:
-            return
-        group, momenta = self.param_groups[0], self._momenta
-        torch._foreach_copy_(self._by_weight, [weight.grad for weight in self._weights])
-        found_inf = momenta[0].new_zeros(()) if self.found_inf is None else self.found_inf
-        bad, takes_part = found_inf > 0, 1 - found_inf
-        # Where it is bad the momentum moves to itself, so it stays where it is.
-        pairs = zip(momenta, self._updates, strict=True)
-        gradients = [torch.where(bad, momentum, gradient) for momentum, gradient in pairs]
-        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
-        nesterov = torch._foreach_lerp(gradients, momenta, MOMENTUM)
-        for matrices, update in zip(nesterov, self._updates, strict=True):
-            size = group["lr"] * 0.2 * math.sqrt(max(update.shape[1:]))
-            torch.mul(orthogonalised(matrices), size * takes_part, out=update)
-        if group["weight_decay"]:
-            keep = 1 - group["lr"] * group["weight_decay"] * takes_part
-            torch._foreach_mul_(self._weights, keep)
-        torch._foreach_sub_(self._weights, self._by_weight)
+        group, found_inf = self.param_groups[0], self.found_inf
+        for weights, counts, momentum in self._stacks:
+            pairs = zip(weights, counts, strict=True)
+            gradient = torch.cat([_as_matrices(weight.grad, count) for weight, count in pairs])
+            takes_part = 1 if found_inf is None else 1 - found_inf
+            if found_inf is not None:  # where it is 1 the momentum moves to itself, so it stays
+                gradient = torch.where(found_inf > 0, momentum, gradient)
+            momentum.lerp_(gradient, 1 - MOMENTUM)
+            nesterov = gradient.lerp_(momentum, MOMENTUM)
+            size = group["lr"] * 0.2 * math.sqrt(max(momentum.shape[1:]))
+            update = orthogonalised(nesterov) * (size * takes_part)
+            if group["weight_decay"]:
+                keep = 1 - group["lr"] * group["weight_decay"] * takes_part
+                torch._foreach_mul_(weights, keep)
+            pairs = zip(update.split(counts), weights, strict=True)
+            torch._foreach_sub_(weights, [_as_weight(part, weight) for part, weight in pairs])
 
 
 def orthogonalised(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -161,12 +153,16 @@ def _fastest(device: str) -> torch.dtype:
     return torch.bfloat16 if has_it else torch.float16
 
 
-def _as_weight(matrices: Tensor, weight: Tensor) -> Tensor:
-    """(parts, rows, columns) as a view of the weight's shape, (out, in) or (out, in, h, w).
+# The columns of matrices are in the order (h, w, in), in which a weight in channels_last lies in
+# memory: so both of these give views, where the matrices are contiguous.
 
-    The columns are in the order (h, w, in), in which a weight in channels_last lies in memory.
-    """
-    if weight.ndim == 2:
-        return matrices.view(weight.shape)
-    out, channels, height, width = weight.shape
-    return matrices.view(out, height, width, channels).permute(0, 3, 1, 2)
+
+def _as_matrices(weight: Tensor, parts: int) -> Tensor:
+    """(out, in) or (out, in, h, w) -> (parts, rows, columns)."""
+    return weight.movedim(1, -1).reshape(parts, weight.shape[0] // parts, -1)
+
+
+def _as_weight(matrices: Tensor, weight: Tensor) -> Tensor:
+    """(parts, rows, columns) -> the shape of the weight."""
+    out, columns, *sides = weight.shape
+    return matrices.reshape(out, *sides, columns).movedim(-1, 1)
