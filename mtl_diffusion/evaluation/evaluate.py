@@ -25,9 +25,8 @@ from .translate import Translate
 PARTS: dict[str, type[Part]] = {part.name: part for part in (Generate, Inpaint, Edit, Translate)}
 # The figures of a summary.
 FIGURES = ("frechet_distance_to_train", "frechet_distance", "precision", "recall")
-FIGURES += ("radial_power_largest_difference", "class_accuracy", "source_class_kept", "same_class")
-FIGURES += ("psnr_in_hole", "ssim_in_hole", "ssim_to_source", "feature_distance", "largest_share")
-FIGURES += ("strength", "guidance_scale")
+FIGURES += ("class_accuracy", "source_class_kept", "same_class", "psnr_in_hole", "ssim_in_hole")
+FIGURES += ("ssim_to_source", "feature_distance", "largest_share", "strength", "guidance_scale")
 
 
 def parts_for(pipe: MultiTaskPipeline) -> list[str]:

@@ -12,7 +12,6 @@ from ..pictures.plots import curves
 from .bulk import Drawn, Job
 from .distances import frechet_distance, kth_distance, precision_recall
 from .parts import Part, mean
-from .spectrum import mean_power, radial_power
 
 
 class Generate(Part):
@@ -71,9 +70,8 @@ class Generate(Part):
     def score(self, drawn: Mapping[str, Drawn], folder: Path) -> dict[str, Any]:
         context = self.context
         train, test = (drawn[f"features-{split}"].values for split in ("train", "test"))
-        real = mean_power(context.train.rgb)
 
-        def figures(images: Tensor, features: Tensor) -> dict[str, Any]:
+        def figures(features: Tensor) -> dict[str, Any]:
             # As many training images as samples: the balls depend on it.
             precision, recall = precision_recall(train[: len(features)], features)
             return {
@@ -81,18 +79,17 @@ class Generate(Part):
                 "frechet_distance_to_test": frechet_distance(features, test),
                 "precision": precision,
                 "recall": recall,
-                **radial_power(context.rgb(images), real),
             }
 
         n = min(context.settings.num_images, len(train), len(test))
-        floor = figures(context.test.images[:n], test[:n])
+        floor = figures(test[:n])
         floor["frechet_distance_to_test"] = frechet_distance(train[:n], test)
         results: dict[str, Any] = {"floor": {"n": n, **floor}}
         lines: dict[str, list] = {}  # by class, one for each guidance
         for job in self.samplings:
             images, evaluations = drawn[job.name].values, drawn[job.name].evaluations
             features, classes = context.seen(images)
-            found = figures(images, features)
+            found = figures(features)
             if job.name.startswith("by_class"):
                 found |= mean("class_accuracy", classes == torch.tensor(job.each["class_label"]))
                 line = job.name.partition("_steps_")[0].replace("_", " ")

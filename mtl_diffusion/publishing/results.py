@@ -13,7 +13,6 @@ NAMES = {
     "frechet_distance": "Frechet distance",
     "precision": "precision",
     "recall": "recall",
-    "radial_power_largest_difference": "power spectrum, largest difference",
     "psnr_in_hole": "PSNR in the hole",
     "ssim_in_hole": "SSIM in the hole",
     "same_class": "class kept",
@@ -83,9 +82,8 @@ def tables(metrics: Mapping[str, Any]) -> str:
     parts += [
         f"Sampler: {metrics['sampler']}. An evaluation is one pass of an image through the "
         f"network. Frechet distances are taken in the feature space `{space['name']}` "
-        f"({space['kind']}), and can't be compared with those of another space or another n. The "
-        "power spectrum is compared with that of real images in four rings of frequency, in "
-        f"decades. Classes are found by a classifier that is right in {classifier['accuracy']:.2%} "
+        f"({space['kind']}), and can't be compared with those of another space or another n. "
+        f"Classes are found by a classifier that is right in {classifier['accuracy']:.2%} "
         f"of {classifier['n']:,} held-out images. The rest of the scorecard is in metrics.json.",
         f"Measured by `{metrics['command']}`.",
     ]

@@ -91,8 +91,6 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     null = one["generate"]["null_class_steps_2"]
     assert null["evaluations"] == 2 and {"precision", "recall"} <= null.keys()
     assert "without_a_class_guidance_2_interval_0.28_2.9_steps_2" in one["summary"]["generate"]
-    power = one["generate"]["by_class_guidance_2_interval_0.28_2.9_steps_2"]["radial_power"]
-    assert power["n"] == 10 and len(power["decades"]) == 4
     assert one["edit"]["edit"]["strength_0.5"]["evaluations"] == 2 * 2
     assert one["edit"]["whole_edit"]["strength_0.5"]["evaluations"] == 8 + 2 * 2 + 3 * 2
     assert one["edit"]["sdedit"]["strength_0.5"]["evaluations"] == 2 * 2
