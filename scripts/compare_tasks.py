@@ -7,7 +7,7 @@
 --arms is a YAML file with a line for each arm, name: {field: value}; configs/comparisons has some.
 All other flags are those of scripts/train.py and hold for every arm. Each task is compared with the
 first arm that has it. Finished runs, in output_dir/runs, are not trained again, and interrupted
-ones are continued. Writes comparison.json, comparison.md and changes.png. ± is the standard
+ones are continued. Writes comparison.json and comparison.md. ± is the standard
 deviation over the seeds.
 
 --evaluate "--preset smoke --classifier runs/judge" adds the figures of the scorecard.

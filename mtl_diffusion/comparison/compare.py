@@ -1,4 +1,4 @@
-"""A whole comparison: trains the runs that are missing, measures all, writes tables and a plot."""
+"""A whole comparison: trains the runs that are missing, measures all, writes tables."""
 
 import json
 import subprocess
@@ -13,14 +13,13 @@ from tqdm.auto import tqdm
 from ..config import TrainConfig, resolved, to_dict
 from ..data.images import load_splits
 from ..launch.stop import STOPPED
-from ..pictures.plots import signed_matrix
 from ..publishing.export import PIPELINE
 from ..tools import flags
 from ..tools.files import write_text
 from ..training.model import image_format
 from .arms import Arm, configure
 from .measure import losses, scores
-from .report import ByTask, changes, loss_table, scorecard_table
+from .report import changes, loss_table, scorecard_table
 
 
 def compare(
@@ -40,7 +39,7 @@ def compare(
         evaluate: starts scripts/evaluate.py, see `scores`. None: losses alone are compared.
 
     Returns:
-        The tables as Markdown. They and comparison.json and changes.png are written to `folder`.
+        The tables as Markdown. They and comparison.json are written to `folder`.
 
     Raises:
         ValueError: a configuration is not allowed.
@@ -88,7 +87,6 @@ def compare(
     text = json.dumps(report, indent=2, default=np.ndarray.tolist)
     write_text(folder / "comparison.json", text + "\n")
     write_text(folder / "comparison.md", tables)
-    _plot(changed, levels, folder / "changes.png")
     return tables
 
 
@@ -121,12 +119,3 @@ def _with_mean(runs: Sequence[dict[str, float]]) -> np.ndarray:
     """(S, K + 1): the losses of a task in S runs, by noise level, and their mean."""
     table = np.array([list(levels.values()) for levels in runs])
     return np.column_stack([table, table.mean(1)])
-
-
-def _plot(changed: ByTask, levels: Sequence[str], path: Path) -> None:
-    rows = {f"{arm}: {task}": row for arm, tasks in changed.items() for task, row in tasks.items()}
-    if rows:
-        values = np.stack(list(rows.values()), 1)  # (S, rows, K + 1)
-        std = values.std(0, ddof=1) if len(values) > 1 else np.full(values.shape[1:], np.nan)
-        label = "more loss than the reference, %"
-        signed_matrix(values.mean(0), std, list(rows), levels, label, path)

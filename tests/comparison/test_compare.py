@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from in_process import run_script
 from metrics import SUMMARY
-from PIL import Image
 from tiny import RUN, flags, write_shapes
 
 from mtl_diffusion.commands import evaluate
@@ -170,7 +169,6 @@ def test_a_whole_comparison_and_the_same_again(tmp_path, monkeypatch, capsys, fo
     assert set(losses["old"]) == {"generate", "edit"} == set(report["changes_in_percent"]["token"])
     assert set(losses["token"]) == {"generate", "edit", "colorize"}
     assert np.shape(losses["old"]["edit"]) == (1, len(levels)) and levels[-1] == "mean"
-    assert Image.open(folder / "changes.png").width > 400
 
     runs = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/checkpoints/*/*.json")}
     assert command() == 0 and (folder / "comparison.md").read_text() == table
