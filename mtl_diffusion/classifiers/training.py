@@ -80,7 +80,6 @@ def train_classifier(
     architecture: str = "regnet",
     epochs: int = 10,
     batch_size: int = 128,
-    learning_rate: float | None = None,
     width: int = 32,
     depth: int = 1,
     noise: float = 0.0,
@@ -99,7 +98,6 @@ def train_classifier(
         architecture: "resnet9" or "regnet".
         epochs: passes over the dataset, at least 1.
         batch_size: samples a step, no more than the dataset has.
-        learning_rate: the largest of the schedule; None for the architecture's own.
         width: channels of the first layer; each stage has twice the channels of the one before.
         depth: residual blocks in each of a regnet's three stages.
         noise: the largest standard deviation of Gaussian noise that is added to images in [-1, 1];
@@ -109,14 +107,11 @@ def train_classifier(
         mixed_precision: "no" or "bf16".
 
     Raises:
-        ValueError: there is nothing to train, the dataset is smaller than a batch, the learning
-            rate is not above 0, or the noise is no standard deviation.
+        ValueError: there is nothing to train, the dataset is smaller than a batch, or the noise is
+            no standard deviation.
     """
     if epochs < 1:
         raise ValueError(f"epochs: {epochs} leaves nothing to train; give 1 or more.")
-    rate = RATES[architecture] if learning_rate is None else learning_rate
-    if not 0 < rate < math.inf:
-        raise ValueError(f"learning_rate: {rate} trains nothing; give a number above 0, or none.")
     if not 0 <= noise < math.inf:
         raise ValueError(f"noise: {noise} is no standard deviation; give 0 for none, or more.")
     device, size = torch.device(device), dataset.format.size
@@ -127,12 +122,12 @@ def train_classifier(
         model = MODELS[architecture](_config(architecture, dataset.class_names, width, depth))
     # With the channels last, convolutions are a quarter faster on CPUs, and a third in bf16.
     model = model.to(device, memory_format=torch.channels_last).train()
+    steps, rate = math.ceil(epochs * len(dataset) / batch_size), RATES[architecture]
     if architecture == "resnet9":
         how = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
         optimizer = torch.optim.SGD(model.parameters(), lr=rate, **how)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
-    steps = math.ceil(epochs * len(dataset) / batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
     progress = tqdm(range(steps), desc="Training the classifier", unit="step", mininterval=1)

@@ -33,7 +33,6 @@ def parse() -> Namespace:
     add("--architecture", default="regnet", choices=kinds, help="resnet9 is more accurate")
     add("--epochs", type=int, default=10, help="passes over the train split")
     add("--batch_size", type=int, default=128, help="samples a step")
-    add("--learning_rate", type=float, help="at its peak; default: the architecture's own")
     add("--width", type=int, default=32, help="channels of the first layer")
     add("--depth", type=int, default=1, help="residual blocks in each stage of regnet")
     noise = "largest standard deviation of noise added to images in [-1, 1]: 0.25 for judging edits"
@@ -53,7 +52,7 @@ def main() -> None:
     from mtl_diffusion.config import from_dict
     from mtl_diffusion.training.model import image_format
 
-    names = ("architecture", "epochs", "batch_size", "learning_rate", "width", "depth", "noise")
+    names = ("architecture", "epochs", "batch_size", "width", "depth", "noise")
     options = {name: getattr(args, name) for name in (*names, "seed", "mixed_precision")}
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with flags.refusals():

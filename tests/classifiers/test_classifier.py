@@ -22,9 +22,8 @@ def data():
 @pytest.fixture(scope="module", params=["regnet", "resnet9"])
 def trained(data, request):
     """One in float32, and one in bfloat16."""
-    how = {"regnet": (4, 64, 1e-2, 8), "resnet9": (4, 64, 0.2, 8)}[request.param]
     precision = {"regnet": "no", "resnet9": "bf16"}[request.param]
-    return train_classifier(data, request.param, *how, mixed_precision=precision)
+    return train_classifier(data, request.param, 4, 64, width=8, mixed_precision=precision)
 
 
 def test_it_learns(trained):
@@ -73,8 +72,6 @@ def test_what_it_is_not_made_for_is_refused(trained, data, tmp_path):
             trained(torch.zeros(shape))
     with pytest.raises(ValueError, match="epochs: 0 leaves nothing to train"):
         train_classifier(data, epochs=0)
-    with pytest.raises(ValueError, match="learning_rate: 0 trains nothing"):
-        train_classifier(data, learning_rate=0)
     with pytest.raises(ValueError, match=r"noise: -0\.1 is no standard deviation"):
         train_classifier(data, noise=-0.1)
     with pytest.raises(ValueError, match=r"classifier: .* has no config\.json"):
@@ -99,7 +96,7 @@ def test_trained_with_noise_it_knows_more_noisy_images(data):
 
     def right(noise):
         """The mean share of two classifiers: without noise it varies most by seed."""
-        how = {"learning_rate": 0.2, "width": 8, "noise": noise}
+        how = {"width": 8, "noise": noise}
         trained = [train_classifier(data, "resnet9", 4, 64, seed=seed, **how) for seed in (0, 1)]
         return sum((t(noisy).argmax(1) == data.labels).float().mean().item() for t in trained) / 2
 
