@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Image
 from PIL import Image as Picture
 from tables import write_parquet
 from tiny import flags, own_state
@@ -27,7 +27,7 @@ SMALL = {
     "report_to": "none",
     "num_threads": 1,
 }
-CHANNELS = {"digits": "[8,8]", "emoji": "[8,8,8,8]", "cifar100": "[8,8,8]"}
+CHANNELS = {"emoji": "[8,8,8,8]", "cifar100": "[8,8,8]"}
 
 
 @pytest.fixture
@@ -69,18 +69,6 @@ def script(tmp_path, monkeypatch):
         runpy.run_path(str(CONFIGS.parent / "scripts" / name), run_name="__main__")
 
     return run
-
-
-def test_digits_of_scikit_learn(trained, tmp_path, script):
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    script("digits.py")
-    (file,) = (tmp_path / "data").iterdir()
-    rows = Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
-    assert len(rows) == 1797 and rows.features["label"].names == [*"0123456789"]
-    image = np.asarray(rows[0]["image"])
-    assert image.shape == (8, 8) and image.max() > 200 and rows[0]["label"] == 0
-    _, pipe = trained("digits")
-    assert pipe.size == 8 and pipe.class_names == (*"0123456789",)
 
 
 def write_package(folder: Path, count: int = 100) -> None:
