@@ -67,14 +67,13 @@ score() {
         --output_dir "$OUT/scores/$1"
 }
 
-draw() { # into the card; a classifier chooses the sources, by the rule of gallery.py
-    export_model "$1"
+draw() { # in place of the card's picture; a classifier chooses the sources, by the rule of gallery.py
     $PYTHON scripts/gallery.py --pipeline "$OUT/$1" --classifier "$CLASSIFIER" --output_dir "$OUT/gallery/$1"
     cp "$OUT/gallery/$1/gallery.png" "$OUT/$1/gallery.png"
 }
 
 figures() { both score; }
-cards() { both export_model --no_pictures; }
+cards() { both export_model; }
 gallery() { both draw; }
 
 steps=(classifiers train few_steps figures cards gallery)
