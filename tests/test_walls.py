@@ -80,19 +80,6 @@ def calls(path: Path) -> set[str]:
     return {ast.unparse(n.func) for n in ast.walk(tree(path)) if isinstance(n, ast.Call)}
 
 
-def test_the_reader_of_imports_sees_them(tmp_path, monkeypatch):
-    code = "import a.b\nfrom .c import d\nfrom ..pipeline import edit\ndef f():\n    import late\n"
-    monkeypatch.setitem(globals(), "tree", lambda path: ast.parse(code))
-    path = PIPELINE / "any.py"
-    assert imports(path) == {
-        "a.b",
-        "mtl_diffusion.pipeline.c",
-        "mtl_diffusion.pipeline",
-        "mtl_diffusion.pipeline.edit",
-        "late",
-    }
-
-
 def test_what_ships_imports_little_evaluates_nothing_and_opens_nothing():
     code = ast.parse(source())
     nodes = list(ast.walk(code))
@@ -180,12 +167,6 @@ def test_nothing_is_pickled():
 def test_files_of_tensors_are_as_readable_as_others():
     """Those of `save_file` have the mode 0600, whatever the umask is (safetensors 0.8)."""
     assert not [ids(path) for path in OURS if any("save_file" in name for name in calls(path))]
-
-
-def test_nothing_is_imported_that_windows_lacks():
-    posix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
-    for path in OURS:
-        assert not {name.partition(".")[0] for name in imports(path)} & posix, path
 
 
 @pytest.mark.parametrize("folder", ["mtl_diffusion", "scripts", "tests"])

@@ -87,15 +87,22 @@ class Classifier:
             )
         return self.model(images.to(self.model.device, torch.float32)).logits
 
-    def features(self, images: Tensor) -> Tensor:
-        """The inputs of the last layer: images as above -> (B, D) on the model's device.
+    def feature_maps(self, images: Tensor) -> Tensor:
+        """The outputs of the last convolution: images as above -> (B, D, h, w).
 
-        They have a gradient where the images do.
+        They are on the model's device, and have a gradient where the images do.
         """
         images = images.to(self.model.device, torch.float32)
         if isinstance(self.model, ResNet9):
-            return self.model.features(images)
-        return self.model.regnet(images).pooler_output.flatten(1)
+            return self.model.body(images)
+        return self.model.regnet(images).last_hidden_state
+
+    def features(self, images: Tensor) -> Tensor:
+        """The inputs of the last layer, (B, D): each architecture pools its maps."""
+        maps = self.feature_maps(images)
+        if isinstance(self.model, ResNet9):
+            return maps.amax((2, 3))
+        return self.model.regnet.pooler(maps).flatten(1)
 
     def accuracy(self, dataset: ImageDataset) -> float:
         """The share of images that it knows; their classes are its own."""

@@ -57,13 +57,9 @@ class ResNet9(PreTrainedModel):
         transformers calls it for each layer, and its own draws other ones.
         """
 
-    def features(self, images: Tensor) -> Tensor:
-        """The inputs of the linear layer, (B, 8 * width)."""
-        return self.body(images).amax((2, 3))
-
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
-        logits = HEAD_SCALE * self.classifier(self.features(pixel_values))
-        return ImageClassifierOutput(logits=logits)
+        features = self.body(pixel_values).amax((2, 3))
+        return ImageClassifierOutput(logits=HEAD_SCALE * self.classifier(features))
 
 
 def conv(channels_in: int, channels_out: int) -> nn.Sequential:

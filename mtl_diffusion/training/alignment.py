@@ -59,7 +59,7 @@ class Alignment(nn.Module):
 
     def last_features(self, images: Tensor) -> Tensor:
         """Of the classifier, (B, D, h, w), for images (B, C, H, W) in [-1, 1]."""
-        return self._classifier.model.regnet(self._images.rgb(images)).last_hidden_state.float()
+        return self._classifier.feature_maps(self._images.rgb(images)).float()
 
     def forward(self, image: Tensor) -> Tensor:
         """The weighted loss of each sample, (B,), right after the UNet has denoised them.

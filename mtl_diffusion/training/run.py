@@ -219,11 +219,20 @@ def _objective(
     seen: ImageDataset,
     device: torch.device,
 ) -> tuple[Objective | Distillation, Callable]:
-    """The loss of a step, and the function that draws its noise levels."""
+    """The loss of a step, and the function that draws its noise levels.
+
+    Args:
+        seen: has images like those of training.
+    """
     weighting = Uncertainty(len(tasks)) if config.task_weighting == "uncertainty" else None
     parts = (unet, scheduler, weighting)
     if teacher is None:
-        objective = Objective(*parts, _alignment(config, unet, seen, device)).to(device)
+        alignment = classifier = classifier_of(config, "alignment_classifier", device)
+        if classifier is not None:
+            images = seen.images[:: max(1, len(seen.images) // 512)][:512].to(device)
+            images = seen.format.from_stored(images)
+            alignment = Alignment(unet, classifier, images, config.alignment_weight, config.seed)
+        objective = Objective(*parts, alignment).to(device)
         return objective, partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
     classifier = classifier_of(config, "edit_classifier", device)
     how = (teacher, tasks, unet.config[CHAINS], config.teacher_steps)
@@ -296,21 +305,3 @@ def _loader(
         decoder=decoder,
         **common,
     )
-
-
-def _alignment(
-    config: TrainConfig, unet: UNet2DConditionModel, data: ImageDataset, device: torch.device
-) -> Alignment | None:
-    """The loss in a classifier's features, or None; `data` has images like those of training."""
-    field = "alignment_classifier"
-    classifier = classifier_of(config, field, device)
-    if classifier is None:
-        return None
-    if (kind := classifier.model.config.model_type) != "regnet":
-        raise ValueError(
-            f"{field}: {config.alignment_classifier} is of model_type {kind!r}; it must be "
-            "'regnet', the default --architecture of mtl-diffusion train_classifier"
-        )
-    images = data.images[:: max(1, len(data.images) // 512)][:512].to(device)
-    images = data.format.from_stored(images)
-    return Alignment(unet, classifier, images, config.alignment_weight, config.seed)

@@ -6,16 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from forked import call
-from huggingface_hub import ModelCard
 from in_process import run_script
 from safetensors.torch import load_file
 from tiny import flags, write_shapes
 
 from mtl_diffusion.classifiers.training import train_classifier
-from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data.images import load_images
-from mtl_diffusion.publishing.card import Trained
-from mtl_diffusion.publishing.export import write
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -93,8 +89,6 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     assert "without_a_class_guidance_2_interval_0.28_2.9_steps_2" in one["summary"]["generate"]
     assert one["edit"]["edit"]["strength_0.5"]["evaluations"] == 2 * 2
     assert one["edit"]["whole_edit"]["strength_0.5"]["evaluations"] == 8 + 2 * 2 + 3 * 2
-    assert one["edit"]["sdedit"]["strength_0.5"]["evaluations"] == 2 * 2
-    assert one["inpaint"]["center"]["repaint"]["evaluations"] > 2
     assert {path.name for path in (work / "one").glob("*.png")} == {
         "quality_against_evaluations.png",
         "inpaint.png",
@@ -109,15 +103,6 @@ def test_the_scorecard_is_the_same_by_one_process_and_by_two(
     found = in_process(work, "one", monkeypatch, "--at_least", "0.999")
     assert "class accuracy is below 0.999 in generate" in found
     assert before == {path: path.stat().st_mtime_ns for path in chunks_of(work / "one")}
-
-    # The card shows the summary.
-    config = TrainConfig(dataset_name="shapes", resolution=8)
-    folder = write(Trained(build_pipe(), config, 5), tmp_path / "out", metrics=one, pictures=False)
-    card = (folder / "README.md").read_text()
-    edit = one["summary"]["edit"]["strength_0.8"]
-    assert f"| strength 0.8 | {edit['class_accuracy']:.4g} ± " in card
-    assert all(name in card for name in ("| center, RePaint |", ", FlowEdit |", "| real images |"))
-    assert len(ModelCard(card).data.eval_results) > 20
 
 
 REFUSED = (

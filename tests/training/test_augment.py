@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import unet_of
 
 from mtl_diffusion.config import ConfigError, check
 from mtl_diffusion.data.images import FRAME, MASK
@@ -16,7 +15,6 @@ from mtl_diffusion.pipeline.denoiser import TASK
 from mtl_diffusion.pipeline.format import ImageFormat
 from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
 from mtl_diffusion.pipeline.tokens import Vocabulary
-from mtl_diffusion.tools.rng import generator
 from mtl_diffusion.training.augment import AMOUNTS, augmented, draw_amounts
 from mtl_diffusion.training.mixture import Mixture
 from mtl_diffusion.training.model import build_tokenizer, extend_tokenizer
@@ -134,34 +132,14 @@ def test_the_amounts_are_told_beside_the_task_and_nothing_else_is_drawn_otherwis
     assert torch.equal(found.tokens, expected.tokens)
 
 
-@pytest.mark.parametrize("cut", [[1] * 13, [6, 7]])
-def test_any_cut_of_a_batch_is_augmented_alike(mixture, cut):
-    batch, draw, start = batch_of(13), mixture.draw(0, 2, 13, CPU), 0
-    target, whole = mixture.condition(batch, draw)
-    for length in cut:
-        rows = slice(start, start + length)
-        layers = {name: layer[rows] for name, layer in batch.layers.items()}
-        ours, part = mixture.condition(
-            Batch(batch.images[rows], batch.labels[rows], layers), draw[rows]
-        )
-        torch.testing.assert_close(ours, target[rows], atol=1e-5, rtol=0)
-        assert torch.equal(part.tokens, whole.tokens[rows])
-        start += length
-
-
-def test_a_model_of_such_a_run_is_sampled_as_any_other_and_trained_on_without(config):
+def test_a_model_of_such_a_run_is_trained_on_with_augmentation_and_without(config):
     with pytest.raises(ConfigError, match=r"4 reserved tokens, and 6 new words .*augment:flip"):
         train(replace(config, augmentation=0.5))
     config = replace(config, augmentation=0.5, reserved_tokens=6)
     train(check(config))
     folder = f"{config.output_dir}/pipeline"
-    pipe, again = (MultiTaskPipeline.from_pretrained(folder) for _ in range(2))
+    pipe = MultiTaskPipeline.from_pretrained(folder)
     assert tuple(pipe.vocabulary.augments) == AMOUNTS and not pipe.vocabulary.reserved
-    for name, weight in unet_of(config.output_dir, "ema").items():
-        assert torch.equal(pipe.unet.state_dict()[name], weight)
-    call = {"task": "generate", "num_inference_steps": 2, "output_type": "pt"}
-    one, other = (p(generator=generator(0), **call).images for p in (pipe, again))
-    assert torch.equal(one, other)
     further = {"pretrained_model_name_or_path": folder, "reserved_tokens": 0}
     for augmentation in (0.0, 0.5):
         more = {"augmentation": augmentation, "output_dir": f"{config.output_dir}-{augmentation}"}

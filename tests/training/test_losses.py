@@ -76,10 +76,9 @@ def test_u_learns_the_log_of_each_tasks_mean_loss_at_each_noise_level():
 
     random = torch.Generator().manual_seed(0)
     weighting = Uncertainty(2)
-    optimizer = torch.optim.Adam(weighting.parameters(), lr=0.05)
-    steps = 400
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / steps)
+    optimizer = torch.optim.Adam(weighting.parameters())
+    for step in range(400):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 400)
         task = torch.randint(2, (512,), generator=random)
         sigma = (-1.2 + 1.2 * torch.randn(512, 1, 1, 1, generator=random)).exp()
         # Mean one, spread of two fifths: a loss is noisy, and only its mean may be learned.
@@ -93,8 +92,6 @@ def test_u_learns_the_log_of_each_tasks_mean_loss_at_each_noise_level():
         with torch.no_grad():
             error = weighting.u(sigma, task) - mean_loss(sigma, task).log()
         assert error.abs().max() < 0.15 and error.abs().mean() < 0.05
-    # Both curves span more than the tolerance, so a constant u would not pass.
-    assert (mean_loss(sigma, task).log().max() - mean_loss(sigma, task).log().min()) > 1
 
 
 @pytest.mark.parametrize("cut", [[12], [5, 7], [1] * 12, [0, 11, 1]])

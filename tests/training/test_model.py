@@ -109,17 +109,14 @@ def test_training_mode_keeps_the_dropout_and_saves_the_copies():
             block.conv_shortcut.register_forward_pre_hook(
                 lambda _, given: row_major.append(given[0].is_contiguous())
             )
-    gradients, copies = [], []
+    outputs, copies = [], []
     for mode in (unet.train, lambda: train_mode(unet)):
         mode()
         assert unet.training and all(block.dropout.training for block in blocks)
         row_major.clear()
-        unet.zero_grad()
         torch.manual_seed(0)
-        output = predict(unet, build_scheduler(config), noisy, torch.ones(2, 1, 1, 1), given)
-        output.square().mean().backward()
-        learned = [p.grad.flatten() for p in unet.parameters() if p.grad is not None]
-        gradients.append(torch.cat(learned))
+        scheduler, sigma = build_scheduler(config), torch.ones(2, 1, 1, 1)
+        outputs.append(predict(unet, scheduler, noisy, sigma, given))
         copies.append(sum(row_major))
-    assert copies[0] > 0 and copies[1] == 0 and gradients[0].abs().max() > 1e-2
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    assert copies[0] > 0 and copies[1] == 0
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)

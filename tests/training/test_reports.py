@@ -28,16 +28,6 @@ def test_losses_and_grids_of_two_processes_are_those_of_one(tmp_path):
         assert np.abs(one - two).max() <= 1  # rounding
 
 
-def test_a_process_may_have_no_image_to_validate_on(tmp_path):
-    """One image and three processes: the second has none, nor has the third."""
-    code, run = train(
-        tmp_path / "run", processes=3, max_train_steps=1, validation_images=1, total_batch_size=9
-    )
-    assert code == [0, 0, 0], run.text
-    assert json.loads((run.folder / "validation" / "step-1.json").read_text())["num_images"] == 1
-    assert (run.folder / "pipeline" / "model_index.json").exists()
-
-
 def test_a_run_that_goes_on_replaces_its_curves(tmp_path):
     """Killed after step 5, it goes on from step 3: what is logged twice is shown once."""
     arguments = {"report_to": "tensorboard", "logging_steps": 1, "max_train_steps": 6}

@@ -54,12 +54,6 @@ def test_images_without_labels(config, capsys, tmp_path):
     assert Image.open(published / "gallery.png").width > 64
 
 
-def test_they_can_be_streamed(config, tmp_path, no_validation):
-    write_images(tmp_path / "split", *(f"{s}/{i}.png" for s in ("train", "test") for i in range(8)))
-    train(replace(config, dataset_name=str(tmp_path / "split"), streaming=True))
-    assert MultiTaskPipeline.from_pretrained(Path(config.output_dir) / "pipeline").class_names == ()
-
-
 def test_what_needs_classes_is_refused(config):
     with pytest.raises(ConfigError) as refused:
         train(replace(config, tasks={"generate": 0.5, "inpaint": 0.25, "edit": 0.25}))
@@ -68,15 +62,6 @@ def test_what_needs_classes_is_refused(config):
     assert fault.endswith("""leave it out: --tasks '{"generate": 0.5, "inpaint": 0.25}'""")
     with pytest.raises(ConfigError, match="balance_classes: found true; the data has no classes"):
         train(replace(config, balance_classes=True))
-
-
-def test_one_class(config, tmp_path, no_validation):
-    write_images(tmp_path / "one", *(f"rose/{i}.png" for i in range(12)))
-    train(replace(config, dataset_name=str(tmp_path / "one"), tasks={"generate": 1, "edit": 1}))
-    pipe = MultiTaskPipeline.from_pretrained(Path(config.output_dir) / "pipeline")
-    assert pipe.class_names == ("rose",)
-    image = pipe(class_label="rose", num_inference_steps=2).images[0]
-    assert pipe("edit", image=image, class_label="rose", num_inference_steps=2).images
 
 
 def test_an_unlabelled_dataset_for_a_model_that_has_classes(config, tmp_path, no_validation):
