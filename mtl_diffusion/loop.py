@@ -32,10 +32,7 @@ from .training.validation import validate, validation_due
 
 logger = logging.getLogger(__name__)
 
-REHEARSAL = (10, 30)  # steps that are run, and then steps that are timed, to learn the rate
-DRY = (1, 3)  # the same, in a dry run
-PATIENCE = 20.0  # seconds, after which a slow device runs no more of either,
-LEAST = 3  # but at least these: the first ones compile
+REHEARSAL = (5, 10)  # steps that are run, and then steps that are timed, to learn the rate
 
 
 def train(config: TrainConfig, *, ends_process: bool = False) -> None:
@@ -69,7 +66,7 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
             print(data_line(run.train_data, run.held_out, config), flush=True)
         check_room(run)
         if config.dry_run:
-            seconds = rehearse(run, *DRY)
+            seconds = rehearse(run)
             if accelerator.is_main_process:
                 print(describe(run, config, seconds))
             return
@@ -99,28 +96,22 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
 
 def seconds_per_step(config: TrainConfig, accelerator: Accelerator) -> float:
     """How long a step takes here, on a run that is thrown away."""
-    return rehearse(build(replace(config, max_train_steps=sum(REHEARSAL)), accelerator), *REHEARSAL)
+    return rehearse(build(replace(config, max_train_steps=sum(REHEARSAL)), accelerator))
 
 
-def rehearse(run: Run, warm_up: int, timed: int) -> float:
-    """Seconds of a step: the mean of `timed` ones after `warm_up` others. `run` is trained.
+def rehearse(run: Run) -> float:
+    """Seconds of a step, the mean of some after others, which compile. `run` is trained.
 
     A second stage has no pairs yet: it takes its edits from the images, which lasts as long.
     """
-    meter, step = Meter(run), 0
-    main = run.accelerator.is_main_process
-    with tqdm(desc="Measuring the rate", unit="step", leave=False, disable=not main) as progress:
-        for count in (warm_up, timed):
-            started, first = time.perf_counter(), step
-            while step < first + count:
-                train_step(run, step, meter)
-                step += 1
-                progress.update()
-                late = any_process(time.perf_counter() - started > PATIENCE)
-                if late and step >= first + LEAST:
-                    break
+    meter, warm_up = Meter(run), REHEARSAL[0]
+    for step in range(sum(REHEARSAL)):
+        if step == warm_up:
             meter.read()  # waits for the device
-    return (time.perf_counter() - started) / (step - first)
+            started = time.perf_counter()
+        train_step(run, step, meter)
+    meter.read()
+    return (time.perf_counter() - started) / REHEARSAL[1]
 
 
 def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:

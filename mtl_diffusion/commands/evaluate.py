@@ -26,10 +26,7 @@ def parse() -> tuple[argparse.Namespace, Settings]:
     flags.add(parser, "pipeline", "revision")
     trained = "output_dir of mtl-diffusion train_classifier"
     add("--classifier", required=True, type=home, help=trained)
-    space = (
-        'where distances are taken: "inception", an image model of transformers such as '
-        "facebook/dinov2-base, or a folder of train_classifier; default: --classifier"
-    )
+    space = 'where distances are taken: "inception", or another classifier; default: --classifier'
     add("--feature_space", type=home, help=space)
     flags.add(parser, "dataset_name", "dataset_config_name", dataset_name={"default": "shapes"})
     flags.add(parser, "train_split", "validation_split", "image_column", "label_column")

@@ -54,9 +54,8 @@ class Meter:
         """
         if not self.unread:
             return
-        # One transfer: (steps, 2, b), and (steps,)
-        losses, sigmas = torch.stack([torch.stack(a[1:3]) for a in self.unread]).cpu().unbind(1)
-        norms = torch.stack([a.norm for a in self.unread]).cpu()
+        steps, *tensors = zip(*self.unread, strict=True)
+        losses, sigmas, tasks, norms = (torch.stack(part).cpu() for part in tensors)
         finite, bad = norms.isfinite(), ~losses.isfinite().all(dim=1)
         scale = self.run.loss_scale
         if scale is None or scale.get_scale() < 1:
@@ -64,12 +63,11 @@ class Meter:
         else:
             self.skipped += int((~finite).sum())  # the norm is the same on all processes
         if any_process(bool(bad.any())):
-            mine = [str(a.step) for a, is_bad in zip(self.unread, bad, strict=True) if is_bad]
-            i = min(map(int, from_all_processes(mine))) - self.unread[0].step
-            self._refuse(self.unread[i], losses[i], sigmas[i], norms[i])
-        for loss, record in zip(losses, self.unread, strict=True):
-            self.sums[0].index_add_(0, record.task, loss)
-            self.sums[1].index_add_(0, record.task, torch.ones_like(loss))
+            mine = [str(steps[i]) for i in bad.nonzero()[:, 0]]
+            i = min(map(int, from_all_processes(mine))) - steps[0]
+            self._refuse(StepRecord(steps[i], losses[i], sigmas[i], tasks[i], norms[i]))
+        self.sums[0].index_add_(0, tasks.flatten(), losses.flatten())
+        self.sums[1] += tasks.flatten().bincount(minlength=len(self.names))
         self.unread.clear()
 
     def read(self) -> dict[str, float]:
@@ -82,23 +80,19 @@ class Meter:
         sums = self.sums.to(self.run.accelerator.device)
         sums, counts = self.run.accelerator.reduce(sums, reduction="sum").tolist()
         self.sums.zero_()
-        return {
-            name: total / count
-            for name, total, count in zip(self.names, sums, counts, strict=True)
-            if count
-        }
+        rows = zip(self.names, sums, counts, strict=True)
+        return {name: total / count for name, total, count in rows if count}
 
-    def _refuse(self, record: StepRecord, loss: Tensor, sigma: Tensor, norm: Tensor) -> None:
+    def _refuse(self, record: StepRecord) -> None:
+        step, loss, sigma, task, norm = record
         worst = (~loss.isfinite()).nonzero()[:, 0].tolist() or [int(loss.argmax())]
         places = [
-            f"{self.names[record.task[i]]} at sigma {sigma[i]:.4g}: {loss[i]:.4g}"
-            for i in worst[:8]
+            f"{self.names[task[i]]} at sigma {sigma[i]:.4g}: {loss[i]:.4g}" for i in worst[:8]
         ]
         rank = self.run.accelerator.process_index
         lines = from_all_processes([f"process {rank}: {'; '.join(places)}"])
         raise FloatingPointError(
             # Numbered as checkpoints are.
-            f"step {record.step + 1}: a loss or a gradient is not finite, and the optimiser has "
-            f"not taken that step. Norm of the gradient: {norm:.4g}. "
-            f"Worst losses: {'. '.join(lines)}"
+            f"step {step + 1}: a loss or a gradient is not finite, and the optimiser has not taken "
+            f"that step. Norm of the gradient: {norm:.4g}. Worst losses: {'. '.join(lines)}"
         )

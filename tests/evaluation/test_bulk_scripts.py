@@ -10,8 +10,11 @@ from in_process import run_script
 from safetensors.torch import load_file
 from tiny import flags, write_shapes
 
+from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.training import train_classifier
 from mtl_diffusion.data.images import load_images
+from mtl_diffusion.evaluation.features import feature_space
+from mtl_diffusion.tools.tensors import weights_digest
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -138,3 +141,15 @@ def test_a_compiled_network_of_bfloat16_draws_nearly_the_same(work, monkeypatch)
     assert len(compiled) == 1
     difference = (found[0] - found[1]).abs()
     assert 0 < difference.mean() < 2  # of 255
+
+
+def test_the_space_of_a_classifier_is_its_last_but_one_layer(work, tmp_path):
+    space, images = feature_space(str(work / "classifier")), torch.randint(256, (9, 3, 8, 8))
+    features = space.features(images.to(torch.uint8), batch_size=4)
+    model = Classifier.load(work / "classifier").model
+    assert features.shape == (9, 16) and space.digest == weights_digest(model)
+    expected = model(images / 127.5 - 1).logits
+    torch.testing.assert_close(model.classifier(features), expected, atol=1e-4, rtol=1e-4)
+    assert space.about == {"kind": "classifier", "accuracy": 0.3, "n": 1000}
+    with pytest.raises(ValueError, match=r"nowhere.*train_classifier"):
+        feature_space(str(tmp_path / "nowhere"))
