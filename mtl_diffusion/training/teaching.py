@@ -57,13 +57,9 @@ def _draw_missing(run: Run, folder: Path) -> None:
     else:
         order = torch.randperm(len(data), generator=generator(config.seed, "edit sources"))
     order = order[: -(-config.edit_pairs // CHUNK) * CHUNK]
-    progress = tqdm(
-        total=len(missing) * CHUNK,
-        desc="Drawing edits to learn from",
-        unit="img",
-        disable=not accelerator.is_main_process,
-    )
-    for index in missing[accelerator.process_index :: accelerator.num_processes]:
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    quiet = not accelerator.is_main_process
+    for index in tqdm(mine, "Drawing edits to learn from", unit="file", disable=quiet):
         places = torch.arange(index * CHUNK, (index + 1) * CHUNK) % len(order)
         random, parts = generator(config.seed, index, "edit pairs"), []
         for rows in order[places].split(BATCH):
@@ -71,7 +67,5 @@ def _draw_missing(run: Run, folder: Path) -> None:
             with accelerator.autocast():
                 given = (data.images[rows], data.labels[rows], random, frame)
                 parts.append(draw_pairs(run.teacher, *given))
-            progress.update(BATCH * accelerator.num_processes)
         with replaced_file(chunk_file(folder, index)) as path:
             save_chunk(path, EditPairs.cat(parts))
-    progress.close()

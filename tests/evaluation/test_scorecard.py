@@ -86,7 +86,7 @@ def edited(given, images, tmp_path):
     return part.score(drawn, tmp_path)["edit"]
 
 
-def test_the_identity_editor_is_faithful_and_reaches_nothing(given, tmp_path):
+def test_an_editor_that_does_nothing_and_one_that_ignores_its_source(given, tmp_path):
     found = edited(given, lambda part: part.sources, tmp_path)
     entry = found["strength_0.8"]
     assert entry["n"] == 3 * 2 * 4 and entry["control"]["n"] == 3 * 4
@@ -97,8 +97,6 @@ def test_the_identity_editor_is_faithful_and_reaches_nothing(given, tmp_path):
     assert entry["control"]["class_accuracy"] == 1 and entry["evaluations"] == 20
     assert found["class_found_0.5"]["reached"] is False
 
-
-def test_an_editor_that_ignores_its_source_reaches_the_class_and_keeps_nothing(given, tmp_path):
     found = edited(given, lambda part: colours(part.asked, seed=9), tmp_path)
     entry, equal = found["strength_0.8"], found["class_found_0.5"]
     assert entry["class_accuracy"] == 1 and entry["source_class_kept"] == 0
@@ -121,7 +119,7 @@ def test_pairs_are_all_ordered_ones_and_more_edits_begin_with_the_same(given):
 
 
 def test_a_perfect_inpainter(given, tmp_path):
-    """Also errors that cancel in the mean, and masks that are the same for more images."""
+    """Also errors that cancel in the mean."""
     test = replace(given.test, images=given.test.images.clamp(30, 220))
     part = Inpaint(replace(given, test=test))
 
@@ -144,9 +142,6 @@ def test_a_perfect_inpainter(given, tmp_path):
     assert found["psnr_of_mean_in_hole"] == pytest.approx(54.15, abs=0.01)
     deviation = statistics.stdev([20, -20, 8, -8]) / 255
     assert found["mean_of"] == 4 and found["diversity"] == pytest.approx(deviation, abs=1e-5)
-    masks = [Inpaint(changed(given, inpaint_images=n)).masks for n in (5, 9)]
-    for kind in MASKS:
-        assert torch.equal(masks[0][kind], masks[1][kind][:5]), kind
 
 
 def test_samples_that_are_the_data_are_at_the_floor_and_noise_is_not(given, tmp_path):
@@ -214,13 +209,7 @@ def test_other_classes_are_refused(given):
 
 def test_a_model_without_edit_has_no_edit_part():
     def pipe(*tasks, classes=NAMES, translations=()):
-        return SimpleNamespace(
-            format=ImageFormat.square(16),
-            tasks=tasks,
-            class_names=classes,
-            chains=None,
-            translations=translations,
-        )
+        return SimpleNamespace(tasks=tasks, class_names=classes, translations=translations)
 
     assert parts_for(pipe("generate", "inpaint")) == ["generate", "inpaint"]
     assert parts_for(pipe("edit")) == ["edit"]
@@ -253,8 +242,6 @@ def test_a_model_of_few_steps_has_its_own_steps_and_no_other_solver(given, build
     assert parts_for(pipe) == ["generate", "inpaint", "edit"]
     parts = (Generate, Inpaint, Edit)
     assert [part(few).steps(part.task) for part in parts] == [4, 2, 4]
-    fixed = context(*inputs, Settings(num_inference_steps=1))
-    assert [part(fixed).steps(part.task) for part in parts] == [1, 1, 1]
     assert costs(Generate(few)) == {
         "null_class_steps_4": 4,
         "without_a_class_steps_4": 4,

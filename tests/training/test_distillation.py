@@ -158,18 +158,18 @@ def few_at_once():
 
 
 @pytest.fixture
-def second(config, teacher, monkeypatch):
+def fields(teacher):
+    """Fields of a run of the second stage."""
+    fields = {"objective": "distillation", "pretrained_model_name_or_path": teacher}
+    return fields | {"teacher_steps": 1, "edit_pairs": 16}
+
+
+@pytest.fixture
+def second(config, fields, monkeypatch):
     for module in (pairs, teaching):
         monkeypatch.setattr(module, "CHUNK", 16)
-    return replace(
-        config,
-        objective="distillation",
-        teacher_steps=1,
-        edit_pairs=16,
-        pretrained_model_name_or_path=teacher,
-        strength_levels=5,  # the teacher's, as all that describes the network
-        reserved_tokens=3,
-    )
+    # What describes the network is the teacher's.
+    return replace(config, **fields, strength_levels=5, reserved_tokens=3)
 
 
 def test_a_run_ends_in_a_pipeline_of_few_steps(second):
@@ -180,18 +180,12 @@ def test_a_run_ends_in_a_pipeline_of_few_steps(second):
         assert model.chains == CHAINS and type(model.scheduler).__name__ == "EDMEulerScheduler"
         assert model.spec("edit").at_once
     assert pipe.class_frequencies == checkpoint.pipeline.class_frequencies
-    # It started from the teacher.
-    start = MultiTaskPipeline.from_pretrained(second.pretrained_model_name_or_path)
-    for name, weight in start.unet.state_dict().items():
-        torch.testing.assert_close(pipe.unet.state_dict()[name], weight)
     table = json.loads((folder / "validation/step-4.json").read_text())["loss"]
-    assert table.keys() == {"generate", "inpaint", "edit"}
-    levels = list(table["generate"])
-    assert levels[:3] == ["80 to 0", "40 to 0.8", "0.8 to 0"] and len(levels) == 7
+    assert table.keys() == {"generate", "inpaint", "edit"} and len(table["generate"]) == 7
     assert list(table["edit"]) == ["80 to 0"] and table["edit"]["80 to 0"] > 0
-    assert table["generate"]["0.8 to 0"] > 0
-    # A step of generate at 80 is not guided, and there the student is still its teacher.
+    # It started as its teacher, which is not guided in a step of generate at 80.
     assert table["generate"]["80 to 0"] == pytest.approx(0, abs=1e-9)
+    assert table["generate"]["0.8 to 0"] > 0
     # It can't be a teacher itself, but it can go on learning from one.
     few = {"pretrained_model_name_or_path": str(folder / "pipeline")}
     again = replace(second, **few, output_dir=f"{folder}-again")
@@ -232,22 +226,15 @@ def test_what_the_teacher_has_not_learned_is_refused(second):
         loop.train(replace(second, tasks={"generate": 1, "colorize": 1}))
 
 
-@pytest.fixture
-def few_steps(teacher):
-    """Flags of a run of the second stage."""
-    fields = {"objective": "distillation", "pretrained_model_name_or_path": teacher}
-    return fields | {"teacher_steps": 2, "edit_pairs": 32, "dropout": 0.0}  # as in the teacher
+def test_killed_and_run_again_is_byte_equal(fields, tmp_path):
+    check_killed_and_run_again(tmp_path, [(7, 0)], few_at_once, **fields, dropout=0.0)
 
 
-def test_killed_and_run_again_is_byte_equal(few_steps, tmp_path):
-    check_killed_and_run_again(tmp_path, [(7, 0)], few_at_once, **few_steps)
-
-
-def test_two_processes_equal_one(few_steps, tmp_path):
-    weights = []
+def test_two_processes_equal_one(fields, tmp_path):
+    fields, weights = fields | {"dropout": 0.0, "max_train_steps": 3, "edit_pairs": 32}, []
     for processes in (1, 2):
-        fields = few_steps | {"max_train_steps": 3, "processes": processes}
-        code, run = forked_train(tmp_path / str(processes), *SHORT, few_at_once, **fields)
+        faults = (*SHORT, few_at_once)
+        code, run = forked_train(tmp_path / str(processes), *faults, **fields, processes=processes)
         assert code in (0, [0, 0]), run.text
         weights.append(unet_of(run.folder))
     for name, weight in weights[0].items():

@@ -91,19 +91,16 @@ def test_each_sample_has_the_conditioning_of_its_task_and_its_place(vocabulary):
     assert torch.equal(found.image.movedim(1, -1)[known], images.movedim(1, -1)[known])
 
 
-@pytest.mark.parametrize("cut", [[1] * 13, [6, 7], [2, 0, 11]])
-def test_any_cut_of_a_batch_is_a_slice_of_the_whole_bit_for_bit(vocabulary, cut):
+@pytest.mark.parametrize("rows", [slice(3, 4), slice(6, 13), slice(2, 2)])
+def test_any_cut_of_a_batch_is_a_slice_of_the_whole_bit_for_bit(vocabulary, rows):
     mix = mixture(vocabulary, class_dropout=0.3, task_dropout=0.3)
     images, labels = sources(13)
     for step in range(5):
-        draw, start = mix.draw(0, step, 13, CPU), 0
+        draw = mix.draw(0, step, 13, CPU)
         _, whole = mix.condition(Batch(images, labels), draw)
-        for length in cut:
-            rows = slice(start, start + length)
-            _, part = mix.condition(Batch(images[rows], labels[rows]), draw[rows])
-            for ours, theirs in zip(parts_of(part), parts_of(whole[rows]), strict=True):
-                assert torch.equal(ours, theirs)
-            start += length
+        _, part = mix.condition(Batch(images[rows], labels[rows]), draw[rows])
+        for ours, theirs in zip(parts_of(part), parts_of(whole[rows]), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("class_dropout", "task_dropout"), [(0.3, 0.05), (0.0, 0.0)])

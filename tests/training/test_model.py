@@ -43,7 +43,6 @@ def test_every_config_builds_at_its_size(name):
     sides = [config.resolution // 2**i for i in range(len(config.block_out_channels))]
     attends = ["CrossAttn" in kind for kind in unet.config.down_block_types]
     assert [s for s, a in zip(sides, attends, strict=True) if a] == config.attention_resolutions
-    assert attends == ["CrossAttn" in kind for kind in reversed(unet.config.up_block_types)]
     if name in ("quickstart", "mnist", "cifar10_cpu"):  # of 16, 28 and 32 pixels
         assert with_network(replace(config, **dict.fromkeys(NETWORK))) == config
 

@@ -22,8 +22,6 @@ from mtl_diffusion.pipeline.tokens import Vocabulary
 from mtl_diffusion.training.model import build_scheduler, build_unet
 from mtl_diffusion.training.pretrained import fields_of, with_model
 
-# --- fields that describe the network -----------------------------------------------------------
-
 SOURCE = ["--pretrained_model_name_or_path=me/it", "--resolution=8"]
 # build_pipe's.
 KEPT = {**MODEL, "strength_levels": 5, "reserved_tokens": 3}
@@ -72,8 +70,6 @@ def test_what_is_given_and_kept_otherwise_is_refused(build_pipe, pipe):
     with pytest.raises(ConfigError) as caught:
         with_model(parse(SOURCE + flags), pipe)
     assert [line.partition(":")[0] for line in caught.value.faults] == sorted(OTHERS)
-    with pytest.raises(ConfigError, match=r"dropout: found 0\.5; the run starts from me/it"):
-        with_model(replace(parse(SOURCE), dropout=0.5), pipe)
     # The defaults of the fields are not the model's: given, they are refused, too.
     with pytest.raises(ConfigError, match="token_dim: found 64"):
         with_model(parse([*SOURCE, "--token_dim=64"]), pipe)
@@ -84,9 +80,6 @@ def test_what_is_given_and_kept_otherwise_is_refused(build_pipe, pipe):
     flags = [f"--{name}={KEPT[name]}" for name in OF_MODEL & KEPT.keys()]
     config = with_model(parse([*SOURCE, *flags, "--attention_resolutions=[4, 8]"]), wide)
     assert config.attention_resolutions == [8, 4] and config.token_dim == 8
-
-
-# --- runs -----------------------------------------------------------------------------------------
 
 
 def pictures(folder, *names):

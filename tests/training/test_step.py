@@ -13,7 +13,6 @@ from mtl_diffusion.checkpoints.resume import folder_of, restore, snapshot
 from mtl_diffusion.checkpoints.store import save
 from mtl_diffusion.launch.preflight import begin
 from mtl_diffusion.loop import train_step
-from mtl_diffusion.tools.tensors import to_device
 from mtl_diffusion.training.losses import Objective
 from mtl_diffusion.training.meter import Meter
 from mtl_diffusion.training.run import build
@@ -28,7 +27,6 @@ WAITING = {
     torch.ops.aten._unique2.default,
     torch.ops.aten.repeat_interleave.Tensor,
 }
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture
@@ -78,7 +76,7 @@ def test_no_operator_of_a_step_is_waited_for(config, built, change):
     assert waits.found
 
 
-@needs_cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_is_not_waited_for(config, built):
     run = built(replace(config, mixed_precision="bf16"))
     meter = Meter(run)
@@ -91,12 +89,6 @@ def test_cuda_is_not_waited_for(config, built):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert meter.read()
-
-
-@needs_cuda
-def test_upload_to_cuda_brings_the_numbers():
-    for i in range(50):  # the pinned memory is used again only when it has been read
-        assert to_device(torch.full((1000,), i), torch.device("cuda")).eq(i).all()
 
 
 def everything_that_learns(run):

@@ -45,7 +45,6 @@ def test_a_run_leaves_everything_it_should(config):
     expected = {"learning_rate", *(f"train/{name}" for name in config.tasks)}
     expected |= {f"held_out/{name}/sigma_0.1-0.3" for name in config.tasks}
     assert expected <= set(log.Tags()["scalars"])
-    assert [point.step for point in log.Scalars("learning_rate")] == [2, 4]
     assert {f"samples/{name}" for name in config.tasks} <= set(log.Tags()["images"])
 
 
