@@ -1,6 +1,7 @@
 """Comparisons: arms, runs, figures by hand, and a whole comparison of models of 8 channels."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from tiny import RUN, flags, write_shapes
 
 from mtl_diffusion.commands import evaluate
 from mtl_diffusion.comparison.arms import Arm, configure, read_arms
-from mtl_diffusion.comparison.compare import compare, ensure_trained
+from mtl_diffusion.comparison.compare import compare
 from mtl_diffusion.comparison.measure import scores
 from mtl_diffusion.comparison.report import changes, loss_table, scorecard_table
 from mtl_diffusion.config import TrainConfig
@@ -71,58 +72,28 @@ def test_every_run_is_checked_before_any_is_trained(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-CHILD = """
-import sys
-open(sys.argv[1], "a").write(" ".join(sys.argv[3:]) + "\\n")
-sys.exit(int(sys.argv[2]))
-"""
+def test_a_model_is_scored_with_the_flags_of_its_tasks_and_data(tmp_path, monkeypatch):
+    started, codes = [], [0, 2]
 
+    def run(command):
+        started.append(command)
+        return subprocess.CompletedProcess(command, codes.pop(0))
 
-@pytest.fixture
-def child(tmp_path):
-    """A command that exits with a given code; and the flags of each start, a line each."""
-    log = tmp_path / "started"
-    log.touch()
-    command = [sys.executable, "-c", CHILD, str(log)]
-    return lambda code=0: [*command, str(code)], lambda: log.read_text().splitlines()
-
-
-@pytest.fixture
-def config(tmp_path):
-    return replace(BASE, output_dir=str(tmp_path / "run"))
-
-
-def test_a_finished_run_is_reused_and_another_goes_on(config, child):
-    command, started = child
-    for code, words in ((75, "run the same command again"), (2, "training exited with 2")):
-        with pytest.raises(RuntimeError, match=words):
-            ensure_trained(config, command(code))
-    for _ in range(2):
-        ensure_trained(config, command())
-    assert started() == [f"--config {config.output_dir}/config.yaml"] * 3
-    ensure_trained(replace(config, learning_rate=0.5), command())  # which refuses, or goes on
-    assert len(started()) == 4
-
-
-def test_a_model_is_scored_with_the_flags_of_its_tasks_and_data(config, child, monkeypatch):
-    command, started = child
-    config = replace(config, tasks={"edit": 1, "colorize": 1})
-    run = Path(config.output_dir)
-    (run / "scores").mkdir(parents=True)
-    (run / "scores/metrics.json").write_text(json.dumps({"summary": SUMMARY}))
-    figures = scores(config, [*command(), "--preset", "smoke"])
+    monkeypatch.setattr(subprocess, "run", run)
+    config = replace(BASE, output_dir=str(tmp_path), tasks={"edit": 1, "colorize": 1})
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores/metrics.json").write_text(json.dumps({"summary": SUMMARY}))
+    figures = scores(config, ["evaluate.py", "--preset", "smoke"])
     assert figures["edit, strength_0.65, class_accuracy"] == 0.625
     assert not any("standard_error" in name or "repaint" in name for name in figures)
-    (once,) = started()
-    assert once.startswith("--preset smoke --dataset_name shapes")
-    assert f"--pipeline {run}/pipeline --output_dir {run}/scores" in once
-    assert once.endswith("--parts edit") and "column" not in once
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *once.split(), "--classifier", "x"])
+    monkeypatch.setattr(sys, "argv", [*started[0], "--classifier", "x"])
     args, settings = evaluate.parse()
     assert args.parts == ["edit"] and settings == PRESETS["smoke"]
+    assert args.dataset_name == "shapes" and args.image_column is None
+    assert args.pipeline == f"{tmp_path}/pipeline" and args.output_dir == tmp_path / "scores"
     with pytest.raises(RuntimeError, match="the evaluation exited with 2"):
-        scores(config, command(2))
-    assert scores(replace(config, tasks={"colorize": 1}), command(2)) == {}  # no part of it
+        scores(config, ["evaluate.py"])
+    assert scores(replace(config, tasks={"colorize": 1}), []) == {} and not codes  # no part of it
 
 
 def test_every_seed_is_compared_with_the_first_arm_that_has_the_task():
