@@ -5,9 +5,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from forked import SHORT
+from forked import no_export
 from forked import train as forked
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -76,16 +77,26 @@ def test_accumulation_and_checkpointing_change_nothing_but_rounding(weights):
 
 
 def test_two_processes_train_as_one_does(tmp_path):
+    """And validate: the same losses, and the same grids."""
     # Seven samples: the processes' shares differ, and so do the tasks' counts in them.
     cut = {"total_batch_size": 7, "per_device_batch_size": 3, "dropout": 0.0, "augmentation": 0.4}
-    found = []
+    cut |= {"validation_images": 5}
+    found, folders = [], []
     for processes in (1, 2):
-        code, run = forked(tmp_path / str(processes), *SHORT, processes=processes, **CALM, **cut)
+        code, run = forked(tmp_path / str(processes), no_export, processes=processes, **CALM, **cut)
         assert code in (0, [0, 0]), run.text
         facts = json.loads((run.folder / "checkpoints/step-6/facts.json").read_text())
         assert facts["num_processes"] == processes
         found.append(unet_of(run.folder))
+        folders.append(run.folder / "validation")
     assert largest_difference(*found) < 2e-6
+    one, two = (json.loads((folder / "step-6.json").read_text()) for folder in folders)
+    assert one["num_images"] == two["num_images"] == 5
+    for task, levels in one["loss"].items():
+        assert two["loss"][task] == pytest.approx(levels, abs=3e-5)
+        name = f"step-6-{task}.png"
+        pictures = (np.asarray(Image.open(folder / name), int) for folder in folders)
+        assert np.abs(np.subtract(*pictures)).max() <= 1  # rounding
 
 
 def test_bf16_trains_and_keeps_float32_weights(weights):
