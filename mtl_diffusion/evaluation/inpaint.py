@@ -12,7 +12,7 @@ from ..pictures.grids import grid, to_pictures
 from ..pipeline.masks import MASKS, draw_masks
 from ..tools.rng import generator
 from .bulk import Drawn, Job
-from .distances import frechet_distance, masked_mean, psnr, ssim
+from .distances import frechet_distance, psnr, ssim
 from .methods.denoisers import generate_denoiser, noise_levels
 from .methods.repaint import repaint
 from .parts import Context, Part, mean
@@ -28,7 +28,6 @@ class Inpaint(Part):
         super().__init__(context)
         self.count = min(context.settings.inpaint_images, len(context.test))
         self.images = context.test.images[: self.count]
-        self.seeds = range(context.settings.inpaint_seeds)
         self.masks = {}  # kind -> (N, 1, H, W)
         for kind in MASKS:  # each mask is drawn on its own: the same for any number of images
             keys = ((context.settings.seed, "scorecard", kind, i) for i in range(self.count))
@@ -44,9 +43,8 @@ class Inpaint(Part):
         found, sample, steps = [], self.context.sample, self.steps(self.task)
         for kind, masks in self.masks.items():
             each = {"image": self.images, "mask_image": masks}
-            for seed in self.seeds:
-                same = {"task": "inpaint", "key": (kind, seed), "num_inference_steps": steps}
-                found.append(Job(f"inpaint-{kind}-{seed}", sample, same, each))
+            same = {"task": "inpaint", "key": (kind, 0), "num_inference_steps": steps}
+            found.append(Job(f"inpaint-{kind}", sample, same, each))
             if self.context.has_baselines:
                 same = {"key": ("inpaint", kind, 0), "steps": steps}
                 found.append(Job(f"repaint-{kind}", self._repaint, same, each))
@@ -69,15 +67,7 @@ class Inpaint(Part):
         floor = frechet_distance(features, originals[0])
         results: dict[str, Any] = {"floor": {"n": len(features), "frechet_distance": floor}}
         for kind, mask in self.masks.items():
-            repeats = [drawn[f"inpaint-{kind}-{seed}"] for seed in self.seeds]
-            results[kind] = self._figures(repeats[0], originals, mask)
-            if len(repeats) > 1:
-                values = torch.stack([context.unit(repeat.values) for repeat in repeats])
-                # The deviation over the seeds. Their mean errs less than each, and is blurred.
-                deviation = masked_mean(values.var(0), mask).sqrt()
-                likeness = psnr(context.unit(self.images), values.mean(0), mask)
-                results[kind] |= mean("diversity", deviation) | {"mean_of": len(repeats)}
-                results[kind] |= mean("psnr_of_mean_in_hole", likeness)
+            results[kind] = self._figures(drawn[f"inpaint-{kind}"], originals, mask)
             if context.has_baselines:
                 entry = drawn[f"repaint-{kind}"]
                 results[kind]["repaint"] = self._figures(entry, originals, mask)
@@ -101,7 +91,7 @@ class Inpaint(Part):
         }
 
     def _picture(self, drawn: Mapping[str, Drawn], folder: Path) -> None:
-        """For each kind: an original, what is left of it, completions, RePaint's."""
+        """For each kind: an original, what is left of it, its completion, RePaint's."""
         rows, form = [], self.context.pipe.format
         grey = torch.tensor(form.stored_middle).to(self.images.dtype)
         for i, (kind, mask) in enumerate(self.masks.items()):
@@ -110,5 +100,5 @@ class Inpaint(Part):
             left = self.images[i].where(mask[i] == 0, grey)
             shown = [self.images[i], left, *(entry.values[i] for entry in entries)]
             rows.append(to_pictures(torch.stack(shown), form))
-        titles = ["original", "masked", *(f"seed {seed}" for seed in self.seeds), "RePaint"]
+        titles = ["original", "masked", "completed", "RePaint"]
         grid(rows, list(self.masks), titles[: len(rows[0])]).save(folder / "inpaint.png")

@@ -26,8 +26,6 @@ class Settings(BaseModel):
     """Step counts of the curve of quality against evaluations. A model of few steps has its own."""
     inpaint_images: Annotated[int, Field(ge=2)] = 1_000
     """Held-out images that are completed, for each kind of mask, 2 or more."""
-    inpaint_seeds: Count = 9
-    """Completions of each of them, for their diversity and their mean."""
     edit_images: Count = 2_000
     """Held-out images that are edited, spread over all ordered pairs of classes."""
     num_strengths: Count = 10
@@ -56,7 +54,6 @@ PRESETS = {
         reference_images=1_000,
         step_counts=[6],
         inpaint_images=10,
-        inpaint_seeds=2,
         edit_images=25,
         num_strengths=5,
         baselines=False,

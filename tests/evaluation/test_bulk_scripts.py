@@ -23,7 +23,6 @@ TINY = {
     "num_inference_steps": 2,
     "step_counts": [3],
     "inpaint_images": 3,
-    "inpaint_seeds": 2,
     "edit_images": 8,
     "num_strengths": 2,
     "baseline_guidance_scale": 3.0,
