@@ -136,11 +136,8 @@ def test_what_cannot_be_compared_is_refused(given, build_pipe, tmp_path):
 
     refused("tune_images are 2:15, images 14:32; .* none of them in both", range(2, 15))
     refused("images 14:41; give rows up to 40", rows=range(14, 41))
-    refused("tune_images are 30:41", range(30, 41), range(3))
     refused("guidance_scales has nan; give numbers above 0", scales=[2.0, float("nan")])
-    refused("guidance_scales has 0;", scales=[0.0])
     refused("pipeline: give one of many steps", pipe=few)
-    refused("pipeline: .* with generate, edit", pipe=build_pipe(tasks=("generate", "inpaint")))
     refused("two classes", pipe=build_pipe(classes=("cat",)))
     assert not list(tmp_path.iterdir())
 

@@ -1,6 +1,5 @@
 """Images without labels, or of one class: trained, exported, drawn from, described."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from tables import write_images
 from mtl_diffusion.config import ConfigError
 from mtl_diffusion.loop import train
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
-from mtl_diffusion.publishing.export import of_checkpoint, write
 
 
 @pytest.fixture
@@ -23,14 +21,12 @@ def config(config, tmp_path):
     return replace(config, dataset_name=str(tmp_path / "flowers"), tasks=tasks, max_train_steps=2)
 
 
-def test_images_without_labels(config, capsys, tmp_path):
-    train(config)
+def test_images_without_labels(config, capsys):
+    train(replace(config, gallery=True))
     where = f"the images of {config.dataset_name} (the rest of train; a tenth of train"
     line = "Data: 22 training and 2 held-out images, no classes, from " + where
     assert line in capsys.readouterr().out
     folder = Path(config.output_dir)
-    losses = json.loads((folder / "validation/step-2.json").read_text())["loss"]
-    assert set(losses) == set(config.tasks)
     assert all((folder / f"validation/step-2-{task}.png").exists() for task in config.tasks)
 
     pipe = MultiTaskPipeline.from_pretrained(folder / "pipeline")
@@ -41,17 +37,13 @@ def test_images_without_labels(config, capsys, tmp_path):
     mask = Image.new("L", image.size, 255)
     assert pipe("inpaint", image=image, mask_image=mask, **common).images[0].size == (8, 8)
     assert pipe("colorize", image=image, **common).images[0].size == (8, 8)
-    for label in ("cat", 0):
-        with pytest.raises(
-            ValueError, match=r"class_label is .*; it must be None, for this model has no"
-        ):
-            pipe(class_label=label, **common)
+    with pytest.raises(ValueError, match="class_label is .*; it must be None, for this model has"):
+        pipe(class_label="cat", **common)
 
-    published = write(of_checkpoint(folder), tmp_path / "published", pictures=True)
-    card = (published / "README.md").read_text()
+    card = (folder / "pipeline/README.md").read_text()
     assert "It has no classes: its training images had no labels." in card
     assert "class-conditional" not in card and "class_label=" not in card
-    assert Image.open(published / "gallery.png").width > 64
+    assert Image.open(folder / "pipeline/gallery.png").width > 64
 
 
 def test_what_needs_classes_is_refused(config):
