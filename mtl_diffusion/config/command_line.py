@@ -66,17 +66,14 @@ def _value(kind: Any, text: str) -> Any:
 
 def _read(path: str, faults: list[str]) -> dict[str, Any]:
     """The mapping in a YAML file; its faults are appended to `faults`."""
-    doubled: list[str] = []
     try:
-        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
-        values = load_strictly(text, doubled)
+        values = load_strictly(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("it must hold lines such as seed: 1")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         faults.append(f"--config: found {show(path)}; must be a readable YAML file ({reason})")
         return {}
-    faults += [f"{key} ({path}): found more than once; keep one" for key in doubled]
     return values
 
 

@@ -4,39 +4,22 @@ from io import StringIO
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 
 
-def load_strictly(text: str, doubled: list[str] | None = None) -> Any:
+def load_strictly(text: str) -> Any:
     """One YAML document.
 
-    Args:
-        doubled: takes the keys that are given twice, whose first values count. None: such keys
-            are refused.
-
     Raises:
-        ValueError: it can't be read.
+        ValueError: it can't be read, or has a key twice.
     """
-    twice: list[str] = [] if doubled is None else doubled
-
-    class Constructor(SafeConstructor):
-        def check_mapping_key(self, node, key_node, mapping, key, value):
-            if key in mapping:
-                twice.append(str(key))
-            return key not in mapping
-
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = Constructor
     try:
-        value = yaml.load(text)
+        return YAML(typ="safe", pure=True).load(text)
     except RecursionError as error:
         raise ValueError("too many lists or mappings inside one another") from error
     except (YAMLError, ValueError, TypeError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    if twice and doubled is None:
-        raise ValueError(f"given twice: {', '.join(twice)}")
-    return value
+        words = str(error).partition("To suppress this check")[0].split()
+        raise ValueError(" ".join(words)[:400]) from error
 
 
 def dump(values: dict[str, Any]) -> str:
