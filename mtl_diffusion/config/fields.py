@@ -212,10 +212,6 @@ class TrainConfig:
     run can be lengthened: with more max_train_steps it goes on from where the decay began."""
     lr_decay: PositiveFraction = 0.2
     """Share of the run that the decay of warmup_stable_decay takes; above 0, at most 1."""
-    adam_beta1: FractionBelowOne = 0.9
-    """Decay of AdamW's mean of gradients; 0 or more, below 1."""
-    adam_beta2: FractionBelowOne = 0.99
-    """Decay of AdamW's mean of squared gradients; 0 or more, below 1."""
     adam_epsilon: PositiveFloat = 1e-8
     """Constant that AdamW adds to its denominator."""
     adam_weight_decay: NonNegativeFloat = 0.0
@@ -265,8 +261,6 @@ class TrainConfig:
     """Optimiser steps between log entries."""
     report_to: Literal["tensorboard", "trackio", "wandb", "none"] = "tensorboard"
     """Tracker that the curves are logged to."""
-    tracker_project_name: Text = "mtl_diffusion"
-    """Project that the run is filed under by the tracker."""
     gallery: bool = True
     """Draw a gallery of the exported pipeline's own samples, for its model card."""
     push_to_hub: bool = False

@@ -32,6 +32,9 @@ _REMOVED = {
     "perceptual_images": (0.15, "set alignment_weight: no other loss needs a classifier"),
     "token_paths": ("both", "leave it out: tokens always take both paths to the network"),
     "channels_last": (True, "leave it out: images are always in that order of memory"),
+    "adam_beta1": (0.9, "leave it out: it is always 0.9"),
+    "adam_beta2": (0.99, "leave it out: it is always 0.99"),
+    "tracker_project_name": ("mtl_diffusion", "leave it out: the project is mtl_diffusion"),
 }
 _EXAMPLES = {"list_type": ", such as [32, 64]", "dict_type": ", such as {generate: 1, edit: 1}"}
 _KINDS = get_type_hints(TrainConfig, include_extras=True)

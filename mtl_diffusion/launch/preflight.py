@@ -96,7 +96,7 @@ def start_trackers(run: Run, first: int) -> None:
     tensorboard, main = config.report_to == "tensorboard", accelerator.is_main_process
     try:
         accelerator.init_trackers(
-            config.tracker_project_name,
+            "mtl_diffusion",  # the project
             # accelerate would make two new folders for it at each start of the run.
             config=None if tensorboard else plain,
             init_kwargs={"tensorboard": {"purge_step": first + 1}},

@@ -18,6 +18,7 @@ _NOT_HIDDEN = ("conv_in.", "conv_out.", "encoder_hid_proj.", "class_embedding.",
 # block, the values and the gates of a feed-forward layer. Each half is orthogonalised by itself.
 _TWO_FUNCTIONS = ("time_emb_proj.weight", "ff.net.0.proj.weight")
 
+BETAS = (0.9, 0.99)  # AdamW's decays of the means of gradients and of their squares
 MOMENTUM = 0.95
 # Keller Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
 NEWTON_SCHULZ_STEPS = 5
@@ -33,7 +34,7 @@ def build_optimizer(config: TrainConfig, objective: nn.Module) -> torch.optim.Op
     trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     options = {
         "lr": config.learning_rate,
-        "betas": (config.adam_beta1, config.adam_beta2),
+        "betas": BETAS,
         "eps": config.adam_epsilon,
         "weight_decay": config.adam_weight_decay,
     }

@@ -34,13 +34,13 @@ RANGES = {
     "sigma_std sigma_data sigma_min sigma_max": ["0", "-1", ".inf"],
     "learning_rate adam_epsilon max_grad_norm": ["0", "-1", ".nan"],
     "max_train_minutes": ["0", ".nan", "1e300"],
-    "dropout adam_beta1 adam_beta2": ["-0.1", "1", ".nan"],
+    "dropout": ["-0.1", "1", ".nan"],
     "class_dropout task_dropout dataset_holes augmentation": ["-0.1", "1.1", ".nan"],
     "ema_ramp lr_decay": ["0", "1.1", ".nan"],
     "teacher_steps edit_pairs": ["0"],
     "tasks": ["{edit: -1}", "{edit: 1e300}", "{edit: .nan}"],
     "sigma_mean": [".nan", ".inf", "-.inf"],  # any finite number
-    "dataset_name train_split output_dir tracker_project_name image_column hub_model_id": [""],
+    "dataset_name train_split output_dir image_column hub_model_id": [""],
 }
 
 
