@@ -6,8 +6,8 @@
     mtl-diffusion publish --pipeline runs/c10/pipeline --space user/name
     mtl-diffusion publish --pipeline runs/c10/pipeline --static page
 
-A Space is the page of `mtl-diffusion demo` on the Hub, with a copy of the model. With --static it
-is a page that runs the model in the browser, for any server of files, or with --space on the Hub.
+A Space is the page of `mtl-diffusion demo` on the Hub, with a copy of the model. --static writes a
+page that runs the model in the browser, for any server of files; with --space it is the Space.
 
 Exit codes: 0 done; 1 exported and not uploaded; 2 refused.
 """
@@ -19,8 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mtl_diffusion.tools import flags
-
-TO_SPACE = Path()  # of --static without a folder
 
 
 def parse() -> Namespace:
@@ -42,8 +40,8 @@ def parse() -> Namespace:
     add("--private", action="store_true", help="make the repository private when it is created")
     add("--revision", help="branch to upload to, created where it isn't there; default: main")
     add("--space", metavar="USER/NAME", help="make or update this Space")
-    static = "write the page that runs in the browser; without FOLDER, to --space alone"
-    add("--static", nargs="?", metavar="FOLDER", type=flags.path, const=TO_SPACE, help=static)
+    static = "write the page that runs in the browser to this folder"
+    add("--static", metavar="FOLDER", type=flags.path, help=static)
     web = "the unpacked npm package onnxruntime-web, for --static; default: npm downloads it"
     add("--onnxruntime_web", metavar="FOLDER", type=flags.path, help=web)
     args = parser.parse_args()
@@ -53,10 +51,6 @@ def parse() -> Namespace:
         parser.error(
             "--pipeline needs --space or --static; a checkpoint is what --push_to_hub uploads"
         )
-    if args.static is TO_SPACE and not args.space:
-        parser.error("--static needs the folder for the page, or --space")
-    if args.space and "/" not in args.space:
-        parser.error(f"--space is {args.space!r}; give it as user/name")
     return args
 
 
@@ -101,7 +95,7 @@ def export(args: Namespace) -> tuple[str | None, bool]:
 
 
 def publish_page(args: Namespace, model: str | None, private: bool) -> None:
-    """Makes a Space, or writes the page that runs in the browser to its folder, a Space or both."""
+    """Makes a Space, or writes the page that runs in the browser, which may be the Space's."""
     import torch
 
     from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
@@ -110,17 +104,15 @@ def publish_page(args: Namespace, model: str | None, private: bool) -> None:
     pipeline = str(args.pipeline or args.output_dir)
     pipe = MultiTaskPipeline.from_pretrained(pipeline)
     with TemporaryDirectory() as temporary:
-        folder = Path(temporary, "page")
+        folder = args.static or Path(temporary, "page")
         if args.static:
             from mtl_diffusion.publishing.static import write_page
 
-            folder = folder if args.static is TO_SPACE else args.static
             name = args.space or model or Path(pipeline).resolve().name
             write_page(pipe, folder, name=name, package=args.onnxruntime_web)
+            print(f"The page is in {folder}; try it: python -m http.server -d {folder}")
         else:
             pipe.to(torch.float16 if args.half else torch.float32)
             write_space(pipe, folder, name=args.space)
-        if args.static not in (None, TO_SPACE):
-            print(f"The page is in {folder}; try it: python -m http.server -d {folder}")
         if args.space:
             print(f"The Space is {push_space(folder, args.space, model=model, private=private)}")

@@ -17,6 +17,9 @@ from argparse import Namespace
 
 from mtl_diffusion.tools import flags
 
+# Fields of the configuration of the model that is measured.
+FORMAT = ("image_mode", "image_dtype", "value_range", "shown_bands", "image_fit")
+
 
 def parse() -> Namespace:
     parser = flags.parser(__doc__)
@@ -26,9 +29,8 @@ def parse() -> Namespace:
     add("--test_split", default="test", help="split that metrics.json is measured on")
     sides = "side of the images in pixels, or '[height, width]'"
     add("--resolution", type=flags.value, required=True, help=sides)
-    of_model = "as the model that is measured has it"
-    for name in ("image_mode", "image_dtype", "value_range", "shown_bands", "image_fit"):
-        add(f"--{name}", type=flags.value, help=of_model)
+    for name in FORMAT:
+        add(f"--{name}", type=flags.value, help="as the model that is measured has it")
     kinds = ["resnet9", "regnet"]
     add("--architecture", default="regnet", choices=kinds, help="resnet9 is more accurate")
     add("--epochs", type=int, default=10, help="passes over the train split")
@@ -56,8 +58,7 @@ def main() -> None:
     options = {name: getattr(args, name) for name in (*names, "seed", "mixed_precision")}
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with flags.refusals():
-        kinds = ("image_mode", "image_dtype", "value_range", "shown_bands", "image_fit")
-        given = {name: getattr(args, name) for name in kinds if getattr(args, name) is not None}
+        given = {name: getattr(args, name) for name in FORMAT if getattr(args, name) is not None}
         form = image_format(from_dict({"resolution": args.resolution} | given))
         metrics = train_to_folder(
             args, form, args.output_dir, flags.command(), device=device, **options

@@ -102,9 +102,8 @@ def test_a_space_gets_the_gradio_that_the_page_is_tested_with():
     "flags, words",
     [
         (["--pipeline", "x"], "--pipeline needs --space"),
-        (["--pipeline", "x", "--static"], "--static needs the folder for the page, or --space"),
+        (["--pipeline", "x", "--static"], "--static: expected one argument"),
         (["--checkpoint", "x"], "--checkpoint needs --output_dir"),
-        (["--pipeline", "x", "--space", "page"], "give it as user/name"),
         ([], "one of the arguments --checkpoint --pipeline is required"),
     ],
 )
