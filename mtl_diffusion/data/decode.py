@@ -169,15 +169,6 @@ def decode_rows(
     return decoded
 
 
-def digests_of(rows: Rows, column: str) -> list[bytes]:
-    """The sha256 of each image as it is stored now."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        images, digests = encoded(rows, column), []
-        while batch := list(islice(images, _BATCH)):
-            digests += pool.map(lambda image: hashlib.sha256(image.read()).digest(), batch)
-    return digests
-
-
 def encoded(rows: Rows, column: str, field: str = "image_column") -> Iterator[Encoded]:
     """The images of a column, one after the other."""
     place = 0

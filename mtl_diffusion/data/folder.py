@@ -19,10 +19,7 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-_KINDS = {
-    **dict.fromkeys((*ImageFolder.EXTENSIONS, ".npy"), "image"),
-    **{".parquet": "parquet", ".zip": "zip"},
-}
+_KINDS = dict.fromkeys((*ImageFolder.EXTENSIONS, ".npy"), "image") | {".parquet": "parquet"}
 
 # Split -> its folder below the root, and its files below that.
 _Parts = Mapping[str, tuple[PurePath, list[PurePath]]]
@@ -54,11 +51,6 @@ def read_folder(
     kinds: dict[str, list[Path]] = defaultdict(list)
     for path in walk(root):
         kinds[_kind(path, image_column)].append(path)
-    if kinds["zip"]:
-        raise DataError(
-            f"dataset_name: {root} has archives, which are not read: unpack {listed(kinds['zip'])}"
-            " into folders, and move them away."
-        )
     if tables := kinds["parquet"] or kinds["table"]:
         return _tables(root, tables)
     if not kinds["image"]:
@@ -69,8 +61,6 @@ def read_folder(
     }
     others = Counter(path.suffix.lower() or path.name for path in kinds["other"] if path != card)
     left_out = [f"{count} {kind}" for kind, count in sorted(others.items())]
-    if empty := _without_images(root, parts, kinds["image"]):
-        left_out.append(f"images in {listed(empty)}")
     where = f"the images of {root}{', without ' if left_out else ''}{', '.join(left_out)}"
     return Source(str(root), where, _with_classes(root, parts), files)
 
@@ -88,15 +78,12 @@ def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above:
         raise DataError(f"dataset_name: {folder} is a link that leads back to {real}; remove it.")
-    for path in sorted(filter(_is_shown, folder.iterdir())):
+    shown = (path for path in folder.iterdir() if not path.name.startswith((".", "__")))
+    for path in sorted(shown):
         if path.is_dir():
             yield from walk(path, (*above, real))
         else:
             yield path
-
-
-def _is_shown(path: Path) -> bool:
-    return not path.name.startswith((".", "__"))
 
 
 def _tables(root: Path, paths: Sequence[Path]) -> dict[str, list[str]]:
@@ -148,14 +135,6 @@ def _unwrapped(top: PurePath, files: list[PurePath]) -> tuple[PurePath, list[Pur
     common = PurePath(os.path.commonpath([file.parent.parent for file in files])).parts
     wrapper = PurePath(*takewhile(lambda name: name.lower() not in SPLITS, common))
     return top / wrapper, [file.relative_to(wrapper) for file in files]
-
-
-def _without_images(root: Path, parts: _Parts, images: Sequence[Path]) -> list[PurePath]:
-    """The folders where splits and classes are looked for that hold no image."""
-    holding = {folder for image in images for folder in image.parents}
-    tops = dict.fromkeys((root, *(root / top for top, _ in parts.values())))
-    folders = (path for top in tops for path in sorted(top.iterdir()) if path.is_dir())
-    return [path.relative_to(root) for path in folders if _is_shown(path) and path not in holding]
 
 
 def _with_classes(root: Path, parts: _Parts) -> dict[str, datasets.Dataset]:

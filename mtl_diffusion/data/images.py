@@ -14,8 +14,8 @@ import torch
 
 from ..pipeline.format import ImageFormat
 from .columns import DataError, Rows, Source, find_image_column, find_label_column, read_labels
-from .decode import FACTS, FRAME, Decoded, decode_rows, digests_of
-from .source import check_declared, explained, open_source
+from .decode import FACTS, FRAME, Decoded, decode_rows, encoded
+from .source import explained, open_source
 
 MASK = "mask"  # the layer of a region of interest: (N, 1, H, W) uint8 in {0, 1}
 TEST = "test"  # the split that a dataset without it gives a tenth of its only one for
@@ -219,7 +219,6 @@ def _load(
         features = rows.table.features
         image_column, mask_column, conditions = _columns(rows, config)
         label_column = find_label_column(features, config.label_column)
-        check_declared(source, label_column)
         labels, names = read_labels(source.splits, rows, label_column)
         decoded = decode_rows(rows, image_column, form)
         layers = dict(decoded.layers)
@@ -261,7 +260,8 @@ def _parts(source: Source, split: str, config: Any) -> list[Rows]:
     table, folders = source.splits[split], source.folders(split)
     whole = Rows(table, range(len(table)), split, split, folders)
     with explained(source.name):
-        digests = digests_of(whole, _columns(whole, config)[0])
+        images = encoded(whole, _columns(whole, config)[0])
+        digests = [hashlib.sha256(image.read()).digest() for image in images]
     last = sorted(digests)[max(1, len(digests) // 10) - 1]
     parts = []
     for held_out, words in ((False, "the rest of {}"), (True, "a tenth of {}, by a fixed key")):

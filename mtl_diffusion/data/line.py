@@ -21,12 +21,6 @@ def data_line(train: ImageDataset | ImageStream, held_out: ImageDataset, config:
     present = range(len(names)) if streamed else set(train.labels.tolist())
     if absent := [name for label, name in enumerate(names) if label not in present]:
         classes += f", {len(absent):,} of them without a training image: {listed(absent)}"
-    if numbered := [
-        f"class {number} is {name!r}"
-        for number, name in enumerate(names)
-        if name.isdecimal() and name != str(number)
-    ]:
-        classes += f" ({listed(numbered)})"
     if held_out.copies:
         classes += f", {held_out.copies:,} of the held-out images among the training images"
     words = [f"{train.where} ({train.split}; {held_out.split})"]

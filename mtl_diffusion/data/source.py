@@ -78,7 +78,7 @@ def _in_parts(source: Source) -> Source:
 def _built(builder: datasets.DatasetBuilder, name: str, where: str, streaming: bool) -> Source:
     files = {str(split): list(names) for split, names in (builder.config.data_files or {}).items()}
     source = Source(name, where, {}, files)
-    check_declared(source, None)
+    _check_declared(source)
     if streaming:
         return dataclasses.replace(source, splits=builder.as_streaming_dataset())
     builder.download_and_prepare()
@@ -97,14 +97,14 @@ def _built(builder: datasets.DatasetBuilder, name: str, where: str, streaming: b
         ) from error
 
 
-def check_declared(source: Source, column: str | None) -> None:
+def _check_declared(source: Source) -> None:
     """Reads what the parquet files on this machine declare.
 
     Raises:
-        DataError: a file is damaged, or two of them number the classes of `column` differently:
+        DataError: a file is damaged, or two of them number the classes of a column differently:
             `datasets` would give the names of the first one to the numbers of all.
     """
-    first: tuple[str, list[str]] | None = None
+    first: dict[str, tuple[str, list[str]]] = {}
     for file in chain(*source.files.values()):
         if not (file.endswith(".parquet") and os.path.isfile(file)):
             continue
@@ -114,16 +114,15 @@ def check_declared(source: Source, column: str | None) -> None:
             raise DataError(
                 f"dataset_name: damaged: {file}: {error}; replace or remove it."
             ) from error
-        names = getattr(features.get(column), "names", None)
-        if names is None:
-            continue
-        first = first or (file, names)
-        if names != first[1]:
-            raise DataError(
-                f"label_column: the classes 0, 1, ... of {column!r} are {listed(first[1], 20)} in"
-                f" {first[0]}, and {listed(names, 20)} in {file}. Write the files again with"
-                " the same list of names, as align_labels_with_mapping of `datasets` does."
-            )
+        for column in (c for c, f in features.items() if isinstance(f, datasets.ClassLabel)):
+            names = features[column].names
+            other, known = first.setdefault(column, (file, names))
+            if names != known:
+                raise DataError(
+                    f"label_column: the classes 0, 1, ... of {column!r} are {listed(known, 20)} in"
+                    f" {other}, and {listed(names, 20)} in {file}. Write the files again with"
+                    " the same list of names, as align_labels_with_mapping of `datasets` does."
+                )
 
 
 @contextmanager

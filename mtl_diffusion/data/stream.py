@@ -32,7 +32,7 @@ from .columns import (
 from .decode import Decoded, Decoder, Encoded, check_depth, undecoded
 from .images import ImageDataset
 from .loader import IMAGES, Batch, flipped, process_rows
-from .source import check_declared, explained, open_source
+from .source import explained, open_source
 
 ORDER = "datasets"  # who shuffles a stream; a checkpoint holds it, and continues no other order
 _AHEAD = 4  # batches that are decoded ahead of the current step, to bridge slow reads
@@ -159,7 +159,6 @@ def _open(source: Source, split: str, field: str, config: Any) -> ImageStream:
             )
         names = class_names(features[label_column])
     files, folders = source.files[split], source.folders(split)
-    check_declared(source, label_column)
     rows = undecoded(source.splits[split], columns[0]).select_columns(columns)
 
     def read(shards: list[int]) -> Iterator[dict[str, Any]]:
