@@ -4,15 +4,11 @@ import datasets
 import pytest
 from tables import IMAGE, NAMED, encoded, load, write_images, write_parquet, write_table
 
-from mtl_diffusion.config import TrainConfig
-from mtl_diffusion.data.stream import open_streams
-
 
 @pytest.mark.parametrize(
     "feature, values, names, labels",
     [
         (NAMED, [0, 1, 1, 0], ("a", "b"), [0, 1, 1, 0]),
-        (datasets.Value("int64"), [0, 2, 0, 2], ("0", "2"), [0, 1, 0, 1]),
         (datasets.Value("int64"), [3, 9 * 10**18] * 2, ("3", str(9 * 10**18)), [0, 1, 0, 1]),
         (datasets.Value("int64"), [200000, 90, 90, 90], ("90", "200000"), [1, 0, 0, 0]),
         (datasets.Value("string"), ["a", "NA"] * 2, ("NA", "a"), [1, 0, 1, 0]),
@@ -50,20 +46,15 @@ def test_columns_are_found_by_type_or_named(tmp_path):
     assert load(name, image_column="image", label_column="none").class_names == ()
 
 
-@pytest.mark.parametrize("names", [["dog", "cat"], ["bird", "cat", "dog"]])
-@pytest.mark.parametrize("part", [{"part": 1, "of": 2}, {"split": "validation"}])
-def test_files_that_number_their_classes_differently(tmp_path, part, names):
+@pytest.mark.parametrize("place", [{"part": 1, "of": 2}, {"split": "validation"}])
+def test_files_that_number_their_classes_differently(tmp_path, place):
     """`datasets` gives the names of the first file to the numbers of all."""
-    columns, folder = {"image": encoded(2), "label": [0, 1]}, tmp_path / "d"
-    for own, place in ((["cat", "dog"], {"part": 0, "of": 2}), (names, part)):
-        features = {"image": IMAGE, "label": datasets.ClassLabel(names=own)}
-        write_parquet(folder, columns, features, **place)
-    message = rf"label_column: .*'label' are cat, dog in .*, and {', '.join(names)} in "
-    with pytest.raises(ValueError, match=message):
-        load(folder)
-    config = TrainConfig(dataset_name=str(folder), streaming=True, resolution=8)
-    with pytest.raises(ValueError, match=message):
-        open_streams(config, ["train_split"])
+    columns = {"image": encoded(2), "label": [0, 1]}
+    for names, where in ((["cat", "dog"], {"of": 2}), (["dog", "cat"], place)):
+        features = {"image": IMAGE, "label": datasets.ClassLabel(names=names)}
+        write_parquet(tmp_path / "d", columns, features, **where)
+    with pytest.raises(ValueError, match=r"label_column: .*'label' are cat, dog in .*, and dog, c"):
+        load(tmp_path / "d")
 
 
 @pytest.mark.parametrize(

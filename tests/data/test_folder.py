@@ -1,15 +1,13 @@
 """What a folder is taken for: which files are read, of which splits and classes."""
 
-import io
 import json
 import os
-import tarfile
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from tables import load, noise, png, write_images, write_table
+from tables import load, noise, write_images, write_table
 
 from mtl_diffusion.data.folder import read_folder
 
@@ -131,17 +129,6 @@ def test_names_that_are_not_utf_8_are_named(tmp_path):
     os.rename(tmp_path / "1.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
     with pytest.raises(ValueError, match=r"dataset_name: .* b'.*caf\\xe9\.png' is not UTF-8"):
         load(tmp_path)
-
-
-def test_a_tar_of_webdataset(tmp_path):
-    with tarfile.open(tmp_path / "train-000.tar", "w") as tar:
-        for i in range(4):
-            for kind, data in (("png", png(noise(8, 8, 3, seed=i))), ("cls", b"%d" % (i % 2))):
-                member = tarfile.TarInfo(f"{i}.{kind}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    data = load(tmp_path)
-    assert data.class_names == ("0", "1") and data.labels.tolist() == [0, 1, 0, 1]
 
 
 # Tables, which may name images

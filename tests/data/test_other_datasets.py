@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Image
+from datasets import Dataset
 from PIL import Image as Picture
-from tables import write_parquet
-from tiny import flags, own_state
+from tiny import RUN, flags, own_state
 
 from mtl_diffusion import MultiTaskPipeline, TrainConfig, train
 from mtl_diffusion.config.command_line import parse
@@ -17,17 +16,9 @@ from mtl_diffusion.config.command_line import parse
 pytestmark = pytest.mark.slow
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SMALL = {
-    "norm_num_groups": 4,
-    "token_dim": 8,
-    "total_batch_size": 8,
-    "max_train_steps": 2,
-    "lr_warmup_steps": 1,
-    "gallery": False,
-    "report_to": "none",
-    "num_threads": 1,
-}
-CHANNELS = {"emoji": "[8,8,8,8]", "cifar100": "[8,8,8]"}
+CONFIGS_OWN = {"resolution", "attention_resolutions"}
+SMALL = {name: value for name, value in RUN.items() if name not in CONFIGS_OWN}
+CHANNELS = {"digits": "[8,8]", "emoji": "[8,8,8,8]"}
 
 
 @pytest.fixture
@@ -35,28 +26,14 @@ def trained(tmp_path, no_validation):
     """Trains with a config on the folder `data`."""
 
     def trained(name: str) -> tuple[TrainConfig, MultiTaskPipeline]:
-        given = SMALL | {"dataset_name": tmp_path / "data", "output_dir": tmp_path / "run"}
-        given["block_out_channels"] = CHANNELS[name]
+        given = {"dataset_name": tmp_path / "data", "output_dir": tmp_path / "run"}
+        given |= SMALL | {"block_out_channels": CHANNELS[name], "lr_warmup_steps": 1}
         config = parse(["--config", str(CONFIGS / f"{name}.yaml"), *flags(**given)])
         with own_state():
             train(config)
         return config, MultiTaskPipeline.from_pretrained(tmp_path / "run/pipeline")
 
     return trained
-
-
-def test_a_dataset_of_the_hub_with_two_columns_of_labels(trained, tmp_path):
-    random, names = np.random.default_rng(0), {"fine_label": 100, "coarse_label": 20}
-    features = {
-        label: ClassLabel(names=[f"{label} {i}" for i in range(n)]) for label, n in names.items()
-    }
-    for split in ("train", "test"):
-        rows = {label: [i % n for i in range(100)] for label, n in names.items()}
-        rows["img"] = list(random.integers(0, 256, (100, 32, 32, 3), dtype=np.uint8))
-        write_parquet(tmp_path / "data", rows, {"img": Image()} | features, split)
-    config, pipe = trained("cifar100")
-    assert pipe.size == config.resolution == 32
-    assert pipe.class_names == tuple(features["fine_label"].names)
 
 
 @pytest.fixture
@@ -69,6 +46,18 @@ def script(tmp_path, monkeypatch):
         runpy.run_path(str(CONFIGS.parent / "scripts" / name), run_name="__main__")
 
     return run
+
+
+def test_digits_of_scikit_learn(trained, tmp_path, script):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    script("digits.py")
+    (file,) = (tmp_path / "data").iterdir()
+    rows = Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    assert len(rows) == 1797 and rows.features["label"].names == [*"0123456789"]
+    image = np.asarray(rows[0]["image"])
+    assert image.shape == (8, 8) and image.max() > 200 and rows[0]["label"] == 0
+    _, pipe = trained("digits")
+    assert pipe.size == 8 and pipe.class_names == (*"0123456789",)
 
 
 def write_package(folder: Path, count: int = 100) -> None:
