@@ -49,18 +49,11 @@ def test_help_is_shown(monkeypatch, capsys):
     assert answer(monkeypatch, capsys, "--version")[:2] == (0, mtl_diffusion.__version__ + "\n")
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["publish", "--output_dir=x", "--checkpoint=~/nothing"],
-        ["evaluate", "--output_dir=x", "--classifier=x", "--pipeline=~/nothing"],
-        ["sample", "--output_dir=x", "--pipeline=~/nothing"],
-    ],
-    ids=lambda words: words[0],
-)
-def test_the_home_directory_may_be_short(words, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("name, flag", [("publish", "checkpoint"), ("sample", "pipeline")])
+def test_the_home_directory_may_be_short(name, flag, monkeypatch, capsys, tmp_path):
     """A shell does not replace ~ after an equals sign."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    words = [name, f"--{flag}=~/nothing", "--output_dir=x"]
     code, _, err = answer(monkeypatch, capsys, *words)
     assert code == 2 and str(tmp_path / "nothing") in err
 

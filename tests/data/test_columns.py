@@ -33,6 +33,7 @@ def test_splits_agree_on_names_that_only_one_of_them_has(tmp_path):
 def test_columns_are_found_by_type_or_named(tmp_path):
     columns = {"image": encoded(), "mask": encoded(), "fine": [0] * 4, "coarse": [1] * 4}
     features = {"image": IMAGE, "mask": IMAGE, "fine": NAMED, "coarse": NAMED}
+    columns, features = columns | {"x": [0.5] * 4}, features | {"x": datasets.Value("float64")}
     name = write_parquet(tmp_path / "d", columns, features)
     with pytest.raises(ValueError, match=r"image_column: found 2 .*image \(Image\), mask"):
         load(name)
@@ -40,6 +41,8 @@ def test_columns_are_found_by_type_or_named(tmp_path):
         load(name, image_column="image")
     with pytest.raises(ValueError, match="image_column: there is no column 'img'"):
         load(name, image_column="img")
+    with pytest.raises(ValueError, match=r"'x' is not a column of classes.*x \(float64\)"):
+        load(name, image_column="image", label_column="x")
     with pytest.raises(ValueError, match="image_column: 'fine' is not a column of images or of"):
         load(name, image_column="fine")
     assert load(name, image_column="image", label_column="coarse").labels.tolist() == [1] * 4
@@ -70,12 +73,6 @@ def test_a_label_that_is_no_class_is_located(tmp_path, feature, bad, what):
     good = "x" if feature == datasets.Value("string") else 0
     name = write_table(tmp_path / "d", [good, good, bad, good], feature)
     with pytest.raises(ValueError, match=f"label_column: row 2 of 'train' has {what}"):
-        load(name)
-
-
-def test_labels_that_can_be_no_classes_are_not_left_out(tmp_path):
-    name = write_table(tmp_path / "d", [0.5, 1.0, 1.5, 2.0], datasets.Value("float64"))
-    with pytest.raises(ValueError, match=r"'label' is not a column of classes.*label \(float64\)"):
         load(name)
 
 

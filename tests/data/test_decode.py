@@ -66,28 +66,14 @@ def test_12_bits_in_16_are_refused(tmp_path):
 # What is read again
 
 
-def replace(path: Path, content: bytes) -> None:
-    """As `cp -p` and `rsync -t` do: the time of the file stays."""
-    times = path.stat()
-    path.write_bytes(content)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
-def test_a_picture_that_is_replaced_is_read_again(tmp_path):
-    picture = write_images(tmp_path / "pictures", "1.png") / "1.png"
-    name = write_table(tmp_path / "d", [0], images=[{"bytes": None, "path": str(picture)}])
-    first = load(name)
-    replace(picture, png(noise(8, 8, 3, seed=5)))
-    second = load(name)
-    assert np.array_equal(second.images[0].permute(1, 2, 0), noise(8, 8, 3, seed=5))
-    assert second.fingerprint != first.fingerprint
-
-
 def test_a_table_that_is_replaced_is_read_again(tmp_path):
+    """As `cp -p` and `rsync -t` do it: the time of the file stays."""
     names = [write_table(tmp_path / str(i), [0, i]) for i in (0, 1)]
     assert load(names[0]).labels.tolist() == [0, 0]
     (file,) = Path(names[0]).iterdir()
-    replace(file, Path(names[1], file.name).read_bytes())
+    times = file.stat()
+    file.write_bytes(Path(names[1], file.name).read_bytes())
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert load(names[0]).labels.tolist() == [0, 1]
 
 
@@ -137,9 +123,6 @@ def test_a_row_that_does_not_decode_is_located(tmp_path, bad):
 def test_a_file_that_does_not_decode_is_located(tmp_path):
     write_images(tmp_path, *(f"train/{name}/{i}.png" for name in ("cat", "dog") for i in range(4)))
     broken = tmp_path / "train" / "dog" / "1.png"
-    broken.write_bytes(broken.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"image_column: row 5 of 'train' \(.*1\.png\) does not"):
-        load(tmp_path)
     broken.unlink()
     broken.symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"row 5 of 'train' \(.*1\.png\) does not"):

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from itertools import accumulate, islice
+from itertools import islice
 
 import datasets
 import pytest
@@ -12,7 +12,6 @@ from tables import IMAGE, encoded, write_images, write_parquet
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data.decode import Decoder
 from mtl_diffusion.data.images import load_images
-from mtl_diffusion.data.loader import Batch
 from mtl_diffusion.data.stream import StreamingLoader, open_streams
 from mtl_diffusion.pipeline.format import ImageFormat
 
@@ -22,11 +21,10 @@ FEATURES = {"image": IMAGE, "label": datasets.ClassLabel(names=list(NAMES))}
 
 def write(folder, sizes, features=FEATURES, labels=None):
     """A folder of parquet files of so many rows each; labels go 0, 1, 2, 0, ..."""
-    images, labels = encoded(sum(sizes)), labels or [i % 3 for i in range(sum(sizes))]
-    ends = list(accumulate(sizes))
-    for number, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-        rows = slice(end - size, end)
-        table = {"image": images[rows], "label": labels[rows]}
+    images = iter(encoded(sum(sizes)))
+    labels = iter(labels or [i % 3 for i in range(sum(sizes))])
+    for number, size in enumerate(sizes):
+        table = {"image": [*islice(images, size)], "label": [*islice(labels, size)]}
         write_parquet(folder, table, features, part=number, of=len(sizes))
     return str(folder)
 
@@ -73,6 +71,11 @@ def test_it_has_the_rows_that_memory_would_hold(stream, folder):
     assert ours == theirs
     assert stream.class_names == whole.class_names == NAMES
 
+    def names(changed) -> dict[str, str]:
+        return {image.row: changed.class_names[i] for image, i in changed.epoch(0, 0, 4)}
+
+    assert names(stream) == names(stream.relabelled(("x", "c", "b", "a")))
+
 
 def test_the_order_is_a_function_of_seed_and_epoch(stream):
     first = rows_of(stream, 0, 0, 8)
@@ -102,13 +105,6 @@ def test_arrays_can_be_streamed(tmp_path):
     name = write_parquet(tmp_path / "d", {"tile": list(tiles.numpy()), "label": [0, 2]}, features)
     pixels, labels = unzipped(open_stream(name).epoch(0, 0, 1))
     assert torch.equal(pixels[[labels.index(0), labels.index(2)]], tiles)
-
-
-def test_labels_follow_the_names_of_a_vocabulary(stream):
-    def names(changed) -> dict[str, str]:
-        return {image.row: changed.class_names[i] for image, i in changed.epoch(0, 0, 4)}
-
-    assert names(stream) == names(stream.relabelled(("x", "c", "b", "a")))
 
 
 def test_the_held_out_images_are_always_the_same_ones(stream):
@@ -162,12 +158,11 @@ def loader(stream, size=8, rank=0, world=1, random_flip=True):
 
 def test_a_batch_is_what_the_stream_says(stream):
     batch = loader(stream, random_flip=False).batch(0)
-    assert type(batch) is Batch and batch.labels.dtype == torch.int64
     pixels, labels = unzipped(islice(stream.epoch(0, 0, 10), 8))
     assert torch.equal(batch.images, pixels.float() / 127.5 - 1) and batch.labels.tolist() == labels
 
 
-@pytest.mark.parametrize("size", [7, 30, 64])
+@pytest.mark.parametrize("size", [7, 64])
 def test_epochs_follow_each_other_and_no_row_is_dropped(stream, size):
     batches = loader(stream, size, random_flip=False)
     seen = torch.cat([batches.batch(step).images for step in range(120 // size + 1)])
