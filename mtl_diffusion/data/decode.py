@@ -25,9 +25,9 @@ from .columns import ARRAYS, DataError, Rows
 FRAME = "frame"  # the layer that is 0 in padding and 1 inside the image: (N, 1, H, W) uint8
 # What is known of an image: the size of its file; whether it has one colour channel, some
 # transparency, or a palette; whether it had another shape, and was cropped, padded or stretched;
-# and its largest number, if it is grey of 16 bits, or is to be stored so.
-_FLAGS = ("grey", "clear", "palette", "fitted")
-FACTS = np.dtype([("size", "i4", 2), *((name, "?") for name in _FLAGS), ("peak", "i4")])
+# its largest number, if it is grey of 16 bits, or is to be stored so; and the sha256 of its file.
+_FLAGS = [(name, "?") for name in ("grey", "clear", "palette", "fitted")]
+FACTS = np.dtype([("size", "i4", 2), *_FLAGS, ("peak", "i4"), ("digest", "V32")])
 _BATCH = 1024  # rows that are read at a time
 
 
@@ -103,13 +103,11 @@ class Decoded(NamedTuple):
         pixels: (n, C, H, W) as they are stored.
         layers: the `FRAME` of each, where the format has padding.
         facts: (n,) of `FACTS`.
-        digests: the sha256 of each file.
     """
 
     pixels: torch.Tensor
     layers: Mapping[str, torch.Tensor]
     facts: np.ndarray
-    digests: Sequence[bytes]
 
 
 class Decoder:
@@ -130,15 +128,14 @@ class Decoder:
 
     def __call__(self, images: Iterable[Encoded], count: int) -> Decoded:
         """Raises a DataError that names the row if one of the `count` images does not decode."""
-        form, digests = self.images, [b""] * count
+        form = self.images
         pixels = np.empty((count, *form.shape), form.dtype)
         frames = np.empty((count if form.fit == "pad" else 0, 1, *form.size), np.uint8)
         facts = np.empty(count, FACTS)
 
         def fill(share: Sequence[tuple[int, Encoded]]) -> None:
             for place, image in share:
-                found = decode(image, form, self.nearest)
-                pixels[place], frame, facts[place], digests[place] = found
+                pixels[place], frame, facts[place] = decode(image, form, self.nearest)
                 if frame is not None:
                     frames[place] = frame
 
@@ -147,7 +144,7 @@ class Decoder:
             # Each thread has a share: a call for each image would take as long as a small image.
             list(self._pool.map(fill, (batch[i :: self.threads] for i in range(self.threads))))
         layers = {FRAME: torch.from_numpy(frames)} if len(frames) else {}
-        return Decoded(torch.from_numpy(pixels), layers, facts, digests)
+        return Decoded(torch.from_numpy(pixels), layers, facts)
 
 
 def decode_rows(
@@ -207,8 +204,8 @@ def check_depth(facts: np.ndarray, form: ImageFormat, split: str) -> None:
 
 def decode(
     encoded: Encoded, form: ImageFormat, nearest: bool | None = False
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, bytes]:
-    """An image (C, H, W) as it is stored; its frame, if it may be padded; facts; the file's sha256.
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """An image (C, H, W) as it is stored; its frame, if it may be padded; and facts.
 
     The first frame is read, as `read_rgb` does, or as `read_array` where that is needed. One that
     has the size passes bit-exactly.
@@ -225,7 +222,8 @@ def decode(
         raise encoded.fault(error) from error
     nearest = bool(facts["palette"]) if nearest is None else nearest
     image, frame, facts["fitted"] = fit(image, form, nearest)
-    return image.transpose(2, 0, 1), frame, facts, hashlib.sha256(data).digest()
+    facts["digest"] = hashlib.sha256(data).digest()
+    return image.transpose(2, 0, 1), frame, facts
 
 
 def read(data: bytes, form: ImageFormat) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -171,7 +171,7 @@ def load_split(config: Any, split_field: str, form: ImageFormat) -> ImageDataset
     source, split = open_source(config, max(form.size)), getattr(config, split_field)
     only = _only_split(source, split)
     rows = _parts(source, only, config)[1] if only else _slices(source, split, split_field)
-    return _load(source, rows, config, form)[0]
+    return _load(source, rows, config, form)
 
 
 def load_splits(
@@ -190,12 +190,12 @@ def load_splits(
         parts = _parts(source, splits[0], config)
     else:
         parts = [_slices(source, *pair) for pair in zip(splits, fields, strict=True)]
-    (train, trained), (held_out, digests) = (_load(source, rows, config, form) for rows in parts)
-    trained = set(trained)
-    copies = sum(digest in trained for digest in digests)
-    if copies * 10 >= len(digests):
+    train, held_out = (_load(source, rows, config, form) for rows in parts)
+    trained = {*train.facts["digest"].tolist()}
+    copies = sum(digest in trained for digest in held_out.facts["digest"].tolist())
+    if copies * 10 >= len(held_out):
         raise DataError(
-            f"{fields[1]}: {copies:,} of the {len(digests):,} images of {splits[1]!r} are also in"
+            f"{fields[1]}: {copies:,} of the {len(held_out):,} images of {splits[1]!r} are also in"
             f" {splits[0]!r}, which is trained on. Give splits that share none, such as"
             ' "train[:90%]" and "train[90%:]", or remove the copies from one of them.'
         )
@@ -211,10 +211,7 @@ def _columns(rows: Rows, config: Any) -> tuple[str, str | None, Mapping[str, str
     return find_image_column(rows.table.features, config.image_column, others), mask, conditions
 
 
-def _load(
-    source: Source, rows: Rows, config: Any, form: ImageFormat
-) -> tuple[ImageDataset, Sequence[bytes]]:
-    """The images of the rows, and the digests of their files."""
+def _load(source: Source, rows: Rows, config: Any, form: ImageFormat) -> ImageDataset:
     with explained(source.name):
         features = rows.table.features
         image_column, mask_column, conditions = _columns(rows, config)
@@ -229,8 +226,7 @@ def _load(
             found = decode_rows(rows, column, form, nearest=None, field="condition_columns")
             layers[condition_of(task)] = found.pixels
     words = {"facts": decoded.facts, "where": source.where, "split": rows.words}
-    dataset = ImageDataset.of(decoded.pixels, labels, names, form, layers, **words)
-    return dataset, decoded.digests
+    return ImageDataset.of(decoded.pixels, labels, names, form, layers, **words)
 
 
 def _masks(rows: Rows, column: str, form: ImageFormat, images: Decoded) -> torch.Tensor:

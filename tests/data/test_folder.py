@@ -108,14 +108,6 @@ def test_splits_by_their_usual_names(tmp_path):
     assert list(files(tmp_path)) == ["train", "validation", "test"]
 
 
-def test_a_split_without_labels_matters_when_it_is_read(tmp_path):
-    write_images(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/1.png")
-    assert labels(tmp_path) == ["cat", "dog"]
-    message = "row 0 of 'test' has no label .* an image in no folder of a class has none.*another"
-    with pytest.raises(ValueError, match=message):
-        load(tmp_path, split="test")
-
-
 def test_what_is_no_image_is_named(tmp_path):
     write_images(tmp_path, "1.png", "2.png", ".hidden.png", "__MACOSX/1.png")
     for name in ("1.txt", "2.txt", "labels.csv", "README.md", ".DS_Store", "rows.zip"):
