@@ -1,4 +1,4 @@
-"""The scripts that write other datasets, which the configs of these read."""
+"""scripts/emoji.py, which writes the dataset that configs/emoji.yaml reads."""
 
 import json
 import runpy
@@ -12,33 +12,7 @@ from mtl_diffusion.config.command_line import parse
 from mtl_diffusion.data.images import load_splits
 from mtl_diffusion.training.model import image_format
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-def read(name: str, folder: Path):
-    """The training images that a config reads from a folder."""
-    config = parse(["--config", str(CONFIGS / f"{name}.yaml"), f"--dataset_name={folder}"])
-    return load_splits(config, image_format(config))[0]
-
-
-@pytest.fixture
-def script(tmp_path, monkeypatch):
-    """Runs a script, which writes to the folder `data`."""
-
-    def run(name: str, *flags: object) -> None:
-        argv = [name, *map(str, flags), "--output_dir", str(tmp_path / "data")]
-        monkeypatch.setattr("sys.argv", argv)
-        runpy.run_path(str(CONFIGS.parent / "scripts" / name), run_name="__main__")
-
-    return run
-
-
-def test_digits_of_scikit_learn(tmp_path, script):
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    script("digits.py")
-    data = read("digits", tmp_path / "data")
-    assert 1500 < len(data) < 1797 and data.class_names == (*"0123456789",)
-    assert data.images.shape[1:] == (3, 8, 8) and data.images.max() > 200
+ROOT = Path(__file__).parents[2]
 
 
 def write_package(folder: Path, count: int = 100) -> None:
@@ -62,14 +36,19 @@ def write_package(folder: Path, count: int = 100) -> None:
     (folder / "emoji.json").write_text(json.dumps(emoji))
 
 
-def test_emoji_of_npm(tmp_path, script, capsys):
+def test_emoji_of_npm(tmp_path, monkeypatch, capsys):
+    def script(package: Path) -> None:
+        argv = ["emoji.py", f"--package={package}", f"--output_dir={tmp_path / 'data'}"]
+        monkeypatch.setattr("sys.argv", argv)
+        runpy.run_path(str(ROOT / "scripts/emoji.py"), run_name="__main__")
+
     with pytest.raises(SystemExit):
-        script("emoji.py", "--package", tmp_path)
+        script(tmp_path)
     assert "npm pack emoji-datasource-google" in capsys.readouterr().err
 
     write_package(tmp_path / "package")
     for _ in range(2):  # the second time writes the same files
-        script("emoji.py", "--package", tmp_path / "package")
+        script(tmp_path / "package")
     found = {path.stem: path.parts[-3:-1] for path in (tmp_path / "data").rglob("*.png")}
     sides = {(split, name) for split in ("train", "test") for name in ("Flags", "People & Body")}
     assert len(found) == 400 and {*found.values()} == sides
@@ -82,6 +61,7 @@ def test_emoji_of_npm(tmp_path, script, capsys):
         tones.add(tone)
     assert tones == {*"abcde"}
 
-    data = read("emoji", tmp_path / "data")
+    given = ["--config", str(ROOT / "configs/emoji.yaml"), f"--dataset_name={tmp_path / 'data'}"]
+    data, _ = load_splits(config := parse(given), image_format(config))
     assert data.class_names == ("Flags", "People & Body")
     assert data.images.shape[1:] == (4, 64, 64)
