@@ -32,7 +32,9 @@ from .training.validation import validate, validation_due
 
 logger = logging.getLogger(__name__)
 
-REHEARSAL = (5, 10)  # steps that are run, and then steps that are timed, to learn the rate
+REHEARSAL = (10, 30)  # steps that are run, and then steps that are timed, to learn the rate
+PATIENCE = 20.0  # seconds, after which a slow device runs no more of either,
+LEAST = 3  # but at least these: the first ones compile
 
 
 def train(config: TrainConfig, *, ends_process: bool = False) -> None:
@@ -104,14 +106,18 @@ def rehearse(run: Run) -> float:
 
     A second stage has no pairs yet: it takes its edits from the images, which lasts as long.
     """
-    meter, warm_up = Meter(run), REHEARSAL[0]
-    for step in range(sum(REHEARSAL)):
-        if step == warm_up:
+    meter, step = Meter(run), 0
+    main = run.accelerator.is_main_process
+    with tqdm(desc="Measuring the rate", unit="step", leave=False, disable=not main) as progress:
+        for count in REHEARSAL:
+            started, first, late = time.perf_counter(), step, False
+            while step < first + (LEAST if late else count):
+                train_step(run, step, meter)
+                step += 1
+                progress.update()
+                late = any_process(time.perf_counter() - started > PATIENCE)
             meter.read()  # waits for the device
-            started = time.perf_counter()
-        train_step(run, step, meter)
-    meter.read()
-    return (time.perf_counter() - started) / REHEARSAL[1]
+    return (time.perf_counter() - started) / (step - first)
 
 
 def loop(run: Run, first: int, stop: StopRequest, saver: Saver) -> int:

@@ -27,7 +27,7 @@ SAME += ("num_inference_steps",)
 
 
 def write_samples(pipe: MultiTaskPipeline, arguments: Mapping[str, Any], folder: Path) -> None:
-    """Writes 00000.png, 00001.png, ..., over earlier ones; the processes take batches in turn.
+    """Writes 00000.png, 00001.png, ...; the processes take batches in turn.
 
     Images that PNG does not hold are written as .npy, in the numbers of `output_type="np"`.
 
@@ -35,7 +35,8 @@ def write_samples(pipe: MultiTaskPipeline, arguments: Mapping[str, Any], folder:
         arguments: of mtl-diffusion sample; images and masks are the names of files.
 
     Raises:
-        ValueError: one of them is refused, by the pipeline too. Nothing has been written then.
+        ValueError: one of them is refused, by the pipeline too, or a file is there already.
+            Nothing has been written then.
     """
     state, in_turn = PartialState(), _in_turn(pipe, arguments)
     suffix = "png" if pipe.format.pil_mode in ("L", "RGB", "RGBA", "I;16") else "npy"
@@ -46,6 +47,11 @@ def write_samples(pipe: MultiTaskPipeline, arguments: Mapping[str, Any], folder:
     size = read_count(arguments["batch_size"], "batch_size")
     batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
     mine = batches[state.process_index :: state.num_processes]
+    files = {i: folder / f"{i:05d}.{suffix}" for numbers in mine for i in numbers}
+    if there := next(filter(Path.exists, files.values()), None):
+        raise ValueError(
+            f"output_dir: {there} is there already; give another folder, or remove the images"
+        )
     with tqdm(total=sum(map(len, mine)), unit="img", disable=not state.is_main_process) as progress:
         for numbers in mine:
             images = pipe(
@@ -57,11 +63,10 @@ def write_samples(pipe: MultiTaskPipeline, arguments: Mapping[str, Any], folder:
             # Only after the first batch, because the pipeline may refuse an argument.
             folder.mkdir(parents=True, exist_ok=True)
             for i, image in zip(numbers, images, strict=True):
-                path = folder / f"{i:05d}.{suffix}"
                 if suffix == "png":
-                    image.save(path)
+                    image.save(files[i])
                 else:
-                    np.save(path, np.asarray(image), allow_pickle=False)
+                    np.save(files[i], np.asarray(image), allow_pickle=False)
             progress.update(len(numbers))
     state.wait_for_everyone()
 

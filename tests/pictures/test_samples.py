@@ -73,6 +73,10 @@ def test_the_corrected_command_works(sample, tmp_path):
     assert code == 0, said
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == ["00000.png", "00001.png"]
+    before = (out / "00000.png").read_bytes()
+    code, said = sample("--seed", "1")
+    assert code == 2 and "00000.png is there already; give another folder" in said
+    assert (out / "00000.png").read_bytes() == before
 
 
 def test_classes_with_quotes_or_of_digits_and_one_mask_for_all(sample, tmp_path):

@@ -28,6 +28,16 @@ def equal(one, other):
     return all(torch.equal(other[name], weight) for name, weight in one.items())
 
 
+def test_a_slow_device_is_measured_in_fewer_steps(config, monkeypatch):
+    monkeypatch.setattr(loop, "REHEARSAL", (10, 30))
+    monkeypatch.setattr(loop, "PATIENCE", 0)
+    steps, train_step = [], loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda *a: (steps.append(a[1]), train_step(*a)))
+    with loop.begin(config) as accelerator:
+        assert loop.seconds_per_step(config, accelerator) > 0
+    assert steps == [*range(2 * loop.LEAST)]
+
+
 def test_the_run_is_one_of_that_many_steps(config, monkeypatch):
     """The rehearsal leaves no trace: the weights are those of a run whose length was given."""
     asked, measure = [], loop.seconds_per_step
