@@ -78,8 +78,7 @@ def whole_edit(
     base = Denoiser.of(*network, build_conditioning(hint, Edit(), source_label, words))
     x = ode_end(base, source, torch.full_like(start, LOWEST), start, inversion_steps)
 
-    blank = torch.zeros_like(source)
-    hint = Generate().condition(blank, torch.ones_like(mask), None, blank)
+    hint = Generate().condition(source, mask, None, noise)
     toward = build_conditioning(hint, Generate(), label, words)
     away = toward.without(CLASS, words.null)
     weight = guidance_scale

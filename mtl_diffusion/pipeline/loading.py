@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +25,6 @@ LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only", "_model_id")
 
 WORDS = "_vocabulary"  # in unet/config.json: the words the weights were trained with
 AGAIN = "download or save the model again"
-SHARD = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a part of the weights
 # Of each component the types, and what to give.
 WANTED = {
     "unet": (
@@ -232,19 +230,17 @@ def _check_values(state: Mapping[str, Tensor], where: str, advice: str) -> None:
 
 def _check_files(folder: Path, config: Mapping) -> None:
     """Compares the tensors in the files of a UNet's folder with those that it has."""
-    found: dict[str, dict] = {}
-    for file in folder.glob("*.safetensors"):
+    shapes: dict[str, list[int]] = {}
+    for file in folder.glob("*.safetensors"):  # more than one where the weights are in parts
         with safe_open(file, "pt") as tensors:
-            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-        found.setdefault(SHARD.sub("", file.name), {}).update(shapes)  # parts count as one file
-    if not found:
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    if not shapes:
         raise ValueError(f"{folder} has no weights as safetensors; save them with save_pretrained")
-    for file, shapes in found.items():
-        if names := _undescribed(shapes, config):
-            raise ValueError(
-                f"{folder / file} does not have the tensors of its config.json; missing, "
-                f"unexpected or of another shape: {names}; {AGAIN}"
-            )
+    if names := _undescribed(shapes, config):
+        raise ValueError(
+            f"{folder} does not have the tensors of its config.json; missing, unexpected or of "
+            f"another shape: {names}; {AGAIN}"
+        )
 
 
 def _undescribed(shapes: Mapping[str, Sequence[int]], config: Mapping) -> str:

@@ -268,8 +268,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         if last:  # an edit is the mean of many: generate makes it one of them
             known = latents
             noise = randn_tensor(noise.shape, own, device, torch.float32)
-            blank = torch.zeros_like(known)
-            plain = Generate().condition(blank, torch.ones_like(source.mask), None, blank)
+            plain = Generate().condition(known, source.mask, None, noise)
             conditioning = build_conditioning(plain, Generate(), label, self.vocabulary)
             start = last * len(noise)
             latents = solve(call, known, noise, conditioning, start, last, own, *callback)

@@ -41,7 +41,7 @@ def euler(D, x, levels):
 def test_it_is_up_the_flow_of_the_source_and_down_the_guided_one(pipe, monkeypatch):
     """Beside Euler's method in 200 steps, all of it from the parts of the denoiser."""
     rows, noise = slice(1, 2), torch.randn(1, 3, SIZE, SIZE, generator=keyed(1, 3)[0])
-    task, blank = TASKS["generate"], torch.zeros(1, 3, SIZE, SIZE)
+    task = TASKS["generate"]
 
     def denoiser(task, hint, label):
         given = build_conditioning(hint, task, torch.tensor([label]), pipe.vocabulary)
@@ -49,7 +49,7 @@ def test_it_is_up_the_flow_of_the_source_and_down_the_guided_one(pipe, monkeypat
 
     hint = TASKS["edit"].condition(KNOWN[rows], ONES[rows], STRENGTH[rows], noise)
     base = denoiser(TASKS["edit"], hint, SOURCE[1])
-    hint = task.condition(blank, ONES[rows], None, blank)
+    hint = task.condition(noise, ONES[rows], None, noise)
     toward, away = denoiser(task, hint, LABEL[1]), denoiser(task, hint, -1)
     start = TASKS["edit"].start(STRENGTH[1]).item()
     up = torch.logspace(math.log10(LOWEST), math.log10(start), 201, dtype=torch.float64)
@@ -103,8 +103,8 @@ def test_a_model_that_cannot_do_it_is_refused(pipe, build_pipe):
 
 @torch.no_grad()
 def test_the_difference_is_that_of_two_answers_squared_and_smoothed(pipe):
-    task, blank = TASKS["generate"], torch.zeros_like(KNOWN)
-    hint = task.condition(blank, ONES, None, blank)
+    task = TASKS["generate"]
+    hint = task.condition(KNOWN, ONES, None, KNOWN)
     toward = build_conditioning(hint, task, LABEL, pipe.vocabulary)
     away = toward.without(CLASS, pipe.vocabulary.null)
     with evaluations_of(pipe.unet) as seen:

@@ -38,14 +38,6 @@ def test_the_output_names_the_classes_and_each_sample_is_that_of_its_class(uneve
     assert isinstance(images, tuple) and len(images) == 1
 
 
-def test_image_i_depends_on_its_seed_and_on_i_alone(uneven):
-    many = uneven(class_label=[None] * 6, generator=generators(6), **FAST)
-    for i in range(6):
-        alone = uneven(generator=generator(i), **FAST)
-        assert alone.class_labels == many.class_labels[i : i + 1]
-        torch.testing.assert_close(alone.images, many.images[i : i + 1])
-
-
 def test_an_export_of_before_draws_classes_equally_often(pipe):
     assert pipe.class_frequencies == {name: 1 / 3 for name in ("cat", "dog", "ship")}
     drawn = pipe(num_images_per_prompt=60, generator=generator(1), **FAST).class_labels

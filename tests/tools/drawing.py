@@ -35,12 +35,8 @@ def hole(seed: int = 0) -> Image.Image:
     return Image.fromarray(array * 255)
 
 
-def as_array(image: Image.Image) -> np.ndarray:
-    return np.asarray(image, dtype=np.float32) / 255
-
-
 def as_tensor(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(as_array(image)).permute(2, 0, 1)
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
 
 
 MASK = np.asarray(hole()) > 0
