@@ -69,8 +69,11 @@ def solve(
     # Read here, because the host would wait in each step.
     if bad := [step for step, is_finite in enumerate(finite, 1) if not is_finite]:
         raise ValueError(
-            f"the latents are not finite after step {bad[0]} of {call._num_timesteps}; the likely "
-            f"cause: {_likely_cause(call)}"
+            f"the latents are not finite after step {bad[0]} of {call._num_timesteps}. Likely "
+            f"causes: a large scale (guidance_scale is {call.guidance_scale}, "
+            f"image_guidance_scale {call.image_guidance_scale}); float16, where bfloat16 does "
+            f"not overflow (the unet is in {call.unet.dtype}); latents that are far from standard "
+            "normal; weights that are not finite; a callback"
         )
     return solved
 
@@ -113,13 +116,3 @@ def from_level(start: float, scheduler, steps: int | list[float], device: torch.
     own.set_begin_index(0)
     own.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
     return own
-
-
-def _likely_cause(call) -> str:
-    """Why the latents of a call are not finite."""
-    for name in ("guidance_scale", "image_guidance_scale"):
-        if getattr(call, name) > 30:
-            return f"{name} is {getattr(call, name):g}: lower it"
-    if call.unet.dtype == torch.float16:
-        return "float16 overflows: use pipe.to(torch.bfloat16) or pipe.to(torch.float32)"
-    return "weights that are not finite, latents that are far from standard normal, or a callback"
