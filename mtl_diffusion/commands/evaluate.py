@@ -5,8 +5,8 @@
 
 An interrupted evaluation continues when it is run again. Under `accelerate launch` all processes
 draw. The presets are smoke (six minutes on two cores for a model of 8 million parameters, without
-other methods), standard (10,000 samples) and full (50,000); every flag of the last group beats the
-preset. Some of the pictures show images of the dataset.
+other methods) and standard (10,000 samples); every flag of the last group beats the preset. Some
+of the pictures show images of the dataset.
 """
 
 import argparse

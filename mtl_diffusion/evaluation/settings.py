@@ -60,12 +60,6 @@ PRESETS = {
         batch_size=50,
     ),
     "standard": Settings(),
-    "full": Settings(
-        num_images=50_000,
-        inpaint_images=5_000,
-        edit_images=10_000,
-        batch_size=500,
-    ),
 }
 
 
