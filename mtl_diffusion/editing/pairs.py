@@ -1,10 +1,8 @@
-"""Pairs of a source and its whole edit by a teacher, drawn once and kept in files."""
+"""Pairs of a source and its whole edit by a teacher."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..pipeline.denoiser import Samples
@@ -12,7 +10,6 @@ from ..pipeline.edit import REGION_SHARE, STRONGEST
 from ..pipeline.masks import draw_masks
 from .whole import whole_edit
 
-CHUNK = 256  # pairs in a file
 TEACHER_STEPS = {"steps": 7, "inversion_steps": 6}  # 31 evaluations; the edits are those of 48
 WEAKEST = 0.4  # of most of the strengths: weaker edits hardly differ from their source
 WEAK_SHARE = 1 / 8  # of the pairs have a strength below that
@@ -78,24 +75,3 @@ def draw_pairs(
     edited = whole_edit(pipe, *(part.to(device) for part in inputs), random, **TEACHER_STEPS)
     edit = form.to_stored(edited.cpu())
     return EditPairs(images, edit, mask.to(torch.uint8), labels, label, strength)
-
-
-def chunk_file(folder: Path, index: int) -> Path:
-    return folder / f"pairs-{index:05d}.safetensors"
-
-
-def save_chunk(path: Path, pairs: EditPairs) -> None:
-    """Writes a file of pairs."""
-    tensors = {name: tensor.contiguous() for name, tensor in vars(pairs).items()}
-    path.write_bytes(save(tensors))  # not `save_file`, whose files only their owner can read
-
-
-def load_pairs(folder: Path, count: int) -> EditPairs:
-    """The first `count` pairs of a folder."""
-    files = [chunk_file(folder, index) for index in range(-(-count // CHUNK))]
-    return EditPairs.cat([EditPairs(**load_file(file)) for file in files])[:count]
-
-
-def missing_chunks(folder: Path, count: int) -> list[int]:
-    """The numbers of the files that are not there yet."""
-    return [i for i in range(-(-count // CHUNK)) if not chunk_file(folder, i).exists()]

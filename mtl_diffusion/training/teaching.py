@@ -4,24 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
 from ..data.images import FRAME
-from ..editing.pairs import (
-    CHUNK,
-    EditPairs,
-    chunk_file,
-    draw_pairs,
-    load_pairs,
-    missing_chunks,
-    save_chunk,
-)
+from ..editing.pairs import EditPairs, draw_pairs
 from ..pipeline.edit import Edit
 from ..tools.files import replaced_file
 from ..tools.rng import generator
 from .run import Run
 
 FOLDER = "edit_pairs"  # in the run's output_dir
+CHUNK = 256  # pairs in a file
 BATCH = 64  # edits that are drawn at once
 
 
@@ -35,18 +29,21 @@ def with_pairs(run: Run) -> Run:
     if run.teacher is None or Edit.name not in config.shares:
         return run
     folder = Path(config.output_dir) / FOLDER / f"{run.unwrapped.teacher}-{config.seed}"
-    _draw_missing(run, folder)
+    count = -(-config.edit_pairs // CHUNK)
+    files = [folder / f"pairs-{index:05d}.safetensors" for index in range(count)]
+    _draw_missing(run, files)
     run.accelerator.wait_for_everyone()
-    pairs = load_pairs(folder, config.edit_pairs).to(run.accelerator.device)
+    pairs = EditPairs.cat([EditPairs(**load_file(file)) for file in files])
+    pairs = pairs[: config.edit_pairs].to(run.accelerator.device)
     held = max(1, min(len(pairs) // 8, config.validation_images))
     mixture = replace(run.mixture, pairs=pairs[held:])
     return replace(run, mixture=mixture, held_out_pairs=pairs[:held])
 
 
-def _draw_missing(run: Run, folder: Path) -> None:
+def _draw_missing(run: Run, files: list[Path]) -> None:
     accelerator, config, data = run.accelerator, run.config, run.train_data
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = missing_chunks(folder, config.edit_pairs)
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    missing = [index for index, file in enumerate(files) if not file.exists()]
     accelerator.wait_for_everyone()  # all have looked before one writes
     if not missing:
         return
@@ -56,7 +53,7 @@ def _draw_missing(run: Run, folder: Path) -> None:
         order = torch.arange(len(data))
     else:
         order = torch.randperm(len(data), generator=generator(config.seed, "edit sources"))
-    order = order[: -(-config.edit_pairs // CHUNK) * CHUNK]
+    order = order[: len(files) * CHUNK]
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     quiet = not accelerator.is_main_process
     for index in tqdm(mine, "Drawing edits to learn from", unit="file", disable=quiet):
@@ -67,5 +64,6 @@ def _draw_missing(run: Run, folder: Path) -> None:
             with accelerator.autocast():
                 given = (data.images[rows], data.labels[rows], random, frame)
                 parts.append(draw_pairs(run.teacher, *given))
-        with replaced_file(chunk_file(folder, index)) as path:
-            save_chunk(path, EditPairs.cat(parts))
+        tensors = {name: part.contiguous() for name, part in vars(EditPairs.cat(parts)).items()}
+        with replaced_file(files[index]) as path:
+            path.write_bytes(save(tensors))  # `save_file`'s files only their owner can read

@@ -1,4 +1,4 @@
-"""Whole edits of a model of many steps, and the pairs that are kept of them."""
+"""Whole edits of a model of many steps, and pairs of them."""
 
 import math
 from itertools import pairwise
@@ -166,11 +166,3 @@ def test_samples_of_pairs_are_mirrored_whole_and_keyed(drawn):
         i = table[one.source[k].flip(axes).numpy().tobytes()]
         assert torch.equal(one.mask[k], drawn.mask[i].flip(axes))
         assert own[k] or torch.equal(one.edit[k], drawn.edit[i].flip(axes))
-
-
-def test_files_of_pairs_come_back(drawn, tmp_path):
-    assert pairs.missing_chunks(tmp_path, pairs.CHUNK + 1) == [0, 1]
-    pairs.save_chunk(pairs.chunk_file(tmp_path, 0), drawn)
-    assert pairs.missing_chunks(tmp_path, pairs.CHUNK + 1) == [1]
-    found = pairs.load_pairs(tmp_path, 50)
-    assert all(map(torch.equal, vars(found).values(), vars(drawn[:50]).values()))

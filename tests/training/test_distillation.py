@@ -18,7 +18,6 @@ from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.resnet9 import ResNet9, ResNet9Config
 from mtl_diffusion.config import ConfigError
 from mtl_diffusion.data.shapes import shapes
-from mtl_diffusion.editing import pairs
 from mtl_diffusion.editing.ode import ode_end
 from mtl_diffusion.pipeline import denoiser
 from mtl_diffusion.pipeline.chains import default_chains
@@ -154,7 +153,7 @@ def teacher(build_pipe, tmp_path_factory):
 
 def few_at_once():
     """A file has 16 pairs, in place of 256: all pairs of a file are drawn."""
-    pairs.CHUNK = teaching.CHUNK = 16
+    teaching.CHUNK = 16
 
 
 @pytest.fixture
@@ -166,8 +165,7 @@ def fields(teacher):
 
 @pytest.fixture
 def second(config, fields, monkeypatch):
-    for module in (pairs, teaching):
-        monkeypatch.setattr(module, "CHUNK", 16)
+    monkeypatch.setattr(teaching, "CHUNK", 16)
     # What describes the network is the teacher's.
     return replace(config, **fields, strength_levels=5, reserved_tokens=3)
 
