@@ -62,25 +62,20 @@ class SelfContained:
     ):
         """As in diffusers, but always in safetensors: a pickle can run code where it is loaded.
 
-        A model that is there is replaced as a whole, once this one is written. Files that belong to
-        no model stay.
+        A model that is there is replaced as a whole, once this one is written; by a variant
+        all but its other weights. Files that belong to no model stay.
 
         Args:
-            variant: a part of the weights' name. The folder must have no weights yet.
+            variant: a part of the weights' name. Other weights should be of the same model.
             push_to_hub: then calls the method of this name, with the further arguments. `repo_id`
                 is by default the name of the folder.
 
         Raises:
-            ValueError: a component can't be saved so that it loads; or the folder has weights, and
-                a variant would replace them.
+            ValueError: a component can't be saved so that it loads.
             OSError: a full disk, for example; what is there is unchanged.
         """
         target = Path(save_directory).expanduser()
         plain_unet(self.unet)
-        if variant and any(target.glob("unet/*.safetensors")):
-            raise ValueError(
-                f"{target} has weights already; save the variant {variant} in a folder of its own"
-            )
         target.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".saving-", dir=target) as folder:
             super().save_pretrained(folder, True, variant, max_shard_size)
@@ -110,7 +105,7 @@ class SelfContained:
 
     def _upload_folder(self, working_dir, repo_id, *, subfolder=None, **kwargs):
         """Uploads the model in one commit, and deletes what it replaces."""
-        kwargs |= {"path_in_repo": subfolder, "delete_patterns": list(REPLACED)}
+        kwargs |= {"path_in_repo": subfolder, "delete_patterns": _replaced(Path(working_dir))}
         return upload_folder(repo_id=repo_id, folder_path=working_dir, **kwargs)
 
     def to_json_string(self) -> str:
@@ -142,6 +137,13 @@ def tidy(text: str, changes: dict) -> str:
     return json.dumps(table | changes, indent=2, sort_keys=True) + "\n"
 
 
+def _replaced(model: Path) -> list[str]:
+    """Patterns of the files that a saved model replaces; a variant leaves other weights alone."""
+    *code, weights = REPLACED
+    variant = min(model.glob(f"{weights}.safetensors")).name.split(".")[1].partition("-0")[0]
+    return [*code, weights if variant == "safetensors" else f"{weights}.{variant}*"]
+
+
 def _move(new: Path, target: Path) -> None:
     """Moves a model that was saved to its place; what it replaces goes."""
     files = {path.relative_to(new): path for path in new.rglob("*.*")}
@@ -151,7 +153,7 @@ def _move(new: Path, target: Path) -> None:
         if part.is_symlink():  # to the folder of another model, which stays as it is
             part.unlink()
         part.mkdir(exist_ok=True)
-    for old in (path for pattern in REPLACED for path in target.glob(pattern)):
+    for old in (path for pattern in _replaced(new) for path in target.glob(pattern)):
         old.unlink()
     for name in sorted(files, key=lambda name: name.name == INDEX):
         files[name].replace(target / name)

@@ -110,15 +110,21 @@ def test_a_damage_is_refused_by_name(damaged, damage, words, load):
 # --- variants and parts -------------------------------------------------------------------------
 
 
-def test_a_variant(folder, damaged, tmp_path):
+@pytest.mark.parametrize("parts", [{}, PARTS])
+def test_a_variant_leaves_other_weights_as_they_are(pipe, folder, tmp_path, parts):
     half = installed(folder, torch_dtype=torch.float16)
-    with pytest.raises(ValueError, match="has weights already; save the variant fp16 in a folder"):
-        half.save_pretrained(damaged, **FP16)
-    half.save_pretrained(tmp_path / "half", **FP16)
+    pipe.save_pretrained(tmp_path / "half", **parts)
+    for _ in range(2):
+        half.save_pretrained(tmp_path / "half", **FP16, **parts)
     for load in (installed, trusted):
         again = load(tmp_path / "half", **FP16, torch_dtype=torch.float16)
         assert again.unet.dtype == torch.float16
         assert torch.equal(weights_of(again), weights_of(half))
+        assert torch.equal(weights_of(load(tmp_path / "half")), weights_of(pipe))
+
+
+def test_a_damaged_variant_is_named(folder, tmp_path):
+    installed(folder, torch_dtype=torch.float16).save_pretrained(tmp_path / "half", **FP16)
     changed(HALF, lambda tensors: tensors.pop(GUARD))(tmp_path / "half")
     with pytest.raises(ValueError, match=f"unet does not have .*: {GUARD}"):
         installed(tmp_path / "half", **FP16)
