@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -133,41 +132,23 @@ class ImageDataset:
         return dataclasses.replace(self, images=images, labels=labels, layers=layers)
 
 
-def load_images(
-    dataset_name: str,
-    dataset_config_name: str | None = None,
-    split: str = "train",
-    image_column: str | None = None,
-    label_column: str | None = None,
-    resolution: int = 32,
-    *,
-    form: ImageFormat | None = None,
-) -> ImageDataset:
-    """Load one split of an image dataset, decoded as `decode.decode` does it.
+def load_split(config: Any, split_field: str, form: ImageFormat) -> ImageDataset:
+    """Loads one split of an image dataset, decoded as `decode.decode` does it.
 
     Args:
-        dataset_name: "shapes" for the embedded dataset; else a folder of images, as
-            `folder.read_folder` reads it, or a name for `datasets.load_dataset`. A folder named
-            shapes is reached as "./shapes".
-        split: a split, or slices of it: "train", "train[:90%]", "train[:90%]+test". Of a dataset
-            with one split, "test" is a tenth of it, always the same one.
-        image_column: as `find_image_column` takes it.
-        label_column: as `find_label_column` takes it.
-        resolution: side in pixels, of RGB squares of 8 bits. form: another format, in place of it.
+        config: has dataset_name ("shapes" for the embedded dataset; else a folder, as
+            `folder.read_folder` reads it, or a name for `datasets.load_dataset`),
+            dataset_config_name, image_column and label_column (as `find_image_column` and
+            `find_label_column` take them), and may have mask_column and condition_columns.
+        split_field: the field with the split, or slices of it: "train", "train[:90%]",
+            "train[:90%]+test". Of a dataset with one split, "test" is a tenth of it, always the
+            same one.
 
     Raises:
         DataError: a ValueError. The dataset, configuration, split or a column is not there or is
             ambiguous, the split is empty, an image does not decode, or a label is not among its
-            names. The last two name the row of `split`.
+            names. The last two name the row.
     """
-    names = {"dataset_name": dataset_name, "dataset_config_name": dataset_config_name}
-    columns = {"image_column": image_column, "label_column": label_column}
-    config = SimpleNamespace(**names, **columns, train_split=split)
-    return load_split(config, "train_split", form or ImageFormat.square(resolution))
-
-
-def load_split(config: Any, split_field: str, form: ImageFormat) -> ImageDataset:
-    """The split that a configuration names in this field, as `load_images` loads it."""
     source, split = open_source(config, max(form.size)), getattr(config, split_field)
     only = _only_split(source, split)
     rows = _parts(source, only, config)[1] if only else _slices(source, split, split_field)
@@ -183,7 +164,7 @@ def load_splits(
     held out: the same images each time, and no copy of one of them is among the others.
 
     Raises:
-        DataError: as `load_images` does; or a tenth of the second split is in the first one.
+        DataError: as `load_split` does; or a tenth of the second split is in the first one.
     """
     source, splits = open_source(config, max(form.size)), [getattr(config, f) for f in fields]
     if splits[0] == _only_split(source, splits[1]):

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from tables import load
 
 from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.resnet9 import ResNet9, ResNet9Config
 from mtl_diffusion.classifiers.training import train_classifier
-from mtl_diffusion.data.images import load_images
 from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
 from mtl_diffusion.tools.tensors import to_unit_range
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("shapes", split="train[:640]", resolution=16)
+    return load("shapes", split="train[:640]", resolution=16)
 
 
 @pytest.fixture(scope="module", params=["regnet", "resnet9"])
@@ -27,7 +27,7 @@ def trained(data, request):
 
 
 def test_it_learns(trained):
-    test = load_images("shapes", split="test[:200]", resolution=16)
+    test = load("shapes", split="test[:200]", resolution=16)
     assert trained.accuracy(test) > 0.4  # chance is 0.2, give or take 0.03
     assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tables import load
 
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data.decode import Decoder, Encoded
-from mtl_diffusion.data.images import FRAME, MASK, load_images, load_splits
+from mtl_diffusion.data.images import FRAME, MASK, load_splits
 from mtl_diffusion.data.line import data_line
 from mtl_diffusion.data.loader import Loader
 from mtl_diffusion.pipeline.format import ImageFormat
@@ -93,7 +94,7 @@ def test_arrays_of_a_table(tmp_path):
     features = datasets.Features({"tile": datasets.Array3D((5, 8, 8), "uint8")})
     rows = datasets.Dataset.from_dict({"tile": list(bands)}, features)
     rows.to_parquet(tmp_path / "train.parquet")
-    found = load_images(str(tmp_path), form=ImageFormat(8, 8, 5))
+    found = load(tmp_path, form=ImageFormat(8, 8, 5))
     assert np.array_equal(found.images.numpy(), bands)
 
 
@@ -105,7 +106,7 @@ def test_other_shapes_are_cropped_padded_or_stretched(tmp_path, fit, size):
     array = np.zeros((height, width), np.uint8)
     array[:, width // 2 :] = 255
     Image.fromarray(array).save(tmp_path / "1.png")
-    data = load_images(str(tmp_path), form=ImageFormat(8, 8, "L", fit=fit))
+    data = load(tmp_path, form=ImageFormat(8, 8, "L", fit=fit))
     pixels, fitted = data.images[0, 0], size != (8, 8)
     assert data.facts["fitted"].tolist() == [fitted]
     frame = data.layers.get(FRAME)
@@ -127,7 +128,7 @@ def test_the_data_line_says_what_was_done_and_what_keeps_more(tmp_path):
         folder.mkdir()
         for i in range(3):
             Image.new(mode, (16, 8 + i * 2), i).save(folder / f"{i}.png")
-    grey, clear = (load_images(str(folder), resolution=8) for folder in (grey, clear))
+    grey, clear = (load(folder, resolution=8) for folder in (grey, clear))
     lines = [data_line(data, data, TrainConfig()) for data in (grey, clear)]
     assert "3 training images cropped to the shape of 8x8 (image_fit)" in lines[0]
     assert "3 training images are grey and read as RGB of 8 bits: set image_mode to L" in lines[0]

@@ -29,16 +29,21 @@ configs:
 CLIENT = """
 import sys
 import datasets, numpy as np
-from mtl_diffusion.data.images import DataError, load_images
+from mtl_diffusion import TrainConfig
+from mtl_diffusion.data.images import DataError, load_split
+from mtl_diffusion.pipeline.format import ImageFormat
+
+def load(name):
+    return load_split(TrainConfig(dataset_name=name), "train_split", ImageFormat.square(32))
 
 theirs = datasets.load_dataset(sys.argv[1])["train"]
-ours = load_images(sys.argv[1], resolution=32, split="train")
+ours = load(sys.argv[1])
 assert ours.labels.tolist() == theirs["label"][:]
 for image, row in zip(ours.images, theirs, strict=True):
     assert np.array_equal(image.permute(1, 2, 0), row["img"])
 print(*ours.class_names)
 try:
-    load_images("uoft-cs/none")
+    load("uoft-cs/none")
 except DataError as error:
     print(str(error).splitlines()[0])
 """

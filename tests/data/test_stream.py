@@ -7,11 +7,10 @@ from itertools import islice
 import datasets
 import pytest
 import torch
-from tables import IMAGE, encoded, write_images, write_parquet
+from tables import IMAGE, encoded, load, write_images, write_parquet
 
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.data.decode import Decoder
-from mtl_diffusion.data.images import load_images
 from mtl_diffusion.data.stream import StreamingLoader, open_streams
 from mtl_diffusion.pipeline.format import ImageFormat
 
@@ -63,7 +62,7 @@ def rows_of(stream, seed=0, epoch=0, buffer_size=10, **options):
 
 
 def test_it_has_the_rows_that_memory_would_hold(stream, folder):
-    whole = load_images(folder, resolution=8)
+    whole = load(folder, resolution=8)
     ours, theirs = (
         Counter((image.numpy().tobytes(), label) for image, label in zip(*pair, strict=True))
         for pair in (unzipped(stream.epoch(0, 0, 5)), (whole.images, whole.labels.tolist()))

@@ -8,11 +8,11 @@ import torch
 from forked import call
 from in_process import run_script
 from safetensors.torch import load_file
+from tables import load
 from tiny import flags, write_shapes
 
 from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.training import train_classifier
-from mtl_diffusion.data.images import load_images
 from mtl_diffusion.evaluation.features import feature_space
 from mtl_diffusion.tools.tensors import weights_digest
 
@@ -34,7 +34,7 @@ TINY = {
 def work(build_pipe, tmp_path_factory):
     """A few shapes of 8 pixels, an untrained pipeline, and a classifier that hardly is."""
     work = tmp_path_factory.mktemp("work")
-    data = load_images(write_shapes(work / "data", 200, 100), split="train", resolution=8)
+    data = load(write_shapes(work / "data", 200, 100), split="train", resolution=8)
     build_pipe(classes=data.class_names).save_pretrained(work / "pipeline")
     classifier = train_classifier(data, epochs=1, batch_size=50, width=4)
     classifier.save(work / "classifier", {"accuracy": 0.3, "n": 1000})

@@ -7,7 +7,9 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from mtl_diffusion.data.images import ImageDataset, load_images
+from mtl_diffusion.config import TrainConfig
+from mtl_diffusion.data.images import ImageDataset, load_split
+from mtl_diffusion.pipeline.format import ImageFormat
 
 IMAGE = datasets.Image()
 NAMED = datasets.ClassLabel(names=["a", "b"])
@@ -56,5 +58,8 @@ def write_images(folder: Path, *names: str) -> Path:
     return folder
 
 
-def load(name: str | Path, **arguments) -> ImageDataset:
-    return load_images(str(name), **{"resolution": 8} | arguments)
+def load(
+    name: str | Path, split="train", resolution=8, form: ImageFormat | None = None, **fields
+) -> ImageDataset:
+    config = TrainConfig(dataset_name=str(name), train_split=split, **fields)
+    return load_split(config, "train_split", form or ImageFormat.square(resolution))

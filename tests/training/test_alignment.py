@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from forked import SHORT, STATE, die, train
+from tables import load
 from tiny import MODEL, unet_of
 
 from mtl_diffusion import loop
 from mtl_diffusion.classifiers.classifier import Classifier
 from mtl_diffusion.classifiers.training import train_classifier
 from mtl_diffusion.config import ConfigError, TrainConfig
-from mtl_diffusion.data.images import load_images
 from mtl_diffusion.pipeline.denoiser import Conditioning
 from mtl_diffusion.tools.tensors import to_unit_range
 from mtl_diffusion.training.alignment import Alignment
@@ -26,7 +26,7 @@ OPTIONS = {"epochs": 1, "batch_size": 20, "width": 4}
 
 @pytest.fixture(scope="module")
 def dataset(data):
-    return load_images(data, split="train", resolution=8)
+    return load(data, split="train", resolution=8)
 
 
 @pytest.fixture(scope="module")
