@@ -7,7 +7,7 @@ from functools import partial, wraps
 import gradio as gr
 from PIL import Image
 
-from .studio import MAX_SEED, Settings, Studio, read_file
+from .studio import MAX_SEED, Studio, read_file
 
 NO_CLASS = -1  # the value of the menu's first line; those of the classes are their numbers
 STRENGTH = "how much of the source is hidden; the strengths around it are drawn too"
@@ -19,7 +19,6 @@ DELETE = (600, 3600)
 # One call at a time, of whichever button: they share the processor. More wait in the queue.
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 AT_ONCE = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-PROGRESS = gr.Progress()  # as a default, it has gradio pass the event's own
 CSS = ".grid-wrap { min-height: 0 !important; overflow-y: auto !important }"  # as high as its rows
 PICTURES = {"object_fit": "contain", "format": "png", "interactive": False}  # of galleries
 UPLOAD = {"type": "pil", "format": "png", "sources": ["upload", "clipboard"], "buttons": []}
@@ -127,7 +126,7 @@ def _controls(studio: Studio, task: str, source: gr.ImageEditor | gr.Image | Non
         if pipe.chains is None:
             steps = gr.Slider(1, 50, step=1, **usual)
         else:
-            steps = gr.Radio([len(levels) for levels in pipe.chains], **usual)
+            steps = gr.Radio([*pipe._lengths(task)], **usual)
         guidance = gr.Number(
             None, label="Guidance scale", info="1 is off; left empty, it is the task's own"
         )
@@ -136,17 +135,10 @@ def _controls(studio: Studio, task: str, source: gr.ImageEditor | gr.Image | Non
     shown = {"type": "pil", "buttons": ["download", "fullscreen"], **PICTURES}
     results = gr.Gallery(label="Results", elem_id=f"{task}-results", columns=columns, **shown)
 
-    def draw(value, label, number, seed, steps, guidance, progress=PROGRESS):
-        if seed is None:
-            raise ValueError("The seed is empty; give a whole number.")
-        settings = Settings(None if label == NO_CLASS else label, int(seed), steps, guidance)
-        rest = (settings, number, lambda done, total: progress((done, total), unit="steps"))
-        if task == "generate":
-            drawn = studio.generate(*rest)
-        elif task == "inpaint":
-            drawn = studio.inpaint(_picture(value), value["layers"] if value else [], *rest)
-        else:
-            drawn = studio.edit(_picture(value), *rest)
+    def draw(value, label, number, seed, steps, guidance):
+        chosen = (None if label == NO_CLASS else label, seed, steps, guidance)
+        layers = value["layers"] if isinstance(value, dict) else []
+        drawn = studio.draw(task, number, *chosen, _picture(value), layers)
         return [(studio.enlarged(image), caption) for image, caption in drawn]
 
     given = [source or gr.State(), label, number, seed, steps, guidance]

@@ -1,38 +1,16 @@
 """The page's calls of the pipeline: pictures of any size and plain numbers in, pictures out."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from uuid import uuid4
 
 import torch
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, ImageChops
 
 from ..pipeline.rgb import read_rgb
 
-Progress = Callable[[int, int], None]  # steps done, steps in all
-Captioned = tuple[Image.Image, str]
-
 MAX_SEED = 2**31 - 1
-MOST_PIXELS = 50_000_000  # of an upload: a small file can hold more than the memory does
 SHOWN = 384  # pixels: the least that a picture is enlarged to, to be looked at and painted on
 STRENGTH_STEPS = (-0.2, -0.1, 0.0, 0.1, 0.2)  # an edit is shown at these, around the one asked for
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings that all tasks share.
-
-    Attributes:
-        class_label: a class's name or number, or None for any.
-        seed: 0 to `MAX_SEED`. Image i is drawn from seed + i.
-        steps: evaluations of the denoiser.
-        guidance_scale: how much more the class counts; 1 is off. None: the task's default.
-    """
-
-    class_label: str | int | None
-    seed: int
-    steps: int
-    guidance_scale: float | None = None
 
 
 class Studio:
@@ -52,48 +30,65 @@ class Studio:
         self.tasks = tuple(task for task in pipe.tasks if self.reads or task == "generate")
         self._examples: list[Image.Image] = []
 
-    def generate(self, settings: Settings, count: int, progress: Progress) -> list[Captioned]:
-        """`count` images of `size` pixels."""
-        seeds = [settings.seed + i for i in range(count)]
-        images = self._draw("generate", settings, seeds, progress, num_images_per_prompt=count)
-        return [(image, f"seed {seed}") for image, seed in zip(images, seeds, strict=True)]
-
-    def inpaint(
+    def draw(
         self,
-        image: Image.Image | None,
-        layers: Sequence[Image.Image],
-        settings: Settings,
-        count: int,
-        progress: Progress,
-    ) -> list[Captioned]:
-        """The model's input, with its hole in grey; and `count` completions.
+        task: str,
+        number: float,
+        class_label: str | int | None,
+        seed: int | None,
+        steps: int,
+        guidance_scale: float | None = None,
+        image: Image.Image | None = None,
+        layers: Sequence[Image.Image] = (),
+    ) -> list[tuple[Image.Image, str]]:
+        """The pictures of a task with their captions, after its source if it has one.
 
         Args:
-            image: any size and mode.
-            layers: RGBA, of the image's shape; opaque where it is painted over.
-        """
-        source, mask = self.fit(image), hole(layers, self.size)
-        seeds = [settings.seed + i for i in range(count)]
-        arguments = {"image": source, "mask_image": mask, "num_images_per_prompt": count}
-        images = self._draw("inpaint", settings, seeds, progress, **arguments)
-        grey = Image.new("RGB", source.size, "gray").convert(source.mode)
-        given = Image.composite(grey, source, mask)
-        captions = ["given", *(f"seed {seed}" for seed in seeds)]
-        return list(zip([given, *images], captions, strict=True))
+            number: of images, each from a seed of its own. For edit it is the strength: that one
+                and those around it are drawn, all from the same noise.
+            class_label: a class's name or number, or None for any.
+            seed: 0 to `MAX_SEED`. Image i is drawn from seed + i.
+            steps: evaluations of the denoiser.
+            guidance_scale: how much more the class counts; 1 is off. None: the task's default.
+            image: the source of inpaint and edit, of any size and mode.
+            layers: for inpaint; RGBA, of the image's shape, opaque where it is painted over.
 
-    def edit(
-        self, image: Image.Image | None, settings: Settings, strength: float, progress: Progress
-    ) -> list[Captioned]:
-        """The source, and its edits at several strengths, all from the same noise."""
-        source = self.fit(image)
-        if settings.class_label is None:
-            raise ValueError("Choose the class that the picture is to be turned into.")
-        strengths = sorted({min(max(round(strength + d, 2), 0.0), 1.0) for d in STRENGTH_STEPS})
-        seeds = [settings.seed] * len(strengths)
-        arguments = {"image": source, "strength": strengths}
-        images = self._draw("edit", settings, seeds, progress, **arguments)
-        captions = ["source", *(f"strength {value:g}" for value in strengths)]
-        return list(zip([source, *images], captions, strict=True))
+        Raises:
+            ValueError: something is missing or out of range; for the page to show.
+        """
+        if seed is None or not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"The seed is {seed}; give a whole number from 0 to {MAX_SEED}.")
+        given, first = {}, []
+        if task != "generate":
+            given["image"] = source = self.fit(image)
+            first = [(source, "source")]
+        if task == "inpaint":
+            given["mask_image"] = mask = hole(layers, self.size)
+            grey = Image.new("RGB", source.size, "gray").convert(source.mode)
+            first = [(Image.composite(grey, source, mask), "given")]
+        if task == "edit":
+            if class_label is None:
+                raise ValueError("Choose the class that the picture is to be turned into.")
+            strengths = sorted({min(max(round(number + d, 2), 0.0), 1.0) for d in STRENGTH_STEPS})
+            given["strength"], seeds = strengths, [seed] * len(strengths)
+            captions = [f"strength {value:g}" for value in strengths]
+        else:
+            given["num_images_per_prompt"], seeds = number, [seed + i for i in range(number)]
+            captions = [f"seed {seed}" for seed in seeds]
+        images = self.pipe(
+            task=task,
+            class_label=class_label,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pil" if self.reads else "pt",
+            **given,
+        ).images
+        if not self.reads:
+            form = self.pipe.format
+            shown = ((form.rgb(form.from_array(images)) + 1) * 127.5).round().to(torch.uint8)
+            images = [Image.fromarray(image) for image in shown.cpu().permute(0, 2, 3, 1).numpy()]
+        return [*first, *zip(images, captions, strict=True)]
 
     def examples(self) -> list[Image.Image]:
         """A sample of each class, or a few without one; drawn once."""
@@ -131,32 +126,6 @@ class Studio:
         shown.info["id"] = uuid4().hex
         return shown
 
-    def _draw(
-        self, task: str, settings: Settings, seeds: Sequence[int], progress: Progress, **arguments
-    ) -> list[Image.Image]:
-        """An image from each seed."""
-        if not 0 <= settings.seed <= MAX_SEED:
-            raise ValueError(f"The seed is {settings.seed}; it must be from 0 to {MAX_SEED}.")
-
-        def on_step_end(pipe, step: int, timestep, tensors: dict) -> None:
-            progress(step + 1, pipe.num_timesteps)
-
-        images = self.pipe(
-            task=task,
-            class_label=settings.class_label,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            callback_on_step_end=on_step_end,
-            output_type="pil" if self.reads else "pt",
-            **arguments,
-        ).images
-        if self.reads:
-            return images
-        form = self.pipe.format
-        shown = ((form.rgb(form.from_array(images)) + 1) * 127.5).round().to(torch.uint8).cpu()
-        return [Image.fromarray(image) for image in shown.permute(0, 2, 3, 1).numpy()]
-
 
 def read_file(file, alpha: bool = False) -> Image.Image:
     """The first frame of an uploaded picture as RGB of 8 bits, as training reads a dataset's.
@@ -166,23 +135,16 @@ def read_file(file, alpha: bool = False) -> Image.Image:
         alpha: give RGBA, and leave transparency as it is.
 
     Raises:
-        ValueError: it is no picture, is damaged or has too many pixels; for the page to show.
+        ValueError: it can't be read, or has more pixels than Pillow takes; for the page to show.
     """
     try:
         with Image.open(file) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(
-                    f"This picture is {image.width}x{image.height} pixels, of which at most "
-                    f"{MOST_PIXELS // 10**6} million are read; make it smaller."
-                )
             image.load()
             return read_rgb(image, alpha)
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            "This file can't be read as a picture; give a PNG or a JPEG, for example."
-        ) from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"This picture is damaged or too large ({error}).") from error
+        raise ValueError(
+            "This file can't be read: it is no picture, damaged or too large. Give a PNG or a JPEG."
+        ) from error
 
 
 def middle(image: Image.Image, shape: tuple[int, int]) -> Image.Image:

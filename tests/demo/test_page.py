@@ -176,7 +176,7 @@ def test_an_example_is_edited(page, broken):
     click(page, "#edit-draw")
     message(page, "no picture yet")
     page.find_element(By.CSS_SELECTOR, "#edit-source input[type=file]").send_keys(broken)
-    message(page, "can't be read as a picture")
+    message(page, "can't be read")
     find(page, ".examples img")[1].click()
 
     def example():
