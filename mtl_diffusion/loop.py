@@ -17,7 +17,7 @@ from .data.line import data_line
 from .data.loader import microbatches, process_rows
 from .launch.preflight import begin, check_room, start_trackers
 from .launch.stop import STOPPED, StopRequest
-from .publishing.export import BackgroundPublisher, export, push
+from .publishing.export import export, push
 from .tools.distributed import Terminal, any_process, io_errors_logged
 from .tools.rng import generator
 from .tools.tensors import to_device
@@ -76,7 +76,7 @@ def train(config: TrainConfig, *, ends_process: bool = False) -> None:
         run = with_pairs(run)
         config = run.config
         start_trackers(run, first)
-        with stop, BackgroundPublisher(config) as publisher, Saver(run, publisher.submit) as saver:
+        with stop, Saver(run) as saver:
             done = loop(run, first, stop, saver)
             # gloo can hang at its end, if its last work was on tensors, which belong to Python.
             accelerator.wait_for_everyone()

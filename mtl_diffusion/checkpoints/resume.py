@@ -29,7 +29,8 @@ MAY_CHANGE |= {"num_processes", "alignment_classifier", "teacher_model_name_or_p
 MAY_CHANGE |= {"mixed_precision", "compile_mode", "max_train_steps", "max_train_minutes"}
 MAY_CHANGE |= {"checkpointing_steps", "checkpoints_total_limit", "validation_steps"}
 MAY_CHANGE |= {"validation_images", "logging_steps", "report_to", "tracker_project_name"}
-MAY_CHANGE |= {"gallery", "push_to_hub", "hub_strategy", "hub_model_id", "hub_private_repo"}
+MAY_CHANGE |= {"gallery", "push_to_hub", "hub_model_id", "hub_private_repo"}
+MAY_CHANGE |= {"hub_strategy"}  # of earlier versions
 ANEW = (
     "publish it (--checkpoint), and start a new run with the export as"
     " pretrained_model_name_or_path"

@@ -2,8 +2,6 @@
 
 import logging
 import threading
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -20,14 +18,10 @@ THREAD = "checkpoint"
 
 
 class Saver:
-    """Saves a run, one checkpoint at a time. Leaving the context waits for the pending write.
+    """Saves a run, one checkpoint at a time. Leaving the context waits for the pending write."""
 
-    Args:
-        written: called with each complete checkpoint but the last, in the thread that writes.
-    """
-
-    def __init__(self, run: Run, written: Callable[[Path], None] = lambda path: None):
-        self.run, self.written = run, written
+    def __init__(self, run: Run):
+        self.run = run
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
@@ -75,7 +69,7 @@ class Saver:
         config, self._failure = self.run.config, None
         kept = lengthening_steps(config)
         try:
-            path = write(folder_of(self.run), checkpoint, config.checkpoints_total_limit, keep=kept)
+            write(folder_of(self.run), checkpoint, config.checkpoints_total_limit, keep=kept)
         except Exception as error:  # an exception of a thread is lost
             self._failure = error
             logger.error(
@@ -83,6 +77,3 @@ class Saver:
                 *(checkpoint.step, error),
                 "" if needed else "; training goes on, and the next one is tried",
             )
-        else:
-            if checkpoint.step < config.max_train_steps:
-                self.written(path)

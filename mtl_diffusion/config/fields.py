@@ -265,8 +265,6 @@ class TrainConfig:
     """Draw a gallery of the exported pipeline's own samples, for its model card."""
     push_to_hub: bool = False
     """Publish the exported pipeline on the Hub after training."""
-    hub_strategy: Literal["end", "checkpoint"] = "end"
-    """When push_to_hub publishes: at the end, or at each checkpoint too, while training goes on."""
     hub_model_id: Text | None = None
     """Repository on the Hub, as user/name. None: the name of output_dir, under your account."""
     hub_private_repo: bool = False

@@ -35,6 +35,7 @@ _REMOVED = {
     "adam_beta1": (0.9, "leave it out: it is always 0.9"),
     "adam_beta2": (0.99, "leave it out: it is always 0.99"),
     "tracker_project_name": ("mtl_diffusion", "leave it out: the project is mtl_diffusion"),
+    "hub_strategy": ("end", "leave it out: publish a checkpoint with mtl-diffusion publish"),
 }
 _EXAMPLES = {"list_type": ", such as [32, 64]", "dict_type": ", such as {generate: 1, edit: 1}"}
 _KINDS = get_type_hints(TrainConfig, include_extras=True)

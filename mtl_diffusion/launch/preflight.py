@@ -18,11 +18,10 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 from filelock import FileLock, Timeout
-from torch.utils.tensorboard.summary import hparams
 
 from ..checkpoints.resume import folder_of, modules_of
 from ..config import ConfigError, TrainConfig, to_dict
-from ..publishing.export import PIPELINE, PUBLISHED, check_target
+from ..publishing.export import PIPELINE, check_target
 from ..publishing.upload import UploadError, check_right_to_write
 from ..tools.distributed import from_all_processes
 from ..training.optimizers import trained_parameters
@@ -93,21 +92,16 @@ def start_trackers(run: Run, first: int) -> None:
     config, accelerator, faults = run.config, run.accelerator, []
     # Trackers take flat tables of plain values.
     plain = {k: v if isinstance(v, int | float) else str(v) for k, v in to_dict(config).items()}
-    tensorboard, main = config.report_to == "tensorboard", accelerator.is_main_process
     try:
         accelerator.init_trackers(
             "mtl_diffusion",  # the project
             # accelerate would make two new folders for it at each start of the run.
-            config=None if tensorboard else plain,
+            config=None if config.report_to == "tensorboard" else plain,
             init_kwargs={"tensorboard": {"purge_step": first + 1}},
         )
-        # The others have no trackers.
+        main = accelerator.is_main_process  # the others have no trackers
         if main and config.report_to != "none" and not accelerator.trackers:
             raise RuntimeError("accelerate passes it over")  # with a warning only
-        if main and tensorboard:
-            writer = accelerator.get_tracker("tensorboard", unwrap=True).file_writer
-            for summary in hparams(plain, {}):
-                writer.add_summary(summary)
     except Exception as error:  # each tracker has its own
         reason = " ".join(str(error).split()) or type(error).__name__
         fault = f"report_to: found {config.report_to!r}, which could not be started: {reason}"
@@ -228,14 +222,14 @@ def _folder_faults(config: TrainConfig) -> Iterator[str]:
         except OSError as error:
             yield f"output_dir: found {output_dir}; can't write to {folder}: {error}"
             return
-    for target in (output_dir / PIPELINE, output_dir / PUBLISHED):
-        if source is not None and Path(source).resolve() == target.resolve():
-            replaced = f"its {target.name}, which the export replaces, is {source}"
-            yield f"output_dir: {replaced}, the pretrained model; choose another output_dir"
-        try:
-            check_target(target)
-        except (ValueError, OSError) as error:
-            yield str(error)
+    target = output_dir / PIPELINE
+    if source is not None and Path(source).resolve() == target.resolve():
+        replaced = f"its {PIPELINE}, which the export replaces, is {source}"
+        yield f"output_dir: {replaced}, the pretrained model; choose another output_dir"
+    try:
+        check_target(target)
+    except (ValueError, OSError) as error:
+        yield str(error)
 
 
 def _lock_faults(output_dir: Path, held: ExitStack) -> Iterator[str]:

@@ -13,10 +13,9 @@ from huggingface_hub import ModelCardData
 from .. import __version__
 from ..checkpoints.resume import MAY_CHANGE, SOURCES
 from ..config import TrainConfig, to_dict
-from ..pipeline.format import ImageFormat
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.names import on_hub
-from .results import eval_results, tables
+from .results import tables
 from .upload import signed
 
 # A template with $names. The file at the top of the repository is its source.
@@ -72,8 +71,6 @@ def model_card(
     name = (source if on_hub(source) else config.repository).rpartition("/")[2]
     dataset, built_in = trained.hub_name("dataset_name"), config.dataset_name == BUILT_IN
     data = "the shapes that mtl_diffusion draws" if built_in else "images of a local folder"
-    measured = (dataset or "other", dataset or data, config.validation_split)
-    results = eval_results(metrics, *measured) if metrics else []
     header = ModelCardData(
         license="apache-2.0",
         library_name="diffusers",
@@ -81,15 +78,15 @@ def model_card(
         tags=[*TAGS, *(["class-conditional"] if pipe.class_names else [])],
         datasets=[dataset] if dataset else None,
         base_model=trained.hub_name("pretrained_model_name_or_path"),
-        model_name=name if results else None,
-        eval_results=results or None,
     )
+    form = pipe.format
+    given = "" if form.value_range is None else ", {:g} to {:g}".format(*form.value_range)
     spent = " and ".join(f"{n:,.1f} minutes on {where}" for where, n in trained.minutes.items())
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         header=header.to_yaml(),
         name=name,
         tasks=", ".join(f"`{task}`" for task in pipe.tasks),
-        images=_images(pipe.format),
+        images=form.words + given,
         classes=_classes(pipe.class_names),
         parameters=f"{sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.1f}",
         dataset=f"`{dataset}`" if dataset else data,
@@ -120,11 +117,6 @@ def _base(trained: Trained) -> str:
         f" It was distilled from {base} to sample in few steps: `num_inference_steps` is one of "
         f"{counts}, a step costs one evaluation, and guidance is built in."
     )
-
-
-def _images(form: ImageFormat) -> str:
-    given = "" if form.value_range is None else ", {:g} to {:g}".format(*form.value_range)
-    return f"{form.words}{given}"
 
 
 def _classes(names: Collection[str]) -> str:
@@ -164,32 +156,32 @@ def snippet(pipe: MultiTaskPipeline, source: str) -> str:
     """
     form, (height, width) = pipe.format, pipe.format.size
     names = [_literal(name) for name in pipe.class_names]
-    tasks = [pipe.spec(task) for task in pipe.tasks]
-    tasks = [task for task in tasks if names or "class_label" not in task.required]
+    tasks = [
+        task for task in map(pipe.spec, pipe.tasks) if names or "class_label" not in task.required
+    ]
     tasks.sort(key=lambda task: "image" in task.required)
-    code = ""
-    if any("mask_image" in task.required for task in tasks):
-        code += f'mask = Image.new("L", ({width}, {height}), 0)  # black is kept, byte for byte\n'
-        code += f"mask.paste(255, (0, 0, {width // 2}, {height}))  # white is repainted\n"
+    required, lines = set().union(*(task.required for task in tasks)), []
+    if "mask_image" in required:
+        lines.append(f"mask = np.zeros(({height}, {width}))  # 0 is kept, byte for byte")
+        lines.append(f"mask[:, :{width // 2}] = 1  # 1 is repainted")
     if all("image" in task.required for task in tasks):
         shape = f"({height}, {width}, {form.channels})"
-        code += f"image = np.full({shape}, {form.array_range[0]})  # yours\n"
+        lines.append(f"image = np.full({shape}, {form.array_range[0]})  # yours")
+    imports = ["import numpy as np"] if lines else []
     for i, task in enumerate(tasks):
         has_image = "image" in task.required
-        given = {"image": "image", "mask_image": "mask", "strength": str(task.default_strength)}
-        given |= {"image_guidance_scale": "1.5"}
-        wanted = set(task.required)
-        if names:  # that of an edit is not that of its source
-            given |= {"class_label": names[0 if has_image else -1]}
-            wanted |= {"class_label"} & task.optional if not has_image else set()
-        call = "".join(f", {name}={given[name]}" for name in sorted(wanted, key=list(given).index))
+        given = {"image": "image", "mask_image": "mask", "strength": task.default_strength}
+        given["image_guidance_scale"] = 1.5
+        given = {name: value for name, value in given.items() if name in task.required}
+        takes = task.required if has_image else task.required | task.optional
+        if names and "class_label" in takes:  # that of an edit is not that of its source
+            given["class_label"] = names[0 if has_image else -1]
+        call = "".join(f", {name}={value}" for name, value in given.items())
         result = f"{task.name}_image" if i or has_image else "image"
-        code += f'{result} = pipe(task="{task.name}"{call}).images[0]\n'
-    imports = "import numpy as np\n" if "np.full" in code else ""
-    imports += "from diffusers import DiffusionPipeline\n"
-    imports += "from PIL import Image\n" if "Image.new" in code else ""
+        lines.append(f'{result} = pipe(task="{task.name}"{call}).images[0]')
     load = f"DiffusionPipeline.from_pretrained({_literal(source)}, trust_remote_code=True)"
-    return f"{imports}\npipe = {load}\n\n{code}".rstrip("\n")
+    imports += ["from diffusers import DiffusionPipeline", "", f"pipe = {load}", ""]
+    return "\n".join(imports + lines)
 
 
 def _literal(text: str) -> str:

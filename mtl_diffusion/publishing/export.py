@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import shutil
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from diffusers import UNet2DConditionModel
 
 from ..checkpoints.resume import check_facts, sources_on_hub
 from ..checkpoints.store import MANIFEST, CheckpointError, load, load_latest
-from ..config import TrainConfig, from_dict
+from ..config import from_dict
 from ..pictures import grids
 from ..pipeline.loading import INDEX, REPLACED
 from ..pipeline.pipeline import MultiTaskPipeline
@@ -22,17 +21,15 @@ from ..tools.files import replaced_folder
 from ..training.model import SCHEDULERS, tokenizer_of
 from ..training.run import Run
 from .card import Trained, model_card
-from .upload import GENERATED, README, full_name, is_edited, upload, without_secrets
+from .upload import README, full_name, is_edited, upload
 
 logger = logging.getLogger(__name__)
 
-# Folders of a run: its export, and that of the checkpoint that was published last.
-PIPELINE, PUBLISHED = "pipeline", "published"
+PIPELINE = "pipeline"  # the folder of a run's export
 GALLERY, METRICS = "gallery.png", "metrics.json"
 # The files of an exported folder that are uploaded. Nothing else is.
 UPLOADED = ("unet/*.safetensors", "unet/*.json", "tokenizer/*.json", "scheduler/*.json", INDEX)
-UPLOADED += (REPLACED[0], README, GENERATED, GALLERY, METRICS)
-LAST_WAIT = 30.0  # seconds that a stopping run waits for an upload
+UPLOADED += (REPLACED[0], README, GALLERY, METRICS)
 
 
 def of_checkpoint(path: Path) -> Trained:
@@ -58,7 +55,7 @@ def of_checkpoint(path: Path) -> Trained:
     config = from_dict(facts["config"])
     tensors = checkpoint.tensors.get("ema") or checkpoint.tensors.get("unet", {})
     try:
-        # On "meta", building draws nothing from the generators, which a run may use.
+        # On "meta", no time goes into first weights, which are replaced.
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(facts["unet"])
         unet.load_state_dict(tensors, assign=True)
@@ -94,8 +91,7 @@ def write(
 ) -> Path:
     """Writes a folder for `from_pretrained`, which replaces an earlier export only when complete.
 
-    What an export did not write stays, and so does a README.md that was edited: the new card is
-    `GENERATED` beside it.
+    What an export did not write stays, and so does a README.md that was edited.
 
     Args:
         repository: user/name on the Hub, for the card's snippet. None: hub_model_id, if the
@@ -117,7 +113,7 @@ def write(
     with replaced_folder(target) as folder:
         if target.is_dir():
             shutil.copytree(target, folder, symlinks=True, dirs_exist_ok=True)
-        for name in (GALLERY, METRICS, GENERATED):
+        for name in (GALLERY, METRICS):
             (folder / name).unlink(missing_ok=True)
         pipeline.save_pretrained(folder)  # replaces the old model
         wanted = trained.config.gallery if pictures is None else pictures
@@ -133,9 +129,9 @@ def write(
         text = model_card(trained, source, metrics, GALLERY if wanted else None)
         card = folder / README
         if card.is_file() and is_edited(card.read_text("utf-8", "replace")):
-            logger.warning("%s in %s was edited, and is kept; see %s", README, target, GENERATED)
-            card = folder / GENERATED
-        card.write_text(text, encoding="utf-8")
+            logger.warning("%s was edited, and is kept; delete it for a new one", target / README)
+        else:
+            card.write_text(text, encoding="utf-8")
     return target
 
 
@@ -178,45 +174,3 @@ def push(
     message = f"Trained for {step:,} steps"
     files = files_to_upload(folder)
     return upload(files, repository, message=message, private=private, revision=revision)
-
-
-class BackgroundPublisher:
-    """Publishes checkpoints in a thread, one at a time.
-
-    A checkpoint that is submitted during an upload is skipped. Failures are logged. The global
-    random generators are not touched.
-    """
-
-    def __init__(self, config: TrainConfig):
-        self.config = config
-        self.wanted = config.push_to_hub and config.hub_strategy == "checkpoint"
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> "BackgroundPublisher":
-        return self
-
-    def __exit__(self, kind, *error) -> None:
-        # Retries are bounded. A run that was stopped, or failed, waits less for them.
-        if self._thread is not None:
-            self._thread.join(None if kind is None else LAST_WAIT)
-
-    def submit(self, checkpoint: Path) -> None:
-        """Starts the upload of a checkpoint, if they are to be published, and returns at once."""
-        if not self.wanted:
-            return
-        if self._thread is not None and self._thread.is_alive():
-            logger.warning("%s is not published: the one before is on its way", checkpoint.name)
-            return
-        # A daemon, so that it can't keep a process alive that is stopping.
-        self._thread = threading.Thread(target=self._publish, args=(checkpoint,), daemon=True)
-        self._thread.start()
-
-    def _publish(self, checkpoint: Path) -> None:
-        folder = Path(self.config.output_dir) / PUBLISHED
-        try:
-            trained = of_checkpoint(checkpoint)
-            write(trained, folder, repository=full_name(self.config.repository))
-            push(folder, self.config.repository, trained.step, self.config.hub_private_repo)
-        except Exception as error:  # the run goes on in any case
-            reason = without_secrets(str(error))
-            logger.error("%s could not be published: %s", checkpoint.name, reason)

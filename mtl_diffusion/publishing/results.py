@@ -1,10 +1,8 @@
-"""The figures of metrics.json as the model card shows them: tables, and metadata for the Hub."""
+"""The figures of metrics.json as the model card shows them."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from huggingface_hub import EvalResult
 
 # Figure in metrics.json -> its name for people.
 NAMES = {
@@ -24,13 +22,6 @@ NAMES = {
     "largest_share": "largest share found",
     "evaluations": "evaluations",
 }
-METHODS = {
-    "whole_edit": "whole edit, as the second stage learns it",
-    "repaint": "RePaint",
-    "sdedit": "SDEdit",
-    "flowedit": "FlowEdit",
-    "ddim_inversion": "DDIM inversion",
-}
 # Part of the scorecard -> the sentence before its table.
 TITLES = {
     "generate": "**Samples**, and real held-out images:",
@@ -39,45 +30,26 @@ TITLES = {
         "PSNR and SSIM favour their average."
     ),
     "edit": (
-        "**Edits** of held-out images into each other class: at the default strength, and each "
-        "method at the strength where the class is found in so many edits."
+        "**Edits** of held-out images into each other class: at the default strength, and at the "
+        "strength where the class is found in so many edits."
     ),
     "translate": "**Pairs**: held-out images, each made of the other image of its pair:",
 }
 
 
-def eval_results(metrics: Mapping[str, Any], kind: str, name: str, split: str) -> list[EvalResult]:
-    """The model's own figures, not those of baselines or of real images.
-
-    Args:
-        kind: the dataset's name on the Hub, or "other".
-        name: the dataset's name for people.
-        split: the dataset's split.
-    """
-    return [
-        EvalResult(
-            task_type="unconditional-image-generation" if part == "generate" else "image-to-image",
-            dataset_type=kind,
-            dataset_name=name,
-            dataset_split=split,
-            metric_type="accuracy" if figure == "class_accuracy" else figure,
-            metric_name=f"{part}, {label}: {words}",
-            metric_value=entry[figure],
-        )
-        for part in TITLES
-        for label, entry, own in _rows(metrics, part)
-        if own
-        for figure, words in NAMES.items()
-        if figure in entry and figure not in ("evaluations", "largest_share")
-    ]
-
-
 def tables(metrics: Mapping[str, Any]) -> str:
-    """The results as Markdown, and how they were measured."""
+    """The results as Markdown, and how they were measured.
+
+    Raises:
+        ValueError: this is no metrics.json.
+    """
+    if not isinstance(metrics, Mapping) or not isinstance(metrics.get("summary"), Mapping):
+        raise ValueError("metrics: found no summary; give metrics.json of mtl-diffusion evaluate")
     parts = []
     for part, title in TITLES.items():
-        if rows := {label: entry for label, entry, _ in _rows(metrics, part)}:
-            parts += [title, _table(rows)]
+        settings = (metrics if part == "translate" else metrics["summary"]).get(part)
+        if settings:
+            parts += [title, _table(settings)]
     space, classifier = metrics["feature_space"], metrics["classifier"]
     parts += [
         f"Sampler: {metrics['sampler']}. An evaluation is one pass of an image through the "
@@ -90,31 +62,13 @@ def tables(metrics: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _rows(metrics: Mapping[str, Any], part: str) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
-    """Label, figures, and whether they are the model's own; after each setting its baselines.
-
-    Raises:
-        ValueError: this is no metrics.json.
-    """
-    if not isinstance(metrics, Mapping) or not isinstance(metrics.get("summary"), Mapping):
-        raise ValueError("metrics: found no summary; give metrics.json of mtl-diffusion evaluate")
-    summary = metrics["summary"]
-    settings = metrics.get(part, {}) if part == "translate" else summary.get(part, {})
-    for setting, entry in settings.items():
-        real = setting == "floor"
-        yield "real images" if real else _words(setting), entry, not real
-        for method, parts in summary.get("baselines", {}).items():
-            if setting in parts.get(part, {}):
-                yield f"{_words(setting)}, {METHODS[method]}", parts[part][setting], False
-
-
-def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row an entry, with those figures as columns that any of them has."""
-    figures = [figure for figure in NAMES if any(figure in entry for entry in rows.values())]
+def _table(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row a setting, with those figures as columns that any of them has."""
+    figures = [figure for figure in NAMES if any(figure in entry for entry in settings.values())]
     head = ["", *(NAMES[figure] for figure in figures), "n"]
     lines = [
-        [label, *(_value(entry, figure) for figure in figures), f"{entry['n']:,}"]
-        for label, entry in rows.items()
+        [_words(setting), *(_value(entry, figure) for figure in figures), f"{entry['n']:,}"]
+        for setting, entry in settings.items()
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
 
@@ -129,6 +83,8 @@ def _value(entry: Mapping[str, Any], figure: str) -> str:
 
 def _words(setting: str) -> str:
     """by_class_guidance_2_interval_0_3_steps_18: by class, guidance 2 at sigma 0 to 3, 18 steps."""
+    if setting == "floor":
+        return "real images"
     words = re.sub("_interval_([^_]+)_", r" at sigma \1 to ", setting)
     words = words.replace("_guidance_", ", guidance ").replace("class_found_", "class found ")
     before, steps, count = words.partition("_steps_")

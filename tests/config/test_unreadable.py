@@ -78,6 +78,7 @@ def test_a_file_that_means_harm_is_refused_at_once(write, text, fault):
         ("bf16", "unknown flag; set mixed_precision, to no, bf16 or fp16"),
         ("ema_half_life", "unknown flag; set ema_ramp: the half-life is that share of the images"),
         ("adam_beta2", "unknown flag; leave it out: it is always 0.99"),
+        ("hub_strategy", "unknown flag; leave it out: publish a checkpoint with mtl-diffusion pub"),
     ],
 )
 def test_other_and_former_names_say_what_ours_is_called(write, name, fault):

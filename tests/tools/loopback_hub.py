@@ -65,7 +65,6 @@ class LoopbackHub:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []  # "METHOD /path"
-        self.gate = None  # called with "METHOD /path" before a request is answered; it may wait
         self.lock = threading.RLock()
         self.server = ThreadingHTTPServer(
             ("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self})
@@ -139,8 +138,6 @@ class Handler(BaseHTTPRequestHandler):
         route, self.query = unquote(url.path), parse_qs(url.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         name = f"{self.command} {route}"
-        if self.hub.gate is not None:
-            self.hub.gate(name)
         with self.hub.lock:
             self.hub.requests.append(name)
             faults = (f for f in self.hub.faults if f.times and re.search(f.pattern, name))
