@@ -1,27 +1,8 @@
-"""The figures of metrics.json as the model card shows them."""
+"""The summary of metrics.json as the tables of the model card."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-# Figure in metrics.json -> its name for people.
-NAMES = {
-    "class_accuracy": "class found",
-    "frechet_distance_to_train": "Frechet distance",
-    "frechet_distance": "Frechet distance",
-    "precision": "precision",
-    "recall": "recall",
-    "psnr_in_hole": "PSNR in the hole",
-    "ssim_in_hole": "SSIM in the hole",
-    "same_class": "class kept",
-    "source_class_kept": "source's class kept",
-    "ssim_to_source": "SSIM to the source",
-    "feature_distance": "feature distance",
-    "psnr": "PSNR to the true image",
-    "ssim": "SSIM to the true image",
-    "largest_share": "largest share found",
-    "evaluations": "evaluations",
-}
 # Part of the scorecard -> the sentence before its table.
 TITLES = {
     "generate": "**Samples**, and real held-out images:",
@@ -35,6 +16,7 @@ TITLES = {
     ),
     "translate": "**Pairs**: held-out images, each made of the other image of its pair:",
 }
+NO_COLUMNS = ("n", "guidance_scale")  # n is the last one; the scale is in the label
 
 
 def tables(metrics: Mapping[str, Any]) -> str:
@@ -56,18 +38,24 @@ def tables(metrics: Mapping[str, Any]) -> str:
         f"network. Frechet distances are taken in the feature space `{space['name']}` "
         f"({space['kind']}), and can't be compared with those of another space or another n. "
         f"Classes are found by a classifier that is right in {classifier['accuracy']:.2%} "
-        f"of {classifier['n']:,} held-out images. The rest of the scorecard is in metrics.json.",
+        f"of {classifier['n']:,} held-out images. Other figures, and other methods, are in "
+        "metrics.json.",
         f"Measured by `{metrics['command']}`.",
     ]
     return "\n\n".join(parts)
 
 
 def _table(settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row a setting, with those figures as columns that any of them has."""
-    figures = [figure for figure in NAMES if any(figure in entry for entry in settings.values())]
-    head = ["", *(NAMES[figure] for figure in figures), "n"]
+    """A row a setting, with the figures of all of them as columns, by their names in the file."""
+    named = dict.fromkeys(figure for entry in settings.values() for figure in entry)
+    figures = [f for f in named if f not in NO_COLUMNS and not f.endswith("_standard_error")]
+    head = ["", *(figure.replace("_", " ") for figure in figures), "n"]
     lines = [
-        [_words(setting), *(_value(entry, figure) for figure in figures), f"{entry['n']:,}"]
+        [
+            "real images" if setting == "floor" else setting.replace("_", " "),
+            *(_value(entry, figure) for figure in figures),
+            f"{entry['n']:,}",
+        ]
         for setting, entry in settings.items()
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
@@ -79,14 +67,3 @@ def _value(entry: Mapping[str, Any], figure: str) -> str:
         return ""
     error = entry.get(f"{figure}_standard_error")
     return f"{entry[figure]:.4g}" + (f" ± {error:.2g}" if error is not None else "")
-
-
-def _words(setting: str) -> str:
-    """by_class_guidance_2_interval_0_3_steps_18: by class, guidance 2 at sigma 0 to 3, 18 steps."""
-    if setting == "floor":
-        return "real images"
-    words = re.sub("_interval_([^_]+)_", r" at sigma \1 to ", setting)
-    words = words.replace("_guidance_", ", guidance ").replace("class_found_", "class found ")
-    before, steps, count = words.partition("_steps_")
-    words = f"{before}, {count} steps" if steps else before
-    return words.replace("_", " ").replace("unconditional", "without a class")

@@ -21,7 +21,7 @@ from mtl_diffusion.publishing.card import Trained, model_card
 from mtl_diffusion.publishing.export import write
 from mtl_diffusion.publishing.upload import is_edited
 
-GUIDED = "by class, guidance 2 at sigma 0.28 to 2.9, 18 steps"
+GUIDED = "by class guidance 2 interval 0.28 2.9 steps 18"
 
 
 def written(pipe, source="me/model", metrics=None, picture=None, config=None, **facts):
@@ -51,13 +51,14 @@ def test_a_card_without_figures(pipe):
 def test_the_figures_are_those_of_metrics_json(pipe):
     text, _ = written(pipe, metrics=METRICS)
     for line in (
-        f"| {GUIDED} | 0.875 ± 0.012 |  | 22 | 1,000 |",
-        "| real images |  | 0.25 |  | 1,000 |",
+        "|  | class accuracy | evaluations | frechet distance to train | n |",
+        f"| {GUIDED} | 0.875 ± 0.012 | 22 |  | 1,000 |",
+        "| real images |  |  | 0.25 | 1,000 |",
         "| center |  | 18.25 ± 0.012 | 1,000 |",
         "| strength 0.65 | 0.625 ± 0.012 |  |  |  | 1,000 |",
-        "| class found 0.5 |  | 0.75 ± 0.012 |  | 18 | 1,000 |",
-        "| class found 0.9 |  |  | 0.84 |  | 1,000 |",
-        "| photo to map | 0.3 | 21.5 ± 0.012 | 18 | 1,000 |",
+        "| class found 0.5 |  | 0.75 ± 0.012 | 18 |  | 1,000 |",
+        "| class found 0.9 |  |  |  | 0.84 | 1,000 |",
+        "| photo to map | 21.5 ± 0.012 | 0.3 | 18 | 1,000 |",
         "right in 90.00% of 2,000",
         METRICS["command"],
     ):
