@@ -1,20 +1,8 @@
-"""Threads and memory of a process."""
-
-import sys
+"""Threads of a process."""
 
 import pytest
 
 from mtl_diffusion.launch import host
-
-
-def test_without_glibc_memory_is_left_to_the_system(monkeypatch):
-    loaded = []
-    monkeypatch.setattr(host.ctypes, "CDLL", lambda name: loaded.append(name) or object())
-    host.keep_freed_memory()  # a C library without mallopt
-    assert loaded == [None] * (sys.platform == "linux")
-    monkeypatch.setattr(host.sys, "platform", "darwin")
-    host.keep_freed_memory()
-    assert len(loaded) <= 1
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_processes_without_gpus_train_together(tmp_path):
     assert '"num_processes": 2' in facts
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "logs", "validation", "pipeline", "published"])
+@pytest.mark.parametrize("name", ["checkpoints", "logs", "validation", "pipeline"])
 def test_every_folder_of_a_run_is_tried_before_it_trains(name, tmp_path):
     config = TrainConfig(output_dir=str(tmp_path / "run"))
     place = tmp_path / "run" / name
@@ -106,14 +106,13 @@ def test_every_folder_of_a_run_is_tried_before_it_trains(name, tmp_path):
     place.mkdir()
     assert not list(preflight._folder_faults(config))
     (place / "thesis.txt").write_text("mine")
-    assert len(list(preflight._folder_faults(config))) == (name in ("pipeline", "published"))
+    assert len(list(preflight._folder_faults(config))) == (name == "pipeline")
 
 
-@pytest.mark.parametrize("source", ["q/pipeline", "link", "./q/published/"])
+@pytest.mark.parametrize("source", ["./q/pipeline/", "link"])
 def test_a_run_does_not_replace_the_model_that_it_starts_from(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("pipeline", "published"):
-        (tmp_path / "q" / name).mkdir(parents=True)
+    (tmp_path / "q" / "pipeline").mkdir(parents=True)
     (tmp_path / "link").symlink_to("q/pipeline")
     given = {"pretrained_model_name_or_path": source}
     (fault,) = preflight._folder_faults(TrainConfig(output_dir="q", **given))
