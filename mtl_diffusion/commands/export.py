@@ -2,8 +2,8 @@
 
     mtl-diffusion export --format onnx --pipeline runs/quickstart/pipeline --output_dir onnx
 
-Each file has its inputs, their ranges and the names of the classes in its metadata. It runs where
-onnxruntime does, without Python too. `pip install 'mtl_diffusion[onnx]'` brings what this needs.
+model.json describes their inputs, and names the classes. They run where onnxruntime does, without
+Python too. `pip install 'mtl_diffusion[onnx]'` brings what this needs.
 """
 
 from mtl_diffusion.tools import flags

@@ -19,7 +19,6 @@ from diffusers import EDMEulerScheduler
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
-from .. import __version__
 from ..pipeline.format import ImageFormat
 from ..pipeline.loading import plain_unet
 from ..pipeline.pipeline import MultiTaskPipeline
@@ -29,7 +28,6 @@ from .graph import DOMAIN, INPUTS, UNET, Graph
 
 OPSET = 20
 WEIGHTS, FACTS = "weights.bin", "model.json"
-LICENCE = "apache-2.0"  # that of a model card
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision isn't there
 
 
@@ -48,7 +46,7 @@ def export_onnx(
 
     Args:
         target: a folder, which replaces an earlier one only when complete.
-        name: of the model, for the metadata.
+        name: of the model, for the page.
         tasks: their names. None: all that the model has learned.
         half: store the weights as float16. Those that float16 holds exactly are stored so in any
             case; a graph computes in float32.
@@ -68,9 +66,6 @@ def export_onnx(
     pipe = MultiTaskPipeline(unet, pipe.tokenizer, pipe.scheduler, pipe.config.get("chains"))
     facts = {
         "name": name,
-        "licence": LICENCE,
-        "made_by": f"mtl_diffusion {__version__}",
-        "opset": OPSET,
         "shape": pipe.format.shape,
         "class_names": list(pipe.class_names),
         "class_frequencies": pipe.class_frequencies,
@@ -96,10 +91,6 @@ def export_onnx(
         stored = _store(weights, folder / WEIGHTS, half)
         for task, model in models.items():
             _link(model, function, stored)
-            own = facts | facts["tasks"][task] | {"tasks": task}
-            for key, value in own.items():
-                text = value if isinstance(value, str) else json.dumps(value)
-                model.metadata_props[key] = text
             ir.save(model, folder / f"{task}.onnx")
         facts["weights_bytes"] = (folder / WEIGHTS).stat().st_size
         facts["bytes"] = sum(path.stat().st_size for path in folder.iterdir())

@@ -69,9 +69,11 @@ def test_what_is_no_checkpoint_or_no_place_for_an_export(trained, tmp_path):
     with pytest.raises(CheckpointError, match="is no checkpoint, and no run with a complete one"):
         export.of_checkpoint(tmp_path)
     checkpoint = load(trained / "checkpoints" / "step-4")
+    facts = replace(checkpoint, facts=checkpoint.facts | {"words": {"<null>": 0}})
     checkpoint.tensors["ema"].pop("conv_out.bias")
-    with pytest.raises(CheckpointError, match=r"don't fit its configuration(.|\n)*conv_out\.bias"):
-        export.of_checkpoint(save(tmp_path / "run", checkpoint))
+    for bad, words in ((facts, "words"), (checkpoint, r"conv_out\.bias")):
+        with pytest.raises(CheckpointError, match=rf"don't fit its configuration(.|\n)*{words}"):
+            export.of_checkpoint(save(tmp_path / "run", bad))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"is neither empty nor an export, .*, and is left alone"):

@@ -127,16 +127,13 @@ def test_the_same_pictures(exported, kind, task):
     assert ("condition_noise" in names) == (task == "edit" and kind != "at once")
 
 
-def test_what_a_file_says_of_itself(exported):
+def test_what_is_said_of_the_files(exported):
     pipe, folder = exported["few"]
     facts = json.loads((folder / FACTS).read_text())
     assert set(facts["tasks"]) == set(pipe.tasks)
-    known = session(folder / "edit.onnx").get_modelmeta().custom_metadata_map
-    assert json.loads(known["class_names"]) == list(pipe.class_names)
-    assert json.loads(known["class_frequencies"]) == {"cat": 0.75, "dog": 0.25}
-    assert known["licence"] == "apache-2.0" and known["opset"] == "20"
-    assert json.loads(known["inputs"]) == facts["tasks"]["edit"]["inputs"]
-    assert json.loads(known["required"]) == ["class", "image"]
+    assert facts["class_names"] == list(pipe.class_names)
+    assert facts["class_frequencies"] == {"cat": 0.75, "dog": 0.25}
+    assert facts["tasks"]["edit"]["required"] == ["class", "image"]
     parameters = sum(weight.numel() for weight in pipe.unet.parameters())
     assert (folder / WEIGHTS).stat().st_size < 4.5 * parameters  # once for all tasks
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}

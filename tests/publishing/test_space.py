@@ -20,10 +20,8 @@ from mtl_diffusion.publishing.space import GRADIO
 
 ROOT = Path(__file__).parents[2]
 # Of another model; and what its owner put there.
-OLD = ("model_index.json", "unet/diffusion_pytorch_model-00001-of-00002.safetensors")
-OLD += ("unet/diffusion_pytorch_model.safetensors.index.json", "pipeline_01234567.py")
-OLD = [f"pipeline/{name}" for name in OLD]
-MINE = {"pipeline/mine.txt": b"mine", "examples.json": b"{}"}
+OLD = {"pipeline/model_index.json": b"{}", "pipeline/pipeline_01234567.py": b""}
+MINE = {"pipeline/mine.txt": b"mine"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,7 @@ def pipeline(build_pipe, tmp_path_factory):
 def pushed(hub, pipeline, publish):
     """The files of the Space, after two calls that push it."""
     hub.create("me/page", "space", private=True)
-    hub.add("me/page", {name: b"{}" for name in OLD} | MINE, kind="space")
+    hub.add("me/page", OLD | MINE, kind="space")
     call = ["--pipeline", pipeline, "--half", "--space", "me/page", "--private"]
     (code, said), (again, same) = publish(call, call)
     assert code == again == 0 and f"{hub.url}/spaces/me/page" in same, said + same
