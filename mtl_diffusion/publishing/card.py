@@ -113,6 +113,8 @@ def _base(trained: Trained) -> str:
     if (chains := trained.pipeline.chains) is None:
         return f" It was fine-tuned from {base}."
     counts = ", ".join(str(len(levels)) for levels in chains)
+    if "edit" in trained.pipeline.tasks and trained.pipeline.spec("edit").at_once:
+        counts += f" (of an edit {' or '.join(map(str, trained.pipeline._lengths('edit')))})"
     return (
         f" It was distilled from {base} to sample in few steps: `num_inference_steps` is one of "
         f"{counts}, a step costs one evaluation, and guidance is built in."
@@ -171,7 +173,7 @@ def snippet(pipe: MultiTaskPipeline, source: str) -> str:
     for i, task in enumerate(tasks):
         has_image = "image" in task.required
         given = {"image": "image", "mask_image": "mask", "strength": task.default_strength}
-        given["image_guidance_scale"] = 1.5
+        given |= {"image_guidance_scale": 1.5}
         given = {name: value for name, value in given.items() if name in task.required}
         takes = task.required if has_image else task.required | task.optional
         if names and "class_label" in takes:  # that of an edit is not that of its source

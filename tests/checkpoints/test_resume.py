@@ -85,33 +85,20 @@ def other_order():
     module.build_tokenizer = lambda tasks, classes, *rest: build(tasks, classes[::-1], *rest)
 
 
-OTHER = {"seed": 5, "learning_rate": 0.5, "dropout": 0.2, "train_split": "train[:50]"}
-DATA = "_split: the checkpoint has data of the fingerprint"
-TOKENS = ": these tokens have another id in the checkpoint:"
-
-
-@pytest.mark.parametrize(
-    ("fault", "fields", "words"),
-    [
-        (
-            str,
-            OTHER,
-            [
-                "seed: the checkpoint has 0, this run has 5",
-                "learning_rate: the checkpoint has 0.002, this run has 0.5",
-                "dropout: the checkpoint has 0.1, this run has 0.2",
-                'train_split: the checkpoint has "train", this run has "train[:50]"',
-                f"train{DATA}",
-                "choose another output_dir",
-            ],
-        ),
-        (other_images, {}, [f"train{DATA}", f"validation{DATA}"]),
-        (other_order, {}, [f"label_column{TOKENS} <class:cross>, <class:disc>,", "publish it"]),
-    ],
-)
-def test_what_may_not_change_is_refused_field_by_field(halfway, fault, fields, words):
-    text = refused(halfway, fault, **fields)
-    assert [word for word in words if word not in text] == [] and halfway.steps == [3, 6]
+def test_what_may_not_change_is_refused_field_by_field(halfway):
+    fields = {"seed": 5, "learning_rate": 0.5, "train_split": "train[:50]"}
+    text = refused(halfway, other_images, other_order, **fields)
+    for words in (
+        "seed: the checkpoint has 0, this run has 5",
+        "learning_rate: the checkpoint has 0.002, this run has 0.5",
+        'train_split: the checkpoint has "train", this run has "train[:50]"',
+        "train_split: the checkpoint has data of the fingerprint",
+        "validation_split: the checkpoint has data of the fingerprint",
+        "label_column: these tokens have another id in the checkpoint: <class:cross>, <class:disc>",
+        "choose another output_dir",
+    ):
+        assert words in text, words
+    assert halfway.steps == [3, 6]
 
 
 def another_machine():

@@ -132,16 +132,10 @@ def test_a_mask_is_painted_and_inpainted(page, upload):
     path, colours = upload
     click(page, "button[role=tab]", "Inpaint")
     wait(page, lambda: find(page, "#inpaint-source canvas"))
-    click(page, "#inpaint-draw")
-    message(page, "no picture yet")
-
     page.find_element(By.CSS_SELECTOR, "#inpaint-source input[type=file]").send_keys(path)
     # Cropped in view of the user: then the corner of the canvas is a colour of the middle.
     canvas = find(page, "#inpaint-source canvas")[0]
-    wait(page, lambda: shown_square(canvas) is not None)
-    click(page, "#inpaint-draw")
-    message(page, "paint over what is to be replaced")
-
+    wait(page, lambda: shows_a_square(canvas))
     stroke = ActionChains(page).move_to_element(canvas).click_and_hold()
     stroke.move_by_offset(80, 0).move_by_offset(0, 20).release().perform()
     click(page, "#inpaint-draw")
@@ -154,31 +148,27 @@ def test_a_mask_is_painted_and_inpainted(page, upload):
     assert len({image.tobytes() for image in images}) == 5
 
 
-def shown_square(canvas):
-    """The side in pixels of the picture on a canvas whose corners aren't white; None: not yet."""
+def shows_a_square(canvas):
+    """Whether what is not white on a canvas is as wide as it is high."""
     image = Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("L")
-    inside = np.asarray(image)[image.height // 2]
-    coloured = np.flatnonzero(inside < 250)
-    square = len(coloured) and abs(int(np.ptp(coloured)) + 1 - image.height) < 0.2 * image.height
-    return int(np.ptp(coloured)) if square else None
+    coloured = np.flatnonzero(np.asarray(image)[image.height // 2] < 250)
+    return len(coloured) and abs(np.ptp(coloured) + 1 - image.height) < 0.2 * image.height
 
 
-def test_an_example_is_edited(page, tmp_path):
+def test_a_file_that_is_no_picture_is_told_of(page, tmp_path):
     click(page, "button[role=tab]", "Edit")
-    wait(page, lambda: len(find(page, ".examples img")) == 3)
-    click(page, "#edit-draw")
-    message(page, "no picture yet")
     (tmp_path / "text.png").write_text("no picture")
     file = page.find_element(By.CSS_SELECTOR, "#edit-source input[type=file]")
     file.send_keys(str(tmp_path / "text.png"))
     message(page, "can't be read")
+
+
+def test_an_example_is_edited(page):
+    click(page, "button[role=tab]", "Edit")
+    wait(page, lambda: len(find(page, ".examples img")) == 3)
     find(page, ".examples img")[1].click()
-
-    def example():
-        found = [e.get_attribute("src") for e in find(page, "#edit-source img")]
-        return [address for address in found if "text.png" not in address]  # that is going
-
-    example = picture(wait(page, example)[0])
+    shown = wait(page, lambda: find(page, "#edit-source img"))
+    example = picture(shown[0].get_attribute("src"))
     click(page, "#edit-draw")
     message(page, "Choose the class")
 

@@ -32,10 +32,6 @@ def ends_like(reference, run, **arguments):
     return run.state() == reference.state()
 
 
-def newest_of(run):
-    return load_latest(run.folder / "checkpoints")[0]
-
-
 TWO = {"processes": 2, "per_device_batch_size": 2}
 
 
@@ -112,7 +108,7 @@ def test_a_run_outlives_the_reader_of_its_output(reference, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(reference_of_two, tmp_path):
-    fault = partial(poison, "loss", 4, row=1, only_rank=1)
+    fault = partial(poison, 4, row=1, only_rank=1)
     code, run = train(tmp_path / "run", *SHORT, fault, **TWO)
     assert code == [1, 1] and run.steps == [3]
     messages = re.findall(r"FloatingPointError: (.*)", run.text)
@@ -120,7 +116,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(reference_o
     for message in messages:  # every rank knows where it was
         assert message.startswith("step 5: a loss or a gradient is not finite")
         assert re.search(r"process 1: (generate|inpaint|edit) at sigma [\d.]+: nan", message)
-    for tensors in newest_of(run).tensors.values():
+    for tensors in load_latest(run.folder / "checkpoints")[0].tensors.values():
         assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert ends_like(reference_of_two, run, **TWO)
 

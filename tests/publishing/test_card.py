@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from diffusers import DiffusionPipeline, EDMEulerScheduler
+from drawing import remade
 from huggingface_hub import ModelCard
 from metrics import METRICS
 from PIL import Image
@@ -15,7 +16,7 @@ from mtl_diffusion.config import TrainConfig, to_dict
 from mtl_diffusion.config.command_line import parse
 from mtl_diffusion.pipeline.chains import default_chains
 from mtl_diffusion.pipeline.colorize import Colorize
-from mtl_diffusion.pipeline.pipeline import TASKS, MultiTaskPipeline
+from mtl_diffusion.pipeline.pipeline import TASKS
 from mtl_diffusion.pipeline.task import Task
 from mtl_diffusion.publishing.card import Trained, model_card
 from mtl_diffusion.publishing.export import write
@@ -90,11 +91,11 @@ def test_minutes_hardware_and_command(pipe, tmp_path):
 
 
 def test_a_distilled_model_says_how_many_steps_it_takes(pipe):
-    few = MultiTaskPipeline(pipe.unet, pipe.tokenizer, EDMEulerScheduler(), default_chains(80.0))
+    few = remade(pipe, EDMEulerScheduler(), _chains=default_chains(80.0), _edits_at_once=True)
     config = TrainConfig(objective="distillation", pretrained_model_name_or_path="me/base")
     text, _ = written(few, config=config, on_hub=["pretrained_model_name_or_path"])
     assert "It was distilled from `me/base` to sample in few steps:" in text
-    assert "`num_inference_steps` is one of 1, 2, 4" in text
+    assert "`num_inference_steps` is one of 1, 2, 4 (of an edit 1 or 2), a step costs" in text
 
 
 # A folder's path means nothing to others, and some are their owner's business.

@@ -247,12 +247,12 @@ def poisoned(forward, part, row=0):
     return poison
 
 
-def poison(part, step, row=0, only_rank=0):
-    """The first microbatch of a step is poisoned; part: "loss" or "gradient"."""
+def poison(step, row=0, only_rank=0):
+    """The loss of a sample is NaN in the first microbatch of a step."""
     from mtl_diffusion.training.losses import Objective
 
     forward, due = Objective.forward, []
-    bad = poisoned(forward, part, row)
+    bad = poisoned(forward, "loss", row)
     Objective.forward = lambda *arguments, **options: (bad if due and due.pop() else forward)(
         *arguments, **options
     )
