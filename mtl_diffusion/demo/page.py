@@ -98,10 +98,10 @@ def _examples(studio: Studio, tab: gr.Tab, task: str, source: gr.ImageEditor | g
     row = gr.Gallery(label="Examples, drawn by the model", elem_classes="examples", **options)
 
     def take(event: gr.SelectData):
-        return _shown(task, studio.enlarged(studio.examples()[event.index]))
+        return _shown(task, studio.enlarged(studio.examples[event.index]))
 
     def draw():
-        return [studio.enlarged(image) for image in studio.examples()]
+        return [studio.enlarged(image) for image in studio.examples]
 
     row.select(take, None, source, **AT_ONCE)
     tab.select(draw, None, row, **ONE_AT_A_TIME)

@@ -1,6 +1,7 @@
 """The page's calls of the pipeline: pictures of any size and plain numbers in, pictures out."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from uuid import uuid4
 
 import torch
@@ -28,7 +29,6 @@ class Studio:
         # A browser has no images of several bands, or of more than 8 bits: these are only drawn.
         self.reads = pipe.format.pil_mode is not None and pipe.format.dtype == "uint8"
         self.tasks = tuple(task for task in pipe.tasks if self.reads or task == "generate")
-        self._examples: list[Image.Image] = []
 
     def draw(
         self,
@@ -90,17 +90,16 @@ class Studio:
             images = [Image.fromarray(image) for image in shown.cpu().permute(0, 2, 3, 1).numpy()]
         return [*first, *zip(images, captions, strict=True)]
 
+    @cached_property
     def examples(self) -> list[Image.Image]:
-        """A sample of each class, or a few without one; drawn once."""
-        if not self._examples:
-            names = list(self.class_names[:10])
-            self._examples = self.pipe(
-                task="generate",
-                class_label=names or None,
-                num_images_per_prompt=1 if names else 6,
-                generator=torch.Generator().manual_seed(0),
-            ).images
-        return self._examples
+        """A sample of each class, or a few without one; drawn when it is first asked for."""
+        names = list(self.class_names[:10])
+        return self.pipe(
+            task="generate",
+            class_label=names or None,
+            num_images_per_prompt=1 if names else 6,
+            generator=torch.Generator().manual_seed(0),
+        ).images
 
     def fit(self, image: Image.Image | None) -> Image.Image:
         """The middle of it, as `read_rgb` reads it, in the model's mode and size.

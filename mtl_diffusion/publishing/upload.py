@@ -69,19 +69,15 @@ def upload(
     def commit() -> str:
         head = api.repo_info(name, revision=revision, **of_kind)
         there = {entry.rfilename for entry in head.siblings}
-
-        def read(path: str) -> str:
-            if path not in there:
-                return ""
-            copy = api.hf_hub_download(name, path, revision=head.sha, **of_kind)
-            return Path(copy).read_text("utf-8", "replace")
-
-        patterns, sent = _replaced(files), dict(files)
+        folders = [path.removesuffix(INDEX) for path in files if path.endswith(INDEX)]
+        patterns, sent = [folder + end for folder in folders for end in REPLACED], dict(files)
         gone = [path for path in there - files.keys() if any(fnmatch(path, p) for p in patterns)]
-        card = read(README) if README in files else ""
-        if card and is_edited(card) and card.encode() != _content(sent.pop(README)):
-            kept = "was edited there, and is kept; delete it there for a new one"
-            logger.warning("%s of %s %s", README, name, kept)
+        if README in there & files.keys():
+            copy = api.hf_hub_download(name, README, revision=head.sha, **of_kind)
+            card = Path(copy).read_bytes()
+            if is_edited(card.decode(errors="replace")) and card != _content(sent.pop(README)):
+                kept = "was edited there, and is kept; delete it there for a new one"
+                logger.warning("%s of %s %s", README, name, kept)
         operations = [CommitOperationDelete(path) for path in sorted(gone)]
         operations += [CommitOperationAdd(path, file) for path, file in sent.items()]
         # The client leaves out what has not changed. So a commit whose answer was lost is not made
@@ -108,12 +104,6 @@ def check_right_to_write(repository: str, private: bool) -> None:
             hf_raise_for_status(answer)
     except Exception as error:  # no token, no network; its HTTP library depends on its version
         raise UploadError(_explanation(error, repository)) from None
-
-
-def _replaced(files: Mapping[str, Path | bytes]) -> list[str]:
-    """Patterns of the files in a repository that a new model replaces."""
-    folders = (name.removesuffix(INDEX) for name in files if name.endswith(INDEX))
-    return [folder + pattern for folder in folders for pattern in REPLACED]
 
 
 def _content(file: Path | bytes) -> bytes:

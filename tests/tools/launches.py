@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import sys
 from pathlib import Path
 
@@ -37,17 +36,12 @@ class Launch(Run):
         pids = map(int, path.read_text().split())
         return [i for i in pids if b"train.py" in Path(f"/proc/{i}/cmdline").read_bytes()]
 
-    def wait_for_end(self, pids):
-        """Until none of the processes is left."""
+    def stop(self, number):
+        """Sends a signal to the launcher, and waits until none of the processes is left."""
+        pids = self.wait_for_training()
+        os.kill(self.launcher.pid, number)
         self.wait_for(lambda: not any(map(running, pids)), 120)
         self.launcher.join(120)
-
-    def stop(self, name):
-        """Sends a signal, SIGINT to the whole group as a terminal does, and waits for the end."""
-        pids = self.wait_for_training()
-        send = os.killpg if name == "SIGINT" else os.kill
-        send(self.launcher.pid, signal.Signals[name])
-        self.wait_for_end(pids)
         (step,) = self.steps  # saved once
         assert load_latest(self.folder / "checkpoints")[0].step == step
         return pids, step
@@ -57,8 +51,6 @@ def _launch(command, log):
     os.setsid()
     write_to(log)
     os.environ |= {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(SCRIPT.parents[1])}
-    # In the background of a shell the tests ignore SIGINT, and what they start would, too.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = command
     accelerate_cli.main()
 
