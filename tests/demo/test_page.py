@@ -136,6 +136,9 @@ def test_a_mask_is_painted_and_inpainted(page, upload):
     # Cropped in view of the user: then the corner of the canvas is a colour of the middle.
     canvas = find(page, "#inpaint-source canvas")[0]
     wait(page, lambda: shows_a_square(canvas))
+    click(page, "#inpaint-draw")
+    message(page, "paint over what is to be replaced")
+
     stroke = ActionChains(page).move_to_element(canvas).click_and_hold()
     stroke.move_by_offset(80, 0).move_by_offset(0, 20).release().perform()
     click(page, "#inpaint-draw")
