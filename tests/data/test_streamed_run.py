@@ -30,11 +30,6 @@ def write(folder, files):
     return folder
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("data") / "shapes", 4)
-
-
 @pytest.mark.parametrize("files", [4, 3])  # of their own, or both processes read all of them
 def test_killed_and_run_again_begins_a_new_epoch(files, tmp_path):
     arguments = STREAM | {"dataset_name": write(tmp_path / "data", files)}
