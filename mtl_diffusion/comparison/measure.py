@@ -37,7 +37,7 @@ def losses(run: Path, data: ImageDataset, num_images: int) -> dict[str, dict[str
 def scores(config: TrainConfig, command: Sequence[str]) -> dict[str, float]:
     """The summary of the scorecard, flat, of the tasks that were trained and have a part in it.
 
-    Standard errors and the figures of other methods are left out. Again, no image is drawn again.
+    Standard errors are left out. Again, no image is drawn again.
 
     Args:
         config: the model's, whose held-out data is used.
@@ -60,7 +60,6 @@ def scores(config: TrainConfig, command: Sequence[str]) -> dict[str, float]:
     return {
         f"{part}, {setting}, {name}": value
         for part, settings in summary.items()
-        if part != "baselines"
         for setting, entry in settings.items()
         for name, value in entry.items()
         if name != "n" and not name.endswith("_standard_error")

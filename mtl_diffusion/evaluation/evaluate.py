@@ -123,23 +123,14 @@ def write_scorecard(
 
 
 def summary(results: Mapping[str, Any], context: Context) -> dict[str, Any]:
-    """The main figures, each with its n, for the model card: part -> entry -> figures.
-
-    Under "baselines", those of other methods with the same weights: method -> part -> entry.
-    """
+    """The model's main figures, each with its n, for the model card: part -> entry -> figures."""
     generate, inpaint, edit = (results.get(part, {}) for part in ("generate", "inpaint", "edit"))
     main = ["floor", *(job.name for job in Generate(context).main)] if generate else []
     chosen = [f"strength_{context.pipe.spec(EDIT).default_strength:g}", *FOUND]
-    ways = {way: {name: entries[name] for name in chosen} for way, entries in edit.items()}
-    repaint = {kind: entry.get("repaint", {}) for kind, entry in inpaint.items()}
     found = {
         "generate": {name: generate[name] for name in main},
         "inpaint": inpaint,
-        "edit": ways.pop(EDIT, {}),
-        "baselines": {
-            "repaint": {"inpaint": repaint},
-            **{way: {"edit": entries} for way, entries in ways.items()},
-        },
+        "edit": {name: edit[EDIT][name] for name in chosen if edit},
     }
     return _picked(found)
 

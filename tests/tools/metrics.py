@@ -21,10 +21,6 @@ SUMMARY = {
         "class_found_0.5": figure("ssim_to_source", 0.75, evaluations=18.0),
         "class_found_0.9": {"largest_share": 0.84, "n": 1000},
     },
-    "baselines": {
-        "repaint": {"inpaint": {"center": figure("psnr_in_hole", 17.5)}},
-        "flowedit": {"edit": {"class_found_0.5": figure("ssim_to_source", 0.8125, evaluations=27)}},
-    },
 }
 METRICS = {
     "summary": SUMMARY,
