@@ -126,7 +126,7 @@ def _controls(studio: Studio, task: str, source: gr.ImageEditor | gr.Image | Non
         if pipe.chains is None:
             steps = gr.Slider(1, 50, step=1, **usual)
         else:
-            steps = gr.Radio([*pipe._lengths(task)], **usual)
+            steps = gr.Radio([*pipe.step_counts(task)], **usual)
         guidance = gr.Number(
             None, label="Guidance scale", info="1 is off; left empty, it is the task's own"
         )

@@ -151,7 +151,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         """num_inference_steps of a task, if it is not given."""
         if self.chains is None:
             return self.spec(task).default_steps
-        lengths, few = self._lengths(task), self.spec(task).few_steps
+        lengths, few = self.step_counts(task), self.spec(task).few_steps
         return few if few in lengths else max(lengths)
 
     def default_guidance(self, task: str) -> float:
@@ -303,7 +303,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
                 " takes EDMEulerScheduler: pipe.scheduler = "
                 "EDMEulerScheduler.from_config(pipe.scheduler.config)"
             )
-        lengths = self._lengths(task)
+        lengths = self.step_counts(task)
         if steps not in lengths:
             raise ValueError(
                 f"num_inference_steps is {steps}; this model does {task} in "
@@ -311,7 +311,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             )
         return lengths[steps]
 
-    def _lengths(self, task: str) -> dict[int, list[float]]:
+    def step_counts(self, task: str) -> dict[int, list[float]]:
         """Of a model of few steps: each number of steps of a task, and the levels they start at."""
         lengths = {len(levels): list(levels) for levels in self.chains}
         if not self.spec(task).at_once:

@@ -114,7 +114,7 @@ def _base(trained: Trained) -> str:
         return f" It was fine-tuned from {base}."
     counts = ", ".join(str(len(levels)) for levels in chains)
     if "edit" in trained.pipeline.tasks and trained.pipeline.spec("edit").at_once:
-        counts += f" (of an edit {' or '.join(map(str, trained.pipeline._lengths('edit')))})"
+        counts += f" (of an edit {' or '.join(map(str, trained.pipeline.step_counts('edit')))})"
     return (
         f" It was distilled from {base} to sample in few steps: `num_inference_steps` is one of "
         f"{counts}, a step costs one evaluation, and guidance is built in."
