@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..config import ConfigError, TrainConfig, differences, from_dict, to_dict
+from ..data.stream import ORDER, Position
 from ..pipeline.pipeline import FREQUENCIES, LEARNED
 from ..pipeline.tokens import NULL
 from ..tools.distributed import from_all_processes
@@ -52,8 +53,11 @@ def modules_of(run: Run) -> dict[str, torch.nn.Module]:
     return {name: module for name, module in modules.items() if module is not None}
 
 
-def snapshot(run: Run, step: int) -> Checkpoint:
-    """The state of a run as a checkpoint: copies on the CPU, which training does not change."""
+def snapshot(run: Run, step: int, positions: list[Position] | None = None) -> Checkpoint:
+    """The state of a run as a checkpoint: copies on the CPU, which training does not change.
+
+    positions: how far each process has read, if the data is streamed.
+    """
     objective = run.unwrapped
     run.note_classes()
     tensors = {name: module.state_dict() for name, module in modules_of(run).items()}
@@ -72,6 +76,8 @@ def snapshot(run: Run, step: int) -> Checkpoint:
         "unet": _plain(run.unet),
         "scheduler": _plain(objective.scheduler),
         "data": {"train": run.train_data.fingerprint, "held_out": run.held_out.fingerprint},
+        "stream": positions,
+        "stream_order": ORDER if positions else None,
         "num_processes": run.accelerator.num_processes,
         "alignment": objective.alignment and objective.alignment.fingerprint,
         "teacher": objective.teacher,
@@ -219,6 +225,11 @@ def _mismatches(run: Run, checkpoint: Checkpoint) -> list[str]:
         )
         if before != now
     ]
+    if run.config.streaming and facts["stream"] and facts.get("stream_order") != ORDER:
+        faults.append(
+            "streaming: the checkpoint has read its stream in the order of an earlier version of"
+            f" mtl_diffusion, which this one can't continue: {ANEW}"
+        )
     if moved := {word for word, _ in facts["words"].items() ^ run.tokenizer.get_vocab().items()}:
         words = ", ".join(sorted(moved))
         # An earlier version sorted names that are numbers as texts.
@@ -245,7 +256,13 @@ def _load_state(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def _go_on_reading(run: Run, checkpoint: Checkpoint) -> None:
-    run.loader.go_to(checkpoint.step)
+    # With another number of processes the files are divided anew, from the next epoch on.
+    positions = [Position(*numbers) for numbers in checkpoint.facts["stream"]]
+    if len(positions) == run.accelerator.num_processes:
+        position = positions[run.accelerator.process_index]
+    else:
+        position = Position(max(position.epoch for position in positions) + 1, 0)
+    run.loader.go_to(checkpoint.step, position)
     seen = checkpoint.facts["unet"].get(FREQUENCIES) or {}
     labels = {NULL: -1} | {name: i for i, name in enumerate(run.mixture.vocabulary.classes)}
     run.loader.seen.update({labels[name]: count for name, count in seen.items()})
@@ -258,13 +275,12 @@ def _note_changes(run: Run, checkpoint: Checkpoint) -> None:
         kept = f"it keeps its warm-up of {config.warmup_steps} steps"
         logger.warning("the run was of %d steps when it began: %s", first, kept)
     rounding, before = "the rounding differs", facts["num_processes"]
+    divided = "the stream is divided anew, and the rest of the epoch is left out"
     was = {"mixed_precision": facts["config"].get("mixed_precision"), **facts["versions"]}
     now = {"mixed_precision": config.mixed_precision, **_versions(run)}
     changes = [(f"{k} {v}", now.get(k), rounding) for k, v in was.items() if v != now.get(k)]
     if before != world:
-        changes.append((f"{before} processes", world, rounding))
-    if config.streaming:
-        logger.warning("the stream begins a new epoch")
+        changes.append((f"{before} processes", world, divided if config.streaming else rounding))
     for change in changes:
         logger.warning("the checkpoint is of %s and this run has %s: %s", *change)
 

@@ -4,6 +4,7 @@ import logging
 import threading
 
 import torch
+from accelerate.utils import gather_object
 
 from ..tools.distributed import any_process
 from ..training.run import Run
@@ -47,9 +48,10 @@ class Saver:
         finite = torch.stack([weight.isfinite().all() for weight in run.unet.parameters()])
         if any_process(~finite.all()):
             raise FloatingPointError(f"step {step}: weights are not finite; no checkpoint is saved")
+        positions = gather_object([run.loader.position]) if run.config.streaming else None
         if run.accelerator.is_main_process:
             self.wait()
-            given = (snapshot(run, step), needed)
+            given = (snapshot(run, step, positions), needed)
             self._thread = threading.Thread(target=self._write, args=given, name=THREAD)
             self._thread.start()
         if needed:

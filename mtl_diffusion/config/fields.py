@@ -102,7 +102,7 @@ class TrainConfig:
     streaming: bool = False
     """Read train_split as it is needed, from disk or from the Hub, instead of keeping all of it in
     memory. Then both splits are whole ones, without slices, and the classes have names; of
-    validation_split only validation_images are kept. A resumed run begins a new epoch."""
+    validation_split only validation_images are kept."""
     shuffle_buffer_size: PositiveInt = 10000
     """Rows that streaming shuffles among, in each process; in memory they are not decoded yet."""
 

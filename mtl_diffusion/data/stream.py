@@ -10,8 +10,8 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, count, islice
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import datasets
 import fsspec
@@ -34,7 +34,15 @@ from .images import ImageDataset
 from .loader import IMAGES, Batch, flipped, process_rows
 from .source import explained, open_source
 
+ORDER = "datasets"  # who shuffles a stream; a checkpoint holds it, and continues no other order
 _AHEAD = 4  # batches that are decoded ahead of the current step, to bridge slow reads
+
+
+class Position(NamedTuple):
+    """How far a process has read: the number of its rows of `epoch` that are done."""
+
+    epoch: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -183,8 +191,8 @@ class StreamingLoader:
     """Batches of a stream that is repeated without end, each epoch in its own random order.
 
     Steps must be requested in order; rows of the current step can be requested repeatedly. Each
-    process reads its own rows, so a batch is a function of (seed, step, number of processes, and
-    the step of the last `go_to`). Arguments that `Loader` has, too, are the same.
+    process reads its own rows, so a batch is a function of (seed, step, number of processes). To
+    resume a run, call `go_to(step, position)`. Arguments that `Loader` has, too, are the same.
 
     Args:
         rank: the number of this process, which sees its `process_rows`.
@@ -193,6 +201,7 @@ class StreamingLoader:
 
     Attributes:
         seen: label -> how many rows of it this process has taken; -1 for rows without a class.
+        position: that of the next step.
     """
 
     stream: ImageStream
@@ -210,12 +219,15 @@ class StreamingLoader:
         self.mine = process_rows(self.total_batch_size, self.rank, self.world)
         self.seen: Counter[int] = Counter()
         self._reader = ThreadPoolExecutor(1)  # one thread: it advances a generator
-        self.go_to(0)
+        self.go_to(0, Position(0, 0))
 
-    def go_to(self, step: int) -> None:
-        """Makes `step` the next step. It begins an epoch, which has the number of the step."""
-        self._step = step - 1
-        self._shares, self._ahead = self._read(step), deque()
+    def go_to(self, step: int, position: Position) -> None:
+        """Makes `step` the next step, with rows from `position` on.
+
+        Earlier rows of that epoch are read again and skipped without decoding.
+        """
+        self.position, self._step = position, step - 1
+        self._shares, self._ahead = self._read(position), deque()
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Samples `rows` of the global batch of `step`, the current step or the one after it.
@@ -229,7 +241,7 @@ class StreamingLoader:
             assert step == self._step + 1, f"step {step} after {self._step}: a stream only goes on"
             while len(self._ahead) < _AHEAD:
                 self._ahead.append(self._reader.submit(next, self._shares))
-            self._pixels, self._labels = self._ahead.popleft().result()
+            self._pixels, self._labels, self.position = self._ahead.popleft().result()
             self._step = step
             self.seen.update(self._labels.tolist())
         first = self.mine.start
@@ -240,19 +252,26 @@ class StreamingLoader:
         images = self.decoder.images.from_stored(pixels.pop(IMAGES))
         return Batch(images, to_device(self._labels[cut], self.device), pixels)
 
-    def _read(self, epoch: int) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-        """This process's samples of each global batch, as stored, from an epoch on without end."""
-        rows = chain.from_iterable(map(self._epoch, count(epoch)))
+    def _read(
+        self, position: Position
+    ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor, Position]]:
+        """This process's samples of each global batch, as stored, and the position after them."""
+        rows = self._rows(position)
         while taken := list(islice(rows, len(self.mine))):
-            decoded, labels = _decoded(taken, self.decoder)
-            yield {IMAGES: decoded.pixels, **decoded.layers}, labels
+            decoded, labels = _decoded([row for row, _ in taken], self.decoder)
+            yield {IMAGES: decoded.pixels, **decoded.layers}, labels, taken[-1][1]
 
-    def _epoch(self, epoch: int) -> Iterator[tuple[Encoded, int]]:
-        rows = self.stream.epoch(self.seed, epoch, self.buffer_size, self.rank, self.world)
-        if (first := next(rows, None)) is None:
-            raise DataError(
-                f"train_split: {self.stream.split!r} has no rows for process {self.rank} of"
-                f" {self.world}; use fewer processes."
-            )
-        yield first
-        yield from rows
+    def _rows(self, position: Position) -> Iterator[tuple[tuple[Encoded, int], Position]]:
+        """Each row from `position` on without end, with the position after it."""
+        epoch, skipped = position
+        how = (self.buffer_size, self.rank, self.world)
+        while True:
+            done, rows = skipped, self.stream.epoch(self.seed, epoch, *how)
+            for done, row in enumerate(islice(rows, skipped, None), skipped + 1):
+                yield row, Position(epoch, done)
+            if not done:
+                raise DataError(
+                    f"train_split: {self.stream.split!r} has no rows for process {self.rank} of"
+                    f" {self.world}; use fewer processes."
+                )
+            epoch, skipped = epoch + 1, 0

@@ -129,7 +129,7 @@ def test_a_checkpoint_of_version_0_1_is_continued(halfway, tmp_path):
     gone = {"ema_half_life": 0.05, "task_weights": None, "gradient_aggregation": "sum"}
     gone |= {"token_paths": "both"}
     old.facts["config"] |= gone | {"perceptual_weight": 0.0, "perceptual_images": 0.15}
-    for younger in ("first_length", "loss_scale"):
+    for younger in ("first_length", "loss_scale", "stream_order"):
         del old.facts[younger]
     del old.facts["versions"]["hardware"]
     save(tmp_path / "run" / "checkpoints", old)
