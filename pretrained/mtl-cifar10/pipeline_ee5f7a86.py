@@ -313,399 +313,6 @@ class Colorize(Task):
 
 
 # --------------------------------------------------------------------------------------------------
-# format.py
-# --------------------------------------------------------------------------------------------------
-"""The images of a model: their size, channels and depth, and how numbers stand for them.
-
-Three ranges occur. The network has [-1, 1]. A dataset stores the numbers of its files. Arrays that
-a user gives and gets are floats in [0, 1], or in `value_range` where the model has one.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
-
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-
-# The key in the configuration of the UNet. Absent: RGB of 8 bits, as in models of earlier versions.
-MARK = "_image_format"
-MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # channels of the modes of PIL
-HIGHEST = {"uint8": 255.0, "uint16": 65535.0}
-# What PIL has a mode for.
-PIL_MODES = {(mode, "uint8"): mode for mode in MODES}
-PIL_MODES |= {("L", "uint16"): "I;16", ("L", "float32"): "F"}
-
-
-@dataclass(frozen=True)
-class ImageFormat:
-    """The format of the images of a dataset or a model.
-
-    Attributes:
-        height, width: in pixels.
-        mode: "L", "RGB", "RGBA", or a number of bands.
-        dtype: "uint8", "uint16" or "float32", in which they are stored.
-        value_range: the lowest and highest number that is stored. None: that of the integers.
-        shown_bands: of several bands, the three that are shown as red, green and blue. None: the
-            first ones.
-        fit: how a dataset's images of other shapes come to this size: "crop", "pad" or "stretch".
-    """
-
-    height: int
-    width: int
-    mode: str | int = "RGB"
-    dtype: str = "uint8"
-    value_range: tuple[float, float] | None = None
-    shown_bands: tuple[int, ...] | None = None
-    fit: str = "crop"
-
-    @classmethod
-    def square(cls, side: int) -> "ImageFormat":
-        """RGB of 8 bits."""
-        return cls(side, side)
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "ImageFormat":
-        """That of a UNet's configuration."""
-        size = config["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        known = config.get(MARK) or {}  # JSON has lists in place of tuples
-        known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-        return cls(height, width, **known)
-
-    @property
-    def mark(self) -> dict[str, Any]:
-        """What a UNet's configuration holds besides its size; nothing for RGB of 8 bits."""
-        known = {f.name: getattr(self, f.name) for f in fields(self)[2:]}
-        known = {f: known[f] for f in known if known[f] != getattr(ImageFormat, f)}
-        return {MARK: known} if known else {}
-
-    @property
-    def sample_size(self) -> int | tuple[int, int]:
-        """The size as a UNet's configuration has it."""
-        return self.height if self.height == self.width else (self.height, self.width)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.height, self.width
-
-    @property
-    def channels(self) -> int:
-        return MODES.get(self.mode, self.mode)
-
-    @property
-    def input_channels(self) -> int:
-        """Of the network: noisy image with the known pixels in it, condition image, mask."""
-        return 2 * self.channels + 1
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.channels, self.height, self.width
-
-    @property
-    def pil_mode(self) -> str | None:
-        """The mode of PIL that holds such images, or None."""
-        return PIL_MODES.get((self.mode, self.dtype))
-
-    @property
-    def words(self) -> str:
-        """Such as 32x32 pixels, of the mode RGB."""
-        kind = f"{self.mode} bands" if isinstance(self.mode, int) else f"mode {self.mode}"
-        return f"{self.width}x{self.height} pixels, {kind}, {self.dtype}"
-
-    @property
-    def stored_range(self) -> tuple[float, float]:
-        """The numbers that are stored for black and white."""
-        return self.value_range or (0.0, HIGHEST[self.dtype])
-
-    @property
-    def array_range(self) -> tuple[float, float]:
-        """The numbers of black and white in a user's arrays."""
-        return self.value_range or (0.0, 1.0)
-
-    @property
-    def stored_middle(self) -> float:
-        """What padding is stored as."""
-        middle = sum(self.stored_range) / 2
-        return middle if self.dtype == "float32" else float(int(middle + 0.5))
-
-    def from_stored(self, images: Tensor) -> Tensor:
-        """Stored numbers -> float32 in [-1, 1], of the same shape and on the same device."""
-        return self._from(images, self.stored_range)
-
-    def to_stored(self, images: Tensor) -> Tensor:
-        """Images in [-1, 1] -> numbers to store, clipped and rounded: undoes `from_stored`."""
-        return self._rounded(self._to(images, self.stored_range))
-
-    def from_array(self, images: Tensor) -> Tensor:
-        """A user's numbers -> float32 in [-1, 1]."""
-        return self._from(images, self.array_range)
-
-    def to_array(self, images: Tensor) -> Tensor:
-        """Images in about [-1, 1] -> a user's numbers, clipped."""
-        return self._to(images, self.array_range)
-
-    def stored_as_array(self, images: Tensor) -> Tensor:
-        """Stored numbers -> a user's, the same ones if there is a `value_range`."""
-        return images.float() if self.value_range else images.float() / HIGHEST[self.dtype]
-
-    def array_as_stored(self, images: Tensor) -> Tensor:
-        """A user's numbers -> those to store, rounded; exact for what `stored_as_array` gave."""
-        return self._rounded(images if self.value_range else images * HIGHEST[self.dtype])
-
-    def from_pil(self, image: Image.Image) -> Tensor:
-        """A PIL image of `pil_mode` -> (C, H, W) in a user's numbers."""
-        pixels = torch.from_numpy(np.array(image, dtype=self.dtype))
-        return self.stored_as_array(torch.atleast_3d(pixels).permute(2, 0, 1))
-
-    def to_pil(self, images: Tensor) -> list[Image.Image]:
-        """(B, C, H, W) in a user's numbers -> PIL images; there is a `pil_mode`."""
-        pixels = self.array_as_stored(images).permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in pixels]
-
-    def rgb(self, images: Tensor) -> Tensor:
-        """Images in [-1, 1] as RGB (B, 3, H, W) in [-1, 1]: clear pixels are white, and of several
-        bands three are shown."""
-        if self.mode == "RGB":
-            return images
-        if self.mode == "L":
-            return images.expand(-1, 3, -1, -1)
-        if self.mode == "RGBA":
-            alpha = images[:, 3:] / 2 + 0.5
-            return images[:, :3] * alpha + (1 - alpha)
-        last = self.mode - 1
-        return images[:, list(self.shown_bands or (0, min(1, last), min(2, last)))]
-
-    def stored_as_rgb(self, images: Tensor) -> Tensor:
-        """Stored numbers -> RGB (B, 3, H, W) uint8; RGB of 8 bits stays as it is."""
-        if (self.mode, self.dtype) == ("RGB", "uint8"):
-            return images
-        rgb = self.rgb(self.from_stored(images).clamp(-1, 1))
-        return ((rgb + 1) * 127.5).round().to(torch.uint8)
-
-    def padding(self, size: Sequence[int]) -> tuple[int, int, int, int]:
-        """Pixels at the left, right, top and bottom that centre an image (H, W) in this size."""
-        left, top = (self.width - size[1]) // 2, (self.height - size[0]) // 2
-        return left, self.width - size[1] - left, top, self.height - size[0] - top
-
-    def check_size(self, height: int, width: int, name: str) -> None:
-        """Refuses an image of another size; with the fit "pad" one side may be smaller."""
-        inside = 0 < height <= self.height and 0 < width <= self.width
-        one_side = height == self.height or width == self.width
-        if (height, width) == self.size or (self.fit == "pad" and inside and one_side):
-            return
-        smaller = ", or less in one of the two" if self.fit == "pad" else ""
-        raise ValueError(
-            f"{name} is {width}x{height} pixels; this model takes {self.width}x{self.height}"
-            f"{smaller}: resize it"
-        )
-
-    def _from(self, images: Tensor, ends: tuple[float, float]) -> Tensor:
-        low, high = ends
-        images = (images.float() - low) / ((high - low) / 2) - 1
-        if self.mode != "RGBA":
-            return images
-        # Colours under clear alpha are arbitrary in files, so they are made equal: black.
-        seen = images[:, 3:] > -1
-        return torch.cat([torch.where(seen, images[:, :3], -1.0), images[:, 3:]], dim=1)
-
-    def _to(self, images: Tensor, ends: tuple[float, float]) -> Tensor:
-        low, high = ends
-        return (images.clamp(-1, 1) + 1) * ((high - low) / 2) + low
-
-    def _rounded(self, numbers: Tensor) -> Tensor:
-        rounded = numbers if self.dtype == "float32" else numbers.round()
-        return rounded.to(getattr(torch, self.dtype))
-
-
-# --------------------------------------------------------------------------------------------------
-# components.py
-# --------------------------------------------------------------------------------------------------
-"""The components of a pipeline: which are taken, and whether they belong together."""
-
-import hashlib
-import json
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import torch
-from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DConditionModel
-from safetensors import safe_open
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
-
-
-SCHEDULERS = (EDMDPMSolverMultistepScheduler, EDMEulerScheduler)
-INDEX = "model_index.json"
-WORDS = "_vocabulary"  # in unet/config.json: the words the weights were trained with
-MODEL_ID = "_model_id"  # in the index and the configurations: the parts of one model have the same
-AGAIN = "download or save the model again"
-SHARD = re.compile(r"-\d{5}-of-\d{5}")  # in the name of a part of the weights
-
-
-def plain_module(unet) -> nn.Module:
-    """The module that `torch.compile` wrapped, or the module itself."""
-    return getattr(unet, "_orig_mod", unet)
-
-
-def check_component(name: str, value) -> None:
-    """Checks the type of a component; other names are ignored.
-
-    Raises:
-        ValueError: the pipeline can't work with it.
-    """
-    value, wanted = plain_module(value), None
-    if name == "unet" and not isinstance(value, UNet2DConditionModel):
-        wanted = (
-            "a UNet2DConditionModel, compiled or not: of a wrapper give its .module, or its "
-            ".get_base_model(), which keeps the adapters"
-        )
-    elif name == "tokenizer" and not isinstance(value, PreTrainedTokenizerBase):
-        wanted = (
-            "the tokenizer that was saved with the unet, such as "
-            "PreTrainedTokenizerFast.from_pretrained(folder, subfolder='tokenizer')"
-        )
-    elif name == "scheduler" and not isinstance(value, SCHEDULERS):
-        wanted = (
-            f"{' or '.join(one.__name__ for one in SCHEDULERS)}, such as "
-            "EDMEulerScheduler.from_config(pipe.scheduler.config)"
-        )
-    if wanted:
-        raise ValueError(f"{name} is of the type {type(value).__name__}; it must be {wanted}")
-    if name == "unet":
-        images, config = ImageFormat.of(value.config), value.config
-        if (config.in_channels, config.out_channels) != (images.input_channels, images.channels):
-            raise ValueError(
-                f"unet takes {config.in_channels} channels and gives {config.out_channels}; a unet "
-                f"for images of {images.words} takes {images.input_channels} and gives "
-                f"{images.channels}"
-            )
-
-
-def id_of(component) -> str | None:
-    """What says which model a UNet or a scheduler is of; None if it was saved before there was."""
-    return plain_module(component).config.get(MODEL_ID)
-
-
-def stamp(unet, scheduler, model_id: str) -> None:
-    """Notes that both are of a model."""
-    for part in (plain_module(unet), scheduler):
-        part.register_to_config(**{MODEL_ID: model_id})
-
-
-def digest_of(unet: nn.Module) -> str:
-    """12 hex digits of the sha256 of the weights: the id of a model that has none yet."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(plain_module(unet).state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
-
-
-def read_json(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def check_loaded(pipeline: str, unet, tokenizer) -> None:
-    """Checks the UNet and the tokenizer of a pipeline that was loaded.
-
-    diffusers only warns of a tensor that is missing, and initializes it at random.
-
-    Args:
-        pipeline: folder or name on the Hub, as it was given for loading.
-        unet: loaded now, or given by the user; only the files that were loaded now are checked.
-
-    Raises:
-        ValueError: a tensor is missing, unexpected or not finite; the weights aren't safetensors;
-            or they are of another model than another part.
-    """
-    module = plain_module(unet)
-    folder = Path(module.config.get("_name_or_path") or "unet")
-    cache = "models--" + str(pipeline).replace("/", "--")  # where the Hub's client keeps it
-    if folder.name == "unet" and (folder.parent == Path(pipeline) or cache in folder.parts):
-        _check_files(folder, module.config)
-        _check_ids(folder.parent)
-    _check_values(module.state_dict(), f"{folder}: ", f" after loading; {AGAIN}")
-    trained, words = module.config.get(WORDS), tokenizer.get_vocab()
-    if trained is not None and trained != words:
-        moved = sorted(w for w in {*trained, *words} if trained.get(w) != words.get(w))
-        raise ValueError(
-            f"{folder.with_name('tokenizer') / 'tokenizer.json'} is of another model than "
-            f"{folder}: they differ in the ids of {', '.join(moved[:8])}; {AGAIN}"
-        )
-
-
-def plain_unet(unet) -> UNet2DConditionModel:
-    """The UNet, not compiled, for saving.
-
-    Raises:
-        ValueError: it has an adapter, or was changed in a way that its files couldn't describe.
-    """
-    module = plain_module(unet)
-    state = module.state_dict()
-    _check_values(state, "unet: ", "; it is not saved")
-    if names := _undescribed({name: tensor.shape for name, tensor in state.items()}, module.config):
-        raise ValueError(
-            f"unet has layers that its configuration does not describe ({names}): save adapters "
-            "with pipe.unet.save_lora_adapter(folder), or merge them into the weights with "
-            "pipe.unet.fuse_lora() and pipe.unet.unload_lora(), and save the pipeline before other "
-            "changes"
-        )
-    return module
-
-
-def _check_values(state: Mapping[str, Tensor], where: str, advice: str) -> None:
-    """Refuses tensors without values, and those of 16 bits and more that are not finite."""
-    for name, tensor in state.items():
-        if tensor.is_meta:
-            raise ValueError(f"{where}{name} has no value{advice}")
-        if tensor.element_size() > 1 and not tensor.isfinite().all():
-            raise ValueError(f"{where}{name} has NaN or infinite values{advice}")
-
-
-def _check_ids(folder: Path) -> None:
-    """Refuses a folder with parts of two models. The scheduler may be one without an id."""
-    unet, scheduler, index = (
-        read_json(folder / name).get(MODEL_ID) if (folder / name).is_file() else None
-        for name in ("unet/config.json", "scheduler/scheduler_config.json", INDEX)
-    )
-    if index != unet or scheduler not in (unet, None):
-        raise ValueError(
-            f"{folder / 'unet'} is of another model than its scheduler or {INDEX}: their "
-            f"{MODEL_ID} is {unet}, {scheduler} and {index}; {AGAIN}"
-        )
-
-
-def _check_files(folder: Path, config: Mapping) -> None:
-    """Compares the tensors in the files of a UNet's folder with those that it has."""
-    found: dict[str, dict] = {}
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-        found.setdefault(SHARD.sub("", file.name), {}).update(shapes)  # parts count as one file
-    if not found:
-        raise ValueError(f"{folder} has no weights as safetensors; save them with save_pretrained")
-    for file, shapes in found.items():
-        if names := _undescribed(shapes, config):
-            raise ValueError(
-                f"{folder / file} does not have the tensors of its config.json; missing, "
-                f"unexpected or of another shape: {names}; {AGAIN}"
-            )
-
-
-def _undescribed(shapes: Mapping[str, Sequence[int]], config: Mapping) -> str:
-    """Names of tensors that a UNet's configuration describes otherwise; "" if there are none."""
-    with torch.device("meta"):
-        described = UNet2DConditionModel.from_config(config).state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in described.items()}
-    given = {name: tuple(shape) for name, shape in shapes.items()}
-    return ", ".join(sorted(n for n in {*expected, *given} if expected.get(n) != given.get(n))[:8])
-
-
-# --------------------------------------------------------------------------------------------------
 # tokens.py
 # --------------------------------------------------------------------------------------------------
 """The meaning of the tokens, read from the tokenizer's vocabulary.
@@ -1241,6 +848,214 @@ class EditAtOnce(Edit):
 
 
 # --------------------------------------------------------------------------------------------------
+# format.py
+# --------------------------------------------------------------------------------------------------
+"""The images of a model: their size, channels and depth, and how numbers stand for them.
+
+Three ranges occur. The network has [-1, 1]. A dataset stores the numbers of its files. Arrays that
+a user gives and gets are floats in [0, 1], or in `value_range` where the model has one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+# The key in the configuration of the UNet. Absent: RGB of 8 bits, as in models of earlier versions.
+MARK = "_image_format"
+MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # channels of the modes of PIL
+HIGHEST = {"uint8": 255.0, "uint16": 65535.0}
+# What PIL has a mode for.
+PIL_MODES = {(mode, "uint8"): mode for mode in MODES}
+PIL_MODES |= {("L", "uint16"): "I;16", ("L", "float32"): "F"}
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """The format of the images of a dataset or a model.
+
+    Attributes:
+        height, width: in pixels.
+        mode: "L", "RGB", "RGBA", or a number of bands.
+        dtype: "uint8", "uint16" or "float32", in which they are stored.
+        value_range: the lowest and highest number that is stored. None: that of the integers.
+        shown_bands: of several bands, the three that are shown as red, green and blue. None: the
+            first ones.
+        fit: how a dataset's images of other shapes come to this size: "crop", "pad" or "stretch".
+    """
+
+    height: int
+    width: int
+    mode: str | int = "RGB"
+    dtype: str = "uint8"
+    value_range: tuple[float, float] | None = None
+    shown_bands: tuple[int, ...] | None = None
+    fit: str = "crop"
+
+    @classmethod
+    def square(cls, side: int) -> "ImageFormat":
+        """RGB of 8 bits."""
+        return cls(side, side)
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "ImageFormat":
+        """That of a UNet's configuration."""
+        size = config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        known = config.get(MARK) or {}  # JSON has lists in place of tuples
+        known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        return cls(height, width, **known)
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What a UNet's configuration holds besides its size; nothing for RGB of 8 bits."""
+        known = {f.name: getattr(self, f.name) for f in fields(self)[2:]}
+        known = {f: known[f] for f in known if known[f] != getattr(ImageFormat, f)}
+        return {MARK: known} if known else {}
+
+    @property
+    def sample_size(self) -> int | tuple[int, int]:
+        """The size as a UNet's configuration has it."""
+        return self.height if self.height == self.width else (self.height, self.width)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    @property
+    def channels(self) -> int:
+        return MODES.get(self.mode, self.mode)
+
+    @property
+    def input_channels(self) -> int:
+        """Of the network: noisy image with the known pixels in it, condition image, mask."""
+        return 2 * self.channels + 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.height, self.width
+
+    @property
+    def pil_mode(self) -> str | None:
+        """The mode of PIL that holds such images, or None."""
+        return PIL_MODES.get((self.mode, self.dtype))
+
+    @property
+    def words(self) -> str:
+        """Such as 32x32 pixels, of the mode RGB."""
+        kind = f"{self.mode} bands" if isinstance(self.mode, int) else f"mode {self.mode}"
+        return f"{self.width}x{self.height} pixels, {kind}, {self.dtype}"
+
+    @property
+    def stored_range(self) -> tuple[float, float]:
+        """The numbers that are stored for black and white."""
+        return self.value_range or (0.0, HIGHEST[self.dtype])
+
+    @property
+    def array_range(self) -> tuple[float, float]:
+        """The numbers of black and white in a user's arrays."""
+        return self.value_range or (0.0, 1.0)
+
+    @property
+    def stored_middle(self) -> float:
+        """What padding is stored as."""
+        middle = sum(self.stored_range) / 2
+        return middle if self.dtype == "float32" else float(int(middle + 0.5))
+
+    def from_stored(self, images: Tensor) -> Tensor:
+        """Stored numbers -> float32 in [-1, 1], of the same shape and on the same device."""
+        return self._from(images, self.stored_range)
+
+    def to_stored(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] -> numbers to store, clipped and rounded: undoes `from_stored`."""
+        return self._rounded(self._to(images, self.stored_range))
+
+    def from_array(self, images: Tensor) -> Tensor:
+        """A user's numbers -> float32 in [-1, 1]."""
+        return self._from(images, self.array_range)
+
+    def to_array(self, images: Tensor) -> Tensor:
+        """Images in about [-1, 1] -> a user's numbers, clipped."""
+        return self._to(images, self.array_range)
+
+    def stored_as_array(self, images: Tensor) -> Tensor:
+        """Stored numbers -> a user's, the same ones if there is a `value_range`."""
+        return images.float() if self.value_range else images.float() / HIGHEST[self.dtype]
+
+    def array_as_stored(self, images: Tensor) -> Tensor:
+        """A user's numbers -> those to store, rounded; exact for what `stored_as_array` gave."""
+        return self._rounded(images if self.value_range else images * HIGHEST[self.dtype])
+
+    def from_pil(self, image: Image.Image) -> Tensor:
+        """A PIL image of `pil_mode` -> (C, H, W) in a user's numbers."""
+        pixels = torch.from_numpy(np.array(image, dtype=self.dtype))
+        return self.stored_as_array(torch.atleast_3d(pixels).permute(2, 0, 1))
+
+    def to_pil(self, images: Tensor) -> list[Image.Image]:
+        """(B, C, H, W) in a user's numbers -> PIL images; there is a `pil_mode`."""
+        pixels = self.array_as_stored(images).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in pixels]
+
+    def rgb(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] as RGB (B, 3, H, W) in [-1, 1]: clear pixels are white, and of several
+        bands three are shown."""
+        if self.mode == "RGB":
+            return images
+        if self.mode == "L":
+            return images.expand(-1, 3, -1, -1)
+        if self.mode == "RGBA":
+            alpha = images[:, 3:] / 2 + 0.5
+            return images[:, :3] * alpha + (1 - alpha)
+        last = self.mode - 1
+        return images[:, list(self.shown_bands or (0, min(1, last), min(2, last)))]
+
+    def stored_as_rgb(self, images: Tensor) -> Tensor:
+        """Stored numbers -> RGB (B, 3, H, W) uint8; RGB of 8 bits stays as it is."""
+        if (self.mode, self.dtype) == ("RGB", "uint8"):
+            return images
+        rgb = self.rgb(self.from_stored(images).clamp(-1, 1))
+        return ((rgb + 1) * 127.5).round().to(torch.uint8)
+
+    def padding(self, size: Sequence[int]) -> tuple[int, int, int, int]:
+        """Pixels at the left, right, top and bottom that centre an image (H, W) in this size."""
+        left, top = (self.width - size[1]) // 2, (self.height - size[0]) // 2
+        return left, self.width - size[1] - left, top, self.height - size[0] - top
+
+    def check_size(self, height: int, width: int, name: str) -> None:
+        """Refuses an image of another size; with the fit "pad" one side may be smaller."""
+        inside = 0 < height <= self.height and 0 < width <= self.width
+        one_side = height == self.height or width == self.width
+        if (height, width) == self.size or (self.fit == "pad" and inside and one_side):
+            return
+        smaller = ", or less in one of the two" if self.fit == "pad" else ""
+        raise ValueError(
+            f"{name} is {width}x{height} pixels; this model takes {self.width}x{self.height}"
+            f"{smaller}: resize it"
+        )
+
+    def _from(self, images: Tensor, ends: tuple[float, float]) -> Tensor:
+        low, high = ends
+        images = (images.float() - low) / ((high - low) / 2) - 1
+        if self.mode != "RGBA":
+            return images
+        # Colours under clear alpha are arbitrary in files, so they are made equal: black.
+        seen = images[:, 3:] > -1
+        return torch.cat([torch.where(seen, images[:, :3], -1.0), images[:, 3:]], dim=1)
+
+    def _to(self, images: Tensor, ends: tuple[float, float]) -> Tensor:
+        low, high = ends
+        return (images.clamp(-1, 1) + 1) * ((high - low) / 2) + low
+
+    def _rounded(self, numbers: Tensor) -> Tensor:
+        rounded = numbers if self.dtype == "float32" else numbers.round()
+        return rounded.to(getattr(torch, self.dtype))
+
+
+# --------------------------------------------------------------------------------------------------
 # generate.py
 # --------------------------------------------------------------------------------------------------
 """Generation without a source, with a class or without."""
@@ -1343,21 +1158,15 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _upper_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits as 8 bits, with its transparency: `convert` would clip it at 255."""
+    """Grey of 16 bits as 8 bits: `convert` would clip it at 255."""
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError(f"it has values from {grey.min()} to {grey.max()}, not 0 to 65535")
-    eight = Image.fromarray((grey >> 8).astype(np.uint8))
-    if isinstance(clear := image.info.get("transparency"), int):
-        eight.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
-    return eight
+    return Image.fromarray((grey >> 8).astype(np.uint8))
 
 
 def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """The colours of an image of 8 bits, without its transparency."""
-    if image.mode == "LAB":
-        spaces = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, *spaces, outputMode="RGB")
     # By way of RGBA, as Pillow warns of palettes with transparency where it would be lost.
     rgb = (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
     if not profile:
@@ -1427,23 +1236,23 @@ def read_inputs(
 
     Without a source the image is zero and all of it is painted.
     """
-    parts = {"class_label": read_labels(given["class_label"], classes)}
-    if "class_label" in task.required and (parts["class_label"] < 0).any():
+    label = read_labels(given["class_label"], classes)
+    if "class_label" in task.required and (label < 0).any():
         raise ValueError(f"class_label has None in it; task {task.name!r} needs a class")
     strength = task.default_strength if given["strength"] is None else given["strength"]
     if strength is not None:
         entries = _entries(strength, "strength")
-        parts["strength"] = torch.tensor([read_number(one, 0, 1, "strength") for one in entries])
+        strength = torch.tensor([read_number(one, 0, 1, "strength") for one in entries])
     pixels = torch.full((1, *images.shape), images.array_range[0])
     frame = mask = torch.ones(1, 1, *images.size)
     if given["image"] is not None:
         pixels, frame = read_images(given["image"], images)
     if given["mask_image"] is not None:
         mask = read_masks(given["mask_image"], images)
-    parts |= {"image": pixels, "mask_image": mask}
-    lengths = {name: len(part) for name, part in parts.items()}
+    parts = {"class_label": label, "strength": strength, "image": pixels, "mask_image": mask}
+    lengths = {name: len(part) for name, part in parts.items() if part is not None}
     size = max(lengths.values())
-    if any(length not in (1, size) for length in lengths.values()):
+    if not {*lengths.values()} <= {1, size}:
         raise ValueError(
             "the arguments have different lengths: "
             + ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -1455,8 +1264,7 @@ def read_inputs(
             part = part.expand(size, *part.shape[1:]).repeat_interleave(n, 0)
         return part
 
-    each = (pixels, mask, parts["class_label"], frame, parts.get("strength"))
-    return Inputs(*map(repeated, each))
+    return Inputs(*map(repeated, (pixels, mask, label, frame, strength)))
 
 
 def read_images(value, images: ImageFormat, name: str = "image") -> tuple[Tensor, Tensor]:
@@ -1610,12 +1418,11 @@ def _planes(
 ) -> Tensor:
     """(C, H, W) float32 of an array (H, W, C) or a tensor (C, H, W); of one channel also (H, W)."""
     (low, high), is_array = allowed, isinstance(item, np.ndarray)
-    plain = (low, high) == (0, 1)
+    advice = ": divide 0..255 by 255, map [-1, 1] by x / 2 + 0.5" if (low, high) == (0, 1) else ""
     if not (item.dtype.kind == "f" if is_array else item.is_floating_point()):
-        advice = "divide by 255, or give PIL images" if plain else "give x.astype(np.float32)"
         raise ValueError(
             f"{name} has the type {item.dtype}; arrays and tensors must be floats in "
-            f"[{low:g}, {high:g}]: {advice}"
+            f"[{low:g}, {high:g}]{advice}"
         )
     pixels = torch.from_numpy(np.array(item, np.float32)) if is_array else item.float()
     if pixels.ndim == 2:
@@ -1629,10 +1436,9 @@ def _planes(
             f"must be ({sides}), or (B, {sides})"
         )
     if not ((low <= pixels) & (pixels <= high)).all():
-        advice = "divide 0..255 by 255, map [-1, 1] by x / 2 + 0.5"
         raise ValueError(
             f"{name} has values from {pixels.min():.3g} to {pixels.max():.3g}; it must lie in "
-            f"[{low:g}, {high:g}]: {advice if plain else 'this model has that value_range'}"
+            f"[{low:g}, {high:g}]{advice}"
         )
     return pixels
 
@@ -1644,12 +1450,9 @@ def _label(item, classes: Sequence[str], name: str) -> int:
         return list(classes).index(item)
     if isinstance(item, numbers.Integral) and -1 <= item < len(classes):
         return int(item)
-    wanted = "None, for this model has no classes"
-    if classes:
-        more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
-        known = f"a class that this model knows ({', '.join(classes[:20])}{more})"
-        wanted = f"{known}, a number from 0 to {len(classes) - 1}, -1 for the null class, or None"
-    raise wrong(name, item, wanted)
+    known = ", ".join([*classes[:20], *["..."] * (len(classes) > 20)])
+    wanted = f"a class that this model knows ({known or 'there is none'}) or its number from 0"
+    raise wrong(name, item, f"{wanted}, -1 for the null class, or None")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1670,21 +1473,45 @@ def source() -> str:
 # --------------------------------------------------------------------------------------------------
 # loading.py
 # --------------------------------------------------------------------------------------------------
-"""Saves a pipeline as a folder that loads without this package."""
+"""Saves a pipeline as a folder that loads without this package, and checks what is loaded."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DConditionModel
 from diffusers.utils.hub_utils import upload_folder
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 
+INDEX = "model_index.json"
+# Patterns of what a model replaces in a folder or a repository; pipeline.py is of earlier exports.
+REPLACED = (f"pipeline_{'[0-9a-f]' * 8}.py", "pipeline.py", "unet/diffusion_pytorch_model*")
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
-# Local paths and options that the libraries note in a configuration when they load it.
-LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only")
+# Local paths and options that the libraries note in a configuration when they load it; and an
+# entry of earlier exports.
+LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only", "_model_id")
+
+WORDS = "_vocabulary"  # in unet/config.json: the words the weights were trained with
+AGAIN = "download or save the model again"
+# Of each component the types, and what to give.
+WANTED = {
+    "unet": (
+        (UNet2DConditionModel,),
+        "compiled or not: of a wrapper give its .module, or its .get_base_model(), which keeps the "
+        "adapters",
+    ),
+    "tokenizer": ((PreTrainedTokenizerBase,), "the one that was saved with the unet"),
+    "scheduler": (
+        (EDMDPMSolverMultistepScheduler, EDMEulerScheduler),
+        "such as EDMEulerScheduler.from_config(pipe.scheduler.config)",
+    ),
+}
 
 
 class SelfContained:
@@ -1698,25 +1525,6 @@ class SelfContained:
         """The name of the file with the code. A digest keeps those of two versions apart."""
         return f"pipeline_{hashlib.sha256(source().encode()).hexdigest()[:8]}"
 
-    @classmethod
-    def code_files(cls) -> dict[str, str]:
-        """File name -> text of the code in an exported folder.
-
-        All code is in the first file. pipeline.py is where diffusers looks for the class that
-        `custom_pipeline="user/model"` asks for.
-        """
-        module = cls.module_name()
-        entry = (
-            f'"""The code is in {module}.py."""\n\nfrom .{module} import {cls.__name__}  # noqa\n'
-        )
-        return {f"{module}.py": source(), "pipeline.py": entry}
-
-    def to(self, *args, **kwargs):
-        """As in diffusers; "meta" is refused, because the weights would be lost there."""
-        if "meta" in map(str, (*args, *kwargs.values())):
-            raise ValueError("device is meta, where tensors have no values; give cpu or cuda")
-        return super().to(*args, **kwargs)
-
     def save_pretrained(
         self,
         save_directory,
@@ -1726,59 +1534,34 @@ class SelfContained:
         push_to_hub: bool = False,
         **kwargs,
     ):
-        """As in diffusers, in safetensors only.
+        """As in diffusers, but always in safetensors: a pickle can run code where it is loaded.
 
-        A model that is there is replaced as a whole, once this one is written; of the same model
-        other variants stay. Files that belong to no model stay too.
+        A model that is there is replaced as a whole, once this one is written; by a variant
+        all but its other weights. Files that belong to no model stay.
 
         Args:
+            variant: a part of the weights' name. Other weights should be of the same model.
             push_to_hub: then calls the method of this name, with the further arguments. `repo_id`
                 is by default the name of the folder.
 
         Raises:
-            ValueError: safe_serialization is False, or a component can't be saved so that it loads.
+            ValueError: a component can't be saved so that it loads.
             OSError: a full disk, for example; what is there is unchanged.
         """
-        if not safe_serialization:
-            raise ValueError(
-                "safe_serialization is False; weights are saved as safetensors only, because a "
-                "pickle can run code where it is loaded"
-            )
-        target, unet = Path(save_directory).expanduser(), plain_unet(self.unet)
-        stamp(unet, self.scheduler, id_of(unet) or digest_of(unet))
+        target = Path(save_directory).expanduser()
+        plain_unet(self.unet)
         target.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".saving-", dir=target) as folder:
             super().save_pretrained(folder, True, variant, max_shard_size)
-            self._move(Path(folder), target)
+            _move(Path(folder), target)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", target.name), variant=variant, **kwargs)
 
-    def _move(self, new: Path, target: Path) -> None:
-        """Moves a model that was saved to its place; what it replaces goes."""
-        files = {path.relative_to(new): path for path in new.rglob("*.*")}
-        index, unet = {}, plain_module(self.unet)
-        with suppress(OSError, ValueError):  # there is none, or a damaged one
-            index = read_json(target / INDEX)
-        if unet.config.get("_name_or_path") == str(target / "unet"):
-            index.setdefault(MODEL_ID, id_of(unet))  # it was loaded from there, maybe without an id
-        patterns = replaced_by([*map(Path.as_posix, files)], index, id_of(unet))
-        # The index goes first and comes last: a mixture of two models can't be loaded.
-        (target / INDEX).unlink(missing_ok=True)
-        for part in {(target / name).parent for name in files} - {target}:
-            if part.is_symlink():  # to the folder of another model, which stays as it is
-                part.unlink()
-            part.mkdir(exist_ok=True)
-        for old in (path for pattern in patterns for path in target.glob(pattern)):
-            old.unlink()
-        for name in sorted(files, key=lambda name: name.name == INDEX):
-            files[name].replace(target / name)
-
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Writes model_index.json and the source files; `save_pretrained` calls it last."""
+        """Writes model_index.json and the code; `save_pretrained` calls it last."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in self.code_files().items():
-            (folder / name).write_text(text, encoding="utf-8")
+        (folder / f"{self.module_name()}.py").write_text(source(), encoding="utf-8")
         changes = {
             # transformers 5 writes a class name that 4.x doesn't know.
             "tokenizer": {"tokenizer_class": TOKENIZER_CLASS},
@@ -1794,28 +1577,16 @@ class SelfContained:
         (folder / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
-    def _upload_folder(self, working_dir, repo_id, *, token=None, subfolder=None, **kwargs):
+    def _upload_folder(self, working_dir, repo_id, *, subfolder=None, **kwargs):
         """Uploads the model in one commit, and deletes what it replaces."""
-        folder, index = Path(working_dir), {}
-        with suppress(OSError, ValueError):  # no model is there
-            index = type(self).load_config(repo_id, token=token, subfolder=subfolder)
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")]
-        kwargs["commit_message"] = kwargs.get("commit_message") or f"Upload {type(self).__name__}"
-        return upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            token=token,
-            path_in_repo=subfolder,
-            delete_patterns=replaced_by(names, index, id_of(self.unet)),
-            **kwargs,
-        )
+        kwargs |= {"path_in_repo": subfolder, "delete_patterns": _replaced(Path(working_dir))}
+        return upload_folder(repo_id=repo_id, folder_path=working_dir, **kwargs)
 
     def to_json_string(self) -> str:
         """The text of model_index.json, with the class named as a file of the folder has it."""
         changes = {
             "_class_name": [self.module_name(), type(self).__name__],
             "tokenizer": ["transformers", TOKENIZER_CLASS],
-            MODEL_ID: id_of(self.unet),
         }
         return tidy(super().to_json_string(), changes)
 
@@ -1840,25 +1611,121 @@ def tidy(text: str, changes: dict) -> str:
     return json.dumps(table | changes, indent=2, sort_keys=True) + "\n"
 
 
-def replaced_by(names: Sequence[str], index: Mapping, model_id: str | None) -> list[str]:
-    """Patterns of the files of a folder or a repository that a model replaces.
+def _replaced(model: Path) -> list[str]:
+    """Patterns of the files that a saved model replaces; a variant leaves other weights alone."""
+    *code, weights = REPLACED
+    variant = min(model.glob(f"{weights}.safetensors")).name.split(".")[1].partition("-0")[0]
+    return [*code, weights if variant == "safetensors" else f"{weights}.{variant}*"]
+
+
+def _move(new: Path, target: Path) -> None:
+    """Moves a model that was saved to its place; what it replaces goes."""
+    files = {path.relative_to(new): path for path in new.rglob("*.*")}
+    # The index goes first and comes last: a mixture of two models can't be loaded.
+    (target / INDEX).unlink(missing_ok=True)
+    for part in {(target / name).parent for name in files} - {target}:
+        if part.is_symlink():  # to the folder of another model, which stays as it is
+            part.unlink()
+        part.mkdir(exist_ok=True)
+    for old in (path for pattern in _replaced(new) for path in target.glob(pattern)):
+        old.unlink()
+    for name in sorted(files, key=lambda name: name.name == INDEX):
+        files[name].replace(target / name)
+
+
+def plain_module(unet) -> nn.Module:
+    """The module that `torch.compile` wrapped, or the module itself."""
+    return getattr(unet, "_orig_mod", unet)
+
+
+def check_component(name: str, value) -> None:
+    """Refuses, by a ValueError, a component of another type than `WANTED` has."""
+    value, (types, advice) = plain_module(value), WANTED[name]
+    if not isinstance(value, types):
+        names = " or ".join(one.__name__ for one in types)
+        raise ValueError(
+            f"{name} is of the type {type(value).__name__}; it must be {names}, {advice}"
+        )
+
+
+def check_loaded(pipeline: str, unet, tokenizer) -> None:
+    """Checks the UNet and the tokenizer of a pipeline that was loaded.
+
+    diffusers only warns of a tensor that is missing, and initializes it at random.
 
     Args:
-        names: the files of the new model, with the weights of one variant.
-        index: model_index.json that is there; empty if there is none.
-        model_id: that of the new model. Other variants of the same model stay.
+        pipeline: folder or name on the Hub, as it was given for loading.
+        unet: loaded now, or given by the user; only the files that were loaded now are checked.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or not finite; the weights aren't safetensors;
+            or the tokenizer is of another model.
     """
-    weights, code = "unet/diffusion_pytorch_model", f"pipeline_{'[0-9a-f]' * 8}.py"
-    stem = next(Path(name).stem for name in names if name.endswith(".safetensors"))
-    variant = SHARD.sub("", stem).partition(".")[2]
-    there = index.get(MODEL_ID)
-    if there != model_id and (there or not variant):  # of an older index the model is not known
-        return [code, f"{weights}*"]
-    if variant:
-        ends = (f".{variant}.*", f".{variant}-*", f".*.index.{variant}.json")
-    else:
-        ends = ("-*", ".safetensors", ".safetensors.index.json")
-    return [code, *(weights + end for end in ends)]
+    module = plain_module(unet)
+    folder = Path(module.config.get("_name_or_path") or "unet")
+    cache = "models--" + str(pipeline).replace("/", "--")  # where the Hub's client keeps it
+    if folder.name == "unet" and (folder.parent == Path(pipeline) or cache in folder.parts):
+        _check_files(folder, module.config)
+    _check_values(module.state_dict(), f"{folder}: ", f" after loading; {AGAIN}")
+    trained, words = module.config.get(WORDS), tokenizer.get_vocab()
+    if trained is not None and trained != words:
+        moved = sorted(w for w in {*trained, *words} if trained.get(w) != words.get(w))
+        raise ValueError(
+            f"{folder.with_name('tokenizer') / 'tokenizer.json'} is of another model than "
+            f"{folder}: they differ in the ids of {', '.join(moved[:8])}; {AGAIN}"
+        )
+
+
+def plain_unet(unet) -> UNet2DConditionModel:
+    """The UNet, not compiled, for saving.
+
+    Raises:
+        ValueError: it has an adapter, or was changed in a way that its files couldn't describe.
+    """
+    module = plain_module(unet)
+    state = module.state_dict()
+    _check_values(state, "unet: ", "; it is not saved")
+    if names := _undescribed({name: tensor.shape for name, tensor in state.items()}, module.config):
+        raise ValueError(
+            f"unet has layers that its configuration does not describe ({names}): save adapters "
+            "with pipe.unet.save_lora_adapter(folder), or merge them into the weights with "
+            "pipe.unet.fuse_lora() and pipe.unet.unload_lora(), and save the pipeline before other "
+            "changes"
+        )
+    return module
+
+
+def _check_values(state: Mapping[str, Tensor], where: str, advice: str) -> None:
+    """Refuses tensors without values, and those of 16 bits and more that are not finite."""
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            raise ValueError(f"{where}{name} has no value{advice}")
+        if tensor.element_size() > 1 and not tensor.isfinite().all():
+            raise ValueError(f"{where}{name} has NaN or infinite values{advice}")
+
+
+def _check_files(folder: Path, config: Mapping) -> None:
+    """Compares the tensors in the files of a UNet's folder with those that it has."""
+    shapes: dict[str, list[int]] = {}
+    for file in folder.glob("*.safetensors"):  # more than one where the weights are in parts
+        with safe_open(file, "pt") as tensors:
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    if not shapes:
+        raise ValueError(f"{folder} has no weights as safetensors; save them with save_pretrained")
+    if names := _undescribed(shapes, config):
+        raise ValueError(
+            f"{folder} does not have the tensors of its config.json; missing, unexpected or of "
+            f"another shape: {names}; {AGAIN}"
+        )
+
+
+def _undescribed(shapes: Mapping[str, Sequence[int]], config: Mapping) -> str:
+    """Names of tensors that a UNet's configuration describes otherwise; "" if there are none."""
+    with torch.device("meta"):
+        described = UNet2DConditionModel.from_config(config).state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in described.items()}
+    given = {name: tuple(shape) for name, shape in shapes.items()}
+    return ", ".join(sorted(n for n in {*expected, *given} if expected.get(n) != given.get(n))[:8])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2055,8 +1922,11 @@ def solve(
     # Read here, because the host would wait in each step.
     if bad := [step for step, is_finite in enumerate(finite, 1) if not is_finite]:
         raise ValueError(
-            f"the latents are not finite after step {bad[0]} of {call._num_timesteps}; the likely "
-            f"cause: {_likely_cause(call)}"
+            f"the latents are not finite after step {bad[0]} of {call._num_timesteps}. Likely "
+            f"causes: a large scale (guidance_scale is {call.guidance_scale}, "
+            f"image_guidance_scale {call.image_guidance_scale}); float16, where bfloat16 does "
+            f"not overflow (the unet is in {call.unet.dtype}); latents that are far from standard "
+            "normal; weights that are not finite; a callback"
         )
     return solved
 
@@ -2099,19 +1969,6 @@ def from_level(start: float, scheduler, steps: int | list[float], device: torch.
     own.set_begin_index(0)
     own.is_scale_input_called = True  # `predict` scales; EDMEulerScheduler would warn
     return own
-
-
-def _likely_cause(call) -> str:
-    """Why the latents of a call are not finite."""
-    for name, weight in plain_module(call.unet).named_parameters():
-        if not weight.is_meta and not weight.isfinite().all():  # an offloaded one has no values
-            return f"the weights of the unet are not finite ({name}): load the model again"
-    for name in ("guidance_scale", "image_guidance_scale"):
-        if getattr(call, name) > 30:
-            return f"{name} is {getattr(call, name):g}: lower it"
-    if call.unet.dtype == torch.float16:
-        return "float16 overflows: use pipe.to(torch.bfloat16) or pipe.to(torch.float32)"
-    return "latents that are far from standard normal, or a callback that changes the pipeline"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2259,7 +2116,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         self._check_vocabulary()
 
     def __setattr__(self, name: str, value):
-        if name in ("unet", "tokenizer", "scheduler"):
+        if name in WANTED:
             check_component(name, value)
         super().__setattr__(name, value)
 
@@ -2317,16 +2174,12 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         """num_inference_steps of a task, if it is not given."""
         if self.chains is None:
             return self.spec(task).default_steps
-        lengths, few = self._lengths(task), self.spec(task).few_steps
+        lengths, few = self.step_counts(task), self.spec(task).few_steps
         return few if few in lengths else max(lengths)
 
     def default_guidance(self, task: str) -> float:
         """guidance_scale of a task, if it is not given: a model of few steps has it built in."""
         return 1.0 if self.chains else self.spec(task).default_guidance_scale
-
-    def default_guidance_interval(self, task: str) -> tuple[float, float]:
-        """guidance_interval of a task, if it is not given."""
-        return self.spec(task).default_guidance_interval
 
     guidance_scale = property(lambda self: self._guidance_scale)
     image_guidance_scale = property(lambda self: self._image_guidance_scale)
@@ -2380,8 +2233,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
-                None: `pipe.default_guidance_interval(task)`; (0, math.inf) is everywhere. Source:
-                Kynkäänniemi et al. 2024, arXiv:2404.07724.
+                None: `pipe.spec(task).default_guidance_interval`; (0, math.inf) is everywhere.
+                Source: Kynkäänniemi et al. 2024, arXiv:2404.07724.
             num_inference_steps: evaluations of the denoiser, each of 1 to 3 branches. None:
                 `pipe.default_steps(task)`. A model of few steps takes the lengths of
                 `pipe.chains`, and leaves out the first steps of an edit that is not strong.
@@ -2438,8 +2291,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         if last:  # an edit is the mean of many: generate makes it one of them
             known = latents
             noise = randn_tensor(noise.shape, own, device, torch.float32)
-            blank = torch.zeros_like(known)
-            plain = Generate().condition(blank, torch.ones_like(source.mask), None, blank)
+            plain = Generate().condition(known, source.mask, None, noise)
             conditioning = build_conditioning(plain, Generate(), label, self.vocabulary)
             start = last * len(noise)
             latents = solve(call, known, noise, conditioning, start, last, own, *callback)
@@ -2457,7 +2309,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         """Reads the arguments of guidance; None: the default of the task and the model."""
         scale = self.default_guidance(task) if scale is None else scale
         image_scale = 1.0 if image_scale is None else image_scale
-        interval = self.default_guidance_interval(task) if interval is None else interval
+        interval = self.spec(task).default_guidance_interval if interval is None else interval
         self._guidance_scale = read_number(scale, 0, math.inf, "guidance_scale")
         self._image_guidance_scale = read_number(image_scale, 0, math.inf, "image_guidance_scale")
         self._guidance_interval = read_interval(interval, "guidance_interval")
@@ -2474,7 +2326,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
                 " takes EDMEulerScheduler: pipe.scheduler = "
                 "EDMEulerScheduler.from_config(pipe.scheduler.config)"
             )
-        lengths = self._lengths(task)
+        lengths = self.step_counts(task)
         if steps not in lengths:
             raise ValueError(
                 f"num_inference_steps is {steps}; this model does {task} in "
@@ -2482,7 +2334,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             )
         return lengths[steps]
 
-    def _lengths(self, task: str) -> dict[int, list[float]]:
+    def step_counts(self, task: str) -> dict[int, list[float]]:
         """Of a model of few steps: each number of steps of a task, and the levels they start at."""
         lengths = {len(levels): list(levels) for levels in self.chains}
         if not self.spec(task).at_once:
