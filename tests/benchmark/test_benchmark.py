@@ -2,7 +2,6 @@
 
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +15,6 @@ from mtl_diffusion.launch.preflight import begin
 from mtl_diffusion.loop import train_step
 from mtl_diffusion.training.meter import Meter
 from mtl_diffusion.training.run import build
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
