@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
-from forked import SHORT, STATE, STEPS, die, train
-from kills import check_killed_and_run_again
+from forked import SHORT, STATE, STEPS, check_killed_and_run_again, die, train
 
 from mtl_diffusion.checkpoints.store import load, save
 

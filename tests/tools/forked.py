@@ -248,12 +248,25 @@ def poisoned(forward, part, row=0):
 
 
 def poison(step, row=0, only_rank=0):
-    """The loss of a sample is NaN in the first microbatch of a step."""
+    """The loss of a sample of each microbatch is NaN from that step on."""
     from mtl_diffusion.training.losses import Objective
 
-    forward, due = Objective.forward, []
-    bad = poisoned(forward, "loss", row)
-    Objective.forward = lambda *arguments, **options: (bad if due and due.pop() else forward)(
-        *arguments, **options
-    )
-    before_step(step, partial(due.append, True), only_rank)
+    bad = poisoned(Objective.forward, "loss", row)
+    before_step(step, partial(setattr, Objective, "forward", bad), only_rank)
+
+
+def check_killed_and_run_again(folder, kills, *faults, **arguments):
+    """A run that is killed several times ends with the bytes of one that nothing interrupted.
+
+    kills: (the step in which it is killed, the step after which it then had resumed or 0).
+    """
+    faults = (*SHORT, *faults)
+    code, whole = train(folder / "whole", *faults, **arguments)
+    assert code in (0, [0, 0]), whole.text
+    for step, resumed in kills:
+        code, run = train(folder / "killed", *faults, partial(die, step), **arguments)
+        assert code in (-9, [-9, -9]), run.text
+        assert (f"resuming after step {resumed}" in run.text) == (resumed > 0), run.text
+    code, run = train(folder / "killed", *faults, **arguments)
+    assert code in (0, [0, 0]) and "resuming after step" in run.text, run.text
+    assert run.state() == whole.state()

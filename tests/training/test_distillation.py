@@ -7,10 +7,9 @@ from shutil import rmtree
 
 import pytest
 import torch
-from forked import SHORT
+from forked import SHORT, check_killed_and_run_again
 from forked import train as forked_train
 from gaussian import Gaussian, correlated
-from kills import check_killed_and_run_again
 from tiny import unet_of
 
 from mtl_diffusion import loop
