@@ -29,9 +29,9 @@ MAY_CHANGE = {"output_dir", "dataset_name", "resume_from_checkpoint", "dry_run",
 MAY_CHANGE |= {"num_processes", "alignment_classifier", "teacher_model_name_or_path"}
 MAY_CHANGE |= {"mixed_precision", "compile_mode", "max_train_steps", "max_train_minutes"}
 MAY_CHANGE |= {"checkpointing_steps", "checkpoints_total_limit", "validation_steps"}
-MAY_CHANGE |= {"validation_images", "logging_steps", "report_to", "tracker_project_name"}
+MAY_CHANGE |= {"validation_images", "logging_steps", "report_to"}
 MAY_CHANGE |= {"gallery", "push_to_hub", "hub_model_id", "hub_private_repo"}
-MAY_CHANGE |= {"hub_strategy"}  # of earlier versions
+MAY_CHANGE |= {"hub_strategy", "tracker_project_name"}  # of earlier versions
 ANEW = (
     "publish it (--checkpoint), and start a new run with the export as"
     " pretrained_model_name_or_path"
