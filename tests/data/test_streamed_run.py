@@ -8,8 +8,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from forked import ARGUMENTS, SHORT, STEPS, die, train
-from kills import check_killed_and_run_again
+from forked import ARGUMENTS, SHORT, STEPS, check_killed_and_run_again, die, train
 from loopback_hub import LoopbackHub
 from tables import encoded, write_table
 from tiny import flags

@@ -4,20 +4,23 @@ import json
 import os
 import re
 import signal
+import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import accelerate.commands.launch as launch_of_accelerate
 import pytest
+from accelerate.commands import accelerate_cli
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
-from forked import SHORT, Run, die
-from launches import Launch
+from forked import ARGUMENTS, SCRIPT, SHORT, Run, context, die, write_to
 from tables import write_images
+from tiny import flags
 
+from mtl_diffusion.checkpoints.store import load_latest
 from mtl_diffusion.config import TrainConfig
 from mtl_diffusion.launch.preflight import _process_faults
 
@@ -52,6 +55,56 @@ def test_accelerate_reads_each_file_and_the_docs_name_no_other():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
     assert set(re.findall(r"configs/accelerate/(\w+)\.yaml", text)) == set(found)
+
+
+class Launch(Run):
+    """A real `accelerate launch`, in a session of its own; what it starts are real processes."""
+
+    def __init__(self, folder, log, *launcher, **arguments):
+        self.folder, self.log = Path(folder), Path(log)
+        self.log.write_text("")
+        flags_of_run = flags(**ARGUMENTS | {"output_dir": folder} | arguments)
+        command = ["accelerate", "launch", *launcher, str(SCRIPT), *flags_of_run]
+        self.launcher = context.Process(target=_launch, args=(command, log))
+        self.launcher.start()
+        self.processes = [self.launcher]
+
+    def wait_for_training(self):
+        """Ids of the processes that train, by rank."""
+
+        def trains():
+            assert self.launcher.is_alive(), self.text
+            return re.search(r"[1-9]\d*\.?\d*k?/800k", self.text)
+
+        self.wait_for(trains, 120)
+        path = Path(f"/proc/{self.launcher.pid}/task/{self.launcher.pid}/children")
+        pids = map(int, path.read_text().split())
+        return [i for i in pids if b"train.py" in Path(f"/proc/{i}/cmdline").read_bytes()]
+
+    def stop(self, number):
+        """Sends a signal to the launcher, and waits until none of the processes is left."""
+        pids = self.wait_for_training()
+        os.kill(self.launcher.pid, number)
+        self.wait_for(lambda: not any(map(running, pids)), 120)
+        self.launcher.join(120)
+        (step,) = self.steps  # saved once
+        assert load_latest(self.folder / "checkpoints")[0].step == step
+        return pids, step
+
+
+def _launch(command, log):
+    os.setsid()
+    write_to(log)
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(SCRIPT.parents[1])}
+    sys.argv = command
+    accelerate_cli.main()
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.fixture
