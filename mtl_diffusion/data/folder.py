@@ -54,6 +54,10 @@ def read_folder(
     if tables := kinds["parquet"] or kinds["table"]:
         return _tables(root, tables)
     if not kinds["image"]:
+        if archives := [path for path in kinds["other"] if path.suffix.lower() == ".zip"]:
+            raise DataError(
+                f"dataset_name: {root} has archives and no images: unpack {listed(archives)} there."
+            )
         return None
     parts = _splits(root, [path.relative_to(root) for path in kinds["image"]])
     files = {

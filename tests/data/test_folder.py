@@ -80,6 +80,7 @@ def test_the_class_is_the_name_of_the_folder(tmp_path, names, classes):
         ("train/1.png test/1.png samples/1.png", "test, train, .* splits beside samples; move"),
         ("train/c/1.png test/c/1.png logo.png", r"test, train, .* splits beside logo\.png; move"),
         ("val/cat/1.png valid/cat/1.png", "val, valid, .* names of splits, some of them twice"),
+        ("train.zip notes.txt", r"has archives and no images: unpack .*train\.zip there"),
         ("train.parquet 1.parquet", r"1\.parquet is of no split, and lies beside .*train\.parquet"),
         ("metadata.csv test/1.png", r"metadata\.csv is of no split, and lies beside .*/test; move"),
         ("metadata.csv metadata.jsonl", "are tables of different kinds; keep one"),
