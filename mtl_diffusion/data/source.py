@@ -30,7 +30,7 @@ def open_source(config: Any, resolution: int = 16, streaming: bool = False) -> S
 
     Args:
         config: has `dataset_name`: "shapes", a folder, or a name on the Hub; `dataset_config_name`;
-            and `image_column`, which is that of a table, where images lie beside it.
+            `image_column`, which is that of a table, where images lie beside it; `label_column`.
         resolution: that "shapes" is drawn at.
         streaming: read no row yet.
 
@@ -50,7 +50,7 @@ def open_source(config: Any, resolution: int = 16, streaming: bool = False) -> S
             return found if not streaming else _in_parts(found)
         if not is_folder:
             builder = datasets.load_dataset_builder(name, options)
-            return _built(builder, name, f"{name} on the Hub", streaming)
+            return _built(builder, config, f"{name} on the Hub", streaming)
         # `datasets` compares only the time of a file, which copying keeps.
         stats = [(str(path), path.stat()) for path in walk(root)]
         state = repr([(p, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in stats])
@@ -63,7 +63,7 @@ def open_source(config: Any, resolution: int = 16, streaming: bool = False) -> S
             escaped = {split: list(map(glob.escape, files)) for split, files in found.items()}
             given |= {"data_files": escaped, **more}
         builder = datasets.load_dataset_builder(kind, options, **given)
-        return _built(builder, name, str(root), streaming)
+        return _built(builder, config, str(root), streaming)
 
 
 def _in_parts(source: Source) -> Source:
@@ -75,10 +75,11 @@ def _in_parts(source: Source) -> Source:
     return dataclasses.replace(source, splits=parts)
 
 
-def _built(builder: datasets.DatasetBuilder, name: str, where: str, streaming: bool) -> Source:
+def _built(builder: datasets.DatasetBuilder, config: Any, where: str, streaming: bool) -> Source:
+    name = config.dataset_name
     files = {str(split): list(names) for split, names in (builder.config.data_files or {}).items()}
     source = Source(name, where, {}, files)
-    _check_declared(source)
+    _check_declared(source, config.label_column)
     if streaming:
         return dataclasses.replace(source, splits=builder.as_streaming_dataset())
     builder.download_and_prepare()
@@ -97,8 +98,11 @@ def _built(builder: datasets.DatasetBuilder, name: str, where: str, streaming: b
         ) from error
 
 
-def _check_declared(source: Source) -> None:
+def _check_declared(source: Source, given: str | None) -> None:
     """Reads what the parquet files on this machine declare.
+
+    Args:
+        given: the label_column. None: it may be any.
 
     Raises:
         DataError: a file is damaged, or two of them number the classes of a column differently:
@@ -114,8 +118,10 @@ def _check_declared(source: Source) -> None:
             raise DataError(
                 f"dataset_name: damaged: {file}: {error}; replace or remove it."
             ) from error
-        for column in (c for c, f in features.items() if isinstance(f, datasets.ClassLabel)):
-            names = features[column].names
+        for column in [given] if given else features:
+            names = getattr(features.get(column), "names", None)
+            if names is None:
+                continue
             other, known = first.setdefault(column, (file, names))
             if names != known:
                 raise DataError(

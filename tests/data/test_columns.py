@@ -58,6 +58,7 @@ def test_files_that_number_their_classes_differently(tmp_path, place):
         write_parquet(tmp_path / "d", columns, features, **where)
     with pytest.raises(ValueError, match=r"label_column: .*'label' are cat, dog in .*, and dog, c"):
         load(tmp_path / "d")
+    assert load(tmp_path / "d", label_column="none").class_names == ()
 
 
 @pytest.mark.parametrize(
