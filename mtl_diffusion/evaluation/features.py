@@ -49,7 +49,10 @@ def feature_space(name: str, device: str | torch.device = "cpu") -> FeatureSpace
     """
     if name == "inception":
         return _inception(device)
-    classifier = Classifier.load(name, device)
+    try:
+        classifier = Classifier.load(name, device)
+    except ValueError as error:
+        raise ValueError(f'feature_space: not "inception", and no {error}') from error
     return FeatureSpace(
         Path(name).name,
         weights_digest(classifier.model),

@@ -150,5 +150,5 @@ def test_the_space_of_a_classifier_is_its_last_but_one_layer(work, tmp_path):
     expected = model(images / 127.5 - 1).logits
     torch.testing.assert_close(model.classifier(features), expected, atol=1e-4, rtol=1e-4)
     assert space.about == {"kind": "classifier", "accuracy": 0.3, "n": 1000}
-    with pytest.raises(ValueError, match=r"nowhere.*train_classifier"):
+    with pytest.raises(ValueError, match=r"feature_space: .*nowhere.*train_classifier"):
         feature_space(str(tmp_path / "nowhere"))
