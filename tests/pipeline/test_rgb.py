@@ -59,6 +59,7 @@ READ = {
     "P": (red("P"), RED, 15),
     "CMYK": (red("CMYK", "JPEG"), RED, 15),
     "RGBA": (red("RGBA"), RED, 15),
+    "LAB": (Image.new("LAB", (8, 8), (136, 208, 195)), RED, 15),
     "grey": (Image.fromarray(GREY), np.stack([GREY] * 3, -1), 0),
     "1": (Image.new("1", (8, 8), 1), (255, 255, 255), 0),
     "turned": (again(IMAGE, exif=exif(TURN)), np.rot90(PIXELS, -1), 0),
@@ -107,7 +108,7 @@ def test_numbers_without_a_known_range_are_refused(bad):
         read_rgb(image)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "CMYK", "I;16", "I"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "CMYK", "LAB", "I;16", "I"])
 def test_masks_of_a_call_may_have_any_mode_in_which_grey_keeps_its_range(mode):
     if mode.startswith("I"):
         image = Image.fromarray(DEEP.astype(np.uint16 if mode == "I;16" else np.int32))
