@@ -90,6 +90,16 @@ def test_resnet9_is_the_published_network():
     assert model.num_parameters() == 9 * convolutions + norms + 10 * 512 == 6_573_120
 
 
+def test_noise_of_each_image_is_up_to_the_largest(data, monkeypatch):
+    seen, forward = [], ResNet9.forward
+    monkeypatch.setattr(ResNet9, "forward", lambda self, x: (seen.append(x), forward(self, x))[1])
+    for noise in (0.0, 0.5):
+        train_classifier(data, "resnet9", 1, len(data), width=4, noise=noise)
+    deviations = (seen[1] - seen[0]).std((1, 2, 3))
+    assert deviations.min() < 0.05 and 0.45 < deviations.max() < 0.55
+    assert deviations.mean() == pytest.approx(0.25, abs=0.03)
+
+
 @pytest.mark.slow
 def test_the_published_classifier_knows_the_published_models_samples():
     published = Path(__file__).parents[2] / "pretrained"
