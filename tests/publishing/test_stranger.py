@@ -52,9 +52,11 @@ assert torch.equal(draw(load("me/parts")), draw(last))
 assert torch.equal(draw(load("me/model-v1.5")), draw(last))
 half = load("me/pushed", torch_dtype=torch.float16)
 assert half.unet.dtype == torch.float16
+last.push_to_hub("me/half")  # whose weights stay beside the variant
 half.save_pretrained(work / "half", variant="fp16", push_to_hub=True, repo_id="me/half")
 again = load("me/half", variant="fp16", torch_dtype=torch.float16)
 assert all(map(torch.equal, again.unet.state_dict().values(), half.unet.state_dict().values()))
+assert torch.equal(draw(load("me/half")), draw(last))
 print(json.dumps({"first": weights(first), "last": weights(last), "module": type(last).__module__}))
 """
 
