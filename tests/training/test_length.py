@@ -32,7 +32,12 @@ def test_a_slow_device_is_measured_in_fewer_steps(config, monkeypatch):
     monkeypatch.setattr(loop, "REHEARSAL", (10, 30))
     monkeypatch.setattr(loop, "PATIENCE", 0)
     steps, train_step = [], loop.train_step
-    monkeypatch.setattr(loop, "train_step", lambda *a: (steps.append(a[1]), train_step(*a)))
+
+    def spy(run, step, meter):
+        steps.append(step)
+        train_step(run, step, meter)
+
+    monkeypatch.setattr(loop, "train_step", spy)
     with loop.begin(config) as accelerator:
         assert loop.seconds_per_step(config, accelerator) > 0
     assert steps == [*range(2 * loop.LEAST)]
