@@ -4,7 +4,7 @@
         --class_label ring --num_images 16 --output_dir samples
 
 Under `accelerate launch` the processes share the work: image i is drawn from (seed, i), so they
-are the same images for any number of processes.
+are the same images for any number of processes. Run again, it draws the missing ones.
 """
 
 from argparse import Namespace

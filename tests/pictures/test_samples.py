@@ -7,6 +7,8 @@ import pytest
 from in_process import run_script
 from PIL import Image
 
+from mtl_diffusion.pictures.samples import SETTINGS
+
 
 @pytest.fixture(scope="module")
 def work(build_pipe, tmp_path_factory):
@@ -72,11 +74,15 @@ def test_the_corrected_command_works(sample, tmp_path):
     code, said = sample(*EDIT, "good.png", "other.png", "--batch_size", "1")
     assert code == 0, said
     out = tmp_path / "out"
-    assert sorted(p.name for p in out.iterdir()) == ["00000.png", "00001.png"]
-    before = (out / "00000.png").read_bytes()
-    code, said = sample("--seed", "1")
-    assert code == 2 and "00000.png is there already; give another folder" in said
-    assert (out / "00000.png").read_bytes() == before
+    assert sorted(p.name for p in out.iterdir()) == ["00000.png", "00001.png", SETTINGS]
+    # What is there stays, and other settings are refused.
+    kept, lost = out / "00000.png", out / "00001.png"
+    before, content = kept.stat().st_mtime_ns, lost.read_bytes()
+    lost.unlink()
+    assert sample(*EDIT, "good.png", "other.png", "--batch_size", "1")[0] == 0
+    assert lost.read_bytes() == content and kept.stat().st_mtime_ns == before
+    code, said = sample(*EDIT, "good.png", "--batch_size", "1")
+    assert code == 2 and "holds images of other settings (image)" in said
 
 
 def test_classes_with_quotes_or_of_digits_and_one_mask_for_all(sample, tmp_path):
