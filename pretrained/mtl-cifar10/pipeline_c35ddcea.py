@@ -1450,9 +1450,12 @@ def _label(item, classes: Sequence[str], name: str) -> int:
         return list(classes).index(item)
     if isinstance(item, numbers.Integral) and -1 <= item < len(classes):
         return int(item)
-    known = ", ".join([*classes[:20], *["..."] * (len(classes) > 20)])
-    wanted = f"a class that this model knows ({known or 'there is none'}) or its number from 0"
-    raise wrong(name, item, f"{wanted}, -1 for the null class, or None")
+    wanted = "None, for this model has no classes"
+    if classes:
+        more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
+        known = f"a class that this model knows ({', '.join(classes[:20])}{more})"
+        wanted = f"{known}, a number from 0 to {len(classes) - 1}, -1 for the null class, or None"
+    raise wrong(name, item, wanted)
 
 
 # --------------------------------------------------------------------------------------------------
