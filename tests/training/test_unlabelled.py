@@ -37,7 +37,7 @@ def test_images_without_labels(config, capsys):
     mask = Image.new("L", image.size, 255)
     assert pipe("inpaint", image=image, mask_image=mask, **common).images[0].size == (8, 8)
     assert pipe("colorize", image=image, **common).images[0].size == (8, 8)
-    with pytest.raises(ValueError, match=r"class_label is .*must be None, for this model has no classes"):
+    with pytest.raises(ValueError, match=r"class_label is .*; it must be None, for this model has"):
         pipe(class_label="cat", **common)
 
     card = (folder / "pipeline/README.md").read_text()
