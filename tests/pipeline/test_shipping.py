@@ -223,7 +223,7 @@ def test_three_folders_load_where_this_package_is_not_installed(
     for name, before in folders.items():
         after, ends = files(tmp_path / name), (".py", ".safetensors") if others else ""
         kept = {path: text for path, text in files(before).items() if path.endswith(ends)}
-        assert len(kept) >= 3 and kept == {path: after[path] for path in kept}, name
+        assert len(kept) >= 2 and kept == {path: after[path] for path in kept}, name
         assert others or after.keys() == kept.keys()
     if others:
         versions = zip(json.loads(printed.splitlines()[-1]), (diffusers, transformers), strict=True)
