@@ -23,7 +23,7 @@ def data():
 def trained(data, request):
     """One in float32, and one in bfloat16."""
     precision = {"regnet": "no", "resnet9": "bf16"}[request.param]
-    return train_classifier(data, request.param, 4, 64, width=8, mixed_precision=precision)
+    return train_classifier(data, request.param, 12, 64, width=8, mixed_precision=precision)
 
 
 def test_it_learns(trained):
