@@ -1,6 +1,7 @@
 """Labelled grids of images: samples of each task, from fixed seeds, none picked by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,7 +147,8 @@ def pictures_of(
         elif task == "edit":
             found[task] = _edits(pipe, sources, random, how, options)
         else:
-            found[task] = task_picture(pipe, task, sources[:4], labels_of_sources[:4], seed)
+            given = (task, sources, labels_of_sources, seed)
+            found[task] = task_picture(pipe, *given, options, cell=48, margin=2)
     return found
 
 
@@ -210,11 +212,17 @@ def task_picture(
     sources: Sequence[Source],
     labels: Sequence[int | None],
     seed: int,
+    options: Mapping[str, Any] = {},
+    **how,
 ) -> Picture:
     """One grid for any task: sources, what the network is shown of them, and the results.
 
     A task that needs a class gets the one after the source's own, and one that takes none gets
     none. A label may be None or negative, for no class.
+
+    Args:
+        options: further arguments of the pipeline.
+        how: further arguments of `grid`.
     """
     spec, form = pipe.spec(task), pipe.format
     takes = spec.required | spec.optional
@@ -227,22 +235,26 @@ def task_picture(
     arguments = {"class_label": known} if "class_label" in takes else {}
     if "image" not in takes:
         several = {} if arguments else {"num_images_per_prompt": len(known)}
-        images = pipe(task=task, generator=random, **arguments, **several).images
-        return grid([images], ["result"], names, form=form)
+        images = pipe(task=task, generator=random, **arguments, **several, **options).images
+        return grid([images], ["result"], names, form=form, **how)
     mask = torch.ones(len(sources), 1, *form.size)
     if "mask_image" in spec.required:
         mask = arguments["mask_image"] = draw_masks(len(sources), pipe.format.size, random)
-    results = pipe(task=task, image=list(sources), generator=random, **arguments).images
+    arguments |= {"image": list(sources), "generator": random}
+    results = pipe(task=task, **arguments, **options).images
     image, frame = read_images(list(sources), form)
     image = form.from_array(image)
     strength = torch.full((len(sources),), spec.default_strength or 0.0)
     hint = spec.condition(image, mask, strength, torch.randn(image.shape, generator=random))
     shown = to_pictures(form.to_stored(hint.within(frame, image).image), form)
-    rows = [list(sources), shown, results]
-    return grid(rows, ["source", "shown", "result"], names, form=form)
+    rows = list(zip(sources, shown, results, strict=True))
+    return grid(rows, names, ["source", "shown", "result"], form=form, **how)
 
 
 def _names(pipe: MultiTaskPipeline, labels: Sequence[int | None]) -> list[str]:
+    """For each image, or none at all where no image has a class."""
+    if all(label is None for label in labels):
+        return []
     return ["any" if label is None else pipe.class_names[label] for label in labels]
 
 

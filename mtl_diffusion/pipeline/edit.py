@@ -8,8 +8,9 @@ stage learns from whole edits that the first one made (`EditAtOnce`): one evalua
 import math
 
 import torch
+from torch import Tensor
 
-from .degradation import degrade, noise_level
+from .degradation import degrade, low_pass, noise_level
 from .masks import draw_masks
 from .task import Choice, Hint, Task
 
@@ -17,6 +18,9 @@ from .task import Choice, Hint, Task
 # their class, with more noise less of the source is kept.
 START = 3.0
 STRONGEST = 0.95  # of the edits that are learned whole
+# Of an edit in one evaluation: the largest weight of its change, the change of half that weight as
+# a share of the mean, and the blur of the changes as a share of the shorter side.
+LARGEST, HALF, CHANGE_BLUR = 1.5, 0.3, 0.05
 REGION_SHARE = 0.25  # share of the samples that edit only a region; the others edit everything
 
 
@@ -52,10 +56,11 @@ class Edit(Task):
 class EditAtOnce(Edit):
     """The edit of a model that was taught whole edits: the source is shown as it is.
 
-    It is answered in one evaluation from noise alone, which is soft where the teacher's edits
-    differ. By default generate sharpens it in a second one, and keeps less of it. At strength 1,
-    where nothing of the source is left in the teacher's edits, they are random, and their mean is a
-    blur: so the strength acts as `STRONGEST` from there on.
+    It is answered in one evaluation from noise alone. The answer is the mean of many edits: too
+    near to the source where they change it, and slightly changed everywhere else. So `change` gives
+    each pixel's change a weight. By default generate sharpens the edit in a second evaluation. At
+    strength 1, where nothing of the source is left in the teacher's edits, they are random, and
+    their mean is a blur: so the strength acts as `STRONGEST` from there on.
     """
 
     name = "edit"
@@ -69,3 +74,16 @@ class EditAtOnce(Edit):
 
     def start(self, strength):
         return math.inf
+
+    def change(self, edited: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+        """(B, 1, H, W) weights of the change from the image to the edit, in [0, LARGEST).
+
+        Where it is painted they are LARGEST d / (d + HALF m), elsewhere 0: d is the squared change,
+        smoothed, and m its mean over the painted pixels. The images are (B, C, H, W); the mask is
+        (B, 1, H, W) in {0, 1}, 1 where it is painted.
+        """
+        blur = torch.full_like(image[:, 0, 0, 0], CHANGE_BLUR * min(image.shape[-2:]))
+        d = low_pass((edited - image).square().sum(1, keepdim=True), blur).clamp_min(0)
+        m = (d * mask).sum((1, 2, 3), keepdim=True)
+        m = m / mask.sum((1, 2, 3), keepdim=True).clamp_min(1)
+        return LARGEST * mask * d / (d + HALF * m).clamp_min(torch.finfo(d.dtype).tiny)

@@ -265,14 +265,17 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         start = start.tolist() if isinstance(start, Tensor) else [start] * len(noise)
         steps, last = (steps[:1], steps[1:]) if spec.at_once else (steps, [])
         latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
-        if last:  # an edit is the mean of many: generate makes it one of them
-            known = latents
+        if spec.at_once:
+            latents = torch.lerp(known, latents, spec.change(latents, known, hint.mask))
+        if last and not call.interrupt:
+            # An edit is the mean of many: generate makes it one of them.
+            weight = spec.change(latents, known, hint.mask).clamp(max=1)
             noise = randn_tensor(noise.shape, own, device, torch.float32)
-            plain = Generate().condition(known, source.mask, None, noise)
+            plain = Generate().condition(latents, source.mask, None, noise)
             conditioning = build_conditioning(plain, Generate(), label, self.vocabulary)
             start = last * len(noise)
-            latents = solve(call, known, noise, conditioning, start, last, own, *callback)
-            latents = torch.where(hint.mask > 0, latents, known)
+            latents = solve(call, latents, noise, conditioning, start, last, own, *callback)
+            latents = torch.lerp(known, latents, weight)
 
         self.maybe_free_model_hooks()
         if self._caller is None:  # no call inside a callback

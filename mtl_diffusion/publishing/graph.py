@@ -98,6 +98,8 @@ class Graph(nn.Module):
             F = denoiser.output(x, sigmas[i])
             x = scheduler.step(F, scheduler.timesteps[i], x).prev_sample
             x = torch.where(hint.mask > 0, x, source + sigmas[i + 1] * noise)
+        if self.spec.at_once:
+            x = torch.lerp(source, x, self.spec.change(x, source, hint.mask))
         return torch.where(hint.mask > 0, self.format.to_array(x), image)
 
 
