@@ -18,9 +18,9 @@ from .task import Choice, Hint, Task
 # their class, with more noise less of the source is kept.
 START = 3.0
 STRONGEST = 0.95  # of the edits that are learned whole
-# Of an edit in one evaluation: the largest weight of its change, the change of half that weight as
-# a share of the mean, and the blur of the changes as a share of the shorter side.
-LARGEST, HALF, CHANGE_BLUR = 1.5, 0.3, 0.05
+# Of an edit in one evaluation: the change with half of the largest weight, as a share of the mean,
+# and the blur of the changes, as a share of the shorter side.
+HALF, CHANGE_BLUR = 0.3, 0.05
 REGION_SHARE = 0.25  # share of the samples that edit only a region; the others edit everything
 
 
@@ -57,14 +57,16 @@ class EditAtOnce(Edit):
     """The edit of a model that was taught whole edits: the source is shown as it is.
 
     It is answered in one evaluation from noise alone. The answer is the mean of many edits: too
-    near to the source where they change it, and slightly changed everywhere else. So `change` gives
-    each pixel's change a weight. By default generate sharpens the edit in a second evaluation. At
-    strength 1, where nothing of the source is left in the teacher's edits, they are random, and
-    their mean is a blur: so the strength acts as `STRONGEST` from there on.
+    near to the source where they change it, and slightly changed everywhere else. So each pixel's
+    change has a weight (`change`), which guidance_scale multiplies. By default generate sharpens
+    the edit in a second evaluation. At strength 1, where nothing of the source is left in the
+    teacher's edits, they are random, and their mean is a blur: so the strength acts as `STRONGEST`
+    from there on.
     """
 
     name = "edit"
     default_strength = 0.9  # a learned edit is weaker than its teacher's of the same strength
+    default_guidance_scale = 1.5
     few_steps = 2
     at_once = True
 
@@ -75,10 +77,10 @@ class EditAtOnce(Edit):
     def start(self, strength):
         return math.inf
 
-    def change(self, edited: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-        """(B, 1, H, W) weights of the change from the image to the edit, in [0, LARGEST).
+    def change(self, edited: Tensor, image: Tensor, mask: Tensor, scale=default_guidance_scale):
+        """(B, 1, H, W) weights of the change from the image to the edit, in [0, scale).
 
-        Where it is painted they are LARGEST d / (d + HALF m), elsewhere 0: d is the squared change,
+        Where it is painted they are scale d / (d + HALF m), elsewhere 0: d is the squared change,
         smoothed, and m its mean over the painted pixels. The images are (B, C, H, W); the mask is
         (B, 1, H, W) in {0, 1}, 1 where it is painted.
         """
@@ -86,4 +88,4 @@ class EditAtOnce(Edit):
         d = low_pass((edited - image).square().sum(1, keepdim=True), blur).clamp_min(0)
         m = (d * mask).sum((1, 2, 3), keepdim=True)
         m = m / mask.sum((1, 2, 3), keepdim=True).clamp_min(1)
-        return LARGEST * mask * d / (d + HALF * m).clamp_min(torch.finfo(d.dtype).tiny)
+        return scale * mask * d / (d + HALF * m).clamp_min(torch.finfo(d.dtype).tiny)

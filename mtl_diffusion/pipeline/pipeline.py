@@ -156,7 +156,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
 
     def default_guidance(self, task: str) -> float:
         """guidance_scale of a task, if it is not given: a model of few steps has it built in."""
-        return 1.0 if self.chains else self.spec(task).default_guidance_scale
+        spec = self.spec(task)
+        return 1.0 if self.chains and not spec.at_once else spec.default_guidance_scale
 
     guidance_scale = property(lambda self: self._guidance_scale)
     image_guidance_scale = property(lambda self: self._image_guidance_scale)
@@ -207,6 +208,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             strength: degradation of the source, from 0 (none: the source comes back) to 1 (nothing
                 is left of it). None: the task's default. Of several, each is a batch of its own.
             guidance_scale: guidance by the class; 1 is off. None: `pipe.default_guidance(task)`.
+                Of an edit in one evaluation it is the largest weight of a pixel's change instead.
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
@@ -264,9 +266,12 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         start = spec.start(source.strength)
         start = start.tolist() if isinstance(start, Tensor) else [start] * len(noise)
         steps, last = (steps[:1], steps[1:]) if spec.at_once else (steps, [])
+        reach = call.guidance_scale
+        if spec.at_once:
+            call._guidance_scale = 1.0
         latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
         if spec.at_once:
-            latents = torch.lerp(known, latents, spec.change(latents, known, hint.mask))
+            latents = torch.lerp(known, latents, spec.change(latents, known, hint.mask, reach))
         if last and not call.interrupt:
             # An edit is the mean of many: generate makes it one of them.
             weight = spec.change(latents, known, hint.mask).clamp(max=1)

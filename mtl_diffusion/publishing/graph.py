@@ -33,7 +33,8 @@ class Graph(nn.Module):
         super().__init__()
         call = pipe._copy_for_call()
         call._set_guidance(task, None, None, None)
-        self.scales = call.guidance_scale, call.image_guidance_scale, call.guidance_interval
+        scale = 1.0 if pipe.spec(task).at_once else call.guidance_scale
+        self.scales = scale, call.image_guidance_scale, call.guidance_interval
         steps = 1 if pipe.spec(task).at_once else num_inference_steps
         self.steps = call._read_steps(task, steps)
         self.vocabulary, self.spec = pipe.vocabulary, pipe.spec(task)

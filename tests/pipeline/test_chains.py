@@ -121,9 +121,14 @@ def test_an_edit_starts_at_the_lowest_level_that_has_enough_noise(few, steps, st
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("strength, told", [(0.4, 0.4), (0.95, 0.95), (1, 0.95), (0, 0)])
-def test_an_edit_at_once_is_the_answer_to_noise_with_the_source_shown(at_once, strength, told):
+@pytest.mark.parametrize(
+    "strength, told, scale", [(0.4, 0.4, None), (0.95, 0.95, 1.5), (1, 0.95, 0.7), (0, 0, None)]
+)
+def test_an_edit_at_once_is_the_answer_to_noise_with_the_source_shown(
+    at_once, strength, told, scale
+):
     edit = {"image": SOURCE, "mask_image": MASK, "class_label": "dog", "strength": strength}
+    edit |= {"guidance_scale": scale}
     with evaluations_of(at_once.unet) as seen:
         drawn = sample(at_once, "edit", "latent", **edit, latents=NOISE, num_inference_steps=1)
     assert seen == [1]
@@ -132,19 +137,23 @@ def test_an_edit_at_once_is_the_answer_to_noise_with_the_source_shown(at_once, s
     D = Denoiser.of(at_once.unet, at_once.scheduler, given)(80 * NOISE, 80.0)
     painted = (MASK > 0) & (strength > 0)
     edited = torch.where(painted, D, 2 * SOURCE - 1)
-    expected = 2 * SOURCE - 1 + weights_of_change(edited, painted) * (edited - 2 * SOURCE + 1)
+    expected = (
+        2 * SOURCE
+        - 1
+        + weights_of_change(edited, painted, scale or 1.5) * (edited - 2 * SOURCE + 1)
+    )
     torch.testing.assert_close(drawn, expected.float(), atol=1e-4, rtol=1e-3)
 
 
-def weights_of_change(edited, painted):
-    """1.5 d / (d + 0.3 m), by scipy: a blur of 0.4 of the 8 pixels is a product in the DCT."""
+def weights_of_change(edited, painted, scale=1.5):
+    """scale d / (d + 0.3 m), by scipy: a blur of 0.4 of the 8 pixels is a product in the DCT."""
     d = (edited - 2 * SOURCE + 1).double().square().sum(1).numpy()
     decay = np.exp(-0.5 * (np.pi / 8 * np.arange(8) * 0.4) ** 2)
     d = idctn(
         decay[:, None] * decay * dctn(d, axes=(1, 2), norm="ortho"), axes=(1, 2), norm="ortho"
     )
     d = torch.from_numpy(d).clamp_min(0)[:, None]
-    return 1.5 * painted * d / (d + 0.3 * d[painted].mean()) if painted.any() else 0 * d
+    return scale * painted * d / (d + 0.3 * d[painted].mean()) if painted.any() else 0 * d
 
 
 @torch.no_grad()
