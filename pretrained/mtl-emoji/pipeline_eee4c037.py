@@ -787,12 +787,16 @@ stage learns from whole edits that the first one made (`EditAtOnce`): one evalua
 import math
 
 import torch
+from torch import Tensor
 
 
 # Noise level where sampling starts, over that of the degradation. With less noise fewer edits reach
 # their class, with more noise less of the source is kept.
 START = 3.0
 STRONGEST = 0.95  # of the edits that are learned whole
+# Of an edit in one evaluation: the change with half of the largest weight, as a share of the mean,
+# and the blur of the changes, as a share of the shorter side.
+HALF, CHANGE_BLUR = 0.3, 0.05
 REGION_SHARE = 0.25  # share of the samples that edit only a region; the others edit everything
 
 
@@ -828,14 +832,17 @@ class Edit(Task):
 class EditAtOnce(Edit):
     """The edit of a model that was taught whole edits: the source is shown as it is.
 
-    It is answered in one evaluation from noise alone, which is soft where the teacher's edits
-    differ. By default generate sharpens it in a second one, and keeps less of it. At strength 1,
-    where nothing of the source is left in the teacher's edits, they are random, and their mean is a
-    blur: so the strength acts as `STRONGEST` from there on.
+    It is answered in one evaluation from noise alone. The answer is the mean of many edits: too
+    near to the source where they change it, and slightly changed everywhere else. So each pixel's
+    change has a weight (`change`), which guidance_scale multiplies. By default generate sharpens
+    the edit in a second evaluation. At strength 1, where nothing of the source is left in the
+    teacher's edits, they are random, and their mean is a blur: so the strength acts as `STRONGEST`
+    from there on.
     """
 
     name = "edit"
     default_strength = 0.9  # a learned edit is weaker than its teacher's of the same strength
+    default_guidance_scale = 1.5
     few_steps = 2
     at_once = True
 
@@ -845,6 +852,19 @@ class EditAtOnce(Edit):
 
     def start(self, strength):
         return math.inf
+
+    def change(self, edited: Tensor, image: Tensor, mask: Tensor, scale=default_guidance_scale):
+        """(B, 1, H, W) weights of the change from the image to the edit, in [0, scale).
+
+        Where it is painted they are scale d / (d + HALF m), elsewhere 0: d is the squared change,
+        smoothed, and m its mean over the painted pixels. The images are (B, C, H, W); the mask is
+        (B, 1, H, W) in {0, 1}, 1 where it is painted.
+        """
+        blur = torch.full_like(image[:, 0, 0, 0], CHANGE_BLUR * min(image.shape[-2:]))
+        d = low_pass((edited - image).square().sum(1, keepdim=True), blur).clamp_min(0)
+        m = (d * mask).sum((1, 2, 3), keepdim=True)
+        m = m / mask.sum((1, 2, 3), keepdim=True).clamp_min(1)
+        return scale * mask * d / (d + HALF * m).clamp_min(torch.finfo(d.dtype).tiny)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2182,7 +2202,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
 
     def default_guidance(self, task: str) -> float:
         """guidance_scale of a task, if it is not given: a model of few steps has it built in."""
-        return 1.0 if self.chains else self.spec(task).default_guidance_scale
+        spec = self.spec(task)
+        return 1.0 if self.chains and not spec.at_once else spec.default_guidance_scale
 
     guidance_scale = property(lambda self: self._guidance_scale)
     image_guidance_scale = property(lambda self: self._image_guidance_scale)
@@ -2233,6 +2254,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             strength: degradation of the source, from 0 (none: the source comes back) to 1 (nothing
                 is left of it). None: the task's default. Of several, each is a batch of its own.
             guidance_scale: guidance by the class; 1 is off. None: `pipe.default_guidance(task)`.
+                Of an edit in one evaluation it is the largest weight of a pixel's change instead.
             image_guidance_scale: guidance by the source; 1 is off.
             guidance_interval: the lowest and the highest noise level (sigma, both included) where
                 guidance is applied; elsewhere both scales are 1, for one branch in place of 2 or 3.
@@ -2290,15 +2312,21 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         start = spec.start(source.strength)
         start = start.tolist() if isinstance(start, Tensor) else [start] * len(noise)
         steps, last = (steps[:1], steps[1:]) if spec.at_once else (steps, [])
+        reach = call.guidance_scale
+        if spec.at_once:
+            call._guidance_scale = 1.0
         latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
-        if last:  # an edit is the mean of many: generate makes it one of them
-            known = latents
+        if spec.at_once:
+            latents = torch.lerp(known, latents, spec.change(latents, known, hint.mask, reach))
+        if last and not call.interrupt:
+            # An edit is the mean of many: generate makes it one of them.
+            weight = spec.change(latents, known, hint.mask).clamp(max=1)
             noise = randn_tensor(noise.shape, own, device, torch.float32)
-            plain = Generate().condition(known, source.mask, None, noise)
+            plain = Generate().condition(latents, source.mask, None, noise)
             conditioning = build_conditioning(plain, Generate(), label, self.vocabulary)
             start = last * len(noise)
-            latents = solve(call, known, noise, conditioning, start, last, own, *callback)
-            latents = torch.where(hint.mask > 0, latents, known)
+            latents = solve(call, latents, noise, conditioning, start, last, own, *callback)
+            latents = torch.lerp(known, latents, weight)
 
         self.maybe_free_model_hooks()
         if self._caller is None:  # no call inside a callback
