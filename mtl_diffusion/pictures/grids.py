@@ -125,7 +125,8 @@ def pictures_of(
         options: further arguments of the pipeline.
     """
     form, count = pipe.format, len(pipe.class_names)
-    how = {"form": form, "cell": 48, "margin": 2}
+    small = {"cell": 48, "margin": 2}
+    how = {"form": form, **small}
     labels = [i % count if count else None for i in range(ROWS)]  # of every class in turn
     samples = [form.stored_as_array(torch.full(form.shape, form.stored_middle))] * (ROWS * SAMPLES)
     if "generate" in pipe.tasks:
@@ -148,7 +149,7 @@ def pictures_of(
             found[task] = _edits(pipe, sources, random, how, options)
         else:
             given = (task, sources, labels_of_sources, seed)
-            found[task] = task_picture(pipe, *given, options, cell=48, margin=2)
+            found[task] = task_picture(pipe, *given, options, **small)
     return found
 
 

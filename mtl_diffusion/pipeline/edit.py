@@ -77,7 +77,13 @@ class EditAtOnce(Edit):
     def start(self, strength):
         return math.inf
 
-    def change(self, edited: Tensor, image: Tensor, mask: Tensor, scale=default_guidance_scale):
+    def change(
+        self,
+        edited: Tensor,
+        image: Tensor,
+        mask: Tensor,
+        scale: float = default_guidance_scale,
+    ) -> Tensor:
         """(B, 1, H, W) weights of the change from the image to the edit, in [0, scale).
 
         Where it is painted they are scale d / (d + HALF m), elsewhere 0: d is the squared change,

@@ -266,12 +266,12 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
         start = spec.start(source.strength)
         start = start.tolist() if isinstance(start, Tensor) else [start] * len(noise)
         steps, last = (steps[:1], steps[1:]) if spec.at_once else (steps, [])
-        reach = call.guidance_scale
-        if spec.at_once:
+        scale = call.guidance_scale
+        if spec.at_once:  # it scales the change, and guides no evaluation
             call._guidance_scale = 1.0
         latents = solve(call, known, noise, conditioning, start, steps, own, *callback)
         if spec.at_once:
-            latents = torch.lerp(known, latents, spec.change(latents, known, hint.mask, reach))
+            latents = torch.lerp(known, latents, spec.change(latents, known, hint.mask, scale))
         if last and not call.interrupt:
             # An edit is the mean of many: generate makes it one of them.
             weight = spec.change(latents, known, hint.mask).clamp(max=1)
@@ -281,6 +281,7 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             start = last * len(noise)
             latents = solve(call, latents, noise, conditioning, start, last, own, *callback)
             latents = torch.lerp(known, latents, weight)
+        call._guidance_scale = scale
 
         self.maybe_free_model_hooks()
         if self._caller is None:  # no call inside a callback

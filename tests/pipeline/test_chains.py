@@ -131,7 +131,7 @@ def test_an_edit_at_once_is_the_answer_to_noise_with_the_source_shown(
     edit |= {"guidance_scale": scale}
     with evaluations_of(at_once.unet) as seen:
         drawn = sample(at_once, "edit", "latent", **edit, latents=NOISE, num_inference_steps=1)
-    assert seen == [1]
+    assert seen == [1] and at_once.guidance_scale == (scale or 1.5)
     hint = Hint(2 * SOURCE - 1, MASK, torch.tensor([float(told)]))
     given = build_conditioning(hint, TASKS["edit"], torch.tensor([1]), at_once.vocabulary)
     D = Denoiser.of(at_once.unet, at_once.scheduler, given)(80 * NOISE, 80.0)
