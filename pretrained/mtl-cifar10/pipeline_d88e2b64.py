@@ -2333,7 +2333,8 @@ class MultiTaskPipeline(SelfContained, DiffusionPipeline):
             start = last * len(noise)
             latents = solve(call, latents, noise, conditioning, start, last, own, *callback)
             latents = torch.lerp(known, latents, weight)
-        call._guidance_scale = scale
+        if spec.at_once:
+            call._guidance_scale = scale
 
         self.maybe_free_model_hooks()
         if self._caller is None:  # no call inside a callback
