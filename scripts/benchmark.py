@@ -12,6 +12,7 @@ from functools import partial
 
 from mtl_diffusion.config.command_line import parse
 from mtl_diffusion.tools import flags
+from mtl_diffusion.tools.memory import keep_freed_memory
 
 
 def main() -> None:
@@ -35,6 +36,7 @@ def main() -> None:
             parser.error(f"--{name} is {value}; it must be 1 or more")
     if rest and args.kind != "step":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    keep_freed_memory()
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from mtl_diffusion.benchmark.programs import race

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from mtl_diffusion.evaluation.settings import Settings, among
 from mtl_diffusion.tools import flags
+from mtl_diffusion.tools.memory import keep_freed_memory
 
 
 def rows(text: str) -> range:
@@ -42,6 +43,7 @@ def main() -> None:
         text = Settings.model_fields[name].description
         add(f"--{name}", type=flags.value, default=Settings.model_fields[name].default, help=text)
     args = parser.parse_args()
+    keep_freed_memory()
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     import torch

@@ -5,6 +5,7 @@ of each class, or with a classifier, of the first sixteen the one that it is sur
 """
 
 from mtl_diffusion.tools import flags
+from mtl_diffusion.tools.memory import keep_freed_memory
 
 
 def main() -> None:
@@ -15,6 +16,7 @@ def main() -> None:
     chooses = "chooses the sources among samples: output_dir of mtl-diffusion train_classifier"
     parser.add_argument("--classifier", type=flags.path, help=chooses)
     args = parser.parse_args()
+    keep_freed_memory()
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     import torch

@@ -6,6 +6,7 @@ It runs on this machine and needs no network; `pip install 'mtl_diffusion[demo]'
 """
 
 from mtl_diffusion.tools import flags
+from mtl_diffusion.tools.memory import keep_freed_memory
 
 
 def main() -> None:
@@ -14,6 +15,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     args = parser.parse_args()
     flags.check_installed("demo", "gradio")
+    keep_freed_memory()
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     import torch

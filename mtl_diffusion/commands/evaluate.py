@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from mtl_diffusion.evaluation.settings import PRESETS, Settings, among
 from mtl_diffusion.tools import flags
+from mtl_diffusion.tools.memory import keep_freed_memory
 
 
 def parse() -> tuple[argparse.Namespace, Settings]:
@@ -57,6 +58,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def main() -> None:
     args, settings = parse()
+    keep_freed_memory()
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     import torch

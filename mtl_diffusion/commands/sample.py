@@ -10,6 +10,7 @@ are the same images for any number of processes. Run again, it draws the missing
 from argparse import Namespace
 
 from mtl_diffusion.tools import flags
+from mtl_diffusion.tools.memory import keep_freed_memory
 
 
 def parse() -> Namespace:
@@ -33,6 +34,7 @@ def parse() -> Namespace:
 
 def main() -> None:
     args = parse()
+    keep_freed_memory()
 
     # After parsing: torch takes seconds to import, and --help needs none of it.
     from accelerate import Accelerator

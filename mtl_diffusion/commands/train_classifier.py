@@ -16,6 +16,7 @@ import json
 from argparse import Namespace
 
 from mtl_diffusion.tools import flags
+from mtl_diffusion.tools.memory import keep_freed_memory
 
 # Fields of the configuration of the model that is measured.
 FORMAT = ("image_mode", "image_dtype", "value_range", "shown_bands", "image_fit")
@@ -47,6 +48,7 @@ def parse() -> Namespace:
 
 def main() -> None:
     args = parse()
+    keep_freed_memory()
 
     import torch  # after --help and after mistakes in the flags, because it takes seconds
 

@@ -1,16 +1,10 @@
-"""CPU threads, and memory on the host."""
+"""CPU threads."""
 
-import ctypes
 import os
-import sys
 
 import torch
 
 from .stop import LAUNCHER
-
-# mallopt's names in malloc.h. glibc ignores a threshold above its limit, and keeps the one before.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST, _LARGEST_MMAP = 2**31 - 1, 4 * 1024 * 1024 * ctypes.sizeof(ctypes.c_long)
 
 
 def choose_threads(num_threads: int | None) -> None:
@@ -27,16 +21,3 @@ def choose_threads(num_threads: int | None) -> None:
         asked = ""
     threads = num_threads or (int(asked) if asked.isdecimal() else 0)
     torch.set_num_threads(threads or max(1, (cores or 1) // local_processes))
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc reuse the memory of freed tensors; other C libraries are left as they are.
-
-    Every step allocates the same activations, whose pages the system would clear each time: a tenth
-    of the time of `configs/cifar10_cpu.yaml`.
-    """
-    if sys.platform.startswith("linux"):
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
-        mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP)
-        mallopt(_MMAP_THRESHOLD, _LARGEST)
-        mallopt(_TRIM_THRESHOLD, _LARGEST)

@@ -24,9 +24,10 @@ from ..config import ConfigError, TrainConfig, to_dict
 from ..publishing.export import PIPELINE, check_target
 from ..publishing.upload import UploadError, check_right_to_write
 from ..tools.distributed import from_all_processes
+from ..tools.memory import keep_freed_memory
 from ..training.optimizers import trained_parameters
 from ..training.run import Run
-from .host import choose_threads, keep_freed_memory
+from .host import choose_threads
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from .. import __version__
 from ..checkpoints.resume import MAY_CHANGE, SOURCES
 from ..config import TrainConfig, to_dict
 from ..pipeline.pipeline import MultiTaskPipeline
-from ..tools.names import on_hub
 from .results import tables
 from .upload import signed
 
 # A template with $names. The file at the top of the repository is its source.
 TEMPLATE = Path(__file__).with_name("model_card.md")
 BUILT_IN = "shapes"
+PIPELINE = "pipeline"  # the folder of a run's export
 GALLERY = (
     "![Samples of the model in each of its tasks]({})\n\n"
     "*Each task, on samples of the model itself, of which none was picked by hand.*\n"
@@ -68,7 +68,9 @@ def model_card(
         ValueError: `metrics` are not those of mtl-diffusion evaluate.
     """
     pipe, config = trained.pipeline, trained.config
-    name = (source if on_hub(source) else config.repository).rpartition("/")[2]
+    name = source.rpartition("/")[2]
+    if name == PIPELINE:  # a run's own export, which has no name of its own
+        name = config.repository.rpartition("/")[2]
     dataset, built_in = trained.hub_name("dataset_name"), config.dataset_name == BUILT_IN
     data = "the shapes that mtl_diffusion draws" if built_in else "images of a local folder"
     header = ModelCardData(

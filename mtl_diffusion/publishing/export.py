@@ -20,12 +20,11 @@ from ..pipeline.pipeline import MultiTaskPipeline
 from ..tools.files import replaced_folder
 from ..training.model import SCHEDULERS, tokenizer_of
 from ..training.run import Run
-from .card import Trained, model_card
+from .card import PIPELINE, Trained, model_card
 from .upload import README, full_name, is_edited, upload
 
 logger = logging.getLogger(__name__)
 
-PIPELINE = "pipeline"  # the folder of a run's export
 GALLERY, METRICS = "gallery.png", "metrics.json"
 # The files of an exported folder that are uploaded. Nothing else is.
 UPLOADED = ("unet/*.safetensors", "unet/*.json", "tokenizer/*.json", "scheduler/*.json", INDEX)

@@ -88,7 +88,7 @@ def describe(run: Run, asked: TrainConfig, seconds: float) -> str:
     size, steps, device = config.total_batch_size, config.max_train_steps, run.accelerator.device
     if device.type == "cuda":
         memory = f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB of the GPU"
-    else:  # freed memory is kept, see launch/host.py: this is the peak
+    else:  # freed memory is kept, see tools/memory.py: this is the peak
         memory = f"{psutil.Process().memory_info().rss / 1e9:.2f} GB"
     lines = [resolved(config)]
     chosen = [name for name in NETWORK if getattr(asked, name) is None]

@@ -49,6 +49,15 @@ def test_a_card_without_figures(pipe):
     assert "#" not in header and not header.isspace()
 
 
+@pytest.mark.parametrize(
+    ("source", "title"),
+    [("me/model", "model"), ("published/birds", "birds"), ("runs/seven/pipeline", "seven")],
+)
+def test_the_title_is_the_name_of_the_repository_or_of_the_folder(pipe, source, title):
+    config = TrainConfig(tasks={name: 1.0 for name in pipe.tasks}, output_dir="runs/seven")
+    assert f"\n# {title}\n" in written(pipe, source, config=config)[0]
+
+
 def test_the_figures_are_those_of_metrics_json(pipe):
     text, _ = written(pipe, metrics=METRICS)
     for line in (
