@@ -235,5 +235,9 @@ def test_two_processes_equal_one(fields, tmp_path):
         assert code in (0, [0, 0]), run.text
         weights.append(unet_of(run.folder))
     for name, weight in weights[0].items():
-        # AdamW divides a small gradient by its own size, and with it the rounding of its sum.
-        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=5e-4)
+        # AdamW turns the rounding of a gradient near 0 into a step. Token tables have such ones, at
+        # tokens that are rare in three steps: a few of their numbers may differ by more.
+        table = name in ("encoder_hid_proj.weight", "class_embedding.linear_1.weight")
+        bound = {"rtol": 1e-3, "atol": 5e-4 if table else 1e-4}
+        torch.testing.assert_close(weights[1][name], weight, **bound)
+        assert (weights[1][name] - weight).square().mean().sqrt() < 5e-5, name
