@@ -49,7 +49,7 @@ train() {
 }
 
 few_steps() {
-    run mtl-cifar10-fewstep "$FEW_MINUTES" --config "$FEW_CONFIG" --edit_classifier "$OUT/features" \
+    run mtl-cifar10-fewstep "$FEW_MINUTES" --config "$FEW_CONFIG" --feature_classifier "$OUT/features" \
         --pretrained_model_name_or_path "$OUT/mtl-cifar10" $FEW_FLAGS
     export_model mtl-cifar10-fewstep --no_pictures
 }

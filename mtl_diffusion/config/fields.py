@@ -161,10 +161,10 @@ class TrainConfig:
     edit_pairs: PositiveInt = 4096
     """With distillation: training images that the teacher edits before the first step, in many
     evaluations each; from these pairs edit is learned, as one evaluation."""
-    edit_classifier: PathText | None = None
+    feature_classifier: PathText | None = None
     """With distillation: folder of an image classifier, from scripts/train_classifier.py
-    --noise 0.25. Edits learn to agree with the teacher's in its last features, too. None: in pixels
-    alone."""
+    --noise 0.25. All tasks learn to agree with the teacher in its last features, too. None: in
+    pixels alone."""
     task_weighting: Literal["uncertainty", "sum"] = "uncertainty"
     """How the losses of the tasks are balanced: by a learned uncertainty of each task and noise
     level, or not at all."""

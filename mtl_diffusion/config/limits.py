@@ -115,7 +115,7 @@ def _tasks(c: TrainConfig, known_tasks: Collection[str]) -> Faults:
         unused["augmentation"] = 0.0
         yield from _only(c, unused, "objective", "set objective to denoising")
     else:
-        unused = {"teacher_model_name_or_path": None, "edit_classifier": None}
+        unused = {"teacher_model_name_or_path": None, "feature_classifier": None}
         unused |= {"teacher_guidance_interval": None}
         yield from _only(c, unused, "objective", "set objective to distillation")
     there = listed(known_tasks)

@@ -26,6 +26,7 @@ _ELSEWHERE = {
 # does without the field, and what to do.
 _REMOVED = {
     "ema_half_life": (..., "set ema_ramp: the half-life is that share of the images seen so far"),
+    "edit_classifier": (None, "set feature_classifier: all tasks learn from its features"),
     "task_weights": (None, "set task_weighting, to uncertainty or sum"),
     "gradient_aggregation": ("sum", "leave it out: the gradients of the tasks are always added"),
     "perceptual_weight": (0, "set alignment_weight: no other loss needs a classifier"),

@@ -137,7 +137,7 @@ def training_command(trained: Trained) -> str:
     The names of local folders are shortened: they are of no use to others.
     """
     values, defaults = to_dict(trained.config), to_dict(TrainConfig())
-    inputs = {*SOURCES, "alignment_classifier", "edit_classifier", "teacher_model_name_or_path"}
+    inputs = {*SOURCES, "alignment_classifier", "feature_classifier", "teacher_model_name_or_path"}
     unimportant = MAY_CHANGE - inputs - {"max_train_steps", "mixed_precision"}
     values = {name: value for name, value in values.items() if name not in unimportant}
     for name in inputs:

@@ -26,7 +26,7 @@ from ..tools.tensors import weights_digest
 from .losses import Objective
 
 # Weight of 1 - the cosine of features, beside a squared error that is divided by the variance of
-# images, 0.25: 0.1 beside the plain one.
+# images, 0.25.
 FEATURE_WEIGHT = 0.4
 
 
@@ -54,7 +54,8 @@ class Distillation(Objective):
         tasks: in the order of the task indices.
         chains: noise levels, see `pipeline/chains.py`.
         teacher_steps: of the solver, for each jump.
-        classifier: in whose last features edits agree, too; None: in pixels alone.
+        classifier: in whose last features answers agree with the teacher's, too; None: in pixels
+            alone.
         interval: noise levels where the teacher is guided; None: those of each task.
     """
 
@@ -122,15 +123,12 @@ class Distillation(Objective):
     def extra_loss(
         self, denoised: Tensor, target: Tensor, conditioning: Conditioning, task: Tensor
     ) -> Tensor | float:
-        """Of edits, the cosine distance to the teacher's in the features of the classifier."""
-        rows = (task == self.whole).nonzero()[:, 0]
-        if self._classifier is None or not len(rows):
+        """The cosine distance to the teacher's answer in the features of the classifier."""
+        if self._classifier is None:
             return 0.0
-        given = conditioning[rows]
-        shown = torch.where(given.mask > 0, denoised[rows], given.image)
-        rgb = self._teacher.format.rgb
+        painted, known, rgb = conditioning.mask > 0, conditioning.image, self._teacher.format.rgb
         found, expected = (
-            self._classifier.features(rgb(images)).float() for images in (shown, target[rows])
+            self._classifier.features(rgb(torch.where(painted, D, known))).float()
+            for D in (denoised, target)
         )
-        distance = 1 - F.cosine_similarity(found, expected, dim=1)
-        return distance.new_zeros(len(task)).index_add(0, rows, FEATURE_WEIGHT * distance)
+        return FEATURE_WEIGHT * (1 - F.cosine_similarity(found, expected, dim=1))

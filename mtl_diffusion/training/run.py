@@ -234,7 +234,7 @@ def _objective(
             alignment = Alignment(unet, classifier, images, config.alignment_weight, config.seed)
         objective = Objective(*parts, alignment).to(device)
         return objective, partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
-    classifier = classifier_of(config, "edit_classifier", device)
+    classifier = classifier_of(config, "feature_classifier", device)
     how = (teacher, tasks, unet.config[CHAINS], config.teacher_steps)
     interval = config.teacher_guidance_interval
     objective = Distillation(*parts, *how, classifier, interval).to(device)

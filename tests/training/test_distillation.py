@@ -114,9 +114,9 @@ def test_an_edit_is_learned_whole_from_noise_alone(objective, with_classifier, c
     area = mask.mean((1, 2, 3)).clamp_min(1 / 16)
     expected = (((D - image) / c_out).square() * mask).mean((1, 2, 3)) / area
     if with_classifier:
-        shown = torch.where(mask > 0, D, conditioning.image)
-        features = classifier.features(shown), classifier.features(image)
-        expected = expected + 0.4 * (1 - torch.cosine_similarity(*features, dim=1))
+        shown = (torch.where(mask > 0, x, conditioning.image) for x in (D, image))
+        found = map(classifier.features, shown)
+        expected = expected + 0.4 * (1 - torch.cosine_similarity(*found, dim=1))
     torch.testing.assert_close(plain, expected, rtol=1e-3, atol=1e-4)
     assert torch.equal(weighted, plain)  # without a weighting
     # Only the student learns, and only it is saved.
@@ -126,6 +126,23 @@ def test_an_edit_is_learned_whole_from_noise_alone(objective, with_classifier, c
     assert all(p.grad is None for p in classifier.model.parameters())
     names = [*dict(objective.named_parameters()), *objective.state_dict()]
     assert all(name.startswith("unet.") for name in names)
+
+
+def test_each_task_agrees_with_its_teacher_in_features(objective, classifier):
+    """Where a task paints: elsewhere both have the known pixels."""
+    given = inputs(objective)
+    sigma, conditioning = given[2:4]
+    without, _ = objective(*given)
+    objective._classifier = classifier
+    found = objective(*given)[0] - without
+    target, rest = objective.target(*given)
+    denoise = Denoiser.of(objective.unet, objective.scheduler, conditioning)
+    with torch.no_grad():
+        D = denoise(target + sigma * rest, sigma)
+    shown = (torch.where(conditioning.mask > 0, x, conditioning.image) for x in (D, target))
+    expected = 1 - torch.cosine_similarity(*map(classifier.features, shown), dim=1)
+    torch.testing.assert_close(found, 0.4 * expected, rtol=1e-3, atol=1e-5)
+    assert (expected > 1e-4).all()
 
 
 def test_levels_come_equally_often_and_by_the_key():
