@@ -16,6 +16,7 @@ from ..pipeline.generate import Generate
 from .ode import ode_end
 
 LOWEST = 0.01  # noise level that an image is taken to have: it can't be seen
+GUIDANCE_SCALE = 4.0
 RELEVANCE_SIGMA = 1.0  # where answers are compared: objects are seen there, details are not
 RELEVANCE_DRAWS = 2  # of noise
 RELEVANCE_BLUR = 0.05  # standard deviation of the smoothing, as a share of the shorter side
@@ -30,7 +31,7 @@ def whole_edit(
     source_label: Tensor,
     strength: Tensor,
     generator: torch.Generator | list[torch.Generator],
-    guidance_scale: float = Edit.default_guidance_scale,
+    guidance_scale: float = GUIDANCE_SCALE,
     steps: int = Edit.default_steps,
     inversion_steps: int = 8,
     local: bool = True,

@@ -16,7 +16,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..editing.whole import whole_edit
+from ..editing.whole import GUIDANCE_SCALE, whole_edit
 from ..pictures.grids import grid, to_pictures
 from ..pictures.plots import curves
 from ..pipeline.denoiser import build_conditioning
@@ -56,11 +56,10 @@ class Edit(Part):
         count = context.settings.num_strengths
         even = (k / count for k in range(1, count + 1))
         self.strengths = sorted({*even, context.pipe.spec(EDIT).default_strength})
-        guidance = context.pipe.default_guidance(EDIT)
-        self.ways = {EDIT: Way(EDIT, guidance)}
+        self.ways = {EDIT: Way(EDIT, context.pipe.default_guidance(EDIT))}
         if context.has_baselines:
             scale = context.settings.baseline_guidance_scale
-            self.ways |= {WHOLE: Way(WHOLE, guidance, local=True)}
+            self.ways |= {WHOLE: Way(WHOLE, GUIDANCE_SCALE, local=True)}
             self.ways |= {name: Way(name, scale) for name in BASELINES}
 
     def jobs(self) -> list[Job]:

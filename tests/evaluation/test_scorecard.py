@@ -85,7 +85,7 @@ def edited(given, images, tmp_path):
 
 def test_an_editor_that_does_nothing_and_one_that_ignores_its_source(given, tmp_path):
     found = edited(given, lambda part: part.sources, tmp_path)
-    entry = found["strength_0.8"]
+    entry = found["strength_0.7"]
     assert entry["n"] == 3 * 2 * 4 and entry["control"]["n"] == 3 * 4
     assert entry["class_accuracy"] == 0 and entry["source_class_kept"] == 1
     assert entry["ssim_to_source"] == pytest.approx(1, abs=1e-5)
@@ -95,7 +95,7 @@ def test_an_editor_that_does_nothing_and_one_that_ignores_its_source(given, tmp_
     assert found["class_found_0.5"]["reached"] is False
 
     found = edited(given, lambda part: colours(part.asked, seed=9), tmp_path)
-    entry, equal = found["strength_0.8"], found["class_found_0.5"]
+    entry, equal = found["strength_0.7"], found["class_found_0.5"]
     assert entry["class_accuracy"] == 1 and entry["source_class_kept"] == 0
     assert entry["ssim_to_source"] < 0.3 and entry["psnr_to_source"] < 15
     # Half of the way from the source, which strength 0 gives, to the weakest edit.

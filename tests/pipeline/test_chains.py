@@ -86,7 +86,7 @@ def test_a_sample_is_the_jumps_one_after_the_other(few, task, levels):
 def test_the_defaults_are_the_models(few, pipe):
     defaults = {task: pipe.default_steps(task) for task in few.tasks}
     assert defaults == {"generate": 18, "inpaint": 18, "edit": 12, "colorize": 18}
-    assert pipe.default_guidance("edit") == 4
+    assert pipe.default_guidance("edit") == 6
     # A hole is completed in two steps where the model has them.
     defaults = {task: few.default_steps(task) for task in few.tasks}
     assert defaults == {"generate": 4, "inpaint": 2, "edit": 4, "colorize": 4}

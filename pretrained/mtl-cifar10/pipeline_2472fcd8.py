@@ -804,9 +804,9 @@ class Edit(Task):
     name = "edit"
     required = frozenset({"image", "class_label"})
     optional = frozenset({"mask_image", "strength", "image_guidance_scale"})
-    default_strength = 0.8
+    default_strength = 0.7  # less guidance needs more, and keeps less of the source
     default_steps = 12
-    default_guidance_scale = 4.0
+    default_guidance_scale = 6.0
 
     def draw(self, n, size, class_dropout, generator):
         device = generator.device
