@@ -16,7 +16,7 @@ from ..pipeline.generate import Generate
 from .ode import ode_end
 
 LOWEST = 0.01  # noise level that an image is taken to have: it can't be seen
-GUIDANCE_SCALE = 4.0
+GUIDANCE_SCALE = 4.0  # of generate's direction
 RELEVANCE_SIGMA = 1.0  # where answers are compared: objects are seen there, details are not
 RELEVANCE_DRAWS = 2  # of noise
 RELEVANCE_BLUR = 0.05  # standard deviation of the smoothing, as a share of the shorter side
