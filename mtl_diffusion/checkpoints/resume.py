@@ -48,7 +48,8 @@ def folder_of(run: Run) -> Path:
 def modules_of(run: Run) -> dict[str, torch.nn.Module]:
     """What has weights in a checkpoint, by the name of its file."""
     objective = run.unwrapped
-    modules = {name: getattr(objective, name) for name in ("unet", "weighting", "alignment")}
+    names = ("unet", "weighting", "alignment", "moments")
+    modules = {name: getattr(objective, name) for name in names}
     modules["ema"] = run.ema and run.ema.module
     return {name: module for name, module in modules.items() if module is not None}
 

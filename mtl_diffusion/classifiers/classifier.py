@@ -104,6 +104,24 @@ class Classifier:
             return maps.amax((2, 3))
         return self.model.regnet.pooler(maps).flatten(1)
 
+    def mixed_features(self, images: Tensor) -> Tensor:
+        """`features`, and before them what the image is made of: (B, D').
+
+        Of the first stage the mean and the standard deviation of each channel over the image, of
+        the second the mean.
+        """
+        images = images.to(self.model.device, torch.float32)
+        if isinstance(self.model, ResNet9):
+            first = self.model.body[:4](images)
+            second = self.model.body[4](first)
+            last = self.model.body[5:](second).amax((2, 3))
+        else:
+            found = self.model.regnet(images, output_hidden_states=True)
+            first, second = found.hidden_states[1:3]
+            last = found.pooler_output.flatten(1)
+        spread = (first.var((2, 3)) + 1e-6).sqrt()  # smooth at 0
+        return torch.cat([first.mean((2, 3)), spread, second.mean((2, 3)), last], dim=1)
+
     def accuracy(self, dataset: ImageDataset) -> float:
         """The share of images that it knows; their classes are its own."""
         assert dataset.class_names == self.class_names

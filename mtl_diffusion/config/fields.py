@@ -145,9 +145,10 @@ class TrainConfig:
     )
     """Part of each task among the samples of a batch; normalised. 0 leaves a task out. The
     mean losses of the tasks are added, so a proportion does not change a task's weight."""
-    objective: Literal["denoising", "distillation"] = "denoising"
+    objective: Literal["denoising", "distillation", "matching"] = "denoising"
     """denoising: learn to denoise. distillation: learn to draw in 1, 2 or 4 steps as
-    pretrained_model_name_or_path does in many, with the guidance of each task built in."""
+    pretrained_model_name_or_path does in many, with the guidance of each task built in. matching:
+    a model of few steps learns to draw images with the features of the training images."""
     teacher_steps: PositiveInt = 5
     """With distillation: steps of the teacher's solver for each step that is learned."""
     teacher_model_name_or_path: PathText | None = None
@@ -162,9 +163,9 @@ class TrainConfig:
     """With distillation: training images that the teacher edits before the first step, in many
     evaluations each; from these pairs edit is learned, as one evaluation."""
     feature_classifier: PathText | None = None
-    """With distillation: folder of an image classifier, from scripts/train_classifier.py
-    --noise 0.25. All tasks learn to agree with the teacher in its last features, too. None: in
-    pixels alone."""
+    """Folder of an image classifier, from scripts/train_classifier.py --noise 0.25. With
+    distillation all tasks learn to agree with the teacher in its last features, too; None: in
+    pixels alone. With matching it is needed: its features are matched."""
     task_weighting: Literal["uncertainty", "sum"] = "uncertainty"
     """How the losses of the tasks are balanced: by a learned uncertainty of each task and noise
     level, or not at all."""

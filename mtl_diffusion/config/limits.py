@@ -110,14 +110,22 @@ def _model(c: TrainConfig) -> Faults:
 
 def _tasks(c: TrainConfig, known_tasks: Collection[str]) -> Faults:
     """The tasks and their proportions, and what the objective has no use for."""
-    if c.objective == "distillation":
+    if c.objective == "denoising":
+        unused = {"feature_classifier": None}
+        yield from _only(c, unused, "objective", "set objective to distillation or matching")
+    else:
         unused = {"alignment_classifier": None, "sigma_mean": -1.2, "sigma_std": 1.2}
         unused["augmentation"] = 0.0
         yield from _only(c, unused, "objective", "set objective to denoising")
-    else:
-        unused = {"teacher_model_name_or_path": None, "feature_classifier": None}
-        unused |= {"teacher_guidance_interval": None}
+    if c.objective != "distillation":
+        unused = {"teacher_model_name_or_path": None, "teacher_guidance_interval": None}
         yield from _only(c, unused, "objective", "set objective to distillation")
+    if c.objective == "matching" and c.feature_classifier is None:
+        what = "must be the folder of a classifier, whose features are matched"
+        yield "feature_classifier objective", what
+    if c.objective == "matching" and c.balance_classes:
+        # The aim is counted over the images as they are.
+        yield "balance_classes objective", "must be false, or set objective to distillation"
     there = listed(known_tasks)
     if unknown := [name for name in c.tasks if name not in known_tasks]:
         hints = "".join(suggestion(name, known_tasks) for name in unknown)

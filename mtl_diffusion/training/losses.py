@@ -93,6 +93,7 @@ class Objective(nn.Module):
         alignment: its projector; None: no alignment.
         levels: name -> (lowest, highest) noise level, of those that validation tells apart.
         teacher: fingerprint of the teacher's weights, or None.
+        moments: of features, which `Matching` keeps; or None.
     """
 
     levels = LEVELS
@@ -108,6 +109,7 @@ class Objective(nn.Module):
         super().__init__()
         self.unet, self.scheduler = unet, scheduler
         self.weighting, self.alignment = weighting, alignment
+        self.moments = None
 
     def target(
         self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor

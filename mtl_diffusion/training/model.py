@@ -20,7 +20,11 @@ from ..pipeline.format import ImageFormat
 from ..pipeline.tokens import NULL, Vocabulary
 
 # The scheduler of each `objective`.
-SCHEDULERS = {"denoising": EDMDPMSolverMultistepScheduler, "distillation": EDMEulerScheduler}
+SCHEDULERS = {
+    "denoising": EDMDPMSolverMultistepScheduler,
+    "distillation": EDMEulerScheduler,
+    "matching": EDMEulerScheduler,
+}
 # The UNet's parameters that `train_only` names, by the beginnings of their names.
 TRAINED = {
     "tokens": ("encoder_hid_proj.", "class_embedding."),

@@ -38,6 +38,7 @@ from .clock import Clock
 from .distillation import Distillation, draw_level
 from .ema import EMA
 from .losses import Objective, Uncertainty, draw_sigma
+from .matching import Matching
 from .mixture import Mixture, task_of
 from .model import (
     build_scheduler,
@@ -49,7 +50,7 @@ from .model import (
     train_mode,
 )
 from .optimizers import build_optimizer
-from .pretrained import START, classifier_of, pipeline_of, teacher_of, with_model
+from .pretrained import START, classifier_of, pipeline_of, start_of, teacher_of, with_model
 
 
 @dataclass(frozen=True)
@@ -144,24 +145,30 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     train_data, held_out = _data(config, decoder)
     names = train_data.class_names
     teacher = teacher_of(config, pipeline, names) if config.objective == "distillation" else None
+    start = start_of(config, names) if config.objective == "matching" else None
     tokenizer, unet = _network(config, pipeline, names)
     scheduler, vocabulary = build_scheduler(config), Vocabulary.of(tokenizer.get_vocab())
     train_data, held_out = (
         data.relabelled(tuple(vocabulary.classes)) for data in (train_data, held_out)
     )
     tasks = tuple(task_of(name) for name in config.shares)
-
-    chains = None if teacher is None else default_chains(scheduler.config.sigma_max)
+    at_once, chains = teacher is not None and Edit.name in config.shares, None
+    if teacher is not None:
+        chains = default_chains(scheduler.config.sigma_max)
+    elif start is not None:
+        tasks = tuple(start.spec(name) for name in config.shares)
+        at_once, chains = unet.config.get(EDITS_AT_ONCE), start.chains
     translations = [*(unet.config.get(TRANSLATIONS) or ()), *(config.condition_columns or {})]
     unet.register_to_config(
         **{
             TRANSLATIONS: list(dict.fromkeys(translations)) or None,
             CHAINS: chains,
-            EDITS_AT_ONCE: teacher is not None and Edit.name in config.shares,
+            EDITS_AT_ONCE: at_once,
             FREQUENCIES: None,
         }
     )
-    for network in [unet] if teacher is None else [unet, teacher.unet]:
+    others = [pipe.unet for pipe in (teacher, start) if pipe is not None]
+    for network in [unet, *others]:
         network.to(device, memory_format=torch.channels_last)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -171,12 +178,12 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     train_mode(unet)
     if config.compile:
         unet.compile(mode=config.compile_mode)
-        if teacher is not None:
-            teacher.unet.compile()  # in the default mode: its batches are of any size
+        for network in others:
+            network.compile()  # in the default mode: its batches are of any size
 
     # A stream keeps no images; the held-out split has nearly the same mean.
     seen = held_out if config.streaming else train_data
-    objective, draw = _objective(config, unet, scheduler, tasks, teacher, seen, device)
+    objective, draw = _objective(config, unet, scheduler, tasks, teacher or start, seen, device)
     if accelerator.scaler is not None:  # a new one: a rehearsal may have used it
         accelerator.scaler = torch.amp.GradScaler(device.type)
     optimizer = build_optimizer(config, objective)
@@ -218,10 +225,11 @@ def _objective(
     teacher: MultiTaskPipeline | None,
     seen: ImageDataset,
     device: torch.device,
-) -> tuple[Objective | Distillation, Callable]:
+) -> tuple[Objective, Callable]:
     """The loss of a step, and the function that draws its noise levels.
 
     Args:
+        teacher: or the model of few steps that a third stage starts from.
         seen: has images like those of training.
     """
     weighting = Uncertainty(len(tasks)) if config.task_weighting == "uncertainty" else None
@@ -235,6 +243,9 @@ def _objective(
         objective = Objective(*parts, alignment).to(device)
         return objective, partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
     classifier = classifier_of(config, "feature_classifier", device)
+    if config.objective == "matching":
+        objective = Matching(*parts, teacher, tasks, classifier, seen).to(device)
+        return objective, partial(draw_level, levels=objective.draws, whole=objective.whole)
     how = (teacher, tasks, unet.config[CHAINS], config.teacher_steps)
     interval = config.teacher_guidance_interval
     objective = Distillation(*parts, *how, classifier, interval).to(device)

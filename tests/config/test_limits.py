@@ -46,6 +46,7 @@ def test_ranges(words):
 
 
 NEW = "pretrained_model_name_or_path=me/it"
+MATCH = f"objective=matching {NEW} feature_classifier=c"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,13 @@ NEW = "pretrained_model_name_or_path=me/it"
         ("attention_resolutions=[4]", "no feature map of side 4, only of 16, 8"),
         ("train_only=tokens", 'found "tokens"; must be "all", or set pretrained_model_name_or_'),
         (f"objective=distillation {NEW} alignment_classifier=c", 'found "c"; must be null, or set'),
+        (f"objective=matching {NEW}", "feature_classifier: found null; must be the folder of a cl"),
+        (
+            f"{MATCH} balance_classes",
+            "balance_classes: found true; must be false, or set objective",
+        ),
+        (f"{MATCH} teacher_model_name_or_path=a", "must be null, or set objective to distillation"),
+        ("feature_classifier=c", "must be null, or set objective to distillation or matching"),
         ("streaming", 'streaming: found true; must be false: "shapes" is drawn in memory'),
         ("tasks={}", "tasks: found {}; must have at least one task above 0"),
         ("tasks={edti:1}", "no task is called edti, did you mean edit?; there are generate, inp"),

@@ -1,0 +1,228 @@
+"""The third stage of training: the samples of a model of few steps get the features of images.
+
+The second stage learns each jump by itself, so the errors of the jumps add up, and each answer is
+softer than its target. Here whole chains are drawn, from noise to the image, with gradients. The
+features of the images that are drawn, and those of training images, are taken as two Gaussians, and
+each point learns to lie where the optimal transport from the first to the second puts it. The
+gradient of this squared distance is that of the Frechet distance between the two, of one sample's
+share in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor, nn
+
+from ..classifiers.classifier import Classifier
+from ..data.images import ImageDataset
+from ..pipeline.denoiser import CLASS, Conditioning, Denoiser
+from ..pipeline.edit import Edit
+from ..pipeline.pipeline import MultiTaskPipeline
+from ..pipeline.solver import initial
+from ..pipeline.task import Task
+from ..tools.tensors import to_unit_range, weights_digest
+from .losses import Objective, denoising_loss
+
+IMAGES = 10_000  # training images, at most, whose features are the aim
+CLASS_WEIGHT = 3.0  # of the class beside features of variance 1: the features of a class match, too
+# How many of the latest samples the moments of samples are taken over. The mean follows the model
+# faster: with a longer memory the weights overshoot.
+MEAN_MEMORY, COVARIANCE_MEMORY = 320, 1600
+LEAST = 640  # samples before the first that is learned from
+SHRINKAGE = 0.2  # of the samples' covariance towards the images': they are few for its size
+
+
+class Moments(nn.Module):
+    """The mean and the covariance of points, of each of several groups, over its latest samples.
+
+    They belong to the checkpoint. The processes share them.
+
+    Attributes:
+        mean: (G, D) float64. covariance: (G, D, D) float64. seen: (G,) samples so far.
+    """
+
+    def __init__(self, groups: int, size: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(groups, size, dtype=torch.float64))
+        self.register_buffer("covariance", torch.zeros(groups, size, size, dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros(groups, dtype=torch.float64))
+
+    @torch.no_grad()
+    def add(self, group: int, points: Tensor) -> None:
+        """Takes in points (n, D), n >= 0. All processes call it together."""
+        points, seen = points.double(), self.seen[group]
+        n, total = reduce((points.new_tensor(len(points)), points.sum(0)), "sum")
+        if n == 0:
+            return
+        new = total / n
+        centre = torch.where(seen > 0, self.mean[group], new)
+        spread = points - centre
+        spread = reduce(spread.T @ spread, "sum") / n
+        self.mean[group].lerp_(new, n / (n + seen.clamp(max=MEAN_MEMORY)))
+        self.covariance[group].lerp_(spread, n / (n + seen.clamp(max=COVARIANCE_MEMORY)))
+        seen += n
+
+
+def matrix_power(matrix: Tensor, power: float) -> Tensor:
+    """A power of a symmetric positive matrix (D, D); eigenvalues that are nearly 0 are raised."""
+    values, vectors = torch.linalg.eigh(matrix)
+    values = values.clamp_min(1e-8 * values.max())
+    return (vectors * values**power) @ vectors.T
+
+
+class Matching(Objective):
+    """The objective of a student of few steps whose samples are to have the features of images.
+
+    Samples of a class of all tasks but edit are drawn whole, in a chain whose first noise level is
+    the sample's. The others answer as the model did in the beginning: edits, into the class of
+    another sample, and samples of no class.
+
+    The first three arguments are those of `Objective`.
+
+    Args:
+        start: the pipeline that the run starts from, with weights of its own, which stay.
+        tasks: in the order of the task indices.
+        classifier: its features are matched.
+        images: training images, labelled in the vocabulary's order.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        scheduler,
+        weighting: nn.Module | None,
+        start: MultiTaskPipeline,
+        tasks: Sequence[Task],
+        classifier: Classifier,
+        images: ImageDataset,
+    ):
+        super().__init__(unet, scheduler, weighting)
+        start.unet.eval().requires_grad_(False)
+        # Neither is a module of this one, which would be saved.
+        self._start, self._classifier = start, classifier
+        self.teacher = weights_digest(start.unet)
+        self.chains = [list(chain) for chain in start.chains]
+        firsts = torch.tensor([chain[0] for chain in self.chains])
+        self.register_buffer("starts", firsts, persistent=False)
+        # A chain is drawn as often as it has jumps.
+        self.draws = torch.cat([firsts[i].repeat(len(c)) for i, c in enumerate(self.chains)])
+        self.levels = {f"{len(c)} steps": (c[0], c[0]) for c in self.chains}
+        names = [task.name for task in tasks]
+        self.whole = names.index(Edit.name) if Edit.name in names else -1
+        self.num_tasks = len(tasks)
+
+        vocabulary, images = start.vocabulary, images.spread(min(len(images), IMAGES))
+        self._classes, self._null = list(vocabulary.classes.values()), vocabulary.null
+        rows = images.labels >= 0 if self._classes else images.labels >= -1
+        labels, device = images.labels[rows].clamp_min(0), firsts.device
+        with torch.no_grad():
+            features = torch.cat(
+                [
+                    classifier.mixed_features(to_unit_range(part)).to(device)
+                    for part in images.rgb[rows].split(250)
+                ]
+            ).double()
+        center, scale = features.mean(0), features.std(0)
+        scale = scale.clamp_min(1e-3 * scale.max())
+        classes = nn.functional.one_hot(labels, max(1, len(self._classes))).to(features)
+        points = torch.cat([(features - center) / scale, CLASS_WEIGHT * classes], 1)
+        if not self._classes:
+            points = points[:, :-1]
+        covariance = torch.cov(points.T)
+        for name, value in {
+            "center": center.float(),
+            "scale": scale.float(),
+            "aim": points.mean(0),
+            "covariance": covariance,
+            "root": matrix_power(covariance, 0.5),
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+        self.moments = Moments(self.num_tasks * len(self.chains), points.shape[1])
+
+    @torch.no_grad()
+    def target(
+        self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the model answered in the beginning, from noise alone; see `Objective`."""
+        x = self._first(noise, sigma, conditioning)
+        D = Denoiser.of(self._start.unet, self.scheduler, conditioning)(x, sigma)
+        return D, (x - D) / sigma
+
+    def forward(
+        self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `Objective`."""
+        known = conditioning.tokens[:, CLASS, self._null] == 0
+        drawn = (task != self.whole) & (known if self._classes else True)
+        chain = (sigma.flatten()[:, None].log() - self.starts.log()).abs().argmin(1)
+        groups = torch.where(drawn, task * len(self.chains) + chain, -1)
+        loss = torch.zeros_like(sigma.flatten())
+        for group in range(len(self.moments.seen)):
+            rows = (groups == group).nonzero()[:, 0]
+            levels = self.chains[group % len(self.chains)]
+            found = self._distance(group, levels, noise[rows], conditioning[rows])
+            loss = loss.index_add(0, rows, found)
+        rows = (~drawn).nonzero()[:, 0]
+        if len(rows):
+            kept = self._kept(noise[rows], sigma[rows], conditioning[rows], task[rows])
+            loss = loss.index_add(0, rows, kept)
+        weighted = loss if self.weighting is None else self.weighting(loss, sigma, task)
+        return loss.detach(), weighted
+
+    def _distance(
+        self, group: int, levels: list[float], noise: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        """(n,) the mean squared distance of each sample's features to where they belong."""
+        if not len(noise):  # other processes may have some
+            self.moments.add(group, self.aim[None][:0])
+            return noise.new_zeros(0)
+        x = self._first(noise, torch.full_like(noise[:, :1, :1, :1], levels[0]), conditioning)
+        denoise = Denoiser.of(self.unet, self.scheduler, conditioning)
+        for level, following in pairwise([*levels, 0.0]):
+            ratio = following / level
+            x = ratio * x + (1 - ratio) * denoise(x, level)
+        x = torch.where(conditioning.mask > 0, x, conditioning.image)
+        with torch.autocast(x.device.type, enabled=False):
+            rgb = self._start.format.rgb(x.float())
+            features = self._classifier.mixed_features(rgb).to(x.device)
+            features = (features - self.center) / self.scale
+            classes = CLASS_WEIGHT * conditioning.tokens[:, CLASS, self._classes]
+            belongs = self._transported(group, torch.cat([features.detach(), classes], 1))
+            squared = (features - belongs[:, : features.shape[1]]).square().mean(1)
+        return squared if self.moments.seen[group] >= LEAST else 0 * squared
+
+    @torch.no_grad()
+    def _transported(self, group: int, points: Tensor) -> Tensor:
+        """Where the transport from the samples' Gaussian to the images' puts points (n, D).
+
+        It is x -> aim + R (R S R)^(-1/2) R (x - mean), with R the root of the images' covariance
+        and S the samples' one. Source: Peyre and Cuturi 2019, Computational optimal transport,
+        remark 2.31.
+        """
+        self.moments.add(group, points)
+        mean, found = self.moments.mean[group], self.moments.covariance[group]
+        found = torch.lerp(found, self.covariance, SHRINKAGE)
+        root = self.root
+        linear = root @ matrix_power(root @ found @ root, -0.5) @ root
+        return (self.aim + (points.double() - mean) @ linear).float()
+
+    def _kept(
+        self, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
+    ) -> Tensor:
+        """(n,) how far the first evaluation is from the one of the beginning."""
+        edits = (task == self.whole).nonzero()[:, 0]
+        tokens = conditioning.tokens.clone()
+        tokens[edits, CLASS] = tokens[edits, CLASS].roll(1, 0)
+        conditioning = replace(conditioning, tokens=tokens)
+        D, rest = self.target(noise, noise, sigma, conditioning, task)
+        found = Denoiser.of(self.unet, self.scheduler, conditioning)(D + sigma * rest, sigma)
+        with torch.autocast(noise.device.type, enabled=False):
+            return denoising_loss(found, D, sigma, conditioning.mask, self.scheduler)
+
+    def _first(self, noise: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Latents as sampling starts from."""
+        image, mask = conditioning.image, conditioning.mask > 0
+        return initial(image, noise, image, mask, sigma, few=True)

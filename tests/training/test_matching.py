@@ -1,0 +1,252 @@
+"""The third stage: samples get the mean and the covariance of the features of images."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EDMEulerScheduler
+from forked import SHORT, check_killed_and_run_again
+from forked import train as forked_train
+from scipy.linalg import sqrtm
+from tiny import unet_of
+
+from mtl_diffusion import loop
+from mtl_diffusion.classifiers.classifier import Classifier
+from mtl_diffusion.classifiers.resnet9 import ResNet9, ResNet9Config
+from mtl_diffusion.config import ConfigError
+from mtl_diffusion.data.images import ImageDataset
+from mtl_diffusion.data.shapes import shapes
+from mtl_diffusion.pipeline.chains import default_chains
+from mtl_diffusion.pipeline.denoiser import build_conditioning
+from mtl_diffusion.pipeline.pipeline import MultiTaskPipeline
+from mtl_diffusion.publishing.export import of_checkpoint
+from mtl_diffusion.tools.rng import generator
+from mtl_diffusion.training import matching
+from mtl_diffusion.training.matching import Matching, Moments, matrix_power
+
+CHAINS = default_chains(80.0)
+TASKS = ("generate", "inpaint", "edit")
+
+
+def few_steps_of(pipe):
+    pipe.unet.register_to_config(_chains=CHAINS, _edits_at_once=True)
+    pipe.scheduler = EDMEulerScheduler.from_config(pipe.scheduler.config)
+    return pipe
+
+
+@pytest.fixture
+def objective(build_pipe):
+    """For images of 8 pixels of two classes."""
+    random = generator(0, "images")
+    pixels = torch.randint(256, (60, 3, 8, 8), generator=random, dtype=torch.uint8)
+    images = ImageDataset.of(pixels, torch.arange(60) % 2, ("a", "b"))
+    config = ResNet9Config(width=4, id2label={0: "a", 1: "b"})
+    classifier = Classifier(ResNet9(config).eval().requires_grad_(False), ("a", "b"), 8)
+    pipes = []
+    for _ in range(2):
+        pipes.append(few_steps_of(build_pipe(tasks=TASKS, classes=("a", "b"))))
+    tasks = [pipes[1].spec(name) for name in TASKS]
+    return Matching(pipes[0].unet, pipes[0].scheduler, None, pipes[1], tasks, classifier, images)
+
+
+def batch(objective, task, label, level):
+    """Arguments of `forward`, of one task, class and first level: twelve samples."""
+    random, n = generator(0, "batch"), 12
+    image, noise = torch.randn(2, n, 3, 8, 8, generator=random)
+    spec = objective._start.spec(task)
+    choice = spec.draw(n, (8, 8), 0.0, random)
+    hint = spec.condition(image, choice.mask, choice.strength, noise)
+    labels = torch.full((n,), label)
+    conditioning = build_conditioning(hint, spec, labels, objective._start.vocabulary)
+    sigma = torch.full((n, 1, 1, 1), level)
+    return image, noise, sigma, conditioning, torch.full((n,), TASKS.index(task))
+
+
+def some_points(seed, n, size=5):
+    random = np.random.default_rng(seed)
+    return torch.from_numpy(random.normal(size=(n, size)) @ random.normal(size=(size, size)) + seed)
+
+
+def test_moments_are_those_of_all_samples_until_their_memory_is_full():
+    points, moments = some_points(1, 300), Moments(2, 5)
+    for part in points.split(100):
+        moments.add(1, part)
+    np.testing.assert_allclose(moments.mean[1], points.mean(0))
+    assert moments.seen.tolist() == [0, 300] and not moments.mean[0].any()
+    # The centre moves while they are taken, so the covariance is a little too large.
+    expected = torch.from_numpy(np.cov(points.T, bias=True))
+    assert (moments.covariance[1] - expected).norm() < 0.05 * expected.norm()
+    moments.add(1, points[:0])
+    assert moments.seen[1] == 300
+    for part in (points + 7).repeat(20, 1).split(100):
+        moments.add(1, part)
+    np.testing.assert_allclose(moments.mean[1], points.mean(0) + 7, atol=0.01 * 7)
+    assert (moments.covariance[1] - expected).norm() < 0.2 * expected.norm()
+
+
+def test_the_transport_and_its_distance_are_those_of_frechet(objective, monkeypatch):
+    """By scipy's root of a matrix: the points get the aim's moments, and the gradient of the
+    squared distance is that of the Frechet distance."""
+    monkeypatch.setattr(matching, "SHRINKAGE", 0.0)
+    size = objective.moments.mean.shape[1]
+    some = some_points(3, 3000, size)
+    objective.moments.add(0, some)
+    mean, found = objective.moments.mean[0].clone(), objective.moments.covariance[0].clone()
+    monkeypatch.setattr(objective.moments, "add", lambda group, points: None)
+    moved = objective._transported(0, some).double()
+    scale = objective.covariance.diagonal().mean()
+    assert (moved.mean(0) - objective.aim).abs().max() < 1e-3
+    assert (torch.cov(moved.T) - objective.covariance).abs().max() < 0.01 * scale
+
+    def frechet(change):
+        """Of the samples' Gaussian with another mean and covariance."""
+        at, spread = (mean + change[0]).numpy(), (found + change[1] + change[1].T).numpy()
+        root = sqrtm(spread @ objective.covariance.numpy()).real
+        apart = ((at - objective.aim.numpy()) ** 2).sum()
+        return apart + np.trace(spread + objective.covariance.numpy() - 2 * root)
+
+    # The distance of all samples by a step of theirs, x + e (v + M (x - mean)).
+    random = generator(1, "step")
+    v = torch.randn(size, generator=random, dtype=torch.float64)
+    M = torch.randn(size, size, generator=random, dtype=torch.float64) / size
+    step = v + (some - mean) @ M.T
+    slope = (2 * (some - moved) * step).sum(1).mean()
+    e = 1e-4
+    ends = [frechet((sign * e * v, sign * e * M @ found)) for sign in (1, -1)]
+    assert slope.item() == pytest.approx((ends[0] - ends[1]) / (2 * e), rel=0.02)
+
+
+def test_a_root_is_scipys():
+    matrix = some_points(2, 50).T.cov()
+    np.testing.assert_allclose(matrix_power(matrix, 0.5), sqrtm(matrix.numpy()), rtol=1e-6)
+    inverse = np.linalg.inv(sqrtm(matrix.numpy()))
+    np.testing.assert_allclose(matrix_power(matrix, -0.5), inverse, rtol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["generate", "inpaint"])
+@pytest.mark.parametrize("chain", CHAINS, ids=len)
+def test_a_sample_is_drawn_as_the_pipeline_draws_it(objective, task, chain, monkeypatch):
+    pipe, seen, images = objective._start, [], {}
+
+    def transported(group, points):
+        seen.append(points)
+        return 0 * points
+
+    monkeypatch.setattr(objective, "_transported", transported)
+    monkeypatch.setattr(matching, "LEAST", 0)
+    given = batch(objective, task, 1, chain[0])
+    if task == "inpaint":
+        given[3].image.clamp_(-1, 1)
+        images = {"image": (given[3].image + 1) / 2, "mask_image": given[3].mask}
+    plain, _ = objective(*given)
+    drawn = pipe(
+        task=task,
+        class_label=["b"] * 12,
+        latents=given[1],
+        num_inference_steps=len(chain),
+        output_type="latent",
+        **images,
+    ).images
+    features = objective._classifier.mixed_features(drawn)
+    expected = (features - objective.center) / objective.scale
+    torch.testing.assert_close(seen[0][:, :-2], expected, rtol=1e-3, atol=1e-3)
+    assert seen[0][:, -2:].tolist() == [[0.0, matching.CLASS_WEIGHT]] * 12
+    torch.testing.assert_close(plain, expected.square().mean(1), rtol=1e-3, atol=1e-3)
+
+
+def test_it_learns_after_some_samples_and_nothing_else_does(objective, monkeypatch):
+    given = batch(objective, "generate", 0, CHAINS[2][0])
+    assert objective(*given)[0].tolist() == [0.0] * 12  # too few samples for a covariance
+    monkeypatch.setattr(matching, "LEAST", 24)
+    plain, weighted = objective(*given)
+    assert (plain > 0).all() and torch.equal(plain, weighted)
+    weighted.sum().backward()
+    assert all(p.grad is not None for p in objective.unet.parameters() if p.requires_grad)
+    assert all(p.grad is None for p in objective._start.unet.parameters())
+    names = {name.partition(".")[0] for name in objective.state_dict()}
+    assert names == {"unet", "moments"}
+
+
+@pytest.mark.parametrize("task, label", [("edit", 0), ("generate", -1), ("inpaint", -1)])
+def test_edits_and_samples_of_no_class_stay(objective, task, label):
+    given = batch(objective, task, label, 80.0)
+    plain, _ = objective(*given)
+    assert plain.abs().max() < 1e-9 and not objective.moments.seen.any()
+    with torch.no_grad():
+        objective.unet.conv_out.bias.add_(0.1)
+    plain, _ = objective(*given)
+    assert (plain > 1e-4).all()
+
+
+@pytest.fixture(scope="module")
+def made(build_pipe, tmp_path_factory):
+    """Folders of a model of few steps, and of a classifier, for the shapes."""
+    folder = tmp_path_factory.mktemp("matching")
+    rows = shapes(8, num_train=60, num_test=20)
+    classes = rows["train"].features["label"].names
+    pipe = build_pipe(tasks=TASKS, classes=classes)
+    few_steps_of(pipe)
+    pipe.save_pretrained(folder / "few")
+    config = ResNet9Config(width=4, id2label=dict(enumerate(classes)))
+    Classifier(ResNet9(config).eval(), tuple(classes), 8).save(folder / "classifier", {})
+    return folder
+
+
+@pytest.fixture
+def fields(made):
+    fields = {"objective": "matching", "pretrained_model_name_or_path": str(made / "few")}
+    return fields | {"feature_classifier": str(made / "classifier"), "dropout": 0.0}
+
+
+@pytest.fixture
+def third(config, fields):
+    return replace(config, **fields, strength_levels=5, reserved_tokens=3)
+
+
+def at_once():
+    matching.LEAST = 2
+
+
+def test_a_run_ends_in_a_pipeline_of_few_steps(third, monkeypatch):
+    monkeypatch.setattr(matching, "LEAST", 2)
+    loop.train(third)
+    folder = Path(third.output_dir)
+    pipe, checkpoint = MultiTaskPipeline.from_pretrained(folder / "pipeline"), of_checkpoint(folder)
+    for model in (pipe, checkpoint.pipeline):
+        assert model.chains == CHAINS and type(model.scheduler).__name__ == "EDMEulerScheduler"
+        assert model.spec("edit").at_once
+    table = json.loads((folder / "validation/step-4.json").read_text())["loss"]
+    assert table.keys() == {*TASKS} and len(table["generate"]) == 3
+    begun = MultiTaskPipeline.from_pretrained(third.pretrained_model_name_or_path)
+    moved = [
+        not torch.equal(*p)
+        for p in zip(*(model.unet.parameters() for model in (pipe, begun)), strict=True)
+    ]
+    assert sum(moved) > len(moved) / 2
+
+
+def test_what_can_not_be_matched_is_refused(third, build_pipe, tmp_path):
+    with pytest.raises(ConfigError, match=r"tasks: .* has not learned colorize"):
+        loop.train(replace(third, tasks={"generate": 1, "colorize": 1}))
+    build_pipe(tasks=TASKS).save_pretrained(tmp_path / "many")
+    with pytest.raises(ConfigError, match="draws in many steps; set objective to distillation"):
+        loop.train(replace(third, pretrained_model_name_or_path=str(tmp_path / "many")))
+
+
+def test_killed_and_run_again_is_byte_equal(fields, tmp_path):
+    check_killed_and_run_again(tmp_path, [(7, 0)], at_once, **fields)
+
+
+def test_two_processes_share_the_moments(fields, tmp_path):
+    found = []
+    for processes in (1, 2):
+        faults, given = (*SHORT, at_once), fields | {"max_train_steps": 2, "learning_rate": 1e-9}
+        code, run = forked_train(tmp_path / str(processes), *faults, **given, processes=processes)
+        assert code in (0, [0, 0]), run.text
+        found.append(unet_of(run.folder, "moments"))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-4)
+    assert found[0]["seen"].sum() > 0
