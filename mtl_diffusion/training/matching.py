@@ -31,39 +31,34 @@ CLASS_WEIGHT = 3.0  # of the class beside features of variance 1: the features o
 # How many of the latest samples the moments of samples are taken over. The mean follows the model
 # faster: with a longer memory the weights overshoot.
 MEAN_MEMORY, COVARIANCE_MEMORY = 320, 1600
-LEAST = 640  # samples before the first that is learned from
 SHRINKAGE = 0.2  # of the samples' covariance towards the images': they are few for its size
 
 
 class Moments(nn.Module):
     """The mean and the covariance of points, of each of several groups, over its latest samples.
 
-    They belong to the checkpoint. The processes share them.
+    They begin at those of the images, so a group of few samples hardly learns. They belong to the
+    checkpoint, and the processes share them.
 
     Attributes:
-        mean: (G, D) float64. covariance: (G, D, D) float64. seen: (G,) samples so far.
+        mean: (G, D) float64. covariance: (G, D, D) float64.
     """
 
-    def __init__(self, groups: int, size: int):
+    def __init__(self, groups: int, mean: Tensor, covariance: Tensor):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(groups, size, dtype=torch.float64))
-        self.register_buffer("covariance", torch.zeros(groups, size, size, dtype=torch.float64))
-        self.register_buffer("seen", torch.zeros(groups, dtype=torch.float64))
+        self.register_buffer("mean", mean.repeat(groups, 1))
+        self.register_buffer("covariance", covariance.repeat(groups, 1, 1))
 
     @torch.no_grad()
     def add(self, group: int, points: Tensor) -> None:
         """Takes in points (n, D), n >= 0. All processes call it together."""
-        points, seen = points.double(), self.seen[group]
-        n, total = reduce((points.new_tensor(len(points)), points.sum(0)), "sum")
-        if n == 0:
-            return
-        new = total / n
-        centre = torch.where(seen > 0, self.mean[group], new)
-        spread = points - centre
-        spread = reduce(spread.T @ spread, "sum") / n
-        self.mean[group].lerp_(new, n / (n + seen.clamp(max=MEAN_MEMORY)))
-        self.covariance[group].lerp_(spread, n / (n + seen.clamp(max=COVARIANCE_MEMORY)))
-        seen += n
+        points, mean, covariance = points.double(), self.mean[group], self.covariance[group]
+        spread = points - mean
+        parts = points.new_tensor(len(points)), spread.sum(0), spread.T @ spread
+        n, away, squares = reduce(parts, "sum")
+        if n > 0:
+            covariance.lerp_(squares / n, n / (n + COVARIANCE_MEMORY))
+            mean.lerp_(mean + away / n, n / (n + MEAN_MEMORY))
 
 
 def matrix_power(matrix: Tensor, power: float) -> Tensor:
@@ -112,7 +107,6 @@ class Matching(Objective):
         self.levels = {f"{len(c)} steps": (c[0], c[0]) for c in self.chains}
         names = [task.name for task in tasks]
         self.whole = names.index(Edit.name) if Edit.name in names else -1
-        self.num_tasks = len(tasks)
 
         vocabulary, images = start.vocabulary, images.spread(min(len(images), IMAGES))
         self._classes, self._null = list(vocabulary.classes.values()), vocabulary.null
@@ -140,7 +134,7 @@ class Matching(Objective):
             "root": matrix_power(covariance, 0.5),
         }.items():
             self.register_buffer(name, value, persistent=False)
-        self.moments = Moments(self.num_tasks * len(self.chains), points.shape[1])
+        self.moments = Moments(len(tasks) * len(self.chains), points.mean(0), covariance)
 
     @torch.no_grad()
     def target(
@@ -160,7 +154,7 @@ class Matching(Objective):
         chain = (sigma.flatten()[:, None].log() - self.starts.log()).abs().argmin(1)
         groups = torch.where(drawn, task * len(self.chains) + chain, -1)
         loss = torch.zeros_like(sigma.flatten())
-        for group in range(len(self.moments.seen)):
+        for group in range(len(self.moments.mean)):
             rows = (groups == group).nonzero()[:, 0]
             levels = self.chains[group % len(self.chains)]
             found = self._distance(group, levels, noise[rows], conditioning[rows])
@@ -191,8 +185,7 @@ class Matching(Objective):
             features = (features - self.center) / self.scale
             classes = CLASS_WEIGHT * conditioning.tokens[:, CLASS, self._classes]
             belongs = self._transported(group, torch.cat([features.detach(), classes], 1))
-            squared = (features - belongs[:, : features.shape[1]]).square().mean(1)
-        return squared if self.moments.seen[group] >= LEAST else 0 * squared
+            return (features - belongs[:, : features.shape[1]]).square().mean(1)
 
     @torch.no_grad()
     def _transported(self, group: int, points: Tensor) -> Tensor:
