@@ -6,9 +6,9 @@
 #     MINUTES=600 FEW_MINUTES=300 TRAIN_FLAGS='--compile false' FIGURES='--preset smoke' \
 #         bash scripts/flagship.sh                   # on a CPU, over night
 #
-# The steps, in this order, are: classifiers train few_steps figures cards gallery. A step that was
-# interrupted goes on when it is called again, and one that is done costs seconds. The variables
-# below may be set in the environment. The models are in $OUT/mtl-cifar10 and
+# The steps, in this order, are: classifiers train few_steps matching figures cards gallery. A step
+# that was interrupted goes on when it is called again, and one that is done costs seconds. The
+# variables below may be set in the environment. The models are in $OUT/mtl-cifar10 and
 # $OUT/mtl-cifar10-fewstep.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -23,6 +23,9 @@ TRAIN_FLAGS=${TRAIN_FLAGS:-}
 FEW_CONFIG=${FEW_CONFIG:-configs/cifar10_few_steps.yaml}
 FEW_MINUTES=${FEW_MINUTES:-8} # of training, after the pairs of edits were drawn
 FEW_FLAGS=${FEW_FLAGS:-}
+MATCH_CONFIG=${MATCH_CONFIG:-configs/cifar10_matching.yaml}
+MATCH_MINUTES=${MATCH_MINUTES:-3} # of the third stage
+MATCH_FLAGS=${MATCH_FLAGS:-}
 FIGURES=${FIGURES:---preset standard --batch_size 500 --dtype bfloat16 --compile true}
 EPOCHS=${EPOCHS:-8}                                     # of a classifier that is not there yet
 CLASSIFIER=${CLASSIFIER:-pretrained/cifar10-classifier} # it measures, and never trains a model
@@ -49,8 +52,14 @@ train() {
 }
 
 few_steps() {
-    run mtl-cifar10-fewstep "$FEW_MINUTES" --config "$FEW_CONFIG" --feature_classifier "$OUT/features" \
+    run distilled "$FEW_MINUTES" --config "$FEW_CONFIG" --feature_classifier "$OUT/features" \
         --pretrained_model_name_or_path "$OUT/mtl-cifar10" $FEW_FLAGS
+    export_model distilled --no_pictures
+}
+
+matching() {
+    run mtl-cifar10-fewstep "$MATCH_MINUTES" --config "$MATCH_CONFIG" --feature_classifier "$OUT/features" \
+        --pretrained_model_name_or_path "$OUT/distilled" $MATCH_FLAGS
     export_model mtl-cifar10-fewstep --no_pictures
 }
 
@@ -76,7 +85,7 @@ figures() { both score; }
 cards() { both export_model; }
 gallery() { both draw; }
 
-steps=(classifiers train few_steps figures cards gallery)
+steps=(classifiers train few_steps matching figures cards gallery)
 [ $# -gt 0 ] || set -- "${steps[@]}"
 for step; do
     [[ " ${steps[*]} " == *" $step "* ]] || {

@@ -68,6 +68,28 @@ def matrix_power(matrix: Tensor, power: float) -> Tensor:
     return (vectors * values**power) @ vectors.T
 
 
+@torch.no_grad()
+def image_points(
+    classifier: Classifier, images: ImageDataset, num_classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean and the scale of the features of images, float64 on the CPU, and their points.
+
+    A point is the features, less their mean and divided by their scale, and the class. An image
+    without a class is left out, where there are classes.
+    """
+    images = images.spread(min(len(images), IMAGES))
+    rows = images.labels >= (0 if num_classes else -1)
+    parts = images.rgb[rows].split(250)
+    features = [classifier.mixed_features(to_unit_range(part)).cpu() for part in parts]
+    features = torch.cat(features).double()
+    center, scale = features.mean(0), features.std(0)
+    scale = scale.clamp_min(1e-3 * scale.max())
+    classes = features.new_zeros(len(features), num_classes)
+    if num_classes:
+        classes[torch.arange(len(classes)), images.labels[rows].cpu()] = CLASS_WEIGHT
+    return center, scale, torch.cat([(features - center) / scale, classes], 1)
+
+
 class Matching(Objective):
     """The objective of a student of few steps whose samples are to have the features of images.
 
@@ -108,33 +130,16 @@ class Matching(Objective):
         names = [task.name for task in tasks]
         self.whole = names.index(Edit.name) if Edit.name in names else -1
 
-        vocabulary, images = start.vocabulary, images.spread(min(len(images), IMAGES))
-        self._classes, self._null = list(vocabulary.classes.values()), vocabulary.null
-        rows = images.labels >= 0 if self._classes else images.labels >= -1
-        labels, device = images.labels[rows].clamp_min(0), firsts.device
-        with torch.no_grad():
-            features = torch.cat(
-                [
-                    classifier.mixed_features(to_unit_range(part)).to(device)
-                    for part in images.rgb[rows].split(250)
-                ]
-            ).double()
-        center, scale = features.mean(0), features.std(0)
-        scale = scale.clamp_min(1e-3 * scale.max())
-        classes = nn.functional.one_hot(labels, max(1, len(self._classes))).to(features)
-        points = torch.cat([(features - center) / scale, CLASS_WEIGHT * classes], 1)
-        if not self._classes:
-            points = points[:, :-1]
-        covariance = torch.cov(points.T)
-        for name, value in {
-            "center": center.float(),
-            "scale": scale.float(),
-            "aim": points.mean(0),
-            "covariance": covariance,
-            "root": matrix_power(covariance, 0.5),
-        }.items():
-            self.register_buffer(name, value, persistent=False)
-        self.moments = Moments(len(tasks) * len(self.chains), points.mean(0), covariance)
+        self._classes = list(start.vocabulary.classes.values())
+        self._null = start.vocabulary.null
+        center, scale, points = image_points(classifier, images, len(self._classes))
+        aim, covariance = points.mean(0), torch.cov(points.T)
+        self.register_buffer("center", center.float(), persistent=False)
+        self.register_buffer("scale", scale.float(), persistent=False)
+        self.register_buffer("aim", aim, persistent=False)
+        self.register_buffer("covariance", covariance, persistent=False)
+        self.register_buffer("root", matrix_power(covariance, 0.5), persistent=False)
+        self.moments = Moments(len(tasks) * len(self.chains), aim, covariance)
 
     @torch.no_grad()
     def target(

@@ -32,7 +32,7 @@ def words(**fields):
 def test_one_command_makes_both_models_and_what_is_done_is_not_done_again(flagship, tmp_path):
     data = write_shapes(tmp_path / "data", num_train=256, num_test=40)
     same = MODEL | {"num_threads": 1, "report_to": "none", "validation_images": 4}
-    few = {"max_train_steps": 2, "edit_pairs": 8, "mixed_precision": "no"}
+    few = {"max_train_steps": 2, "mixed_precision": "no"}
     few |= {"image_column": "null", "label_column": "null", "total_batch_size": 8}
     variables = {
         "OUT": str(tmp_path / "out"),
@@ -42,7 +42,8 @@ def test_one_command_makes_both_models_and_what_is_done_is_not_done_again(flagsh
         "CLASSIFIER": str(tmp_path / "judge"),
         "CONFIG": "configs/quickstart.yaml",
         "TRAIN_FLAGS": words(**same, max_train_steps=2, num_attention_heads=1),
-        "FEW_FLAGS": words(**same, **few),
+        "FEW_FLAGS": words(**same, **few, edit_pairs=8),
+        "MATCH_FLAGS": words(**same, **few, lr_warmup_steps=1),
         "FIGURES": "--preset smoke --num_images 10 --edit_images 4 --inpaint_images 2 "
         "--num_strengths 2 --reference_images 40 --batch_size 10",
     }
