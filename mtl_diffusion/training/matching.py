@@ -93,8 +93,7 @@ def image_points(
 class Matching(Objective):
     """The objective of a student of few steps whose samples are to have the features of images.
 
-    Samples of a class of all tasks but edit are drawn whole, in a chain whose first noise level is
-    the sample's. The others answer as the model did in the beginning: edits, into the class of
+    Samples of a class of all tasks but edit are drawn whole, in the longest chain. The others answer as the model did in the beginning: edits, into the class of
     another sample, and samples of no class.
 
     The first three arguments are those of `Objective`.
@@ -121,12 +120,11 @@ class Matching(Objective):
         # Neither is a module of this one, which would be saved.
         self._start, self._classifier = start, classifier
         self.teacher = weights_digest(start.unet)
-        self.chains = [list(chain) for chain in start.chains]
-        firsts = torch.tensor([chain[0] for chain in self.chains])
-        self.register_buffer("starts", firsts, persistent=False)
-        # A chain is drawn as often as it has jumps.
-        self.draws = torch.cat([firsts[i].repeat(len(c)) for i, c in enumerate(self.chains)])
-        self.levels = {f"{len(c)} steps": (c[0], c[0]) for c in self.chains}
+        # The errors of shorter chains are larger: they would govern the gradients of all.
+        self.chain = list(max(start.chains, key=len))
+        self.starts = torch.tensor(self.chain[:1])
+        self.levels = {f"{len(self.chain)} steps": (self.chain[0], self.chain[0])}
+        self._highest = max(level for chain in start.chains for level in chain)
         names = [task.name for task in tasks]
         self.whole = names.index(Edit.name) if Edit.name in names else -1
 
@@ -139,7 +137,7 @@ class Matching(Objective):
         self.register_buffer("aim", aim, persistent=False)
         self.register_buffer("covariance", covariance, persistent=False)
         self.register_buffer("root", matrix_power(covariance, 0.5), persistent=False)
-        self.moments = Moments(len(tasks) * len(self.chains), aim, covariance)
+        self.moments = Moments(len(tasks), aim, covariance)
 
     @torch.no_grad()
     def target(
@@ -156,13 +154,10 @@ class Matching(Objective):
         """See `Objective`."""
         known = conditioning.tokens[:, CLASS, self._null] == 0
         drawn = (task != self.whole) & (known if self._classes else True)
-        chain = (sigma.flatten()[:, None].log() - self.starts.log()).abs().argmin(1)
-        groups = torch.where(drawn, task * len(self.chains) + chain, -1)
         loss = torch.zeros_like(sigma.flatten())
-        for group in range(len(self.moments.mean)):
-            rows = (groups == group).nonzero()[:, 0]
-            levels = self.chains[group % len(self.chains)]
-            found = self._distance(group, levels, noise[rows], conditioning[rows])
+        for index in range(len(self.moments.mean)):
+            rows = (drawn & (task == index)).nonzero()[:, 0]
+            found = self._distance(index, noise[rows], conditioning[rows])
             loss = loss.index_add(0, rows, found)
         rows = (~drawn).nonzero()[:, 0]
         if len(rows):
@@ -171,16 +166,14 @@ class Matching(Objective):
         weighted = loss if self.weighting is None else self.weighting(loss, sigma, task)
         return loss.detach(), weighted
 
-    def _distance(
-        self, group: int, levels: list[float], noise: Tensor, conditioning: Conditioning
-    ) -> Tensor:
+    def _distance(self, task: int, noise: Tensor, conditioning: Conditioning) -> Tensor:
         """(n,) the mean squared distance of each sample's features to where they belong."""
         if not len(noise):  # other processes may have some
-            self.moments.add(group, self.aim[None][:0])
+            self.moments.add(task, self.aim[None][:0])
             return noise.new_zeros(0)
-        x = self._first(noise, torch.full_like(noise[:, :1, :1, :1], levels[0]), conditioning)
+        x = self._first(noise, torch.full_like(noise[:, :1, :1, :1], self.chain[0]), conditioning)
         denoise = Denoiser.of(self.unet, self.scheduler, conditioning)
-        for level, following in pairwise([*levels, 0.0]):
+        for level, following in pairwise([*self.chain, 0.0]):
             ratio = following / level
             x = ratio * x + (1 - ratio) * denoise(x, level)
         x = torch.where(conditioning.mask > 0, x, conditioning.image)
@@ -189,19 +182,19 @@ class Matching(Objective):
             features = self._classifier.mixed_features(rgb).to(x.device)
             features = (features - self.center) / self.scale
             classes = CLASS_WEIGHT * conditioning.tokens[:, CLASS, self._classes]
-            belongs = self._transported(group, torch.cat([features.detach(), classes], 1))
+            belongs = self._transported(task, torch.cat([features.detach(), classes], 1))
             return (features - belongs[:, : features.shape[1]]).square().mean(1)
 
     @torch.no_grad()
-    def _transported(self, group: int, points: Tensor) -> Tensor:
+    def _transported(self, task: int, points: Tensor) -> Tensor:
         """Where the transport from the samples' Gaussian to the images' puts points (n, D).
 
         It is x -> aim + R (R S R)^(-1/2) R (x - mean), with R the root of the images' covariance
         and S the samples' one. Source: Peyre and Cuturi 2019, Computational optimal transport,
         remark 2.31.
         """
-        self.moments.add(group, points)
-        mean, found = self.moments.mean[group], self.moments.covariance[group]
+        self.moments.add(task, points)
+        mean, found = self.moments.mean[task], self.moments.covariance[task]
         found = torch.lerp(found, self.covariance, SHRINKAGE)
         root = self.root
         linear = root @ matrix_power(root @ found @ root, -0.5) @ root
@@ -212,6 +205,7 @@ class Matching(Objective):
     ) -> Tensor:
         """(n,) how far the first evaluation is from the one of the beginning."""
         edits = (task == self.whole).nonzero()[:, 0]
+        sigma = torch.where((task == self.whole).view(-1, 1, 1, 1), self._highest, sigma)
         tokens = conditioning.tokens.clone()
         tokens[edits, CLASS] = tokens[edits, CLASS].roll(1, 0)
         conditioning = replace(conditioning, tokens=tokens)

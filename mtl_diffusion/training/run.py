@@ -245,7 +245,7 @@ def _objective(
     classifier = classifier_of(config, "feature_classifier", device)
     if config.objective == "matching":
         objective = Matching(*parts, teacher, tasks, classifier, seen).to(device)
-        return objective, partial(draw_level, levels=objective.draws, whole=objective.whole)
+        return objective, partial(draw_level, levels=objective.starts, whole=objective.whole)
     how = (teacher, tasks, unet.config[CHAINS], config.teacher_steps)
     interval = config.teacher_guidance_interval
     objective = Distillation(*parts, *how, classifier, interval).to(device)

@@ -130,8 +130,8 @@ def test_a_root_is_scipys():
 
 
 @pytest.mark.parametrize("task", ["generate", "inpaint"])
-@pytest.mark.parametrize("chain", CHAINS, ids=len)
-def test_a_sample_is_drawn_as_the_pipeline_draws_it(objective, task, chain, monkeypatch):
+def test_a_sample_is_drawn_as_the_pipeline_draws_it(objective, task, monkeypatch):
+    chain = CHAINS[2]
     pipe, seen, images = objective._start, [], {}
 
     def transported(group, points):
@@ -171,7 +171,7 @@ def test_only_the_student_learns_and_only_it_and_the_moments_are_saved(objective
 
 @pytest.mark.parametrize("task, label", [("edit", 0), ("generate", -1), ("inpaint", -1)])
 def test_edits_and_samples_of_no_class_stay(objective, task, label):
-    given, moments = batch(objective, task, label, 80.0), objective.moments.mean.clone()
+    given, moments = batch(objective, task, label, 20.0), objective.moments.mean.clone()
     plain, _ = objective(*given)
     assert plain.abs().max() < 1e-9 and torch.equal(objective.moments.mean, moments)
     with torch.no_grad():
@@ -213,7 +213,7 @@ def test_a_run_ends_in_a_pipeline_of_few_steps(third):
         assert model.chains == CHAINS and type(model.scheduler).__name__ == "EDMEulerScheduler"
         assert model.spec("edit").at_once
     table = json.loads((folder / "validation/step-4.json").read_text())["loss"]
-    assert table.keys() == {*TASKS} and len(table["generate"]) == 3
+    assert table.keys() == {*TASKS} and list(table["generate"]) == ["4 steps"]
     begun = MultiTaskPipeline.from_pretrained(third.pretrained_model_name_or_path)
     moved = [
         not torch.equal(*p)
