@@ -93,8 +93,9 @@ def image_points(
 class Matching(Objective):
     """The objective of a student of few steps whose samples are to have the features of images.
 
-    Samples of a class of all tasks but edit are drawn whole, in the longest chain. The others answer as the model did in the beginning: edits, into the class of
-    another sample, and samples of no class.
+    Samples of a class of all tasks but edit are drawn whole, in the longest chain. The others answer
+    as the model did in the beginning: edits, into the class of another sample, and samples of no
+    class.
 
     The first three arguments are those of `Objective`.
 
