@@ -117,15 +117,19 @@ def _tasks(c: TrainConfig, known_tasks: Collection[str]) -> Faults:
         unused = {"alignment_classifier": None, "sigma_mean": -1.2, "sigma_std": 1.2}
         unused["augmentation"] = 0.0
         yield from _only(c, unused, "objective", "set objective to denoising")
+    to_distil = "set objective to distillation"
     if c.objective != "distillation":
         unused = {"teacher_model_name_or_path": None, "teacher_guidance_interval": None}
-        yield from _only(c, unused, "objective", "set objective to distillation")
-    if c.objective == "matching" and c.feature_classifier is None:
-        what = "must be the folder of a classifier, whose features are matched"
-        yield "feature_classifier objective", what
-    if c.objective == "matching" and c.balance_classes:
-        # The aim is counted over the images as they are.
-        yield "balance_classes objective", "must be false, or set objective to distillation"
+        yield from _only(c, unused, "objective", to_distil)
+    if c.objective == "matching":
+        if c.feature_classifier is None:
+            what = "must be the folder of a classifier, whose features are matched"
+            yield "feature_classifier objective", what
+        if "edit" in c.shares:
+            yield "tasks objective", "must be without edit, whose answer is a mean; or " + to_distil
+        # The features are those of all images as they are, each of a class.
+        unused = {"class_dropout": 0.0, "balance_classes": False}
+        yield from _only(c, unused, "objective", to_distil)
     there = listed(known_tasks)
     if unknown := [name for name in c.tasks if name not in known_tasks]:
         hints = "".join(suggestion(name, known_tasks) for name in unknown)

@@ -8,8 +8,6 @@ gradient of this squared distance is that of the Frechet distance between the tw
 share in it.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -19,12 +17,10 @@ from torch import Tensor, nn
 from ..classifiers.classifier import Classifier
 from ..data.images import ImageDataset
 from ..pipeline.denoiser import CLASS, Conditioning, Denoiser
-from ..pipeline.edit import Edit
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..pipeline.solver import initial
-from ..pipeline.task import Task
-from ..tools.tensors import to_unit_range, weights_digest
-from .losses import Objective, denoising_loss
+from ..tools.tensors import to_unit_range
+from .losses import Objective
 
 IMAGES = 10_000  # training images, at most, whose features are the aim
 CLASS_WEIGHT = 3.0  # of the class beside features of variance 1: the features of a class match, too
@@ -93,15 +89,13 @@ def image_points(
 class Matching(Objective):
     """The objective of a student of few steps whose samples are to have the features of images.
 
-    Samples of a class of all tasks but edit are drawn whole, in the longest chain. The others answer
-    as the model did in the beginning: edits, into the class of another sample, and samples of no
-    class.
+    They are drawn whole, in the longest chain.
 
     The first three arguments are those of `Objective`.
 
     Args:
-        start: the pipeline that the run starts from, with weights of its own, which stay.
-        tasks: in the order of the task indices.
+        start: the pipeline that the run starts from.
+        num_tasks: how many there are.
         classifier: its features are matched.
         images: training images, labelled in the vocabulary's order.
     """
@@ -112,25 +106,17 @@ class Matching(Objective):
         scheduler,
         weighting: nn.Module | None,
         start: MultiTaskPipeline,
-        tasks: Sequence[Task],
+        num_tasks: int,
         classifier: Classifier,
         images: ImageDataset,
     ):
         super().__init__(unet, scheduler, weighting)
-        start.unet.eval().requires_grad_(False)
-        # Neither is a module of this one, which would be saved.
-        self._start, self._classifier = start, classifier
-        self.teacher = weights_digest(start.unet)
+        self._classifier = classifier  # no submodule: neither trained nor saved
         # The errors of shorter chains are larger: they would govern the gradients of all.
         self.chain = list(max(start.chains, key=len))
         self.starts = torch.tensor(self.chain[:1])
         self.levels = {f"{len(self.chain)} steps": (self.chain[0], self.chain[0])}
-        self._highest = max(level for chain in start.chains for level in chain)
-        names = [task.name for task in tasks]
-        self.whole = names.index(Edit.name) if Edit.name in names else -1
-
-        self._classes = list(start.vocabulary.classes.values())
-        self._null = start.vocabulary.null
+        self._images, self._classes = start.format, list(start.vocabulary.classes.values())
         center, scale, points = image_points(classifier, images, len(self._classes))
         aim, covariance = points.mean(0), torch.cov(points.T)
         self.register_buffer("center", center.float(), persistent=False)
@@ -138,48 +124,36 @@ class Matching(Objective):
         self.register_buffer("aim", aim, persistent=False)
         self.register_buffer("covariance", covariance, persistent=False)
         self.register_buffer("root", matrix_power(covariance, 0.5), persistent=False)
-        self.moments = Moments(len(tasks), aim, covariance)
-
-    @torch.no_grad()
-    def target(
-        self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What the model answered in the beginning, from noise alone; see `Objective`."""
-        x = self._first(noise, sigma, conditioning)
-        D = Denoiser.of(self._start.unet, self.scheduler, conditioning)(x, sigma)
-        return D, (x - D) / sigma
+        self.moments = Moments(num_tasks, aim, covariance)
 
     def forward(
         self, image: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
-        known = conditioning.tokens[:, CLASS, self._null] == 0
-        drawn = (task != self.whole) & (known if self._classes else True)
         loss = torch.zeros_like(sigma.flatten())
         for index in range(len(self.moments.mean)):
-            rows = (drawn & (task == index)).nonzero()[:, 0]
-            found = self._distance(index, noise[rows], conditioning[rows])
+            rows = (task == index).nonzero()[:, 0]
+            found = self._distance(index, noise[rows], sigma[rows], conditioning[rows])
             loss = loss.index_add(0, rows, found)
-        rows = (~drawn).nonzero()[:, 0]
-        if len(rows):
-            kept = self._kept(noise[rows], sigma[rows], conditioning[rows], task[rows])
-            loss = loss.index_add(0, rows, kept)
         weighted = loss if self.weighting is None else self.weighting(loss, sigma, task)
         return loss.detach(), weighted
 
-    def _distance(self, task: int, noise: Tensor, conditioning: Conditioning) -> Tensor:
+    def _distance(
+        self, task: int, noise: Tensor, sigma: Tensor, conditioning: Conditioning
+    ) -> Tensor:
         """(n,) the mean squared distance of each sample's features to where they belong."""
         if not len(noise):  # other processes may have some
             self.moments.add(task, self.aim[None][:0])
             return noise.new_zeros(0)
-        x = self._first(noise, torch.full_like(noise[:, :1, :1, :1], self.chain[0]), conditioning)
+        known, free = conditioning.image, conditioning.mask > 0
+        x = initial(known, noise, known, free, sigma, few=True)
         denoise = Denoiser.of(self.unet, self.scheduler, conditioning)
         for level, following in pairwise([*self.chain, 0.0]):
             ratio = following / level
             x = ratio * x + (1 - ratio) * denoise(x, level)
-        x = torch.where(conditioning.mask > 0, x, conditioning.image)
+        x = torch.where(free, x, known)
         with torch.autocast(x.device.type, enabled=False):
-            rgb = self._start.format.rgb(x.float())
+            rgb = self._images.rgb(x.float())
             features = self._classifier.mixed_features(rgb).to(x.device)
             features = (features - self.center) / self.scale
             classes = CLASS_WEIGHT * conditioning.tokens[:, CLASS, self._classes]
@@ -200,22 +174,3 @@ class Matching(Objective):
         root = self.root
         linear = root @ matrix_power(root @ found @ root, -0.5) @ root
         return (self.aim + (points.double() - mean) @ linear).float()
-
-    def _kept(
-        self, noise: Tensor, sigma: Tensor, conditioning: Conditioning, task: Tensor
-    ) -> Tensor:
-        """(n,) how far the first evaluation is from the one of the beginning."""
-        edits = (task == self.whole).nonzero()[:, 0]
-        sigma = torch.where((task == self.whole).view(-1, 1, 1, 1), self._highest, sigma)
-        tokens = conditioning.tokens.clone()
-        tokens[edits, CLASS] = tokens[edits, CLASS].roll(1, 0)
-        conditioning = replace(conditioning, tokens=tokens)
-        D, rest = self.target(noise, noise, sigma, conditioning, task)
-        found = Denoiser.of(self.unet, self.scheduler, conditioning)(D + sigma * rest, sigma)
-        with torch.autocast(noise.device.type, enabled=False):
-            return denoising_loss(found, D, sigma, conditioning.mask, self.scheduler)
-
-    def _first(self, noise: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Latents as sampling starts from."""
-        image, mask = conditioning.image, conditioning.mask > 0
-        return initial(image, noise, image, mask, sigma, few=True)

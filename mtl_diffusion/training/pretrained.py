@@ -7,6 +7,7 @@ import torch
 
 from ..classifiers.classifier import Classifier
 from ..config import ConfigError, TrainConfig, show
+from ..pipeline.chains import Chains
 from ..pipeline.edit import Edit
 from ..pipeline.pipeline import MultiTaskPipeline
 from ..pipeline.tokens import Vocabulary
@@ -61,38 +62,35 @@ def teacher_of(
             f"{TEACHER} has other words than {START}; give the model that it has learned from"
         )
     needed = [*config.shares, *(["generate"] if Edit.name in config.shares else [])]  # guides edits
-    _check_knows(teacher, "the teacher", needed, class_names)
+    for field, wanted, known in (
+        ("tasks", needed, teacher.tasks),
+        ("dataset_name", class_names, teacher.class_names),
+    ):
+        if unknown := [name for name in wanted if name not in known]:
+            raise ValueError(
+                f"{field}: the teacher has not learned {', '.join(unknown)}, and can't teach it; "
+                f"it knows {', '.join(known)}"
+            )
     return teacher
 
 
-def start_of(config: TrainConfig, class_names: tuple[str, ...]) -> MultiTaskPipeline:
-    """The pipeline of few steps that a third stage starts from, with weights of its own.
+def chains_of(config: TrainConfig, start: MultiTaskPipeline) -> Chains:
+    """The noise levels of the model of few steps that a third stage starts from.
 
     Raises:
-        ValueError: it draws in many steps, or has other tasks or classes.
+        ValueError: it draws in many steps, or has not learned the tasks.
     """
-    start = pipeline_of(config, START)
     if start.chains is None:
         raise ValueError(
             f"{START} draws in many steps; set objective to distillation first, and give the model"
             " that this exports"
         )
-    _check_knows(start, "pretrained_model_name_or_path", list(config.shares), class_names)
-    return start
-
-
-def _check_knows(
-    model: MultiTaskPipeline, what: str, tasks: list[str], class_names: tuple[str, ...]
-) -> None:
-    for field, wanted, known in (
-        ("tasks", tasks, model.tasks),
-        ("dataset_name", class_names, model.class_names),
-    ):
-        if unknown := [name for name in wanted if name not in known]:
-            raise ValueError(
-                f"{field}: {what} has not learned {', '.join(unknown)}, and can't teach it; "
-                f"it knows {', '.join(known)}"
-            )
+    if unknown := [name for name in config.shares if name not in start.tasks]:
+        raise ValueError(
+            f"tasks: {START} has not learned {', '.join(unknown)}; it knows"
+            f" {', '.join(start.tasks)}"
+        )
+    return start.chains
 
 
 def classifier_of(config: TrainConfig, field: str, device: torch.device) -> Classifier | None:

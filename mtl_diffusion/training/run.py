@@ -50,7 +50,7 @@ from .model import (
     train_mode,
 )
 from .optimizers import build_optimizer
-from .pretrained import START, classifier_of, pipeline_of, start_of, teacher_of, with_model
+from .pretrained import START, chains_of, classifier_of, pipeline_of, teacher_of, with_model
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,6 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     train_data, held_out = _data(config, decoder)
     names = train_data.class_names
     teacher = teacher_of(config, pipeline, names) if config.objective == "distillation" else None
-    start = start_of(config, names) if config.objective == "matching" else None
     tokenizer, unet = _network(config, pipeline, names)
     scheduler, vocabulary = build_scheduler(config), Vocabulary.of(tokenizer.get_vocab())
     train_data, held_out = (
@@ -155,9 +154,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     at_once, chains = teacher is not None and Edit.name in config.shares, None
     if teacher is not None:
         chains = default_chains(scheduler.config.sigma_max)
-    elif start is not None:
-        tasks = tuple(start.spec(name) for name in config.shares)
-        at_once, chains = unet.config.get(EDITS_AT_ONCE), start.chains
+    elif config.objective == "matching":
+        at_once, chains = unet.config.get(EDITS_AT_ONCE), chains_of(config, pipeline)
     translations = [*(unet.config.get(TRANSLATIONS) or ()), *(config.condition_columns or {})]
     unet.register_to_config(
         **{
@@ -167,8 +165,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
             FREQUENCIES: None,
         }
     )
-    others = [pipe.unet for pipe in (teacher, start) if pipe is not None]
-    for network in [unet, *others]:
+    for network in [unet] if teacher is None else [unet, teacher.unet]:
         network.to(device, memory_format=torch.channels_last)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -178,12 +175,12 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Run:
     train_mode(unet)
     if config.compile:
         unet.compile(mode=config.compile_mode)
-        for network in others:
-            network.compile()  # in the default mode: its batches are of any size
+        if teacher is not None:
+            teacher.unet.compile()  # in the default mode: its batches are of any size
 
     # A stream keeps no images; the held-out split has nearly the same mean.
     seen = held_out if config.streaming else train_data
-    objective, draw = _objective(config, unet, scheduler, tasks, teacher or start, seen, device)
+    objective, draw = _objective(config, unet, scheduler, tasks, teacher or pipeline, seen, device)
     if accelerator.scaler is not None:  # a new one: a rehearsal may have used it
         accelerator.scaler = torch.amp.GradScaler(device.type)
     optimizer = build_optimizer(config, objective)
@@ -222,19 +219,19 @@ def _objective(
     unet: UNet2DConditionModel,
     scheduler,
     tasks: Sequence[Task],
-    teacher: MultiTaskPipeline | None,
+    pipeline: MultiTaskPipeline | None,
     seen: ImageDataset,
     device: torch.device,
 ) -> tuple[Objective, Callable]:
     """The loss of a step, and the function that draws its noise levels.
 
     Args:
-        teacher: or the model of few steps that a third stage starts from.
+        pipeline: the teacher of a second stage, or else what the run starts from.
         seen: has images like those of training.
     """
     weighting = Uncertainty(len(tasks)) if config.task_weighting == "uncertainty" else None
     parts = (unet, scheduler, weighting)
-    if teacher is None:
+    if config.objective == "denoising":
         alignment = classifier = classifier_of(config, "alignment_classifier", device)
         if classifier is not None:
             images = seen.images[:: max(1, len(seen.images) // 512)][:512].to(device)
@@ -244,9 +241,9 @@ def _objective(
         return objective, partial(draw_sigma, mean=config.sigma_mean, std=config.sigma_std)
     classifier = classifier_of(config, "feature_classifier", device)
     if config.objective == "matching":
-        objective = Matching(*parts, teacher, tasks, classifier, seen).to(device)
-        return objective, partial(draw_level, levels=objective.starts, whole=objective.whole)
-    how = (teacher, tasks, unet.config[CHAINS], config.teacher_steps)
+        objective = Matching(*parts, pipeline, len(tasks), classifier, seen).to(device)
+        return objective, partial(draw_level, levels=objective.starts, whole=-1)
+    how = (pipeline, tasks, unet.config[CHAINS], config.teacher_steps)
     interval = config.teacher_guidance_interval
     objective = Distillation(*parts, *how, classifier, interval).to(device)
     return objective, partial(draw_level, levels=objective.starts, whole=objective.whole)

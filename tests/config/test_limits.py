@@ -46,7 +46,8 @@ def test_ranges(words):
 
 
 NEW = "pretrained_model_name_or_path=me/it"
-MATCH = f"objective=matching {NEW} feature_classifier=c"
+ALONE = f"objective=matching {NEW} class_dropout=0"
+MATCH = f"{ALONE} tasks={{generate:1}} feature_classifier=c"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,9 @@ MATCH = f"objective=matching {NEW} feature_classifier=c"
         ("attention_resolutions=[4]", "no feature map of side 4, only of 16, 8"),
         ("train_only=tokens", 'found "tokens"; must be "all", or set pretrained_model_name_or_'),
         (f"objective=distillation {NEW} alignment_classifier=c", 'found "c"; must be null, or set'),
-        (f"objective=matching {NEW}", "feature_classifier: found null; must be the folder of a cl"),
+        (f"{ALONE} tasks={{generate:1}}", "feature_classifier: found null; must be the folder"),
+        (f"{ALONE} feature_classifier=c", "must be without edit, whose answer is a mean; or set"),
+        (f"{MATCH} class_dropout=0.1", "class_dropout: found 0.1; must be 0"),
         (
             f"{MATCH} balance_classes",
             "balance_classes: found true; must be false, or set objective",
